@@ -1,0 +1,97 @@
+"""Strict reading of small CSV tables: every complaint names file, line, column and what is allowed."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lora_capacity.errors import InputError, nearest_hint
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column holds.
+
+    Attributes:
+        kind: ``number``, ``integer`` or ``text``.
+        required: Whether the table must have the column; an absent optional column is returned as missing.
+        blank: Whether a cell may be empty; an empty cell becomes NaN (numbers) or an empty string (text).
+        minimum: Smallest allowed number.
+        exclusive: Whether ``minimum`` itself is refused.
+    """
+
+    kind: str = "number"
+    required: bool = True
+    blank: bool = False
+    minimum: float | None = None
+    exclusive: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """The allowed cell contents in words."""
+        words = {"number": "a number", "integer": "a whole number", "text": "text"}[self.kind]
+        if self.minimum is not None:
+            words += f" {'>' if self.exclusive else '>='} {self.minimum:g}"
+        return f"{words} or empty" if self.blank else words
+
+
+def read_table(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
+    """Read the named columns of a CSV file; other columns are ignored.
+
+    Args:
+        path: The file; its first line names the columns.
+        columns: What each wanted column holds.
+
+    Returns:
+        One array per wanted column, ``[rows]``: float64 for numbers and integers (NaN where blank), object for text.
+
+    Raises:
+        InputError: If the file cannot be read, has no rows, lacks a required column, or a cell does not hold what it should.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or []
+            for name, column in columns.items():
+                if column.required and name not in names:
+                    raise InputError(
+                        f"{path}", f"columns {', '.join(names) or 'none'}", f"a table with a column {name!r}", nearest_hint(name, names)
+                    )
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(str(path), _reason(error), "a readable CSV file") from None
+    if not rows:
+        raise InputError(str(path), "no rows", "at least one row")
+    return {
+        name: np.array(
+            [_cell(f"{path} line {line}, {name}", row.get(name), column) for line, row in rows],
+            dtype=object if column.kind == "text" else np.float64,
+        )
+        for name, column in columns.items()
+    }
+
+
+def _cell(field: str, text: str | None, column: Column) -> float | str:
+    text = (text or "").strip()
+    if not text:
+        if column.blank or not column.required:
+            return "" if column.kind == "text" else np.nan
+        raise InputError(field, text, column.allowed)
+    if column.kind == "text":
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        raise InputError(field, text, column.allowed) from None
+    too_small = column.minimum is not None and (number < column.minimum or (column.exclusive and number == column.minimum))
+    if not np.isfinite(number) or too_small or (column.kind == "integer" and number != int(number)):
+        raise InputError(field, text, column.allowed)
+    return number
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return getattr(error, "strerror", None) or str(error)
