@@ -1,0 +1,58 @@
+# Every target makes the environment that it needs; a stamp file per set of dependencies keeps repeated runs quick.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable
+WORKLOAD ?= examples/few_busy.yaml
+CALIBRATION ?= llama-3.1-8b-instruct-h100-64gb
+
+.PHONY: help recommend test dev format lint types imports docs package clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+recommend: $(VENV)/.base ## Recommend A and S for WORKLOAD on CALIBRATION
+	$(BIN)/lora-capacity optimize $(WORKLOAD) --calibration $(CALIBRATION)
+
+test: $(VENV)/.test ## Run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+dev: $(VENV)/.dev ## Install everything that the targets below need
+
+format: $(VENV)/.dev ## Rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/.dev ## Check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev ## Check types, strictly in the library
+	$(BIN)/mypy --strict src
+	$(BIN)/mypy profiling cli
+
+imports: $(VENV)/.test ## Check which module may import which
+	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.dev ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+package: $(VENV)/.dev ## Build sdist and wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+clean: ## Remove environments and everything built
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --clear --without-pip $(VENV)
+
+$(VENV)/.base: pyproject.toml | $(BIN)/python
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(BIN)/python
+	$(INSTALL) '.[$*]'
+	@touch $@ $(VENV)/.base

@@ -1,0 +1,1 @@
+"""The ``lora-capacity`` command: parses, makes one library call, renders the answer."""
