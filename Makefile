@@ -53,6 +53,10 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python
 	$(INSTALL) .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(BIN)/python
-	$(INSTALL) '.[$*]'
-	@touch $@ $(VENV)/.base
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(INSTALL) '.[test]'
+	@touch $(VENV)/.base $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	@touch $(VENV)/.base $(VENV)/.test $@

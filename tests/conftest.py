@@ -1,0 +1,58 @@
+"""What all tests share: the measured tables, deterministic examples, array shapes checked as the library runs."""
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+from tests.shapes import check_shapes
+
+install_import_hook("lora_capacity", f"{check_shapes.__module__}.{check_shapes.__name__}")
+
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+REPOSITORY = Path(__file__).parents[1]
+MEASUREMENTS = Path(os.environ.get("LORA_CAPACITY_MEASUREMENTS") or REPOSITORY.parent / "shared" / "measurements")
+MEASUREMENTS_REQUIRED = os.environ.get("LORA_CAPACITY_REQUIRE_MEASUREMENTS", "") not in ("", "0")
+
+
+@pytest.fixture(scope="session")
+def measurements_dir() -> Path:
+    """Folder of the measured tables; a test that asks for it is skipped where they are absent."""
+    if not MEASUREMENTS.is_dir():
+        pytest.skip(f"no measured tables in {MEASUREMENTS}; LORA_CAPACITY_MEASUREMENTS names another folder")
+    return MEASUREMENTS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "measurements_dir" in getattr(item, "fixturenames", ()) or "measured" in item.path.parts:
+            item.add_marker("measured")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if item.get_closest_marker("measured"):
+        _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if "measured" in collector.path.parts:
+        _fail_if_skipped(report)
+    return report
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if MEASUREMENTS_REQUIRED and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped although LORA_CAPACITY_REQUIRE_MEASUREMENTS is set: {report.longrepr}"

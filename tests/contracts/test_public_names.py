@@ -1,0 +1,46 @@
+"""Every public name is explained where a reader looks for it."""
+
+import inspect
+import re
+from pathlib import Path
+
+import lora_capacity
+
+API_PAGES = Path(__file__).parents[2] / "docs" / "api"
+PUBLIC_NAMES = sorted(set(getattr(lora_capacity, "__all__", [])) - {"__version__"})
+
+
+def test_names_exist_and_repeat_nowhere() -> None:
+    assert PUBLIC_NAMES
+    assert [name for name in PUBLIC_NAMES if not hasattr(lora_capacity, name)] == []
+    assert len(lora_capacity.__all__) == len(set(lora_capacity.__all__))
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    assert [name for name in PUBLIC_NAMES if not _documented(name, getattr(lora_capacity, name))] == []
+
+
+def test_every_public_member_has_a_docstring() -> None:
+    classes = [value for name in PUBLIC_NAMES if inspect.isclass(value := getattr(lora_capacity, name))]
+    missing = [
+        f"{cls.__name__}.{name}"
+        for cls in classes
+        for name, member in vars(cls).items()
+        if not name.startswith("_") and _is_written_by_hand(member, cls) and not inspect.getdoc(member)
+    ]
+    assert missing == []
+
+
+def test_api_pages_hold_the_public_names_once_each() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in sorted(API_PAGES.glob("*.md")))
+    assert sorted(re.findall(r"^::: lora_capacity\.(\w+)$", pages, re.MULTILINE)) == PUBLIC_NAMES
+
+
+def _documented(name: str, value: object) -> bool:
+    # A dataclass without a docstring gets its signature for one.
+    return bool(value.__doc__) and not (inspect.isclass(value) and (value.__doc__ or "").startswith(f"{name}("))
+
+
+def _is_written_by_hand(member: object, cls: type) -> bool:
+    function = member.fget if isinstance(member, property) else inspect.unwrap(getattr(member, "__func__", member))
+    return inspect.isfunction(function) and function.__module__ == cls.__module__
