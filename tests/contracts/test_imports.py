@@ -32,12 +32,17 @@ def test_import_loads_no_jax(statement: str) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["optimize", "--help"]])
 def test_help_loads_nothing_slow(arguments: list[str]) -> None:
-    statement = f"from lora_capacity_cli.main import main; main({arguments}, prog_name='x', standalone_mode=False)"
-    assert _loaded_after(statement) & set(SLOW_TO_LOAD) == set()
+    code = f"sys.argv[1:] = {arguments}; from lora_capacity_cli.main import main; main()"
+    assert _loaded_after(code) & set(SLOW_TO_LOAD) == set()
 
 
 def _loaded_after(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print(); print(*{{name.split('.')[0] for name in sys.modules}})"
+    # At exit, since a command ends the process itself.
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print("\\n", *{{name.split(".")[0] for name in sys.modules}}))
+{statement}
+"""
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return set(result.stdout.splitlines()[-1].split())
