@@ -1,0 +1,20 @@
+"""Workloads: adapters by rate and rank, lengths, arrivals, and the requests sampled or recorded from them."""
+
+from lora_capacity.workload.adapters import AdapterClasses, AdapterList, AdapterMix, Adapters
+from lora_capacity.workload.arrivals import Arrivals
+from lora_capacity.workload.lengths import LengthDistribution
+from lora_capacity.workload.requests import BASE_MODEL, Requests, Trace
+from lora_capacity.workload.workload import Workload
+
+__all__ = [
+    "BASE_MODEL",
+    "AdapterClasses",
+    "AdapterList",
+    "AdapterMix",
+    "Adapters",
+    "Arrivals",
+    "LengthDistribution",
+    "Requests",
+    "Trace",
+    "Workload",
+]

@@ -1,0 +1,177 @@
+"""A workload: who sends how many requests of what length, and how."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lora_capacity.errors import InputError, check_number
+from lora_capacity.units import S_PER_HOUR
+from lora_capacity.workload.adapters import AdapterClasses, Adapters
+from lora_capacity.workload.arrivals import Arrivals
+from lora_capacity.workload.files import load_mapping
+from lora_capacity.workload.lengths import LengthDistribution
+from lora_capacity.workload.parsing import parse_workload
+from lora_capacity.workload.requests import BASE_MODEL, Requests
+
+MAX_REQUESTS = 20_000_000
+"""Most requests sampled at once; a guard for memory (20 bytes each, several times while sorting)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """What a server of A adapters is asked for.
+
+    Attributes:
+        adapters: The adapters, of which the first A are served.
+        input_tokens: Distribution of prompt lengths.
+        output_tokens: Distribution of answer lengths, independent of the prompt's unless there is a trace.
+        base_rate_per_s: Requests per second without an adapter, >= 0.
+        arrivals: Arrival process of each adapter and of the base model.
+        horizon_s: Length of the time looked at, in seconds, > 0.
+        max_pending: Most unanswered requests that clients hold (one more enters as another completes), >= 1; None:
+            unbounded.
+        trace: Recorded requests that take the place of sampled ones.
+
+    Raises:
+        InputError: If a number is out of its range, or only one of trace and ``trace`` arrivals is given.
+    """
+
+    adapters: Adapters
+    input_tokens: LengthDistribution
+    output_tokens: LengthDistribution
+    base_rate_per_s: float = 0.0
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    horizon_s: float = S_PER_HOUR
+    max_pending: int | None = None
+    trace: Requests | None = None
+
+    def __post_init__(self) -> None:
+        check_number("base_model.rate_per_s", self.base_rate_per_s, minimum=0)
+        check_number("horizon_s", self.horizon_s, minimum=0, exclusive=True)
+        if self.max_pending is not None:
+            check_number("max_pending", self.max_pending, minimum=1, integer=True)
+        if (self.arrivals.process == "trace") != (self.trace is not None):
+            allowed = "trace" if self.trace is not None else "poisson, gamma"
+            raise InputError("arrivals.process", self.arrivals.process, allowed, "trace goes with requests.trace")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a workload file (YAML, or JSON where the name ends in ``.json``); tables are found relative to it.
+
+        Args:
+            path: The file.
+
+        Raises:
+            InputError: If anything about it or its tables cannot be used; says what, where, and what is allowed.
+        """
+        path = Path(path)
+        return cls.from_mapping(load_mapping(path), path.parent)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], base_dir: str | Path = ".") -> Self:
+        """Build a workload from the content of a workload file.
+
+        Args:
+            mapping: The content, with the keys ``adapters``, ``base_model``, ``requests``, ``arrivals``, ``horizon_s`` and
+                ``max_pending``.
+            base_dir: Folder that relative paths of tables start from.
+
+        Raises:
+            InputError: As for ``from_file``.
+        """
+        return cls(**parse_workload(mapping, Path(base_dir)))
+
+    @property
+    def mean_input_tokens(self) -> float:
+        """Mean prompt length in tokens."""
+        return self.input_tokens.mean
+
+    @property
+    def mean_output_tokens(self) -> float:
+        """Mean answer length in tokens."""
+        return self.output_tokens.mean
+
+    @property
+    def second_moment_input_tokens(self) -> float:
+        """Mean squared prompt length in tokens²."""
+        return self.input_tokens.second_moment
+
+    @property
+    def second_moment_output_tokens(self) -> float:
+        """Mean squared answer length in tokens²."""
+        return self.output_tokens.second_moment
+
+    @property
+    def mean_input_output_tokens(self) -> float:
+        """Mean of prompt length times answer length in tokens²; over the recorded requests where there is a trace."""
+        if self.trace is None:
+            return self.input_tokens.mean * self.output_tokens.mean
+        return float(np.mean(self.trace.input_tokens.astype(np.float64) * self.trace.output_tokens))
+
+    @property
+    def arrival_cv(self) -> float:
+        """Coefficient of variation of the gaps between an adapter's requests."""
+        return self.arrivals.cv
+
+    def check_adapters(self, count: object) -> int:
+        """Return a number of adapters A that this workload has.
+
+        Raises:
+            InputError: If it is no whole number from 1 to the number of adapters.
+        """
+        return self.adapters.check_count(count)
+
+    def classes(self, counts: ArrayLike) -> AdapterClasses:
+        """Count adapters by rate and rank among the first A, for many A; see ``Adapters.classes``."""
+        return self.adapters.classes(counts)
+
+    def sample_requests(self, adapters: int, seed: int = 0) -> Requests:
+        """Draw the requests of the first ``adapters`` adapters and of the base model over the horizon.
+
+        Adapters are independent renewal processes with independent lengths, each with random streams of its own for
+        arrivals, prompts and answers: more adapters or a longer horizon add requests and change none. A trace is replayed:
+        its requests for other adapters are left out and ``seed`` plays no part.
+
+        Args:
+            adapters: Number of adapters A.
+            seed: Whole number >= 0; equal seeds give equal requests.
+
+        Returns:
+            The requests in order of arrival, within the horizon.
+
+        Raises:
+            InputError: If there are not so many adapters, the seed is no such number, or there would be over 20 million
+                requests.
+        """
+        count = self.check_adapters(adapters)
+        seed = int(check_number("seed", seed, minimum=0, integer=True))
+        if self.trace is not None:
+            return self.trace.select(self.trace.adapter < count)
+        rates_per_s, _ = self.adapters.deal(count)
+        total = (float(rates_per_s.sum()) + self.base_rate_per_s) * self.horizon_s
+        if total > MAX_REQUESTS:
+            most_s = f"{self.horizon_s * MAX_REQUESTS / total:.3g}"
+            raise InputError(
+                "horizon_s", self.horizon_s, f"a number <= {most_s} ({MAX_REQUESTS} requests at these rates)"
+            )
+        streams = [self._sample_stream(i, rate, seed) for i, rate in enumerate(rates_per_s.tolist())]
+        if self.base_rate_per_s > 0:
+            streams.append(self._sample_stream(BASE_MODEL, self.base_rate_per_s, seed))
+        every = Requests(*(np.concatenate(columns) for columns in zip(*streams, strict=True)))
+        return every.select(np.argsort(every.arrival_s, kind="stable"))
+
+    def _sample_stream(self, adapter: int, rate_per_s: float, seed: int) -> tuple[np.ndarray, ...]:
+        """Return the columns of ``Requests`` for one adapter (or the base model)."""
+        seeds = np.random.SeedSequence(seed, spawn_key=(adapter - BASE_MODEL,)).spawn(3)
+        arrival_rng, input_rng, output_rng = (np.random.default_rng(each) for each in seeds)
+        arrival_s = self.arrivals.sample(arrival_rng, rate_per_s, self.horizon_s)
+        return (
+            arrival_s,
+            np.full(arrival_s.size, adapter),
+            self.input_tokens.sample(input_rng, arrival_s.size),
+            self.output_tokens.sample(output_rng, arrival_s.size),
+        )
