@@ -3,6 +3,7 @@
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import lora_capacity
 
@@ -41,6 +42,6 @@ def _documented(name: str, value: object) -> bool:
     return bool(value.__doc__) and not (inspect.isclass(value) and (value.__doc__ or "").startswith(f"{name}("))
 
 
-def _is_written_by_hand(member: object, cls: type) -> bool:
+def _is_written_by_hand(member: Any, cls: type) -> bool:
     function = member.fget if isinstance(member, property) else inspect.unwrap(getattr(member, "__func__", member))
     return inspect.isfunction(function) and function.__module__ == cls.__module__
