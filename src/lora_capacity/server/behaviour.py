@@ -63,8 +63,8 @@ class VllmBehaviour:
         """Return the behaviour of a vLLM version.
 
         CUDA graphs change at 0.21 by the log message in 0.32.0's ``gpu_worker.py``. Asynchronous scheduling (0.14), the
-        adapter rule (0.33, later than either source) and rank 1 and the end of vocabulary extension (0.12) are placed by
-        common report; 0.92 of the memory together with the CUDA graphs that it makes up for; module choice and the
+        adapter rule (0.33, later than either source) and rank 1 and the end of vocabulary extension (0.12) are placed
+        by common report; 0.92 of the memory together with the CUDA graphs that it makes up for; module choice and the
         limits of the largest GPUs at 0.32, where they were read.
 
         Args:
@@ -81,7 +81,7 @@ class VllmBehaviour:
             raise InputError("vllm_version", version, "0.8 or later, whose default is the V1 engine", "upgrade vLLM")
         budgets: tuple[BatchBudget, ...] = (BatchBudget(70 * BYTES_PER_GIB, 8192, 1024), BatchBudget(0, 2048, 256))
         if release >= (0, 32):
-            budgets: tuple[BatchBudget, ...] = (BatchBudget(160 * BYTES_PER_GIB, 16384, 1024), *budgets)
+            budgets = (BatchBudget(160 * BYTES_PER_GIB, 16384, 1024), *budgets)
         ranks = (8, 16, 32, 64, 128, 256, 320, 512)
         return cls(
             version=version,
