@@ -13,7 +13,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Int32Array = NDArray[np.int32]
 
-MAX_TOKENS = 2**20
+MAX_TOKENS = 10**6
 """Longest prompt or answer: above what served models accept, and small enough to tabulate every length up to it."""
 
 
@@ -81,10 +81,10 @@ def briefly(value: object) -> object:
     """Return what a message should show of a value: scalars themselves, a name for anything larger."""
     if isinstance(value, Mapping):
         return "a mapping" if value else "an empty mapping"
-    if isinstance(value, str | bytes):
-        return value if len(value) <= 80 else f"{value[:77]!s}..."
+    if isinstance(value, str):
+        return value if len(value) <= 80 else f"{value[:77]}..."
     if isinstance(value, Iterable):
-        return "a list" if np.size(list(value)) else "an empty list"
+        return "a list" if list(value) else "an empty list"
     return value
 
 

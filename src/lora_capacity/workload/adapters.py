@@ -138,7 +138,7 @@ class AdapterMix(Adapters):
         return None
 
     def deal(self, count: int) -> tuple[FloatArray, IntArray]:
-        """Return rates per second, float64 ``[count]``, and ranks, int64 ``[count]``, of the first ``count`` adapters."""
+        """Return rates per second, float64 ``[count]``, and ranks, int64 ``[count]``, of the first adapters."""
         turn = np.arange(self.check_count(count))
         return self.rates_per_s[turn % self.rates_per_s.size], self.ranks[turn % self.ranks.size]
 
@@ -179,7 +179,7 @@ class AdapterList(Adapters):
         return len(self.names)
 
     def deal(self, count: int) -> tuple[FloatArray, IntArray]:
-        """Return rates per second, float64 ``[count]``, and ranks, int64 ``[count]``, of the first ``count`` adapters."""
+        """Return rates per second, float64 ``[count]``, and ranks, int64 ``[count]``, of the first adapters."""
         count = self.check_count(count)
         return self.rates_per_s[:count], self.ranks[:count]
 

@@ -36,14 +36,14 @@ class Arrivals:
         if self.process == "poisson" and self.cv != 1.0:
             raise InputError("arrivals.cv", self.cv, "1 for poisson", "write process: gamma to choose a cv")
         if self.process == "gamma":
-            check_number("arrivals.cv", self.cv, minimum=MIN_CV, maximum=MAX_CV)
+            object.__setattr__(self, "cv", check_number("arrivals.cv", self.cv, minimum=MIN_CV, maximum=MAX_CV))
 
     def sample(self, rng: np.random.Generator, rate_per_s: float, horizon_s: float) -> FloatArray:
         """Draw the arrivals of one adapter, stationary from time 0 on.
 
-        Gaps are gamma-distributed with shape k = 1/cv² and mean 1/rate. Time 0 falls into a gap in proportion to its length
-        (shape k + 1) and at a uniform point of it, so the time to the first arrival is U · Gamma(k + 1), which for k = 1 is
-        exponential again.
+        Gaps are gamma-distributed with shape k = 1/cv² and mean 1/rate. Time 0 falls into a gap in proportion to its
+        length (shape k + 1) and at a uniform point of it, so the time to the first arrival is U · Gamma(k + 1), which
+        for k = 1 is exponential again.
 
         Args:
             rng: Source of randomness; advanced.

@@ -12,8 +12,14 @@ from scipy.optimize import brentq
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.workload._fields import MAX_TOKENS, FloatArray, Int32Array, IntArray, numbers, read_only
 
-_EDGE = 1e-9
-"""Distance from the least or largest possible std (relative, or in tokens) within which the two-point limit is used."""
+_WHOLE = 1e-8
+"""Relative distance within which a mean counts as a whole number: what lies closer cannot be told apart in the sums."""
+
+_EDGE = 2e-7
+"""Relative distance from the least or largest possible std within which the limiting two-point form is used."""
+
+_NO_SPREAD_TOKENS = 1e-4
+"""Standard deviation of a whole mean below which all is one length: rounding in the sums would drown it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,20 +56,20 @@ class LengthDistribution:
     def from_moments(cls, mean: float, std: float, minimum: int, maximum: int, *, field: str = "lengths") -> Self:
         """Return the discrete truncated gamma distribution of a given mean and standard deviation.
 
-        The probability of a length is p(x) ∝ x^(k-1) · exp(-x/θ) on the whole numbers ``minimum`` to ``maximum``, with k
-        and 1/θ of either sign. On a bounded support this is the exponential family of the statistics (log x, x), so for
-        every k exactly one θ gives the mean. Along that line a larger k gives a smaller variance (the ratio of two members
-        of equal mean is log-concave, hence one is smaller in convex order): from all mass at the two ends (k -> -∞) to all
-        mass at the two whole numbers next to the mean (k -> ∞). These are the largest and the smallest variance that any
-        distribution on these lengths has, so *every* attainable pair is reached, by one member, found with two nested
-        one-dimensional searches. Lengths of chat prompts and answers are skewed to the right, as members with small k are;
-        those of a normal family are not.
+        The probability of a length is p(x) ∝ x^(k-1) · exp(-x/θ) on the whole numbers ``minimum`` to ``maximum``,
+        with k and 1/θ of either sign. On a bounded support this is the exponential family of the statistics (log x,
+        x), so for every k exactly one θ gives the mean. Along that line a larger k gives a smaller variance (the
+        ratio of two members of equal mean is log-concave, hence one is smaller in convex order): from all mass at the
+        two ends (k -> -∞) to all mass at the two whole numbers next to the mean (k -> ∞). These are the largest and
+        the smallest variance that any distribution on these lengths has, so *every* attainable pair is reached, by
+        one member, found with two nested one-dimensional searches. Lengths of chat prompts and answers are skewed to
+        the right, as members with small k are; those of a normal family are not.
 
         Args:
             mean: Mean length in tokens, within the bounds.
             std: Standard deviation in tokens; 0 stands for a single length, which must be whole.
             minimum: Shortest length in tokens, >= 1.
-            maximum: Longest length in tokens, <= 1,048,576.
+            maximum: Longest length in tokens, <= 1,000,000.
             field: Where the four stand, for the message.
 
         Returns:
@@ -78,13 +84,15 @@ class LengthDistribution:
             raise InputError(f"{field}.min", low, f"a whole number from 1 to max ({high})")
         mean = check_number(f"{field}.mean", mean, minimum=low, maximum=high)
         std = check_number(f"{field}.std", std, minimum=0)
+        if math.isclose(mean, round(mean), rel_tol=_WHOLE):
+            mean = float(round(mean))
         part = mean - math.floor(mean)
         least, most = math.sqrt(part * (1.0 - part)), math.sqrt((mean - low) * (high - mean))
         if not least * (1.0 - _EDGE) <= std <= most * (1.0 + _EDGE):
             remedy = "a std of 0 needs a whole mean" if std == 0 else ""
             allowed = f"{least:.6g} to {most:.6g} for a mean of {mean:g} between {low} and {high}"
             raise InputError(f"{field}.std", std, allowed, remedy)
-        if std <= least * (1.0 + _EDGE) + _EDGE:
+        if std <= max(least * (1.0 + _EDGE), _NO_SPREAD_TOKENS):
             return cls._two_points(math.floor(mean), math.ceil(mean), mean)
         if std >= most * (1.0 - _EDGE):
             return cls._two_points(low, high, mean)
@@ -103,14 +111,14 @@ class LengthDistribution:
         Raises:
             InputError: If a length or weight is not such a number, or all weights are 0.
         """
-        lengths = numbers(f"{field}.tokens", np.asarray(tokens), integer=True, minimum=1, exclusive=False)
-        weight = numbers(f"{field}.weight", np.asarray(weights), exclusive=False)
+        lengths = numbers(f"{field}, tokens", np.asarray(tokens), integer=True, minimum=1, exclusive=False)
+        weight = numbers(f"{field}, weight", np.asarray(weights), exclusive=False)
         if lengths.shape != weight.shape:
-            raise InputError(f"{field}.weight", f"{weight.size} weights", f"{lengths.size}, one per length")
+            raise InputError(f"{field}, weight", f"{weight.size} weights", f"{lengths.size}, one per length")
         if lengths.max() > MAX_TOKENS:
-            raise InputError(f"{field}.tokens", int(lengths.max()), f"whole numbers from 1 to {MAX_TOKENS}")
+            raise InputError(f"{field}, tokens", int(lengths.max()), f"whole numbers from 1 to {MAX_TOKENS}")
         if not weight.any():
-            raise InputError(f"{field}.weight", 0, "at least one weight > 0")
+            raise InputError(f"{field}, weight", 0, "at least one weight > 0")
         occurs = weight > 0
         distinct, place = np.unique(lengths[occurs].astype(np.int64), return_inverse=True)
         total = np.bincount(place, weights=weight[occurs] / weight.max())
@@ -167,8 +175,8 @@ class LengthDistribution:
 def _solve(tokens: FloatArray, mean: float, std: float) -> FloatArray:
     """Return the member of the family with this mean and std, which must lie strictly inside the attainable range.
 
-    The exponent is written as shape · bend(x) + slope · tilt(x): ``bend`` is log x less its tangent at the mean, so that
-    the two parameters hardly disturb each other and large shapes do not cancel.
+    The exponent is written as shape · bend(x) + slope · tilt(x): ``bend`` is log x less its tangent at the mean, so
+    that the two parameters hardly disturb each other and large shapes do not cancel.
     """
     deviation = tokens - mean
     bend = np.log1p(deviation / mean) - deviation / mean

@@ -81,8 +81,8 @@ class Trace:
         Args:
             path: The table.
             horizon_s: Where to cut the record off, in seconds; None, or more than there is: at its last request.
-            ranks: Rank of each adapter by name, in order of importance. Without it adapters are ordered by falling number
-                of requests, equal ones by name.
+            ranks: Rank of each adapter by name, in order of importance. Without it adapters are ordered by falling
+                number of requests, equal ones by name.
 
         Raises:
             InputError: If the table is malformed, covers no time, has no request for an adapter, an adapter has no rank
@@ -121,17 +121,17 @@ class Trace:
 
 def _recorded_ranks(path: Path, table: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Return the rank of each adapter from the trace's own column, most requested adapter first."""
-    names, count = np.unique(table["adapter"][table["adapter"] != ""].astype(str), return_counts=True)
-    ranks: dict[str, int] = {}
-    for name in names[np.argsort(-count, kind="stable")]:
-        found = np.unique(table["rank"][table["adapter"] == name])
-        found = found[~np.isnan(found)]
-        if found.size != 1:
-            value = " and ".join(f"{rank:g}" for rank in found) or None
-            remedy = "" if found.size else "add a column rank, or an adapters.list with one"
-            raise InputError(f"{path}, rank of adapter {name}", value, "one whole number >= 1", remedy)
-        ranks[str(name)] = int(found[0])
-    return ranks
+    served = table["adapter"] != ""
+    names, place, count = np.unique(table["adapter"][served].astype(str), return_inverse=True, return_counts=True)
+    least, most = np.full((2, names.size), np.nan)
+    np.fmin.at(least, place, table["rank"][served])
+    np.fmax.at(most, place, table["rank"][served])
+    for i in np.flatnonzero(~(least == most)):
+        known = np.isfinite(least[i])
+        value = f"{least[i]:g} and {most[i]:g}" if known else None
+        remedy = "" if known else "add a column rank, or an adapters.list with one"
+        raise InputError(f"{path}, rank of adapter {names[i]}", value, "one whole number >= 1", remedy)
+    return {str(names[i]): int(least[i]) for i in np.argsort(-count, kind="stable")}
 
 
 def _check_same_names(path: Path, in_trace: set[str], ranks: Mapping[str, int]) -> None:

@@ -76,8 +76,8 @@ class Workload:
         """Build a workload from the content of a workload file.
 
         Args:
-            mapping: The content, with the keys ``adapters``, ``base_model``, ``requests``, ``arrivals``, ``horizon_s`` and
-                ``max_pending``.
+            mapping: The content, with the keys ``adapters``, ``base_model``, ``requests``, ``arrivals``,
+                ``horizon_s`` and ``max_pending``.
             base_dir: Folder that relative paths of tables start from.
 
         Raises:
@@ -133,8 +133,8 @@ class Workload:
         """Draw the requests of the first ``adapters`` adapters and of the base model over the horizon.
 
         Adapters are independent renewal processes with independent lengths, each with random streams of its own for
-        arrivals, prompts and answers: more adapters or a longer horizon add requests and change none. A trace is replayed:
-        its requests for other adapters are left out and ``seed`` plays no part.
+        arrivals, prompts and answers: more adapters or a longer horizon add requests and change none. A trace is
+        replayed: its requests for other adapters are left out and ``seed`` plays no part.
 
         Args:
             adapters: Number of adapters A.
