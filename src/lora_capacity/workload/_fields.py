@@ -31,12 +31,21 @@ def section(field: str, value: object, keys: Iterable[str]) -> Mapping[str, Any]
     keys = list(keys)
     if not isinstance(value, Mapping):
         raise InputError(field or "workload", briefly(value), f"a mapping with the keys {', '.join(keys)}")
+    for key in value:
+        if isinstance(key, str) and not key.isprintable():
+            raise InputError(field or "workload", key, f"the keys {', '.join(keys)}")
     check_keys(field, value, keys)
     return value
 
 
 def numbers(
-    field: str, values: object, *, integer: bool = False, minimum: float = 0.0, exclusive: bool = True
+    field: str,
+    values: object,
+    *,
+    integer: bool = False,
+    minimum: float = 0.0,
+    maximum: float | None = None,
+    exclusive: bool = True,
 ) -> FloatArray:
     """Return a list of numbers as an array, checked one by one.
 
@@ -45,6 +54,7 @@ def numbers(
         values: A list, tuple or one-dimensional array.
         integer: Whether only whole numbers are allowed.
         minimum: Smallest allowed value.
+        maximum: Largest allowed value, if any.
         exclusive: Whether ``minimum`` itself is refused.
 
     Returns:
@@ -59,7 +69,7 @@ def numbers(
         raise InputError(field, briefly(values), f"a list of at least one {'whole ' if integer else ''}number")
     return np.array(
         [
-            check_number(f"{field}[{i}]", value, minimum=minimum, exclusive=exclusive, integer=integer)
+            check_number(f"{field}[{i}]", value, minimum=minimum, maximum=maximum, exclusive=exclusive, integer=integer)
             for i, value in enumerate(values)
         ],
         dtype=np.float64,
@@ -72,7 +82,7 @@ def table_path(field: str, value: object, base_dir: Path) -> Path:
     Raises:
         InputError: If it is not the name of a file.
     """
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise InputError(field, briefly(value), "the path of a CSV file")
     return base_dir / value
 

@@ -13,6 +13,9 @@ from lora_capacity.workload._fields import FloatArray, IntArray, numbers, read_o
 MAX_ADAPTERS = 10**6
 """Most adapters that a mix is dealt to; a guard for memory, far above what one server can serve."""
 
+MAX_RANK = 2**16
+"""Largest rank taken for one; no layer of a served model is as wide."""
+
 
 @dataclass(frozen=True, eq=False)
 class AdapterClasses:
@@ -117,7 +120,7 @@ class AdapterMix(Adapters):
 
     Attributes:
         rates_per_s: Request rates per second, > 0, float64 ``[rates]``.
-        ranks: Ranks, whole numbers >= 1, int64 ``[ranks]``.
+        ranks: Ranks, whole numbers from 1 to 65536, int64 ``[ranks]``.
 
     Raises:
         InputError: If a list is empty or holds something else.
@@ -128,7 +131,7 @@ class AdapterMix(Adapters):
 
     def __post_init__(self) -> None:
         rates = numbers("adapters.mix.rates_per_s", self.rates_per_s)
-        ranks = numbers("adapters.mix.ranks", self.ranks, integer=True, minimum=1, exclusive=False)
+        ranks = numbers("adapters.mix.ranks", self.ranks, integer=True, minimum=1, maximum=MAX_RANK, exclusive=False)
         object.__setattr__(self, "rates_per_s", read_only(rates, np.float64))
         object.__setattr__(self, "ranks", read_only(ranks, np.int64))
 
@@ -150,7 +153,7 @@ class AdapterList(Adapters):
     Attributes:
         names: Their names, all different, ``[adapters]``.
         rates_per_s: Request rates per second, > 0, float64 ``[adapters]``.
-        ranks: Ranks, whole numbers >= 1, int64 ``[adapters]``.
+        ranks: Ranks, whole numbers from 1 to 65536, int64 ``[adapters]``.
 
     Raises:
         InputError: If there are none, two have one name, or a rate or rank is not such a number.
@@ -163,7 +166,7 @@ class AdapterList(Adapters):
     def __post_init__(self) -> None:
         names = tuple(str(name) for name in self.names)
         rates = numbers("adapters.list.rate_per_s", self.rates_per_s)
-        ranks = numbers("adapters.list.rank", self.ranks, integer=True, minimum=1, exclusive=False)
+        ranks = numbers("adapters.list.rank", self.ranks, integer=True, minimum=1, maximum=MAX_RANK, exclusive=False)
         if not len(names) == rates.size == ranks.size:
             raise InputError(
                 "adapters.list", f"{len(names)} names", f"as many as rates ({rates.size}) and ranks ({ranks.size})"

@@ -84,10 +84,8 @@ def _parse_adapters(value: object, base_dir: Path) -> Adapters:
     if len(adapters) != 1:
         raise InputError("adapters", " and ".join(adapters) or "neither", "one of mix and list")
     if "list" in adapters:
-        path = table_path("adapters.list", adapters["list"], base_dir)
-        table = read_table(path, _LIST_COLUMNS | _RATE_COLUMN)
-        check_distinct(f"{path}, adapter", table["adapter"].tolist())
-        return AdapterList(table["adapter"].tolist(), table["rate_per_s"], table["rank"].astype(int))
+        table = _read_list(adapters["list"], base_dir, _LIST_COLUMNS | _RATE_COLUMN)
+        return AdapterList(table["adapter"].tolist(), table["rate_per_s"], table["rank"])
     mix = section("adapters.mix", adapters["mix"], ("rates_per_s", "ranks"))
     return AdapterMix(mix.get("rates_per_s"), mix.get("ranks"))  # type: ignore[arg-type]  # checked there
 
@@ -101,10 +99,15 @@ def _parse_ranks(given: Mapping[str, Any], base_dir: Path) -> dict[str, int] | N
         raise InputError(
             "adapters", " and ".join(adapters) or "neither", "a list beside requests.trace, which has its own rates"
         )
-    path = table_path("adapters.list", adapters["list"], base_dir)
-    table = read_table(path, _LIST_COLUMNS)
+    table = _read_list(adapters["list"], base_dir, _LIST_COLUMNS)
+    return dict(zip(table["adapter"].tolist(), map(int, table["rank"].tolist()), strict=True))
+
+
+def _read_list(value: object, base_dir: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
+    path = table_path("adapters.list", value, base_dir)
+    table = read_table(path, columns)
     check_distinct(f"{path}, adapter", table["adapter"].tolist())
-    return dict(zip(table["adapter"].tolist(), table["rank"].astype(int).tolist(), strict=True))
+    return table
 
 
 def _parse_lengths(field: str, value: object, base_dir: Path) -> LengthDistribution:

@@ -130,7 +130,7 @@ def _recorded_ranks(path: Path, table: Mapping[str, np.ndarray]) -> dict[str, in
         known = np.isfinite(least[i])
         value = f"{least[i]:g} and {most[i]:g}" if known else None
         remedy = "" if known else "add a column rank, or an adapters.list with one"
-        raise InputError(f"{path}, rank of adapter {names[i]}", value, "one whole number >= 1", remedy)
+        raise InputError(f"{path}, rank of adapter {str(names[i])!r}", value, "one whole number >= 1", remedy)
     return {str(names[i]): int(least[i]) for i in np.argsort(-count, kind="stable")}
 
 

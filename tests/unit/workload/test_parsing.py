@@ -101,6 +101,7 @@ def test_a_list_beside_a_trace_gives_ranks_and_order(folder: Path) -> None:
         (without("adapters"), "adapters: None is not allowed; allowed: a mapping with the keys mix, list"),
         (changed("horizons", 1), "horizons: 'horizons' is not allowed; allowed: the keys .*; did you mean 'horizon_s'"),
         ({**VALID, 3: 1}, "3: 3 is not allowed; allowed: the keys"),
+        ({**VALID, "a\nb": 1}, r"workload: 'a\\nb' is not allowed; allowed: the keys"),
         (
             changed("adapters", []),
             "adapters: 'an empty list' is not allowed; allowed: a mapping with the keys mix, list",
@@ -201,6 +202,7 @@ def test_bad_content_is_told_in_one_line(mapping: dict[str, Any], message: str) 
         ({"requests": {"trace": ""}}, "requests.trace: '' is not allowed"),
         ({"requests": {"trace": "gone.csv"}}, "gone.csv: 'no such file' is not allowed"),
         ({"requests": {"trace": "\0"}}, "requests.trace: '.x00' is not allowed"),
+        ({"requests": {"trace": "a\nb"}}, r"requests.trace: 'a\\nb' is not allowed"),
         (
             changed("adapters", {"list": ["a"]}),
             "adapters.list: 'a list' is not allowed; allowed: the path of a CSV file",
@@ -227,6 +229,10 @@ def test_bad_tables_named_are_told(folder: Path, mapping: dict[str, Any], messag
         ("adapter,rank,rate_per_s\na,eight,1\n", "line 2, rank: 'eight' is not allowed; allowed: a whole number >= 1"),
         ("adapter,rank,rate_per_s\na,8.5,1\n", "line 2, rank: '8.5'"),
         ("adapter,rank,rate_per_s\na,0,1\n", "line 2, rank: '0'"),
+        (
+            "adapter,rank,rate_per_s\na,1e300,1\n",
+            r"adapters.list.rank\[0\]: 1e\+300 .* a whole number >= 1 and <= 65536",
+        ),
         ("adapter,rank,rate_per_s\na,8,0\n", "line 2, rate_per_s: '0' is not allowed; allowed: a number > 0"),
         ("adapter,rank,rate_per_s\na,8,nan\n", "line 2, rate_per_s: 'nan'"),
         ("adapter,rank,rate_per_s\na,8,\n", "line 2, rate_per_s: ''"),

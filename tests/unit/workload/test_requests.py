@@ -101,14 +101,15 @@ def test_cv_is_within_adapters_not_between_them(tmp_path: Path) -> None:
         (ROWS.replace("1,2,8", "1,10000000,8"), "output_tokens: 10000000 is not allowed; allowed: .* 1 to 1000000"),
         (
             ROWS.replace("40,16", "40,32"),
-            "rank of adapter b: '16 and 32' is not allowed; allowed: one whole number >= 1",
+            "rank of adapter 'b': '16 and 32' is not allowed; allowed: one whole number >= 1",
         ),
         (
             ROWS.replace("2,8\n", "2,\n"),
-            "rank of adapter a: None is not allowed; .*; add a column rank, or an adapters.list",
+            "rank of adapter 'a': None is not allowed; .*; add a column rank, or an adapters.list",
         ),
         (ROWS.replace("2,8\n", "2,0\n"), "line 3, rank: '0' is not allowed"),
-        (without_rank(), "rank of adapter b: None|rank of adapter a: None"),
+        (ROWS.replace("2,8\n", "2,1e300\n"), r"adapters.list.rank\[1\]: 10000.* is not allowed"),
+        (without_rank(), "rank of adapter 'b': None|rank of adapter 'a': None"),
         ("\n".join(ROWS.splitlines()[:2]), "arrival_s: 105.0 is not allowed; allowed: requests at two times or more"),
         (
             "arrival_s,adapter,input_tokens,output_tokens\n1,,1,1\n2,,1,1",
