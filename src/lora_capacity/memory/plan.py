@@ -204,8 +204,9 @@ def slot_bytes(
     ones = np.ones_like(np.asarray(max_lora_rank, np.int64))
     rank = np.asarray(max_lora_rank, np.int64)
     buffers = _slot_buffers(model, behaviour, ones, rank, target_modules)
-    extra_rows = behaviour.lora_extra_vocab_tokens if model.adapts_embeddings else 0
-    return np.asarray(sum(buffers) + extra_rows * model.hidden_size * model.dtype_bytes, np.int64)
+    return np.asarray(
+        sum(buffers) + _extra_vocab_tokens(model, behaviour) * model.hidden_size * model.dtype_bytes, np.int64
+    )
 
 
 def resident_memory(
@@ -240,7 +241,7 @@ def resident_memory(
 
 def _weight_buffers(model: ModelShape, behaviour: VllmBehaviour, slots: IntArray) -> list[IntArray]:
     """Sizes of the base model's tensors in order of creation, each ``[configs]``; zeros take no space."""
-    extra = np.where((slots > 0) & model.adapts_embeddings, behaviour.lora_extra_vocab_tokens, 0)
+    extra = np.where(slots > 0, _extra_vocab_tokens(model, behaviour), 0)
     padding = np.where(extra > 0, _LORA_VOCAB_PADDING, _VOCAB_PADDING)
     embedding = _round_up(model.vocab_size + extra * slots, _VOCAB_PADDING) * model.hidden_size
     head = _round_up(model.vocab_size + extra, padding) * model.hidden_size
@@ -272,7 +273,7 @@ def _slot_buffers(
             layer += [per_rank * module.input_size for _ in module.output_sizes]
             layer += [per_rank * size for size in module.output_sizes]
     layers = layer * model.num_layers
-    if not model.adapts_embeddings or target_modules != "all-linear":
+    if model.architecture not in behaviour.embedding_architectures or target_modules != "all-linear":
         return layers
     vocab = model.vocab_size + behaviour.lora_extra_vocab_tokens
     padded = -(-vocab // _LORA_VOCAB_PADDING) * _LORA_VOCAB_PADDING if behaviour.lora_extra_vocab_tokens else vocab
@@ -316,6 +317,10 @@ def other_bytes(memory: MemoryModel, slots: IntArray, seqs: IntArray, blocks_per
     """
     lora = np.where(slots > 0, memory.lora_kernel_bytes, 0.0)
     return np.asarray(memory.other_bytes + lora + seqs * blocks_per_sequence * _BLOCK_ID_BYTES, np.float64)
+
+
+def _extra_vocab_tokens(model: ModelShape, behaviour: VllmBehaviour) -> int:
+    return behaviour.lora_extra_vocab_tokens if model.architecture in behaviour.embedding_architectures else 0
 
 
 def _counts(name: str, value: ArrayLike, minimum: int = 1) -> IntArray:

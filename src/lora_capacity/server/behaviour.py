@@ -39,6 +39,7 @@ class VllmBehaviour:
         max_lora_rank: Default rank that slots are reserved for.
         max_lora_ranks: Allowed values of ``max_lora_rank``, ascending.
         lora_extra_vocab_tokens: Tokens by which each slot may extend the vocabulary.
+        embedding_architectures: Models in which slots are reserved for the embedding and the output head too.
         async_scheduling: Whether a step is scheduled while the one before still runs.
         counts_cuda_graphs: Whether the memory of CUDA graphs is taken off the KV cache.
         running_adapters_in_use: Whether an adapter is in use as long as any of its requests runs; otherwise only when
@@ -53,6 +54,7 @@ class VllmBehaviour:
     max_lora_rank: int
     max_lora_ranks: tuple[int, ...]
     lora_extra_vocab_tokens: int
+    embedding_architectures: tuple[str, ...]
     async_scheduling: bool
     counts_cuda_graphs: bool
     running_adapters_in_use: bool
@@ -64,8 +66,8 @@ class VllmBehaviour:
 
         CUDA graphs change at 0.21 by the log message in 0.32.0's ``gpu_worker.py``. Asynchronous scheduling (0.14), the
         adapter rule (0.33, later than either source) and rank 1 and the end of vocabulary extension (0.12) are placed
-        by common report; 0.92 of the memory together with the CUDA graphs that it makes up for; module choice and the
-        limits of the largest GPUs at 0.32, where they were read.
+        by common report; 0.92 of the memory together with the CUDA graphs that it makes up for; module choice, the
+        models with adapted embeddings and the limits of the largest GPUs at 0.32, where they were read.
 
         Args:
             version: As ``vllm.__version__`` has it (``0.8.5``, ``0.32.0rc1``, ``v0.11.2.post1``).
@@ -91,6 +93,7 @@ class VllmBehaviour:
             max_lora_rank=16,
             max_lora_ranks=(1, *ranks) if release >= (0, 12) else ranks,
             lora_extra_vocab_tokens=0 if release >= (0, 12) else 256,
+            embedding_architectures=("LlamaForCausalLM", f"{'Qwen3' if release >= (0, 32) else 'Mistral'}ForCausalLM"),
             async_scheduling=release >= (0, 14),
             counts_cuda_graphs=release >= (0, 21),
             running_adapters_in_use=release >= (0, 33),

@@ -23,16 +23,13 @@ _FUSED_INTO = {
     "o_proj": "o_proj",
     "down_proj": "down_proj",
 }
-# Hugging Face architecture: (projects q, k, v with a bias, vLLM reserves adapter space for embedding and output head).
 _ARCHITECTURES = {
-    "LlamaForCausalLM": (False, True),
-    "MistralForCausalLM": (False, True),
-    "Qwen2ForCausalLM": (True, False),
-    "Qwen3ForCausalLM": (False, False),
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }
-_MODEL_TYPES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"} | {
-    f"qwen{n}": f"Qwen{n}ForCausalLM" for n in (2, 3)
-}
+"""Supported architectures by the ``model_type`` of ``config.json``."""
 
 
 def expand_target_modules(target_modules: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -89,7 +86,7 @@ class ModelShape:
         tie_word_embeddings: Whether the output head shares the embedding's weights.
         attention_bias: Whether the q, k, v projections have biases.
         max_position_embeddings: Longest sequence the model takes, tokens.
-        adapts_embeddings: Whether vLLM reserves adapter space for the embedding and the output head too.
+        architecture: Hugging Face's name of the architecture, on which it depends whether vLLM adapts embeddings too.
         dtype_bytes: Bytes of a weight and of a cached key or value element.
     """
 
@@ -104,13 +101,15 @@ class ModelShape:
     tie_word_embeddings: bool
     attention_bias: bool
     max_position_embeddings: int
-    adapts_embeddings: bool = False
+    architecture: str
     dtype_bytes: int = 2
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             if entry.type is int:
                 check_number(f"model.{entry.name}", getattr(self, entry.name), minimum=1, integer=True)
+        if self.architecture not in _ARCHITECTURES.values():
+            raise InputError("model.architecture", self.architecture, ", ".join(_ARCHITECTURES.values()))
         if self.num_attention_heads % self.num_key_value_heads:
             allowed = f"a divisor of num_attention_heads {self.num_attention_heads}"
             raise InputError("model.num_key_value_heads", self.num_key_value_heads, allowed)
@@ -154,7 +153,6 @@ class ModelShape:
                 missing, or attention slides over a window.
         """
         architecture = _architecture(config)
-        has_bias, adapts_embeddings = _ARCHITECTURES[architecture]
         heads = _size(config, "num_attention_heads")
         hidden = _size(config, "hidden_size")
         if config.get("head_dim") is None and hidden % heads:
@@ -172,9 +170,9 @@ class ModelShape:
             head_dim=hidden // heads if config.get("head_dim") is None else _size(config, "head_dim"),
             vocab_size=_size(config, "vocab_size"),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            attention_bias=has_bias or bool(config.get("attention_bias", False)),
+            attention_bias=architecture == "Qwen2ForCausalLM" or bool(config.get("attention_bias", False)),
             max_position_embeddings=_context_tokens(config),
-            adapts_embeddings=adapts_embeddings,
+            architecture=architecture,
         )
 
     @classmethod
@@ -210,11 +208,12 @@ class ModelShape:
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    listed = config.get("architectures") or [_MODEL_TYPES.get(str(config.get("model_type")), config.get("model_type"))]
+    model_type = config.get("model_type")
+    listed = config.get("architectures") or [_ARCHITECTURES.get(str(model_type), model_type)]
     architecture = str(listed[0])
-    if architecture not in _ARCHITECTURES:
+    if architecture not in _ARCHITECTURES.values():
         remedy = "mixtures of experts, multimodal and recurrent models are not supported"
-        raise InputError("config.json architectures", listed[0], ", ".join(_ARCHITECTURES), remedy)
+        raise InputError("config.json architectures", listed[0], ", ".join(_ARCHITECTURES.values()), remedy)
     if config.get("quantization_config"):
         raise InputError(
             "config.json quantization_config", "quantized weights", "16-bit weights", "use the unquantized model"
