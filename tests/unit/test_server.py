@@ -151,6 +151,14 @@ def test_an_unreadable_config_file_is_named(tmp_path: Path, content):
         ModelShape.from_file(file)
 
 
+def test_whole_numbers_with_a_point_become_integers():
+    shape = ModelShape.from_json(MODEL.to_json() | {"num_layers": 32.0})
+    assert shape == MODEL
+    assert isinstance(shape.num_layers, int)
+    config = ServerConfig.with_defaults(OLD, GPU, MODEL, max_loras=2.0, max_lora_rank=32.0)
+    assert "--max-loras 2 --max-cpu-loras 2 --max-lora-rank 32" in config.serve_command("m")
+
+
 def test_shapes_and_gpus_survive_json():
     assert ModelShape.from_json(json.loads(json.dumps(MODEL.to_json()))) == MODEL
     assert Gpu.from_json(json.loads(json.dumps(GPU.to_json()))) == GPU

@@ -55,6 +55,7 @@ class ServerConfig:
                 "max_num_batched_tokens", self.max_num_batched_tokens, allowed, "lower max_num_seqs with it"
             )
         _check_rank(self.max_lora_rank, self.behaviour)
+        object.__setattr__(self, "max_lora_rank", int(self.max_lora_rank))
         expand_target_modules(self.target_modules)
 
     @property
@@ -130,7 +131,7 @@ class ServerConfig:
 
 
 def _check_rank(rank: object, behaviour: VllmBehaviour) -> None:
-    if rank in behaviour.max_lora_ranks:
+    if not isinstance(rank, bool) and rank in behaviour.max_lora_ranks:
         return
     largest = behaviour.max_lora_ranks[-1]
     number = check_number("max_lora_rank", rank)

@@ -107,7 +107,8 @@ class ModelShape:
     def __post_init__(self) -> None:
         for entry in fields(self):
             if entry.type is int:
-                check_number(f"model.{entry.name}", getattr(self, entry.name), minimum=1, integer=True)
+                number = check_number(f"model.{entry.name}", getattr(self, entry.name), minimum=1, integer=True)
+                object.__setattr__(self, entry.name, number)
         if self.architecture not in _ARCHITECTURES.values():
             raise InputError("model.architecture", self.architecture, ", ".join(_ARCHITECTURES.values()))
         if self.num_attention_heads % self.num_key_value_heads:
@@ -234,12 +235,13 @@ def _size(config: Mapping[str, Any], key: str) -> int:
 def _context_tokens(config: Mapping[str, Any]) -> int:
     """Longest sequence as vLLM derives it: rotary scaling stretches it, but for kinds whose limit counts it already."""
     limit = _size(config, "max_position_embeddings")
-    scaling = config.get("rope_scaling") or {}
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind in ("default", "llama3", "longrope", "su"):
         return limit
     factor = check_number("config.json rope_scaling.factor", scaling.get("factor", 1.0), minimum=1)
-    return int(scaling.get("original_max_position_embeddings", limit) * factor)
+    original = scaling.get("original_max_position_embeddings", limit)
+    return int(check_number("config.json rope_scaling.original_max_position_embeddings", original, minimum=1) * factor)
 
 
 def _checked_fields(cls: type[Any], where: str, content: Mapping[str, Any]) -> dict[str, Any]:
