@@ -1,0 +1,273 @@
+"""A calibration and its file: JSON with named coefficients, units, ranges, errors and provenance."""
+
+import dataclasses
+import importlib.resources
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
+from lora_capacity.memory import MemoryModel
+from lora_capacity.server import Gpu, ModelShape, VllmBehaviour
+from lora_capacity.workload import LengthDistribution
+
+SCHEMA_VERSION = 1
+
+_SECTIONS = (
+    "schema_version",
+    "name",
+    "model",
+    "gpu",
+    "vllm_version",
+    "coefficients",
+    "memory",
+    "fitted_ranges",
+    "capacity_error",
+)
+_OPTIONAL = ("runs", "accuracy", "provenance")
+_UNITS = {"_s": "s", "_factor": "1"}
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """What the request lengths of the serving runs were, where their table tells only means.
+
+    Attributes:
+        output_share: Output tokens produced per output token asked for: models may stop early.
+        output_std_tokens: Standard deviation of the output lengths.
+        max_output_tokens: Longest output.
+        kv_tokens_per_request: Mean tokens that a running request holds in the KV cache.
+        max_pending: Unanswered requests that the client could hold.
+    """
+
+    output_share: float
+    output_std_tokens: float
+    max_output_tokens: int
+    kv_tokens_per_request: float
+    max_pending: float
+
+    def output_lengths(self, mean_tokens: float) -> LengthDistribution:
+        """Law of the output lengths with this mean."""
+        return LengthDistribution.from_moments(mean_tokens, self.output_std_tokens, 1, self.max_output_tokens)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Everything the twins need to know of one model on one GPU.
+
+    Attributes:
+        name: How it is called on the command line.
+        model: Layer shapes.
+        gpu: The GPU.
+        vllm_version: Version whose behaviour and defaults hold.
+        costs: Coefficients of step and load times.
+        memory: Coefficients of the memory plan.
+        fitted_ranges: Smallest and largest value of a setting that the coefficients were fitted over, by setting name.
+        capacity_error: Standard deviation of the log ratio of predicted to measured throughput of overloaded held-back runs:
+            how far the true capacity may lie from the predicted.
+        runs: Request lengths of the runs behind it; None for a calibration from microbenchmarks alone.
+        accuracy: Errors on fitted and held-back data, as the fit reported them.
+        provenance: Sources, date, command, data counts.
+    """
+
+    name: str
+    model: ModelShape
+    gpu: Gpu
+    vllm_version: str
+    costs: Costs
+    memory: MemoryModel
+    fitted_ranges: Mapping[str, tuple[float, float]]
+    capacity_error: float
+    runs: RunLengths | None = None
+    accuracy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def behaviour(self) -> VllmBehaviour:
+        """Defaults and rules of the calibration's vLLM version."""
+        return VllmBehaviour.for_version(self.vllm_version)
+
+    def outside(self, **settings: Any) -> np.ndarray:
+        """Where any setting lies outside the range that was fitted over.
+
+        Args:
+            **settings: Arrays by setting name; names without a fitted range are ignored. They broadcast.
+
+        Returns:
+            Booleans in the broadcast shape.
+        """
+        given = np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in settings.values()))
+        outside = np.zeros(given[0].shape, dtype=bool)
+        for name, values in zip(settings, given, strict=True):
+            low, high = self.fitted_ranges.get(name, (-np.inf, np.inf))
+            outside |= (values < low) | (values > high)
+        return outside
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of a calibration file."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "model": self.model.to_json(),
+            "gpu": self.gpu.to_json(),
+            "vllm_version": self.vllm_version,
+            "coefficients": {
+                "step": _with_units(self.costs.step),
+                "loads": _with_units(self.costs.loads),
+            },
+            "memory": self.memory.to_json(),
+            "fitted_ranges": {name: list(bounds) for name, bounds in self.fitted_ranges.items()},
+            "capacity_error": self.capacity_error,
+        }
+        if self.runs is not None:
+            content["runs"] = dataclasses.asdict(self.runs)
+        return content | {"accuracy": dict(self.accuracy), "provenance": dict(self.provenance)}
+
+    @classmethod
+    def from_json(cls, content: object, source: str = "calibration") -> Self:
+        """Rebuild what :meth:`to_json` wrote.
+
+        Args:
+            content: The parsed file.
+            source: What to call it in complaints.
+
+        Raises:
+            InputError: If it is not a calibration of this schema, or a field is missing, unknown or out of range.
+        """
+        if not isinstance(content, Mapping):
+            raise InputError(source, type(content).__name__, "a JSON object")
+        version = content.get("schema_version")
+        if version != SCHEMA_VERSION:
+            remedy = "update lora-capacity" if isinstance(version, int) and version > SCHEMA_VERSION else ""
+            raise InputError(f"{source}: schema_version", version, f"{SCHEMA_VERSION}", remedy)
+        check_keys(source, content, (*_SECTIONS, *_OPTIONAL))
+        for key in _SECTIONS:
+            if key not in content:
+                raise InputError(f"{source}: {key}", "missing", "a calibration file has it")
+        model = ModelShape.from_json(content["model"])
+        coefficients = _mapping(source, content, "coefficients")
+        check_keys(f"{source}: coefficients", coefficients, ("step", "loads"))
+        costs = Costs(
+            step=_without_units(StepCosts, f"{source}: coefficients.step", coefficients.get("step")),
+            loads=_without_units(LoadCosts, f"{source}: coefficients.loads", coefficients.get("loads")),
+            kernels=LoraKernels.of_model(model),
+        )
+        vllm_version = str(content["vllm_version"])
+        VllmBehaviour.for_version(vllm_version)
+        return cls(
+            name=str(content["name"]),
+            model=model,
+            gpu=Gpu.from_json(content["gpu"]),
+            vllm_version=vllm_version,
+            costs=costs,
+            memory=MemoryModel.from_json(content["memory"]),
+            fitted_ranges=_ranges(source, _mapping(source, content, "fitted_ranges")),
+            capacity_error=check_number(f"{source}: capacity_error", content["capacity_error"], minimum=0),
+            runs=_run_lengths(source, content["runs"]) if content.get("runs") is not None else None,
+            accuracy=content.get("accuracy") or {},
+            provenance=content.get("provenance") or {},
+        )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a calibration file.
+
+        Raises:
+            InputError: If there is no such file, it is not JSON, or not a calibration of this schema.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(str(path), "no such file", "a calibration file") from None
+        except OSError as error:
+            raise InputError(str(path), error.strerror or "unreadable", "a calibration file") from None
+        except ValueError as error:
+            raise InputError(str(path), f"not JSON ({error})", "a calibration file") from None
+        return cls.from_json(content, str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the calibration file."""
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def bundled_names() -> tuple[str, ...]:
+    """Names of the calibrations that come with the package, sorted."""
+    folder = importlib.resources.files("lora_capacity.calibration") / "bundled"
+    return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+def load_calibration(name_or_path: str | Path) -> Calibration:
+    """Return a bundled calibration by name, or read a file.
+
+    Raises:
+        InputError: If it is neither a bundled name nor a readable calibration file.
+    """
+    name, names = str(name_or_path), bundled_names()
+    if name in names:
+        resource = importlib.resources.files("lora_capacity.calibration") / "bundled" / f"{name}.json"
+        return Calibration.from_json(json.loads(resource.read_text(encoding="utf-8")), name)
+    if Path(name).suffix or Path(name).exists():
+        return Calibration.from_file(name)
+    raise InputError("calibration", name, f"a file, or one of {', '.join(names)}", nearest_hint(name, names))
+
+
+def _with_units(coefficients: Any) -> dict[str, dict[str, Any]]:
+    return {
+        entry.name: {"value": float(getattr(coefficients, entry.name)), "unit": _unit(entry.name)}
+        for entry in dataclasses.fields(coefficients)
+    }
+
+
+def _unit(name: str) -> str:
+    return next(unit for ending, unit in _UNITS.items() if name.endswith(ending))
+
+
+def _without_units(cls: Any, field: str, content: object) -> Any:
+    names = [entry.name for entry in dataclasses.fields(cls)]
+    if not isinstance(content, Mapping):
+        raise InputError(field, type(content).__name__, f"an object with {', '.join(names)}")
+    check_keys(field, content, names)
+    values = {}
+    for name in names:
+        given = content.get(name)
+        value = given.get("value", "missing") if isinstance(given, Mapping) else "missing"
+        values[name] = check_number(f"{field}.{name}", value, minimum=0)
+    return cls(**values)
+
+
+def _mapping(source: str, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = content[key]
+    if not isinstance(section, Mapping):
+        raise InputError(f"{source}: {key}", type(section).__name__, "a JSON object")
+    return section
+
+
+def _ranges(source: str, content: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    ranges = {}
+    for name, bounds in content.items():
+        field = f"{source}: fitted_ranges.{name}"
+        if not isinstance(bounds, list) or len(bounds) != 2:
+            raise InputError(field, bounds, "a list of the smallest and the largest value")
+        low = check_number(field, bounds[0])
+        ranges[name] = (low, check_number(field, bounds[1], minimum=low))
+    return ranges
+
+
+def _run_lengths(source: str, content: object) -> RunLengths:
+    names = [entry.name for entry in dataclasses.fields(RunLengths)]
+    field = f"{source}: runs"
+    if not isinstance(content, Mapping):
+        raise InputError(field, type(content).__name__, f"an object with {', '.join(names)}")
+    check_keys(field, content, names)
+    values = {
+        name: check_number(f"{field}.{name}", content.get(name, "missing"), minimum=0, exclusive=True) for name in names
+    }
+    longest = int(values.pop("max_output_tokens"))
+    return RunLengths(max_output_tokens=longest, **values)

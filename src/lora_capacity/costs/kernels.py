@@ -1,0 +1,93 @@
+"""How many thread blocks vLLM's LoRA kernels launch in a step.
+
+vLLM multiplies by an adapter's two small matrices with two Triton kernels per linear layer: *shrink* (hidden size to rank) and
+*expand* (rank to output size). Both are launched over a grid that covers **every slot**, each as if all tokens of the step were
+its own; a block whose slot has no tokens there leaves at once, but launching it takes time. That is why slots cost time even when
+empty, and why the cost of a slot grows with the tokens in the step.
+
+Source: the launch grids in ``vllm/lora/ops/triton_ops/lora_shrink.py`` and ``lora_expand.py`` of vLLM 0.8.5. The block sizes are
+those of that version; later versions tune them per GPU, which a calibration's ``kernel_block_s`` absorbs.
+"""
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jax.typing import ArrayLike
+
+from lora_capacity.server import ModelShape
+
+SMALL_STEP_TOKENS = 128
+"""Below this many tokens in a step the shrink kernel splits its inner dimension more finely."""
+
+_EXPAND_BLOCK_TOKENS, _EXPAND_BLOCK_OUTPUTS = 64, 128
+_SHRINK_BLOCK_TOKENS, _SHRINK_BLOCK_RANKS = 32, 16
+_SHRINK_SPLITS_SMALL, _SHRINK_SPLITS_LARGE = 64, 8
+
+
+@struct.dataclass
+class LoraKernels:
+    """The parts of the launch grid that the model's shape fixes; scalars.
+
+    Attributes:
+        layers: Transformer layers.
+        expand_tiles: Blocks across the outputs of all adapted modules of a layer.
+        shrink_slices: Adapted matrices in a layer; packed modules count once per slice (q, k and v are three).
+    """
+
+    layers: ArrayLike
+    expand_tiles: ArrayLike
+    shrink_slices: ArrayLike
+
+    @classmethod
+    def of_model(cls, model: ModelShape) -> "LoraKernels":
+        """Count the grid of a model whose linear modules are all adapted, as vLLM reserves them."""
+        modules = model.linear_modules
+        return cls(
+            layers=float(model.num_layers),
+            expand_tiles=float(
+                sum(len(m.output_sizes) * -(-max(m.output_sizes) // _EXPAND_BLOCK_OUTPUTS) for m in modules)
+            ),
+            shrink_slices=float(sum(len(m.output_sizes) for m in modules)),
+        )
+
+
+def launched_blocks(
+    kernels: LoraKernels,
+    tokens: ArrayLike,
+    max_loras: ArrayLike,
+    max_lora_rank: ArrayLike,
+    small_share: ArrayLike | None = None,
+) -> tuple[Array, Array]:
+    """Thread blocks launched by the LoRA kernels in one step.
+
+    Expand: ``layers · (slots + 1) · expand_tiles · ⌈tokens/64⌉``. Shrink: ``layers · (slots + 1) · slices · ⌈rank/16⌉ · splits ·
+    ⌈tokens/32⌉``, with 64 splits below 128 tokens and 8 from there on. The one extra slot stands for tokens without an adapter.
+
+    Args:
+        kernels: The model's part of the grid.
+        tokens: Tokens in the step, any shape.
+        max_loras: Slots, same shape.
+        max_lora_rank: Rank that the slots are reserved for, same shape.
+        small_share: Share of steps with fewer than 128 tokens when ``tokens`` is a mean over steps; the ceilings are then
+            replaced by their means. None for the tokens of one actual step.
+
+    Returns:
+        Number of expand and of shrink blocks, each of the same shape.
+    """
+    tokens = jnp.asarray(tokens)
+    if small_share is None:
+        expand_rows, shrink_rows = jnp.ceil(tokens / _EXPAND_BLOCK_TOKENS), jnp.ceil(tokens / _SHRINK_BLOCK_TOKENS)
+        small_share = is_small(tokens)
+    else:
+        expand_rows, shrink_rows = tokens / _EXPAND_BLOCK_TOKENS + 0.5, tokens / _SHRINK_BLOCK_TOKENS + 0.5
+    splits = _SHRINK_SPLITS_LARGE + (_SHRINK_SPLITS_SMALL - _SHRINK_SPLITS_LARGE) * jnp.asarray(small_share)
+    rank_tiles = jnp.ceil(jnp.asarray(max_lora_rank) / _SHRINK_BLOCK_RANKS)
+    slots = kernels.layers * (jnp.asarray(max_loras) + 1)
+    expand = slots * kernels.expand_tiles * expand_rows
+    shrink = slots * kernels.shrink_slices * rank_tiles * splits * shrink_rows
+    return jnp.asarray(expand), jnp.asarray(shrink)
+
+
+def is_small(tokens: ArrayLike) -> Array:
+    """1 where a step has fewer than 128 tokens, else 0."""
+    return jnp.where(jnp.asarray(tokens) < SMALL_STEP_TOKENS, 1.0, 0.0)

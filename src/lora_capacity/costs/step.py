@@ -1,0 +1,106 @@
+"""How long an engine step takes, and how long the engine stands still while an adapter is brought in."""
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jax.typing import ArrayLike
+
+from lora_capacity.costs.kernels import LoraKernels, is_small, launched_blocks
+
+
+@struct.dataclass
+class StepCosts:
+    """Coefficients of the step time; scalars, none negative.
+
+    Attributes:
+        base_s: A step of one sequence without adapters: reading the weights, launching kernels, the engine loop.
+        token_s: Each token in the step, decode or prefill: matrix products, sampling, bookkeeping.
+        kv_token_s: Each token in the KV cache that attention reads.
+        expand_block_s: Each thread block that the expand kernels launch, nearly all of them empty.
+        shrink_block_s: The same of the shrink kernels.
+        adapter_s: Each different adapter in the step.
+        adapter_rank_s: Each different adapter, times the server's ``max_lora_rank``.
+        small_step_factor: How much more a different adapter costs in a step of fewer than 128 tokens (1: twice as much).
+        passed_over_s: Each waiting request that the scheduler passes over because its adapter has no slot.
+    """
+
+    base_s: ArrayLike
+    token_s: ArrayLike
+    kv_token_s: ArrayLike
+    expand_block_s: ArrayLike
+    shrink_block_s: ArrayLike
+    adapter_s: ArrayLike
+    adapter_rank_s: ArrayLike
+    small_step_factor: ArrayLike
+    passed_over_s: ArrayLike
+
+
+@struct.dataclass
+class LoadCosts:
+    """Coefficients of the adapter loads; scalars. The engine does nothing else meanwhile.
+
+    Attributes:
+        host_s: One adapter from host memory into a GPU slot.
+        disk_s: One adapter from disk into host memory, whatever its rank.
+        disk_rank_s: The same, per unit of the adapter's own rank.
+    """
+
+    host_s: ArrayLike
+    disk_s: ArrayLike
+    disk_rank_s: ArrayLike
+
+
+@struct.dataclass
+class Costs:
+    """Everything that takes time, for one model on one GPU."""
+
+    step: StepCosts
+    loads: LoadCosts
+    kernels: LoraKernels
+
+
+def step_time_s(
+    costs: Costs,
+    *,
+    tokens: ArrayLike,
+    kv_tokens: ArrayLike,
+    adapters: ArrayLike,
+    passed_over: ArrayLike,
+    max_loras: ArrayLike,
+    max_lora_rank: ArrayLike,
+    small_share: ArrayLike | None = None,
+) -> Array:
+    """Time of one engine step, adapter loads apart.
+
+    ``base + token · tokens + kv_token · kv_tokens + expand_block · expand_blocks + shrink_block · shrink_blocks
+    + adapters · (adapter + adapter_rank · max_lora_rank) · (1 + small_step_factor · small) + passed_over_s · passed_over``.
+
+    It leaves out that launches overlap with compute, and that steps above the largest captured CUDA graph are launched one kernel
+    at a time.
+
+    Args:
+        costs: The coefficients.
+        tokens: Tokens computed in the step (one per decoding sequence, plus prefill chunks).
+        kv_tokens: Tokens held in the KV cache by the sequences of the step.
+        adapters: Different adapters in the step.
+        passed_over: Waiting requests that the scheduler looks at and passes over.
+        max_loras: Adapter slots of the server.
+        max_lora_rank: Rank that the slots are reserved for.
+        small_share: Share of steps below 128 tokens where the arguments are means over steps; None for one actual step.
+
+    Returns:
+        Seconds, in the common shape of the arguments.
+    """
+    step = costs.step
+    expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, max_loras, max_lora_rank, small_share)
+    small = is_small(tokens) if small_share is None else small_share
+    adapter_s = (step.adapter_s + step.adapter_rank_s * max_lora_rank) * (1.0 + step.small_step_factor * small)
+    return jnp.asarray(
+        step.base_s
+        + step.token_s * tokens
+        + step.kv_token_s * kv_tokens
+        + step.expand_block_s * expand_blocks
+        + step.shrink_block_s * shrink_blocks
+        + adapter_s * adapters
+        + step.passed_over_s * passed_over
+    )
