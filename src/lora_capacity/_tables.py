@@ -48,7 +48,8 @@ def read_table(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarra
         One array per wanted column, ``[rows]``: float64 for numbers and integers (NaN where blank), object for text.
 
     Raises:
-        InputError: If the file cannot be read, has no rows, lacks a required column, or a cell does not hold what it should.
+        InputError: If the file cannot be read, has no rows or lacks a required column, or a cell does not hold what it
+            should.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -57,7 +58,10 @@ def read_table(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarra
             for name, column in columns.items():
                 if column.required and name not in names:
                     raise InputError(
-                        f"{path}", f"columns {', '.join(names) or 'none'}", f"a table with a column {name!r}", nearest_hint(name, names)
+                        f"{path}",
+                        f"columns {', '.join(names) or 'none'}",
+                        f"a table with a column {name!r}",
+                        nearest_hint(name, names),
                     )
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -85,7 +89,9 @@ def _cell(field: str, text: str | None, column: Column) -> float | str:
         number = float(text)
     except ValueError:
         raise InputError(field, text, column.allowed) from None
-    too_small = column.minimum is not None and (number < column.minimum or (column.exclusive and number == column.minimum))
+    too_small = column.minimum is not None and (
+        number < column.minimum or (column.exclusive and number == column.minimum)
+    )
     if not np.isfinite(number) or too_small or (column.kind == "integer" and number != int(number)):
         raise InputError(field, text, column.allowed)
     return number

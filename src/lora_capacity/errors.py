@@ -9,7 +9,7 @@ class LoraCapacityError(Exception):
 
 
 class InputError(LoraCapacityError, ValueError):
-    """A value that the caller gave cannot be used.
+    """A value that the caller gave cannot be used; told in one line, whatever stands in field and value.
 
     Args:
         field: Name of the offending field, as the user wrote it (``arrivals.cv``, ``runs.csv line 7, rate_per_s``).
@@ -20,7 +20,8 @@ class InputError(LoraCapacityError, ValueError):
 
     def __init__(self, field: str, value: object, allowed: str, remedy: str = "") -> None:
         self.field, self.value, self.allowed, self.remedy = field, value, allowed, remedy
-        message = f"{field}: {value!r} is not allowed; allowed: {allowed}"
+        where = field if field.isprintable() else repr(field)
+        message = f"{where}: {value!r} is not allowed; allowed: {allowed}"
         super().__init__(f"{message}; {remedy}" if remedy else message)
 
 
@@ -29,12 +30,24 @@ class InfeasibleError(LoraCapacityError):
 
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for the known name closest to ``name``, or an empty string if none is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {matches[0]!r}?" if matches else ""
+    """Return ``did you mean 'x'?`` for the known name closest to ``name``, or an empty string if none is close.
+
+    Names of three letters or more of which one begins with the other are closest (``rate`` and ``rate_per_s``), then
+    the name spelt most alike.
+    """
+
+    def extends(each: str) -> bool:
+        shorter, longer = sorted((each, name), key=len)
+        return len(shorter) >= 3 and longer.startswith(shorter)
+
+    known = sorted(known, key=lambda each: abs(len(each) - len(name)))
+    # One wrong letter of two leaves a similarity of 0.5; between longer names that is a coincidence.
+    alike = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if len(name) == 2 else 0.6)
+    nearest = [*filter(extends, known), *alike]
+    return f"did you mean {nearest[0]!r}?" if nearest else ""
 
 
-def check_keys(field: str, given: Iterable[str], known: Iterable[str]) -> None:
+def check_keys(field: str, given: Iterable[object], known: Iterable[str]) -> None:
     """Refuse keys of a mapping that are not known.
 
     Args:
@@ -81,7 +94,10 @@ def check_number(
         allowed += f"{' and' if minimum is not None else ''} <= {maximum:g}"
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InputError(field, value, allowed)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise InputError(field, "a number of more than 308 digits", allowed) from None
     below = minimum is not None and (number <= minimum if exclusive else number < minimum)
     above = maximum is not None and number > maximum
     if not abs(number) < float("inf") or below or above or (integer and number != int(number)):

@@ -31,9 +31,6 @@ def section(field: str, value: object, keys: Iterable[str]) -> Mapping[str, Any]
     keys = list(keys)
     if not isinstance(value, Mapping):
         raise InputError(field or "workload", briefly(value), f"a mapping with the keys {', '.join(keys)}")
-    for key in value:
-        if isinstance(key, str) and not key.isprintable():
-            raise InputError(field or "workload", key, f"the keys {', '.join(keys)}")
     check_keys(field, value, keys)
     return value
 

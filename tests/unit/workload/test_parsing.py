@@ -101,7 +101,7 @@ def test_a_list_beside_a_trace_gives_ranks_and_order(folder: Path) -> None:
         (without("adapters"), "adapters: None is not allowed; allowed: a mapping with the keys mix, list"),
         (changed("horizons", 1), "horizons: 'horizons' is not allowed; allowed: the keys .*; did you mean 'horizon_s'"),
         ({**VALID, 3: 1}, "3: 3 is not allowed; allowed: the keys"),
-        ({**VALID, "a\nb": 1}, r"workload: 'a\\nb' is not allowed; allowed: the keys"),
+        ({**VALID, "a\nb": 1}, r"'a\\nb': 'a\\nb' is not allowed; allowed: the keys"),
         (
             changed("adapters", []),
             "adapters: 'an empty list' is not allowed; allowed: a mapping with the keys mix, list",
