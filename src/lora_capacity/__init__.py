@@ -1,0 +1,82 @@
+"""How many LoRA adapters one vLLM server can serve, and with how many slots: predicted, not tried out.
+
+First the nouns: a :class:`Workload` of adapters and traffic; a server, with its :class:`ModelShape`, :class:`Gpu` and
+:class:`ServerConfig`; a :class:`Calibration` of what its steps cost. Then one verb, :func:`simulate` (over what
+:func:`build_scenarios` lays out). Then its uses: :func:`recommend`, and :func:`predict_runs` with :func:`score_runs`.
+
+Names are loaded as they are first used, so that ``import lora_capacity`` itself costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_capacity.calibration import Calibration, bundled_names, load_calibration
+    from lora_capacity.errors import InfeasibleError, InputError, LoraCapacityError
+    from lora_capacity.memory import MemoryPlan, plan_memory
+    from lora_capacity.optimize import Objective, Recommendation
+    from lora_capacity.optimize import optimize as recommend
+    from lora_capacity.server import Gpu, ModelShape, ServerConfig, VllmBehaviour
+    from lora_capacity.status import Status
+    from lora_capacity.sweep import grid, simulate
+    from lora_capacity.twin import Limit, Results, Scenarios, StayLaw, build_scenarios
+    from lora_capacity.validation import Predictions, Runs, predict_runs, read_runs, score_runs
+    from lora_capacity.workload import Workload
+
+__all__ = [
+    "Calibration",
+    "Gpu",
+    "InfeasibleError",
+    "InputError",
+    "Limit",
+    "LoraCapacityError",
+    "MemoryPlan",
+    "ModelShape",
+    "Objective",
+    "Predictions",
+    "Recommendation",
+    "Results",
+    "Runs",
+    "Scenarios",
+    "ServerConfig",
+    "Status",
+    "StayLaw",
+    "VllmBehaviour",
+    "Workload",
+    "build_scenarios",
+    "bundled_names",
+    "grid",
+    "load_calibration",
+    "plan_memory",
+    "predict_runs",
+    "read_runs",
+    "recommend",
+    "score_runs",
+    "simulate",
+]
+
+_HOMES = {
+    "calibration": ("Calibration", "bundled_names", "load_calibration"),
+    "errors": ("InfeasibleError", "InputError", "LoraCapacityError"),
+    "memory": ("MemoryPlan", "plan_memory"),
+    "optimize": ("Objective", "Recommendation", "recommend"),
+    "server": ("Gpu", "ModelShape", "ServerConfig", "VllmBehaviour"),
+    "status": ("Status",),
+    "sweep": ("grid", "simulate"),
+    "twin": ("Limit", "Results", "Scenarios", "StayLaw", "build_scenarios"),
+    "validation": ("Predictions", "Runs", "predict_runs", "read_runs", "score_runs"),
+    "workload": ("Workload",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value  # found without this function from now on
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,88 @@
+"""``lora-capacity calibrations``: which there are, where they are from, how good they are."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_capacity_cli.options import examples, format_option
+from lora_capacity_cli.output import print_facts, print_json, print_table, shown
+
+if TYPE_CHECKING:
+    from lora_capacity.calibration import Calibration
+
+
+@click.group(
+    epilog=examples(
+        "lora-capacity calibrations",
+        "lora-capacity calibrations show llama-3.1-8b-instruct-h100-64gb --format json",
+    ),
+    invoke_without_command=True,
+)
+@format_option
+@click.pass_context
+def calibrations(ctx: click.Context, output_format: str) -> None:
+    """List the calibrations that come with the package.
+
+    `calibrations show NAME` tells all of one.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from lora_capacity.calibration import bundled_names, load_calibration
+
+    found = [_summary(load_calibration(name)) for name in bundled_names()]
+    if output_format == "json":
+        print_json(found)
+    else:
+        print_table("Calibrations", [row | {"fitted_over": _ranges(row["fitted_over"])} for row in found])
+
+
+@calibrations.command(
+    epilog=examples(
+        "lora-capacity calibrations show llama-3.1-8b-instruct-h100-64gb",
+    )
+)
+@click.argument("name", metavar="NAME|FILE")
+@format_option
+def show(name: str, output_format: str) -> None:
+    """Show a calibration: coefficients, ranges, errors and provenance."""
+    from lora_capacity.calibration import load_calibration
+
+    content = load_calibration(name).to_json()
+    if output_format == "json":
+        print_json(content)
+        return
+    single = {key: value for key, value in content.items() if not isinstance(value, (dict, list))}
+    print_facts(content["name"], {key.replace("_", " "): shown(value) for key, value in single.items()})
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            print_facts(key.replace("_", " "), dict(_flat(value)))
+
+
+def _summary(calibration: "Calibration") -> dict[str, Any]:
+    return {
+        "name": calibration.name,
+        "model": calibration.model.name,
+        "gpu": calibration.gpu.name,
+        "vllm_version": calibration.vllm_version,
+        "fitted_over": dict(calibration.fitted_ranges),
+        "capacity_error": calibration.capacity_error,
+    }
+
+
+def _ranges(fitted: dict[str, tuple[float, float]]) -> str:
+    return ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in fitted.items())
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested values under dotted names; a coefficient with its unit."""
+    rows: list[tuple[str, str]] = []
+    for key, each in value.items():
+        if isinstance(each, dict) and set(each) == {"value", "unit"}:
+            rows.append((prefix + key, f"{each['value']:.4g} {each['unit']}"))
+        elif isinstance(each, dict):
+            rows += _flat(each, f"{prefix}{key}.")
+        elif isinstance(each, list):
+            rows.append((prefix + key, " to ".join(map(shown, each)) if len(each) == 2 else ", ".join(map(str, each))))
+        else:
+            rows.append((prefix + key, shown(each)))
+    return rows

@@ -1,0 +1,65 @@
+"""The command ``lora-capacity``: one module per command; here they are gathered and failures become exit codes."""
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from lora_capacity.errors import InfeasibleError, LoraCapacityError
+from lora_capacity_cli.calibrations import calibrations
+from lora_capacity_cli.fit import fit
+from lora_capacity_cli.optimize import optimize
+from lora_capacity_cli.options import examples
+from lora_capacity_cli.simulate import simulate
+from lora_capacity_cli.sweep import sweep
+from lora_capacity_cli.validate import validate
+
+INFEASIBLE = 1
+BAD_INPUT = 2
+BROKEN_PIPE = 1
+INTERRUPTED = 128 + 2  # as shells report a process that SIGINT ended
+
+
+class Commands(click.Group):
+    """A group that tells expected failures in one line; bugs keep their traceback."""
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """Run and exit: 0 answered, 1 nothing feasible, 2 bad input, 130 interrupted."""
+        try:
+            code = super().main(*args, **extra | {"standalone_mode": False}) or 0
+            sys.stdout.flush()
+        except click.ClickException as error:
+            code = _complain(error.format_message(), error.exit_code)
+        except InfeasibleError as error:
+            code = _complain(str(error), INFEASIBLE)
+        except LoraCapacityError as error:
+            code = _complain(str(error), BAD_INPUT)
+        except click.Abort:
+            code = INTERRUPTED
+        except BrokenPipeError:
+            # The reader has gone; without this Python would complain of it once more as it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = BROKEN_PIPE
+        sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+@click.group(
+    epilog=examples(
+        "lora-capacity optimize examples/few_busy.yaml",
+    ),
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="lora-capacity", message="%(prog)s %(version)s")
+def main() -> None:
+    """Predict how many LoRA adapters one vLLM server can serve, and with how many slots on the GPU."""
+
+
+for command in (optimize, simulate, sweep, validate, fit, calibrations):
+    main.add_command(command)

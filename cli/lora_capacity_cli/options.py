@@ -1,0 +1,123 @@
+"""Options that several commands share; server settings stand under the names of vLLM's flags."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+DEFAULT_CALIBRATION = "llama-3.1-8b-instruct-h100-64gb"
+MAX_GRID_VALUES = 10_000
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Grid(click.ParamType):
+    """Whole numbers from 1 on: ``8``, ``8,16,32`` or ``8:384:8`` (start:stop:step, the stop included)."""
+
+    name = "grid"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return how help shows it."""
+        return "GRID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers, ascending, each once."""
+        if isinstance(value, tuple):
+            return value
+        found: set[int] = set()
+        for part in str(value).split(","):
+            try:
+                found.update(_numbers_of(part))
+            except ValueError:
+                allowed = f"whole numbers >= 1 such as 8 or 8,16,32 or 8:384:8, at most {MAX_GRID_VALUES}"
+                self.fail(f"{value!r} is not allowed; allowed: {allowed}", param, ctx)
+        return tuple(sorted(found))
+
+
+def _numbers_of(part: str) -> range:
+    """Return what one part of a grid stands for; ValueError if it is none."""
+    words = [int(word) for word in part.split(":")]
+    start, stop, step = {1: [*words, *words, 1], 2: [*words, 1], 3: words}[min(len(words), 4)] if words else [0, 0, 0]
+    numbers = range(start, stop + 1, step)
+    if start < 1 or not 1 <= len(numbers) <= MAX_GRID_VALUES:
+        raise ValueError(part)
+    return numbers
+
+
+class Modules(click.ParamType):
+    """Target modules: a preset, or names with commas between."""
+
+    name = "modules"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | tuple[str, ...]:
+        """Return a preset as it is, names as a tuple."""
+        if isinstance(value, tuple) or "," not in value:
+            return value
+        return tuple(name.strip() for name in value.split(","))
+
+
+GRID = Grid()
+FILE = click.Path(path_type=Path)
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: examples that click leaves as they are, line by line."""
+    return "\n".join(("\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)))
+
+
+workload_argument = click.argument("workload", type=FILE)
+
+format_option = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print: tables for people, or a JSON document.",
+)
+
+calibration_option = click.option(
+    "--calibration",
+    metavar="NAME|FILE",
+    default=DEFAULT_CALIBRATION,
+    show_default=True,
+    help="Model, GPU and coefficients: one of `lora-capacity calibrations`, or a file written by `fit`.",
+)
+
+
+def server_options(*, grids: bool) -> Callable[[Command], Command]:
+    """Add vLLM's settings to a command, which gets those given as ``settings``, a dict by vLLM's names.
+
+    Args:
+        grids: Whether the batch limits may be grids; they are then tuples.
+    """
+    batch: click.ParamType = GRID if grids else click.INT
+    several = " Several are compared." if grids else ""
+    options = {
+        "max_lora_rank": (click.INT, "Rank that slots are reserved for. [default: the smallest that serves all]"),
+        "max_num_seqs": (batch, f"Most requests in a step.{several}"),
+        "max_num_batched_tokens": (batch, f"Most tokens in a step.{several}"),
+        "gpu_memory_utilization": (click.FLOAT, "Share of the GPU memory that the server plans with."),
+        "max_model_len": (click.INT, "Longest sequence, prompt and output together, in tokens."),
+        "block_size": (click.INT, "Tokens of a KV block."),
+        "target_modules": (
+            Modules(),
+            "Adapted modules: all-linear, attention, or names with commas between; vLLM before 0.32 reserves slots "
+            "for all whatever they are. [default: all-linear]",
+        ),
+    }
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_settings(**given: Any) -> Any:
+            settings = {name: given.pop(name) for name in options}
+            return command(**given, settings={name: value for name, value in settings.items() if value is not None})
+
+        decorated: Any = with_settings
+        for name, (kind, text) in reversed(options.items()):
+            decorated = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=text)(decorated)
+        return decorated
+
+    return decorate

@@ -1,0 +1,45 @@
+"""What a command sets up before it calls the library: JAX's compilation cache, and progress on stderr."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+Progress = Callable[[int, int], None]
+
+
+def cache_dir() -> Path:
+    """Return the folder for what is compiled: under ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "lora-capacity" / "jax"
+
+
+def prepare() -> None:
+    """Let JAX keep what it compiles from one command to the next; a folder that cannot be written is done without."""
+    from lora_capacity.sweep import enable_compilation_cache
+
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+        folder = cache_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            enable_compilation_cache(folder)
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """Show a bar on stderr, where that is a terminal, until the block ends.
+
+    Yields:
+        What to call with the parts done and their total.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,19 @@
+"""Predictions against measured runs: reading runs, predicting them, and scoring the predictions."""
+
+from lora_capacity.validation.predict import ENGINES, RUN_LENGTHS, Predictions, lay_out_runs, predict_runs
+from lora_capacity.validation.runs import Runs, read_runs
+from lora_capacity.validation.scores import is_starved, mape, score_runs, smape
+
+__all__ = [
+    "ENGINES",
+    "RUN_LENGTHS",
+    "Predictions",
+    "Runs",
+    "is_starved",
+    "lay_out_runs",
+    "mape",
+    "predict_runs",
+    "read_runs",
+    "score_runs",
+    "smape",
+]

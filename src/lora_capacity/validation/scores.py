@@ -1,0 +1,195 @@
+"""How close predictions come to measured runs: every measure defined once."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lora_capacity.optimize import Objective, choose
+from lora_capacity.status import Status
+from lora_capacity.validation.predict import Predictions
+from lora_capacity.validation.runs import IntArray, Runs
+
+STARVED_SHORTFALL = 0.1
+"""A run is starved when its throughput is at least this share below its offered load.
+
+Source: definition of arXiv 2508.08343."""
+
+OPTIMUM_SET = "optimum"
+"""Name of the ``set`` whose runs are grids made to read the best configuration off.
+
+Source: the published tables of arXiv 2508.08343."""
+
+_Rows = NDArray[np.bool_]
+
+
+def smape(predicted: ArrayLike, measured: ArrayLike) -> float:
+    """Symmetric mean absolute percentage error, ``100/n · Σ |p − m| / (|p| + |m|)``; NaN of nothing.
+
+    It lies between 0 and 100: without the factor 2 that other definitions have.
+
+    Args:
+        predicted: Predictions, ``[rows]``.
+        measured: Measurements, ``[rows]``.
+
+    Source: arXiv 2508.08343.
+    """
+    p, m = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
+    return _mean_percent(np.abs(p - m), np.abs(p) + np.abs(m))
+
+
+def mape(predicted: ArrayLike, measured: ArrayLike) -> float:
+    """Mean absolute percentage error, ``100/n · Σ |p − m| / |m|``; NaN of nothing.
+
+    Args:
+        predicted: Predictions, ``[rows]``.
+        measured: Measurements, ``[rows]``.
+    """
+    p, m = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
+    return _mean_percent(np.abs(p - m), np.abs(m))
+
+
+def is_starved(throughput: ArrayLike, offered: ArrayLike) -> _Rows:
+    """Whether throughput is 10 % or more below the offered load; False where either is NaN.
+
+    Args:
+        throughput: Tokens of completed requests per second, ``[rows]``.
+        offered: Arriving tokens per second, ``[rows]``.
+    """
+    return np.asarray(np.asarray(throughput) <= (1.0 - STARVED_SHORTFALL) * np.asarray(offered))
+
+
+def score_runs(runs: Runs, predictions: Predictions, engine: str = "steady") -> dict[str, Any]:
+    """Compare predictions with what was measured.
+
+    Errors, in percent, are over the runs that started and were predicted to; ``starved`` counts those too (positive:
+    starved). ``startup`` is over all runs. ``optima`` is per workload whose runs form a grid: those of the set
+    ``optimum`` if there is any, else all with two slot counts and two numbers of adapters or more. Its ``regret`` is
+    the share of the best measured throughput that the twin's choice gave up; a choice that did not start counts as
+    starved with a throughput of 0. Without a choice, or without a measured optimum, the entries are None.
+
+    Args:
+        runs: The runs.
+        predictions: Predictions of these runs.
+        engine: Name of the twin, which is passed on.
+
+    Returns:
+        A JSON document: ``engine``, ``groups``, ``models``, ``starved``, ``startup``, ``optima``; NaN where there is
+        nothing to average.
+    """
+    started_as_told = predictions.results.status <= Status.OUTSIDE_CALIBRATION
+    compared = runs.started & started_as_told
+    predicted_status = np.where(started_as_told, Status.OK, predictions.results.status)
+    agree = int(np.count_nonzero(predicted_status == runs.status))
+    return {
+        "engine": engine,
+        "groups": [
+            key | _errors(runs, predictions, rows & compared) for key, rows in _groups(runs, "model", "set", "scenario")
+        ],
+        "models": [key | _errors(runs, predictions, rows & compared) for key, rows in _groups(runs, "model")],
+        "starved": _confusion(runs, predictions, compared),
+        "startup": {"agree": agree, "disagree": len(runs) - agree},
+        "optima": [
+            key | _optimum(runs, predictions, np.flatnonzero(rows))
+            for key, rows in _groups(runs, "model", "scenario", where=_in_grid(runs))
+        ],
+    }
+
+
+def _groups(runs: Runs, *keys: str, where: _Rows | None = None) -> Iterator[tuple[dict[str, str], _Rows]]:
+    """Yield the distinct values of some columns, in order of appearance, and the rows that have them."""
+    columns = [getattr(runs, key) for key in keys]
+    chosen = np.ones(len(runs), dtype=bool) if where is None else where
+    for values in dict.fromkeys(zip(*(column[chosen].tolist() for column in columns), strict=True)):
+        rows = chosen & np.logical_and.reduce([column == value for column, value in zip(columns, values, strict=True)])
+        yield dict(zip(keys, values, strict=True)), rows
+
+
+def _errors(runs: Runs, predictions: Predictions, rows: _Rows) -> dict[str, Any]:
+    results = predictions.results
+
+    def error(measure: Callable[[ArrayLike, ArrayLike], float], name: str) -> float:
+        return measure(getattr(results, name)[rows], getattr(runs, name)[rows])
+
+    return {
+        "runs": int(np.count_nonzero(rows)),
+        "throughput_smape": error(smape, "throughput_tokens_per_s"),
+        "throughput_mape": error(mape, "throughput_tokens_per_s"),
+        "itl_smape": error(smape, "itl_s"),
+        "ttft_smape": error(smape, "ttft_s"),
+    }
+
+
+def _confusion(runs: Runs, predictions: Predictions, rows: _Rows) -> dict[str, int]:
+    offered = predictions.offered_tokens_per_s[rows]
+    told = is_starved(predictions.results.throughput_tokens_per_s[rows], offered)
+    measured = is_starved(runs.throughput_tokens_per_s[rows], offered)
+    pairs = {"tp": told & measured, "fp": told & ~measured, "fn": ~told & measured, "tn": ~told & ~measured}
+    return {name: int(np.count_nonzero(which)) for name, which in pairs.items()}
+
+
+def _in_grid(runs: Runs) -> _Rows:
+    """Whether a row belongs to a workload whose optimum is asked for."""
+    if np.any(runs.set == OPTIMUM_SET):
+        return np.asarray(runs.set == OPTIMUM_SET)
+    wide = np.zeros(len(runs), dtype=bool)
+    for _, rows in _groups(runs, "model", "scenario"):
+        wide |= rows & (min(np.unique(axis[rows]).size for axis in (runs.max_loras, runs.max_cpu_loras)) >= 2)
+    return wide
+
+
+def _optimum(runs: Runs, predictions: Predictions, rows: IntArray) -> dict[str, Any]:
+    """Return the best configuration that was measured, the one that the twin would take, and what that loses."""
+    offered = predictions.offered_tokens_per_s
+    starved = ~runs.started | is_starved(runs.throughput_tokens_per_s, offered)
+    throughput = np.where(runs.started, runs.throughput_tokens_per_s, 0.0)
+    best, chosen = _measured_optimum(runs, starved, throughput, rows), _chosen(runs, predictions, rows)
+    return {
+        "measured": _place(runs, best) | {"throughput": None if best is None else float(throughput[best])},
+        "chosen": _place(runs, chosen)
+        | {
+            "measured_throughput": None if chosen is None else float(throughput[chosen]),
+            "starved": None if chosen is None else bool(starved[chosen]),
+        },
+        "regret": None if best is None or chosen is None else float(1.0 - throughput[chosen] / throughput[best]),
+    }
+
+
+def _measured_optimum(runs: Runs, starved: _Rows, throughput: NDArray[np.float64], rows: IntArray) -> int | None:
+    """Return the best run: of each slot count the last A before the first starved one, of those the highest throughput.
+
+    Source: definition of arXiv 2508.08343.
+    """
+    last = []
+    for slots in np.unique(runs.max_loras[rows]):
+        upwards = rows[runs.max_loras[rows] == slots]
+        upwards = upwards[np.argsort(runs.max_cpu_loras[upwards], kind="stable")]
+        unstarved = int(np.argmax(np.append(starved[upwards], True)))
+        last += upwards[:unstarved][-1:].tolist()
+    return max(last, key=lambda row: throughput[row], default=None)
+
+
+def _chosen(runs: Runs, predictions: Predictions, rows: IntArray) -> int | None:
+    """Return the run that the optimizer would take, from predictions alone."""
+    results = predictions.results
+    names = ("throughput_tokens_per_s", "itl_s", "ttft_s", "status")
+    settings = ("max_cpu_loras", "max_loras", "max_num_seqs", "max_num_batched_tokens")
+    columns = {name: getattr(results, name)[rows] for name in names}
+    columns |= {name: getattr(runs, name)[rows] for name in settings}
+    columns["offered_tokens_per_s"] = predictions.offered_tokens_per_s[rows]
+    columns["starving_probability"] = predictions.starving_probability[rows]
+    found = choose(columns, Objective(), threshold=STARVED_SHORTFALL)
+    return None if found is None else int(rows[found])
+
+
+def _place(runs: Runs, row: int | None) -> dict[str, int | None]:
+    return {name: None if row is None else int(getattr(runs, name)[row]) for name in ("max_cpu_loras", "max_loras")}
+
+
+def _mean_percent(error: NDArray[np.float64], scale: NDArray[np.float64]) -> float:
+    """Return the mean of error over scale in percent; 0 over 0 is no error."""
+    if not error.size:
+        return float("nan")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(100.0 * np.mean(np.where(error == 0, 0.0, error / scale)))
