@@ -68,8 +68,8 @@ class Calibration:
         costs: Coefficients of step and load times.
         memory: Coefficients of the memory plan.
         fitted_ranges: Smallest and largest value of a setting that the coefficients were fitted over, by setting name.
-        capacity_error: Standard deviation of the log ratio of predicted to measured throughput of overloaded held-back runs:
-            how far the true capacity may lie from the predicted.
+        capacity_error: Standard deviation of the log ratio of predicted to measured throughput of overloaded
+            held-back runs: how far the true capacity may lie from the predicted.
         runs: Request lengths of the runs behind it; None for a calibration from microbenchmarks alone.
         accuracy: Errors on fitted and held-back data, as the fit reported them.
         provenance: Sources, date, command, data counts.

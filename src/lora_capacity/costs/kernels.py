@@ -1,12 +1,13 @@
 """How many thread blocks vLLM's LoRA kernels launch in a step.
 
-vLLM multiplies by an adapter's two small matrices with two Triton kernels per linear layer: *shrink* (hidden size to rank) and
-*expand* (rank to output size). Both are launched over a grid that covers **every slot**, each as if all tokens of the step were
-its own; a block whose slot has no tokens there leaves at once, but launching it takes time. That is why slots cost time even when
-empty, and why the cost of a slot grows with the tokens in the step.
+vLLM multiplies by an adapter's two small matrices with two Triton kernels per linear layer: *shrink* (hidden size to
+rank) and *expand* (rank to output size). Both are launched over a grid that covers **every slot**, each as if all
+tokens of the step were its own; a block whose slot has no tokens there leaves at once, but launching it takes time.
+That is why slots cost time even when empty, and why the cost of a slot grows with the tokens in the step.
 
-Source: the launch grids in ``vllm/lora/ops/triton_ops/lora_shrink.py`` and ``lora_expand.py`` of vLLM 0.8.5. The block sizes are
-those of that version; later versions tune them per GPU, which a calibration's ``kernel_block_s`` absorbs.
+Source: the launch grids in ``vllm/lora/ops/triton_ops/lora_shrink.py`` and ``lora_expand.py`` of vLLM 0.8.5. The
+block sizes are those of that version; later versions tune them per GPU, which a calibration's ``kernel_block_s``
+absorbs.
 """
 
 import jax.numpy as jnp
@@ -60,16 +61,18 @@ def launched_blocks(
 ) -> tuple[Array, Array]:
     """Thread blocks launched by the LoRA kernels in one step.
 
-    Expand: ``layers · (slots + 1) · expand_tiles · ⌈tokens/64⌉``. Shrink: ``layers · (slots + 1) · slices · ⌈rank/16⌉ · splits ·
-    ⌈tokens/32⌉``, with 64 splits below 128 tokens and 8 from there on. The one extra slot stands for tokens without an adapter.
+    Expand: ``layers · (slots + 1) · expand_tiles · ⌈tokens/64⌉``. Shrink: ``layers · (slots + 1) · slices · ⌈rank/16⌉
+        · splits ·
+    ⌈tokens/32⌉``, with 64 splits below 128 tokens and 8 from there on. The one extra slot stands for tokens without
+    an adapter.
 
     Args:
         kernels: The model's part of the grid.
         tokens: Tokens in the step, any shape.
         max_loras: Slots, same shape.
         max_lora_rank: Rank that the slots are reserved for, same shape.
-        small_share: Share of steps with fewer than 128 tokens when ``tokens`` is a mean over steps; the ceilings are then
-            replaced by their means. None for the tokens of one actual step.
+        small_share: Share of steps with fewer than 128 tokens when ``tokens`` is a mean over steps; the ceilings are
+            then replaced by their means. None for the tokens of one actual step.
 
     Returns:
         Number of expand and of shrink blocks, each of the same shape.

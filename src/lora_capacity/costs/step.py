@@ -13,19 +13,26 @@ class StepCosts:
     """Coefficients of the step time; scalars, none negative.
 
     Attributes:
-        base_s: A step of one sequence without adapters: reading the weights, launching kernels, the engine loop.
+        base_s: A step whatever its content: reading the weights, launching kernels, the engine loop.
+        lora_s: What serving adapters adds to every step: launching the LoRA kernels, mapping tokens to slots.
         token_s: Each token in the step, decode or prefill: matrix products, sampling, bookkeeping.
+        prefill_token_s: Each prefill token, on top: it is computed, where a decode token mostly waits for weights.
+        lora_token_s: Each token in a server with adapters, on top: the LoRA kernels read and write its activations.
         kv_token_s: Each token in the KV cache that attention reads.
         expand_block_s: Each thread block that the expand kernels launch, nearly all of them empty.
         shrink_block_s: The same of the shrink kernels.
         adapter_s: Each different adapter in the step.
         adapter_rank_s: Each different adapter, times the server's ``max_lora_rank``.
-        small_step_factor: How much more a different adapter costs in a step of fewer than 128 tokens (1: twice as much).
+        small_step_factor: How much more a different adapter costs in a step of fewer than 128 tokens (1: twice as
+            much).
         passed_over_s: Each waiting request that the scheduler passes over because its adapter has no slot.
     """
 
     base_s: ArrayLike
+    lora_s: ArrayLike
     token_s: ArrayLike
+    prefill_token_s: ArrayLike
+    lora_token_s: ArrayLike
     kv_token_s: ArrayLike
     expand_block_s: ArrayLike
     shrink_block_s: ArrayLike
@@ -63,6 +70,7 @@ def step_time_s(
     costs: Costs,
     *,
     tokens: ArrayLike,
+    prefill_tokens: ArrayLike,
     kv_tokens: ArrayLike,
     adapters: ArrayLike,
     passed_over: ArrayLike,
@@ -72,15 +80,17 @@ def step_time_s(
 ) -> Array:
     """Time of one engine step, adapter loads apart.
 
-    ``base + token · tokens + kv_token · kv_tokens + expand_block · expand_blocks + shrink_block · shrink_blocks
-    + adapters · (adapter + adapter_rank · max_lora_rank) · (1 + small_step_factor · small) + passed_over_s · passed_over``.
+    ``base + lora + (token + lora_token) · tokens + prefill_token · prefill_tokens + kv_token · kv_tokens +
+    expand_block · expand_blocks + shrink_block · shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank)
+    · (1 + small_step_factor · small) + passed_over_s · passed_over``.
 
-    It leaves out that launches overlap with compute, and that steps above the largest captured CUDA graph are launched one kernel
-    at a time.
+    It leaves out that launches overlap with compute, and that steps above the largest captured CUDA graph are
+    launched one kernel at a time.
 
     Args:
         costs: The coefficients.
-        tokens: Tokens computed in the step (one per decoding sequence, plus prefill chunks).
+        tokens: Tokens computed in the step: one per decoding sequence, plus prefill chunks.
+        prefill_tokens: Those of them that are prefill.
         kv_tokens: Tokens held in the KV cache by the sequences of the step.
         adapters: Different adapters in the step.
         passed_over: Waiting requests that the scheduler looks at and passes over.
@@ -97,7 +107,9 @@ def step_time_s(
     adapter_s = (step.adapter_s + step.adapter_rank_s * max_lora_rank) * (1.0 + step.small_step_factor * small)
     return jnp.asarray(
         step.base_s
-        + step.token_s * tokens
+        + step.lora_s
+        + (step.token_s + step.lora_token_s) * tokens
+        + step.prefill_token_s * prefill_tokens
         + step.kv_token_s * kv_tokens
         + step.expand_block_s * expand_blocks
         + step.shrink_block_s * shrink_blocks

@@ -23,7 +23,8 @@ _FRACTIONS = ("gpu_memory_utilization",)
 class Scenarios:
     """Configurations to simulate, each a server under a workload.
 
-    Adapters of the same rate and rank form a class; requests to the base model need no slot. Padding classes have a count of 0.
+    Adapters of the same rate and rank form a class; requests to the base model need no slot. Padding classes have a
+    count of 0.
 
     Attributes:
         class_count: Adapters of each class, ``[configs, classes]``.
@@ -32,7 +33,8 @@ class Scenarios:
         base_rate_per_s: Requests per second to the base model, ``[configs]``.
         mean_input_tokens: Mean prompt length, ``[configs]``.
         mean_output_tokens: Mean tokens generated per request, ``[configs]``.
-        kv_tokens_per_request: Mean tokens that a running request holds in the KV cache, over its stay in the batch, ``[configs]``.
+        kv_tokens_per_request: Mean tokens that a running request holds in the KV cache, over its stay in the batch,
+            ``[configs]``.
         horizon_s: Time observed, from an empty server, ``[configs]``.
         max_pending: Most unanswered requests that the clients hold; infinite if unbounded, ``[configs]``.
         max_loras: Adapter slots, ``[configs]``.
@@ -200,8 +202,8 @@ def lay_out(
 def kv_tokens_per_request(workload: Workload, block_size: int = 16) -> float:
     """Mean tokens that a running request holds in the KV cache over its stay.
 
-    ``(E[input · output] + E[output²]/2) / E[output]``: the prompt and on average half of the output, weighted by the steps that
-    a request stays; plus half a block that is reserved but not filled.
+    ``(E[input · output] + E[output²]/2) / E[output]``: the prompt and on average half of the output, weighted by the
+    steps that a request stays; plus half a block that is reserved but not filled.
     """
     held = workload.mean_input_output_tokens + 0.5 * workload.second_moment_output_tokens
     return held / workload.mean_output_tokens + 0.5 * block_size
@@ -254,6 +256,6 @@ def _check_lengths(workload: Workload, calibration: Calibration, settings: dict[
         raise InputError(
             "max_model_len",
             limit,
-            f">= {longest}, the longest prompt ({workload.input_tokens.max}) plus the longest output ({workload.output_tokens.max})",
+            f">= {longest}, the longest prompt plus the longest output",
             "shorten input_tokens.max or output_tokens.max",
         )

@@ -68,5 +68,5 @@ class Results:
         return self.throughput_tokens_per_s / self.offered_tokens_per_s
 
     def starved(self, threshold: float = 0.1) -> Array:
-        """Whether throughput is at least ``threshold`` below the offered load, bool ``[configs]``; False without a number."""
+        """Whether throughput is at least ``threshold`` below the offered load, ``[configs]``; False if unknown."""
         return self.service <= 1.0 - threshold

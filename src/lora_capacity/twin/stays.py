@@ -46,8 +46,9 @@ class StayLaw:
     def busy_period(self, load: Array, backlog: Array | None = None) -> Array:
         """Mean time until an infinite-server queue is empty that starts with ``1 + Poisson(backlog)`` requests.
 
-        ``∫₀^∞ e^{load · remaining(t)} (1 − F(t) e^{−backlog (1 − F(t))}) dt``, with ``F`` the share finished. It takes the
-        requests present at the start as newly begun. Loads above 25 count as 25: such a period outlasts any horizon.
+        ``∫₀^∞ e^{load · remaining(t)} (1 − F(t) e^{−backlog (1 − F(t))}) dt``, with ``F`` the share finished. It
+        takes the requests present at the start as newly begun. Loads above 25 count as 25: such a period outlasts any
+        horizon.
 
         Args:
             load: Mean requests running, arrival rate times mean stay; any shape.
@@ -57,8 +58,8 @@ class StayLaw:
             Mean stays, same shape.
 
         Source: renewal argument. The chance of being empty at ``t`` is ``e^{−load (1 − remaining(t))}`` from empty and
-        ``F(t)^k`` times that from ``k`` requests; the difference, integrated and divided by the chance of being empty in the
-        long run, ``e^{−load}``, is the mean first passage.
+        ``F(t)^k`` times that from ``k`` requests; the difference, integrated and divided by the chance of being empty
+        in the long run, ``e^{−load}``, is the mean first passage.
         """
         load = jnp.minimum(load, _MAX_LOAD)
         total = jnp.zeros_like(load)

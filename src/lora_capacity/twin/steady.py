@@ -1,19 +1,16 @@
 """The steady twin: where a server settles, and how it gets there, without playing single steps.
 
-The horizon is cut into a few intervals that lengthen with time. In each, the server is taken to be in balance: the batch follows
-from Little's law, the step time from the batch, the number of different adapters from how long each stays busy. From one interval
-to the next the queue, the active adapters and the adapters touched so far are carried by implicit Euler steps.
+The horizon is cut into a few intervals that lengthen with time. In each, the server is taken to be in balance: the
+batch follows from Little's law, the step time from the batch, the number of different adapters from how long each
+stays busy. From one interval to the next the queue, the active adapters and the adapters touched so far are carried
+by implicit Euler steps.
 
-An adapter goes round a cycle. It is *idle* until a request comes (``1/rate`` on average); *waiting* for a slot while requests
-pile up; *active* for a busy period of an infinite-server queue that starts with all that has piled up (`StayLaw.busy_period`).
-A slot goes to the adapter whose oldest request has waited longest. While slots are free nothing waits for one; while the batch is
-full, requests are admitted in the order of arrival.
+While slots are free nothing waits for one. When all are in use, adapters take turns (`lora_capacity.twin.cycle`): a
+slot goes to the adapter whose oldest request has waited longest, with its whole backlog. While the batch is full,
+requests are admitted in the order of arrival.
 
-When clients hold no more than ``max_pending`` requests, a request enters only as another completes. Then an active adapter gets
-only its share of the completions, cannot refill itself, and gives its slot up after its backlog has drained.
-
-What it leaves out: chance fluctuations around the balance, so that nothing waits for a slot while the mean demand is below the
-slots, and bursts that fill the batch for a while are averaged out; preemptions; the start-up of the batch itself.
+What it leaves out: chance fluctuations around the balance, so that nothing waits for a slot while the mean demand is
+below the slots; preemptions; the start-up of the batch itself.
 """
 
 from typing import NamedTuple
@@ -25,6 +22,15 @@ from jax import Array
 from lora_capacity.costs import Costs, step_time_s
 from lora_capacity.costs.kernels import SMALL_STEP_TOKENS
 from lora_capacity.status import Status
+from lora_capacity.twin.cycle import (
+    TINY,
+    Cycle,
+    Fixed,
+    State,
+    cycle_slots_free,
+    cycle_slots_taken,
+    resident_share,
+)
 from lora_capacity.twin.inputs import Scenarios
 from lora_capacity.twin.results import Limit, Results
 from lora_capacity.twin.stays import StayLaw
@@ -35,51 +41,18 @@ KV_CACHE_FILL = 0.97
 Source: mean of the overloaded runs of the published H100 measurements (arXiv 2508.08343)."""
 
 PASSED_OVER_KV_SHARE = 0.5
-"""Share of the queue that the scheduler looks at in a step that a full KV cache ends: it stops at the first request that has its
-slot but no blocks, which stands anywhere in the queue."""
+"""Share of the queue that the scheduler looks at in a step that a full KV cache ends: it stops at the first request
+that has its slot but no blocks, which stands anywhere in the queue."""
+
+BURST_CV = 1.4
+"""Relative spread of the requests that one adapter in a slot keeps running: it comes with a backlog and drains it.
+
+Source: ``√(drain time / (2 · mean stay) − 1)`` for exponential stays, 1.1 to 1.5 for backlogs of 50 to 500."""
 
 _INTERVALS = 16
 _STRETCH = 2.2
 _ITERATIONS = 8
-_HANDOVER_STEPS = 5
 _MAX_LOADING_SHARE = 0.85
-_TINY = 1e-9
-
-
-class _Fixed(NamedTuple):
-    """What does not change over the horizon; ``[configs]`` or ``[classes, configs]``."""
-
-    adapters: Array
-    rate: Array
-    offered_per_s: Array
-    tokens_per_sequence: Array
-    bounds: Array
-    most_running: Array
-    most_waiting: Array
-    disk_s: Array
-    resident: Array
-
-
-class _State(NamedTuple):
-    """What an interval hands to the next; ``[classes, configs]`` for the adapters, else ``[configs]``."""
-
-    active: Array
-    touched: Array
-    waiting: Array
-    step_s: Array
-    accepted: Array
-    fill: Array
-
-
-class _Cycle(NamedTuple):
-    """The adapters' cycle in an interval; ``[classes, configs]``."""
-
-    active: Array
-    activations_per_s: Array
-    served_per_period: Array
-    period_s: Array
-    backlog: Array
-    wait_s: Array
 
 
 class _Observed(NamedTuple):
@@ -115,16 +88,16 @@ def simulate_steady(costs: Costs, scenarios: Scenarios, stays: StayLaw) -> Resul
     duration_s = jnp.diff(edges_s, axis=0)
     none = jnp.zeros_like(fixed.offered_per_s)
     no_adapter = jnp.zeros_like(fixed.rate)
-    start = _State(no_adapter, no_adapter, none, none + costs.step.base_s, none + 1.0, none + 1.0)
+    start = State(no_adapter, no_adapter, none, none + costs.step.base_s + costs.step.lora_s, none + 1.0, none + 1.0)
 
-    def interval(state: _State, dt: Array) -> tuple[_State, _Observed]:
+    def interval(state: State, dt: Array) -> tuple[State, _Observed]:
         return _balance(costs, scenarios, stays, fixed, state, dt)
 
     _, observed = jax.lax.scan(interval, start, duration_s)
     return _summarise(scenarios, fixed, duration_s, observed)
 
 
-def _fix(costs: Costs, scenarios: Scenarios) -> _Fixed:
+def _fix(costs: Costs, scenarios: Scenarios) -> Fixed:
     count, rate = scenarios.class_count.T, scenarios.class_rate_per_s.T
     tokens_per_sequence = 1.0 + scenarios.mean_input_tokens / scenarios.mean_output_tokens
     bounds = jnp.stack(
@@ -135,7 +108,7 @@ def _fix(costs: Costs, scenarios: Scenarios) -> _Fixed:
         ]
     )
     most_running = bounds.min(axis=0)
-    return _Fixed(
+    return Fixed(
         adapters=count,
         rate=rate,
         offered_per_s=(count * rate).sum(axis=0) + scenarios.base_rate_per_s,
@@ -144,66 +117,53 @@ def _fix(costs: Costs, scenarios: Scenarios) -> _Fixed:
         most_running=most_running,
         most_waiting=jnp.maximum(scenarios.max_pending - most_running, 0.0),
         disk_s=jnp.asarray(costs.loads.disk_s + costs.loads.disk_rank_s * scenarios.class_rank.T),
-        resident=_resident_share(count, rate, scenarios.max_loras),
+        resident=resident_share(count, rate, scenarios.max_loras),
     )
 
 
-def _resident_share(count: Array, rate: Array, max_loras: Array) -> Array:
-    """Chance that an adapter still has its slot when its next request comes, while slots are not all in use.
-
-    Least-recently-used slots keep an adapter for a characteristic time ``t`` that solves ``Σ count · (1 − e^{−rate·t}) = slots``.
-
-    Source: the characteristic-time approximation of LRU caches by Che, Tung and Wang.
-    """
-    low, high = jnp.full_like(max_loras, -6.0, dtype=rate.dtype), jnp.full_like(max_loras, 18.0, dtype=rate.dtype)
-    for _ in range(14):
-        middle = 0.5 * (low + high)
-        fits = (count * -jnp.expm1(-rate * jnp.exp(middle))).sum(axis=0) < max_loras
-        low, high = jnp.where(fits, middle, low), jnp.where(fits, high, middle)
-    return -jnp.expm1(-rate * jnp.exp(jax.lax.stop_gradient(0.5 * (low + high))))
-
-
 def _balance(
-    costs: Costs, scenarios: Scenarios, stays: StayLaw, fixed: _Fixed, start: _State, dt: Array
-) -> tuple[_State, _Observed]:
+    costs: Costs, scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: State, dt: Array
+) -> tuple[State, _Observed]:
     """Find the balance of one interval by damped fixed-point iteration on step time, queue and accepted share."""
 
-    def iterate(guess: _State, _: None) -> tuple[_State, _Observed]:
+    def iterate(guess: State, _: None) -> tuple[State, _Observed]:
         return _iterate(costs, scenarios, stays, fixed, start, guess, dt)
 
-    guess = start._replace(waiting=jnp.maximum(start.waiting, _TINY))
+    guess = start._replace(waiting=jnp.maximum(start.waiting, TINY))
     state, observed = jax.lax.scan(iterate, guess, length=_ITERATIONS)
     return state, jax.tree.map(lambda values: values[-1], observed)
 
 
 def _iterate(
-    costs: Costs, scenarios: Scenarios, stays: StayLaw, fixed: _Fixed, start: _State, guess: _State, dt: Array
-) -> tuple[_State, _Observed]:
+    costs: Costs, scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: State, guess: State, dt: Array
+) -> tuple[State, _Observed]:
     stay_s = scenarios.mean_output_tokens * guess.step_s
-    free = _cycle_slots_free(stays, fixed, start, guess, stay_s, dt)
+    free = cycle_slots_free(stays, fixed, start, guess, stay_s, dt)
     limited = free.active.sum(axis=0) > scenarios.max_loras
-    taken = _cycle_slots_taken(scenarios, stays, fixed, start, guess, stay_s, dt)
-    cycle = _Cycle(*(jnp.where(limited, a, b) for a, b in zip(taken, free, strict=True)))
+    taken = cycle_slots_taken(scenarios, stays, fixed, start, guess, stay_s, dt)
+    cycle = Cycle(*(jnp.where(limited, a, b) for a, b in zip(taken, free, strict=True)))
 
     most_per_s = fixed.most_running / stay_s
-    class_running = cycle.active * cycle.served_per_period * stay_s / cycle.period_s
-    wanted = class_running.sum(axis=0) + scenarios.base_rate_per_s * guess.accepted * stay_s
+    class_wanted = cycle.active * cycle.served_per_s * stay_s
+    wanted = class_wanted.sum(axis=0) + scenarios.base_rate_per_s * guess.accepted * stay_s
+    fitting, full_share = _fit_in(wanted, fixed.most_running, BURST_CV / jnp.sqrt(scenarios.max_loras))
     overfull = jnp.maximum(start.waiting + dt * (fixed.offered_per_s - most_per_s), 0.0)
-    bound = jnp.where(limited, wanted > fixed.most_running, overfull > 0.0)
+    bound_share = jnp.where(limited, full_share, jnp.where(overfull > 0.0, 1.0, 0.0))
     drained_per_s = (cycle.activations_per_s * (1.0 + cycle.backlog)).sum(axis=0)
-    passed_per_s = (jnp.maximum(fixed.adapters - cycle.active, 0.0) * fixed.rate).sum(axis=0)
+    passed_per_s = (jnp.maximum(fixed.adapters - cycle.active * cycle.open_share, 0.0) * fixed.rate).sum(axis=0)
     for_slots = (start.waiting + dt * passed_per_s) / (1.0 + dt * drained_per_s / guess.waiting)
-    unbounded_waiting = jnp.where(limited & ~bound, for_slots, overfull)
+    left_over = jnp.maximum(start.waiting + dt * (fixed.offered_per_s - fitting / stay_s), 0.0)
+    unbounded_waiting = jnp.where(limited, for_slots + full_share * (left_over - for_slots), overfull)
     waiting = jnp.minimum(unbounded_waiting, fixed.most_waiting)
+    full = unbounded_waiting >= fixed.most_waiting
+    conserved_per_s = jnp.clip(fixed.offered_per_s + (start.waiting - waiting) / dt, 0.0, most_per_s)
     completed_per_s = jnp.where(
         limited,
-        jnp.minimum(wanted, fixed.most_running) / stay_s,
+        jnp.where(full, fitting / stay_s, conserved_per_s),
         jnp.minimum(most_per_s, fixed.offered_per_s * guess.accepted + start.waiting / dt),
     )
     running = completed_per_s * stay_s
-    accepted = jnp.where(
-        unbounded_waiting >= fixed.most_waiting, jnp.minimum(1.0, completed_per_s / fixed.offered_per_s), 1.0
-    )
+    accepted = jnp.where(full, jnp.minimum(1.0, completed_per_s / fixed.offered_per_s), 1.0)
     fill = jnp.where(limited, 1.0, jnp.minimum(1.0, completed_per_s / (fixed.offered_per_s * guess.accepted)))
 
     touched, loads_per_s, loading_share = _loads(costs, scenarios, fixed, start, cycle, limited, dt)
@@ -212,23 +172,24 @@ def _iterate(
     step_s = step_time_s(
         costs,
         tokens=running * fixed.tokens_per_sequence,
+        prefill_tokens=running * (fixed.tokens_per_sequence - 1.0),
         kv_tokens=running * scenarios.kv_tokens_per_request,
         adapters=jnp.minimum(cycle.active.sum(axis=0), running),
-        passed_over=jnp.where(limited, waiting * jnp.where(bound, kv_bound_share, 1.0), 0.0),
+        passed_over=jnp.where(limited, waiting * (1.0 - bound_share * (1.0 - kv_bound_share)), 0.0),
         max_loras=scenarios.max_loras,
         max_lora_rank=scenarios.max_lora_rank,
         small_share=_small_step_share(running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens),
     ) / (1.0 - loading_share)
-    state = _State(
+    state = State(
         active=cycle.active,
         touched=touched,
-        waiting=jnp.maximum(waiting, _TINY),
+        waiting=jnp.maximum(waiting, TINY),
         step_s=jnp.sqrt(guess.step_s * step_s),
         accepted=jnp.sqrt(guess.accepted * accepted),
         fill=fill,
     )
     in_order = completed_per_s * fixed.adapters * fixed.rate / fixed.offered_per_s
-    by_slot = class_running * jnp.minimum(1.0, fixed.most_running / wanted) / stay_s
+    by_slot = class_wanted * fitting / jnp.maximum(wanted, TINY) / stay_s
     observed = _Observed(
         running=running,
         waiting=waiting,
@@ -237,80 +198,38 @@ def _iterate(
         step_s=step_s,
         active_adapters=jnp.minimum(cycle.active.sum(axis=0), running),
         loads_per_s=loads_per_s,
-        limit=jnp.where(bound, tightest + Limit.KV_CACHE, jnp.where(limited, Limit.SLOTS, Limit.NONE)),
+        limit=jnp.where(bound_share > 0.5, tightest + Limit.KV_CACHE, jnp.where(limited, Limit.SLOTS, Limit.NONE)),
         class_completed_per_s=jnp.where(limited, by_slot, in_order),
     )
     return state, observed
 
 
-def _cycle_slots_free(stays: StayLaw, fixed: _Fixed, start: _State, guess: _State, stay_s: Array, dt: Array) -> _Cycle:
-    """Slots to spare: an adapter is active from its request to the end of its busy period."""
-    admitted = fixed.rate * guess.accepted * guess.fill
-    none = jnp.zeros_like(admitted)
-    period_s = stay_s * stays.busy_period(admitted * stay_s)
-    active = (start.active + dt * fixed.adapters * admitted) / (1.0 + dt * (1.0 / period_s + admitted))
-    return _Cycle(active, (fixed.adapters - active) * admitted, 1.0 + admitted * period_s, period_s, none, none)
-
-
-def _cycle_slots_taken(
-    scenarios: Scenarios, stays: StayLaw, fixed: _Fixed, start: _State, guess: _State, stay_s: Array, dt: Array
-) -> _Cycle:
-    """All slots in use: as one is given up it goes to an adapter that waits, with all its backlog."""
-    inactive = jnp.maximum(fixed.adapters - guess.active, 0.0)
-    passes = start.touched.sum(axis=0) / jnp.maximum(fixed.adapters.sum(axis=0), _TINY)
-    wait_s = _backlog_wait_s(guess.waiting, inactive * fixed.rate, fixed.rate, 1.0 / (1.0 + passes))
-    backlog = fixed.rate * wait_s
-
-    arriving = fixed.rate * guess.accepted
-    open_period_s = stay_s * stays.busy_period(arriving * stay_s, backlog)
-    own_share = jnp.minimum((guess.active * fixed.rate).sum(axis=0) / fixed.offered_per_s, 0.9)
-    capped_period_s = stay_s / (1.0 - own_share) * stays.drain(backlog)
-    capped = guess.accepted < 0.999
-    period_s = jnp.where(capped, capped_period_s, open_period_s)
-    served = jnp.where(capped, (1.0 + backlog) / (1.0 - own_share), 1.0 + backlog + arriving * period_s)
-
-    turn = fixed.rate / (1.0 + backlog)
-    kept = 1.0 + dt / period_s
-    slots = jnp.minimum(scenarios.max_loras, fixed.adapters.sum(axis=0))
-    handed = jnp.zeros_like(slots)
-    for _ in range(_HANDOVER_STEPS):
-        holders = (start.active + handed * turn * fixed.adapters) / (kept + handed * turn)
-        slope = turn * (fixed.adapters * kept - start.active) / (kept + handed * turn) ** 2
-        handed = handed + jnp.maximum(slots - holders.sum(axis=0), 0.0) / jnp.maximum(slope.sum(axis=0), _TINY)
-    active = (start.active + handed * turn * fixed.adapters) / (kept + handed * turn)
-    activations_per_s = handed * turn * (fixed.adapters - active) / dt
-    return _Cycle(active, activations_per_s, served, period_s, backlog, jnp.broadcast_to(wait_s, backlog.shape))
-
-
-def _backlog_wait_s(waiting: Array, arrivals_per_s: Array, rate: Array, spread: Array) -> Array:
-    """How long the oldest request has waited, from how many wait.
-
-    Solves ``waiting = Σ arrivals · w · (1 + spread · rate · w) / (1 + rate · w)``: an adapter that has waited ``w`` brings
-    ``1 + rate·w`` requests, one that has waited a while ``1 + spread·rate·w`` on average. ``spread`` is 1 while all have waited
-    since the start and 1/2 when their ages are even.
-    """
-    wait_s = waiting / jnp.maximum(arrivals_per_s.sum(axis=0), _TINY)
-    for _ in range(4):
-        pile = (1.0 + spread * rate * wait_s) / (1.0 + rate * wait_s)
-        wait_s = waiting / jnp.maximum((arrivals_per_s * pile).sum(axis=0), _TINY)
-    return wait_s
+def _fit_in(wanted: Array, most: Array, spread: Array) -> tuple[Array, Array]:
+    """Mean of ``min(X, most)`` and chance of ``X > most``; ``X`` is normal, mean ``wanted``, relative ``spread``."""
+    deviation = jnp.maximum(wanted * spread, TINY)
+    excess = (wanted - most) / deviation
+    over = jax.scipy.stats.norm.cdf(excess)
+    mean_over = deviation * (jax.scipy.stats.norm.pdf(excess) + excess * over)
+    return wanted - mean_over, over
 
 
 def _loads(
-    costs: Costs, scenarios: Scenarios, fixed: _Fixed, start: _State, cycle: _Cycle, limited: Array, dt: Array
+    costs: Costs, scenarios: Scenarios, fixed: Fixed, start: State, cycle: Cycle, limited: Array, dt: Array
 ) -> tuple[Array, Array, Array]:
     """Adapters touched so far, loads into slots per second, and the share of time that loads block the engine.
 
-    A load that takes the last free slot evicts, at random, adapters that are still active and must come back at once: vLLM touches
-    the adapters of a step in the order of a hash set, and evicts the one touched longest ago. With the newcomer and the adapter
-    that left at random places of that order, ``slots/6`` active adapters on average stand between them.
+    A load that takes the last free slot evicts, at random, adapters that are still active and must come back at once:
+    vLLM touches the adapters of a step in the order of a hash set, and evicts the one touched longest ago. With the
+    newcomer and the adapter that left at random places of that order, ``slots/6`` active adapters on average stand
+    between them.
 
-    Source: ``_apply_adapters`` in ``vllm/lora/worker_manager.py`` and the LRU lists in ``vllm/lora/models.py``, vLLM 0.8.5.
+    Source: ``_apply_adapters`` in ``vllm/lora/worker_manager.py`` and the LRU lists in ``vllm/lora/models.py``, vLLM
+        0.8.5.
     """
     untouched = fixed.adapters - start.touched
-    inactive = jnp.maximum(fixed.adapters - start.active, _TINY)
+    inactive = jnp.maximum(fixed.adapters - start.active, TINY)
     first_per_s = cycle.activations_per_s * jnp.clip(untouched / inactive, 0.0, 1.0)
-    touched = fixed.adapters - untouched * jnp.exp(-dt * first_per_s / jnp.maximum(untouched, _TINY))
+    touched = fixed.adapters - untouched * jnp.exp(-dt * first_per_s / jnp.maximum(untouched, TINY))
     crowded = fixed.adapters.sum(axis=0) > scenarios.max_loras
     miss = jnp.where(limited, 1.0 + scenarios.max_loras / 6.0, jnp.where(crowded, 1.0 - fixed.resident, 0.0))
     first_loads_per_s = (touched - start.touched) / dt
@@ -320,7 +239,7 @@ def _loads(
 
 
 def _small_step_share(running: Array, prefills: Array, mean_input_tokens: Array) -> Array:
-    """Share of steps below 128 tokens: the running requests are Poisson, prompts that start are few and exponential in length."""
+    """Share of steps below 128 tokens: requests running are Poisson, prompts that start are exponential in length."""
     room = SMALL_STEP_TOKENS - running
     below = jax.scipy.stats.norm.cdf(room / jnp.sqrt(running + 1.0))
     return below * jnp.exp(-prefills * jnp.exp(-jnp.maximum(room, 0.0) / mean_input_tokens))
@@ -329,22 +248,24 @@ def _small_step_share(running: Array, prefills: Array, mean_input_tokens: Array)
 def _ttft_s(
     costs: Costs,
     scenarios: Scenarios,
-    fixed: _Fixed,
-    cycle: _Cycle,
+    fixed: Fixed,
+    cycle: Cycle,
     limited: Array,
     waiting: Array,
     accepted: Array,
     step_s: Array,
 ) -> Array:
     """Mean wait of the requests admitted now, half a step until the next begins, and the step of their own prompt."""
+    step = costs.step
+    prompt_token_s = step.token_s + step.prefill_token_s + step.lora_token_s
     in_order_s = waiting / (fixed.offered_per_s * accepted)
     waited = cycle.activations_per_s * cycle.wait_s * (1.0 + 0.5 * cycle.backlog)
-    served = (cycle.activations_per_s * cycle.served_per_period).sum(axis=0)
-    for_slot_s = waited.sum(axis=0) / jnp.maximum(served, _TINY)
-    return jnp.where(limited, for_slot_s, in_order_s) + 1.5 * step_s + costs.step.token_s * scenarios.mean_input_tokens
+    served = (cycle.active * cycle.served_per_s).sum(axis=0)
+    for_slot_s = waited.sum(axis=0) / jnp.maximum(served, TINY)
+    return jnp.where(limited, for_slot_s, in_order_s) + 1.5 * step_s + prompt_token_s * scenarios.mean_input_tokens
 
 
-def _summarise(scenarios: Scenarios, fixed: _Fixed, duration_s: Array, observed: _Observed) -> Results:
+def _summarise(scenarios: Scenarios, fixed: Fixed, duration_s: Array, observed: _Observed) -> Results:
     """Average over the horizon and blank what does not start."""
     started = scenarios.status <= Status.OUTSIDE_CALIBRATION
 
@@ -358,7 +279,7 @@ def _summarise(scenarios: Scenarios, fixed: _Fixed, duration_s: Array, observed:
     tokens_per_request = scenarios.mean_input_tokens + scenarios.mean_output_tokens
     class_completed = (observed.class_completed_per_s * duration_s[:, None, :]).sum(axis=0) / scenarios.horizon_s
     class_offered = fixed.adapters * fixed.rate
-    class_service = jnp.where(class_offered > 0, class_completed / jnp.maximum(class_offered, _TINY), jnp.nan)
+    class_service = jnp.where(class_offered > 0, class_completed / jnp.maximum(class_offered, TINY), jnp.nan)
     return Results(
         throughput_tokens_per_s=told(completed * tokens_per_request),
         offered_tokens_per_s=fixed.offered_per_s * tokens_per_request,

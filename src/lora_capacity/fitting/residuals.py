@@ -1,0 +1,132 @@
+"""How far predictions of given coefficients lie from measurements, in standard deviations."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts, step_time_s
+from lora_capacity.fitting.profile import Profile
+from lora_capacity.server import ModelShape
+from lora_capacity.twin import Scenarios, StayLaw, simulate_steady
+
+FloatArray = NDArray[np.float64]
+
+STEP_NAMES = (
+    "base_s",
+    "lora_s",
+    "token_s",
+    "prefill_token_s",
+    "lora_token_s",
+    "kv_token_s",
+    "expand_block_s",
+    "shrink_block_s",
+    "adapter_s",
+    "adapter_rank_s",
+    "small_step_factor",
+    "passed_over_s",
+)
+LOAD_NAMES = ("host_s",)
+NAMES = (*STEP_NAMES, *LOAD_NAMES)
+
+# Relative standard deviations: repeats of a step time, and what a model of a few coefficients may miss in a run.
+_STEP_SPREAD = 0.03
+_PREFILL_SPREAD = 0.05
+_THROUGHPUT_SPREAD = 0.03
+_RUN_STEP_SPREAD = 0.05
+_BLOCK_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class MeasuredRuns:
+    """Serving runs to fit to.
+
+    Attributes:
+        scenarios: The runs as configurations, ``[runs]``.
+        stays: Law of their output lengths.
+        throughput_tokens_per_s: Measured, ``[runs]``.
+        itl_s: Measured by the clients, ``[runs]``.
+        step_s: Mean step time by Little's law, running requests per output token per second, ``[runs]``; NaN if not
+            recorded.
+    """
+
+    scenarios: Scenarios
+    stays: StayLaw
+    throughput_tokens_per_s: FloatArray
+    itl_s: FloatArray
+    step_s: FloatArray
+
+
+def build_costs(model: ModelShape, log_coefficients: Array, disk: tuple[float, float]) -> Costs:
+    """Put coefficients, given by their logarithms in the order of ``NAMES``, into place."""
+    value = dict(zip(NAMES, jnp.exp(log_coefficients), strict=True))
+    return Costs(
+        step=StepCosts(**{name: value[name] for name in STEP_NAMES}),
+        loads=LoadCosts(host_s=value["host_s"], disk_s=disk[0], disk_rank_s=disk[1]),
+        kernels=LoraKernels.of_model(model),
+    )
+
+
+def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
+    """Closed batches with and without adapters, and prompts answered by one token.
+
+    Prompts that come one at a time also cost the server's front end; that part is a straight line through the rows,
+    so only what a longer prompt adds is compared.
+    """
+    decode, prefill, adapters = profile.decode, profile.prefill, profile.adapters
+    budget = float(profile.server["max_num_batched_tokens"])
+
+    def held_tokens(running: FloatArray, output_tokens: FloatArray) -> FloatArray:
+        return running * (1.0 + 0.5 * output_tokens + 0.5 * _BLOCK_TOKENS)
+
+    def residuals(costs: Costs) -> Array:
+        step = costs.step
+        bare_s = (
+            step.base_s
+            + step.token_s * decode["batch"]
+            + step.kv_token_s * held_tokens(decode["batch"], decode["output_tokens"])
+        )
+        lora_s = step_time_s(
+            costs,
+            tokens=adapters["running"],
+            prefill_tokens=0.0,
+            kv_tokens=held_tokens(adapters["running"], adapters["output_tokens"]),
+            adapters=adapters["unique"],
+            passed_over=0.0,
+            max_loras=adapters["max_loras"],
+            max_lora_rank=adapters["max_lora_rank"],
+        )
+        parts = [
+            jnp.log(bare_s / decode["step_s"]) / _STEP_SPREAD,
+            jnp.log(lora_s / adapters["step_s"]) / _STEP_SPREAD,
+        ]
+        if prefill["prompts"].size >= 3:
+            per_prompt_s = (prefill["duration_s"] - prefill["duration_s"].mean()) / prefill["prompts"].mean()
+            longer = prefill["input_tokens"] - prefill["input_tokens"].mean()
+            predicted_s = longer * (step.token_s + step.prefill_token_s + step.base_s / budget)
+            scale_s = float(np.abs(per_prompt_s).mean())
+            parts.append((predicted_s - per_prompt_s) / (_PREFILL_SPREAD * scale_s * np.sqrt(longer.size)))
+        return jnp.concatenate(parts)
+
+    return residuals
+
+
+def run_residuals(runs: MeasuredRuns) -> Callable[[Costs], Array]:
+    """Throughput, step time and inter-token latency of runs by the steady twin, ``[3, runs]``; 0 where not recorded."""
+
+    def residuals(costs: Costs) -> Array:
+        results = simulate_steady(costs, runs.scenarios, runs.stays)
+        log_itl = jnp.log(results.itl_s)
+        rows = jnp.stack(
+            [
+                (jnp.log(results.throughput_tokens_per_s) - np.log(runs.throughput_tokens_per_s)) / _THROUGHPUT_SPREAD,
+                (log_itl - np.log(runs.step_s)) / _RUN_STEP_SPREAD,
+                (log_itl - np.log(runs.itl_s)) / _RUN_STEP_SPREAD,
+            ]
+        )
+        return jnp.where(jnp.isfinite(rows), rows, 0.0)
+
+    return residuals
