@@ -35,7 +35,7 @@ def fit(
     if output.is_dir() or not output.parent.is_dir():
         raise InputError("--output", str(output), "a file in a folder that exists")
     prepare()
-    from lora_capacity.calibration.fit import fit_calibration
+    from lora_capacity.fitting import fit_calibration
 
     with progress_bar("fitting") as progress:
         report = fit_calibration(profile_dir, model=model, runs=runs, name=name, progress=progress)

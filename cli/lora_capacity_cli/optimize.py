@@ -15,6 +15,7 @@ from lora_capacity_cli.options import (
     workload_argument,
 )
 from lora_capacity_cli.output import (
+    bound_words,
     gibibytes,
     milliseconds,
     percent,
@@ -136,18 +137,12 @@ def _print_recommendation(found: "Recommendation") -> None:
             f"probability {percent(best.starving_probability)}, {percent(found.risk)} allowed",
             "memory to spare": f"{gibibytes(found.memory.spare_bytes)}; "
             f"{found.memory.spare_kv_cache_tokens:,} KV tokens beyond the longest request",
-            "bound": f"now {_words(best.limit)}; where it starves {_words(best.limit_beyond)}",
+            "bound": f"now {bound_words(best.limit)}; where it starves {bound_words(best.limit_beyond)}",
         },
     )
     for sentence in found.explanation:
         click.echo(sentence)
     click.echo()
-    changes = [
-        {"change": each.change} | _row(each.candidate) | {"gain tokens/s": each.gain_tokens_per_s}
-        | {"verdict": _words(each.verdict)}
-        for each in found.neighbours
-    ]  # fmt: skip
-    print_table("One more or one fewer", changes)
     print_table("Runners-up, each with other slots", [_row(each) for each in found.runners_up])
     print_warnings(found.warnings)
     click.echo(found.server.serve_command(found.model))
@@ -166,7 +161,3 @@ def _row(candidate: "Candidate") -> dict[str, Any]:
         "KV %": candidate.kv_usage * 100.0,
         "starves with %": candidate.starving_probability * 100.0,
     }
-
-
-def _words(label: str) -> str:
-    return "nothing" if label == "none" else label.replace("_", " ")

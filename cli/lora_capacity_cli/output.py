@@ -95,6 +95,11 @@ def gibibytes(value_bytes: float) -> str:
     return "–" if math.isnan(value_bytes) else f"{value_bytes / BYTES_PER_GIB:.2f} GiB"
 
 
+def bound_words(limit: str) -> str:
+    """Return what holds a server back, in words; a dash where it does not start."""
+    return {"": "–", "none": "nothing", "kv_cache": "KV cache"}.get(limit, limit.replace("_", " "))
+
+
 def _print(renderable: Any) -> None:
     from rich.console import Console
 

@@ -7,6 +7,7 @@ import click
 
 from lora_capacity_cli.options import calibration_option, examples, format_option, server_options, workload_argument
 from lora_capacity_cli.output import (
+    bound_words,
     gibibytes,
     milliseconds,
     percent,
@@ -21,9 +22,25 @@ from lora_capacity_cli.runtime import prepare
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
     from lora_capacity.server import ServerConfig
-    from lora_capacity.twin import Results, Scenarios
+    from lora_capacity.twin import Results
+    from lora_capacity.workload import Workload
 
 _SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
+_MEMORY = {
+    "weight_bytes": "weights",
+    "slot_bytes": "adapter slots",
+    "activation_bytes": "activations",
+    "other_bytes": "other",
+    "cuda_graph_bytes": "CUDA graphs",
+    "kv_cache_bytes": "KV cache",
+    "headroom_no_kv_cache_bytes": "KV cache beyond one request of max_model_len",
+    "headroom_oom_bytes": "free at the tightest moment of the start",
+}
+_REFUSED = {
+    "oom": "the server runs out of GPU memory while it starts",
+    "no_kv_cache": "the server does not start: its KV cache is smaller than one request of max_model_len",
+}
+_SHOWN_CLASSES = 12
 
 
 @click.command(
@@ -65,7 +82,7 @@ def simulate(
     known = load_calibration(calibration)
     scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
     results = run(known, scenarios, StayLaw.of_lengths(asked.output_tokens))
-    row = {name: column[0].item() for name, column in table(scenarios, results).items()}
+    row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
     resolved = {name: row.pop(name) for name in _SETTINGS}
     server = ServerConfig.with_defaults(known.behaviour, known.gpu, known.model, **settings | resolved)
     document = {
@@ -74,10 +91,10 @@ def simulate(
         "engine": engine,
         **resolved,
         "prediction": row,
-        "classes": _classes(scenarios, results),
+        "classes": _classes(asked, adapters, results),
         "memory": _memory(known, server),
         "warnings": _warnings(known, resolved, row["status"]),
-        "serve_command": server.serve_command(known.model.name),
+        "serve_command": None if row["status"] in _REFUSED else server.serve_command(known.model.name),
     }
     if output_format == "json":
         print_json(document)
@@ -85,19 +102,19 @@ def simulate(
         _print(document)
 
 
-def _classes(scenarios: "Scenarios", results: "Results") -> list[dict[str, Any]]:
-    """Return what becomes of adapters of each rate and rank; padding is left out."""
+def _classes(workload: "Workload", adapters: int, results: "Results") -> list[dict[str, Any]]:
+    """Return what becomes of adapters of each rate and rank."""
+    classes = workload.classes([adapters])
     columns = {
-        "rate_per_s": scenarios.class_rate_per_s,
-        "rank": scenarios.class_rank,
-        "adapters": scenarios.class_count,
-        "service": results.class_service,
+        "rate_per_s": classes.rate_per_s,
+        "rank": classes.rank,
+        "adapters": classes.count[0],
+        "service": results.class_service[0],
     }
-    rows = [
+    return [
         dict(zip(columns, values, strict=True))
-        for values in zip(*(c[0].tolist() for c in columns.values()), strict=True)
+        for values in zip(*(column.tolist() for column in columns.values()), strict=True)
     ]
-    return [row | {"rank": int(row["rank"]), "adapters": int(row["adapters"])} for row in rows if row["adapters"] > 0]
 
 
 def _memory(calibration: "Calibration", server: "ServerConfig") -> dict[str, float]:
@@ -117,17 +134,7 @@ def _memory(calibration: "Calibration", server: "ServerConfig") -> dict[str, flo
         target_modules=server.reserved_modules,
         block_size=server.block_size,
     )
-    purposes = (
-        "weight",
-        "slot",
-        "activation",
-        "other",
-        "cuda_graph",
-        "kv_cache",
-        "headroom_no_kv_cache",
-        "headroom_oom",
-    )
-    return {f"{purpose}_bytes": float(getattr(plan, f"{purpose}_bytes")[0]) for purpose in purposes}
+    return {name: float(getattr(plan, name)[0]) for name in _MEMORY}
 
 
 def _warnings(calibration: "Calibration", settings: dict[str, int], status: str) -> list[str]:
@@ -137,11 +144,7 @@ def _warnings(calibration: "Calibration", settings: dict[str, int], status: str)
         for name, (low, high) in calibration.fitted_ranges.items()
         if name in given and not low <= given[name] <= high
     ]
-    refused = {
-        "oom": "the server runs out of GPU memory while it starts",
-        "no_kv_cache": "the server does not start: its KV cache is smaller than one request of max_model_len",
-    }
-    return found + [refused[status]] * (status in refused)
+    return found + ([_REFUSED[status]] if status in _REFUSED else [])
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -160,17 +163,23 @@ def _print(document: dict[str, Any]) -> None:
             "adapters in a batch": shown(row["active_adapters"]),
             "adapter loads": f"{shown(row['loads_per_s'])} per s",
             "KV cache in use": f"{percent(row['kv_usage'])} of {shown(row['kv_cache_tokens'])} tokens",
-            "bound": "nothing" if row["limit"] == "none" else row["limit"].replace("_", " "),
+            "bound": bound_words(row["limit"]),
         },
     )
-    print_facts(
-        "GPU memory", {name.removesuffix("_bytes").replace("_", " "): gibibytes(memory[name]) for name in memory}
-    )
-    classes = [
+    print_facts("GPU memory", {text: gibibytes(memory[name]) for name, text in _MEMORY.items()})
+    _print_classes(document["classes"])
+    print_warnings(document["warnings"])
+    if document["serve_command"]:
+        click.echo(document["serve_command"])
+
+
+def _print_classes(classes: list[dict[str, Any]]) -> None:
+    """Print the adapters by rate and rank, the worst served first and not too many of them."""
+    worst = sorted(classes, key=lambda each: each["service"])[:_SHOWN_CLASSES]
+    more = f", the worst served of {len(classes)} kinds" if len(classes) > _SHOWN_CLASSES else ""
+    rows = [
         {"rate per s": each["rate_per_s"], "rank": each["rank"], "adapters": each["adapters"]}
         | {"served %": each["service"] * 100.0}
-        for each in document["classes"]
+        for each in worst
     ]
-    print_table("Adapters by rate and rank", classes)
-    print_warnings(document["warnings"])
-    click.echo(document["serve_command"])
+    print_table(f"Adapters by rate and rank{more}", rows)

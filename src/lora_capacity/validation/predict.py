@@ -1,17 +1,18 @@
 """What a twin says of measured runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration, RunLengths
 from lora_capacity.errors import InputError, nearest_hint
-from lora_capacity.sweep import simulate
-from lora_capacity.twin import Results, Scenarios, StayLaw, lay_out
+from lora_capacity.optimize import assess
+from lora_capacity.status import Status
+from lora_capacity.twin import Scenarios, StayLaw, lay_out
 from lora_capacity.units import S_PER_HOUR
-from lora_capacity.validation.runs import FloatArray, IntArray, Runs
+from lora_capacity.validation.runs import STARVED_SHORTFALL, FloatArray, IntArray, Runs
 
 RUN_LENGTHS = RunLengths(
     output_share=1.0,
@@ -31,18 +32,29 @@ ENGINES = ("steady",)
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a twin says of runs; NumPy arrays ``[runs]``.
+    """What a twin says of runs; arrays ``[runs]``, NaN where it says that the server does not start.
 
     Attributes:
-        results: The predictions, of the answer lengths that the model produced.
+        throughput_tokens_per_s: Input plus output tokens of completed requests per second.
+        itl_s: Mean inter-token latency.
+        ttft_s: Mean time to first token of completed requests.
+        status: Labels of :class:`~lora_capacity.status.Status`, object.
+        starving_probability: Chance that the run starves, given the calibration's error.
         offered_tokens_per_s: Offered load of the run itself, its arrivals per second times the mean lengths asked for:
             what both predicted and measured throughput are held against.
-        starving_probability: Chance that the run starves, given the calibration's error.
     """
 
-    results: Results
-    offered_tokens_per_s: FloatArray
+    throughput_tokens_per_s: FloatArray
+    itl_s: FloatArray
+    ttft_s: FloatArray
+    status: np.ndarray
     starving_probability: FloatArray
+    offered_tokens_per_s: FloatArray
+
+    @property
+    def starts(self) -> NDArray[np.bool_]:
+        """Whether the server is said to start, ``[runs]``."""
+        return ~np.isin(self.status, (Status.OOM.label, Status.NO_KV_CACHE.label))
 
 
 def predict_runs(runs: Runs, calibrations: Mapping[str, Calibration], engine: str = "steady") -> Predictions:
@@ -62,21 +74,19 @@ def predict_runs(runs: Runs, calibrations: Mapping[str, Calibration], engine: st
     """
     if engine not in ENGINES:
         raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
-    parts, places = [], []
+    columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Predictions)}
+    places = []
     for model in dict.fromkeys(runs.model.tolist()):
         if model not in calibrations:
             known = ", ".join(calibrations) or "none"
             raise InputError(f"{runs.path}, model", model, f"a model with a calibration: {known}", "give a calibration")
         for rows in _same_length_limit(runs, np.flatnonzero(runs.model == model)):
-            parts.append(_predict(runs, rows, calibrations[model]))
+            found = _predict(runs, rows, calibrations[model])
+            for name, parts in columns.items():
+                parts.append(found[name])
             places.append(rows)
     order = np.argsort(np.concatenate(places))
-    results = jax.tree.map(lambda *columns: np.concatenate(columns)[order], *(part.results for part in parts))
-    return Predictions(
-        results,
-        np.concatenate([part.offered_tokens_per_s for part in parts])[order],
-        np.concatenate([part.starving_probability for part in parts])[order],
-    )
+    return Predictions(**{name: np.concatenate(parts)[order] for name, parts in columns.items()})
 
 
 def _same_length_limit(runs: Runs, rows: IntArray) -> list[IntArray]:
@@ -85,12 +95,15 @@ def _same_length_limit(runs: Runs, rows: IntArray) -> list[IntArray]:
     return [rows[group == i] for i in range(int(group.max()) + 1)]
 
 
-def _predict(runs: Runs, rows: IntArray, calibration: Calibration) -> Predictions:
+def _predict(runs: Runs, rows: IntArray, calibration: Calibration) -> Mapping[str, np.ndarray]:
     lengths = calibration.runs or RUN_LENGTHS
     scenarios, stays = lay_out_runs(runs, rows, calibration, lengths)
-    tokens_per_request = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows]
-    offered = runs.arrival_rate_per_s(lengths.max_pending)[rows] * tokens_per_request
-    return Predictions(simulate(calibration, scenarios, stays), offered, offered * 0)
+    asked = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows]
+    produced = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows] * lengths.output_share
+    # Models that stop early fall short of the offered load even when every request is completed.
+    share = _filled(produced / asked, 1.0).mean()
+    columns = assess(calibration, scenarios, stays, threshold=1.0 - (1.0 - STARVED_SHORTFALL) / share)
+    return columns | {"offered_tokens_per_s": runs.arrival_rate_per_s(lengths.max_pending)[rows] * asked}
 
 
 def lay_out_runs(

@@ -23,6 +23,11 @@ Source: setting of the published H100 runs (arXiv 2508.08343); likewise the next
 MAX_NUM_BATCHED_TOKENS = 2048
 """``max_num_batched_tokens`` of runs whose table does not say."""
 
+STARVED_SHORTFALL = 0.1
+"""A run is starved when its throughput is at least this share below its offered load.
+
+Source: definition of arXiv 2508.08343."""
+
 _STATUSES = {status.label: status for status in (Status.OK, Status.NO_KV_CACHE, Status.OOM)}
 _MEASURED = (
     "mean_input_tokens",

@@ -1,6 +1,7 @@
 """How close predictions come to measured runs: every measure defined once."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from lora_capacity.optimize import Objective, choose
 from lora_capacity.status import Status
 from lora_capacity.validation.predict import Predictions
-from lora_capacity.validation.runs import IntArray, Runs
-
-STARVED_SHORTFALL = 0.1
-"""A run is starved when its throughput is at least this share below its offered load.
-
-Source: definition of arXiv 2508.08343."""
+from lora_capacity.validation.runs import STARVED_SHORTFALL, IntArray, Runs
 
 OPTIMUM_SET = "optimum"
 """Name of the ``set`` whose runs are grids made to read the best configuration off.
@@ -78,10 +74,9 @@ def score_runs(runs: Runs, predictions: Predictions, engine: str = "steady") -> 
         A JSON document: ``engine``, ``groups``, ``models``, ``starved``, ``startup``, ``optima``; NaN where there is
         nothing to average.
     """
-    started_as_told = predictions.results.status <= Status.OUTSIDE_CALIBRATION
-    compared = runs.started & started_as_told
-    predicted_status = np.where(started_as_told, Status.OK, predictions.results.status)
-    agree = int(np.count_nonzero(predicted_status == runs.status))
+    compared = runs.started & predictions.starts
+    told = np.where(predictions.starts, Status.OK.label, predictions.status)
+    agree = int(np.count_nonzero(told == np.array([Status(code).label for code in runs.status])))
     return {
         "engine": engine,
         "groups": [
@@ -107,10 +102,8 @@ def _groups(runs: Runs, *keys: str, where: _Rows | None = None) -> Iterator[tupl
 
 
 def _errors(runs: Runs, predictions: Predictions, rows: _Rows) -> dict[str, Any]:
-    results = predictions.results
-
     def error(measure: Callable[[ArrayLike, ArrayLike], float], name: str) -> float:
-        return measure(getattr(results, name)[rows], getattr(runs, name)[rows])
+        return measure(getattr(predictions, name)[rows], getattr(runs, name)[rows])
 
     return {
         "runs": int(np.count_nonzero(rows)),
@@ -123,7 +116,7 @@ def _errors(runs: Runs, predictions: Predictions, rows: _Rows) -> dict[str, Any]
 
 def _confusion(runs: Runs, predictions: Predictions, rows: _Rows) -> dict[str, int]:
     offered = predictions.offered_tokens_per_s[rows]
-    told = is_starved(predictions.results.throughput_tokens_per_s[rows], offered)
+    told = is_starved(predictions.throughput_tokens_per_s[rows], offered)
     measured = is_starved(runs.throughput_tokens_per_s[rows], offered)
     pairs = {"tp": told & measured, "fp": told & ~measured, "fn": ~told & measured, "tn": ~told & ~measured}
     return {name: int(np.count_nonzero(which)) for name, which in pairs.items()}
@@ -172,13 +165,9 @@ def _measured_optimum(runs: Runs, starved: _Rows, throughput: NDArray[np.float64
 
 def _chosen(runs: Runs, predictions: Predictions, rows: IntArray) -> int | None:
     """Return the run that the optimizer would take, from predictions alone."""
-    results = predictions.results
-    names = ("throughput_tokens_per_s", "itl_s", "ttft_s", "status")
+    columns = {field.name: getattr(predictions, field.name)[rows] for field in fields(predictions)}
     settings = ("max_cpu_loras", "max_loras", "max_num_seqs", "max_num_batched_tokens")
-    columns = {name: getattr(results, name)[rows] for name in names}
     columns |= {name: getattr(runs, name)[rows] for name in settings}
-    columns["offered_tokens_per_s"] = predictions.offered_tokens_per_s[rows]
-    columns["starving_probability"] = predictions.starving_probability[rows]
     found = choose(columns, Objective(), threshold=STARVED_SHORTFALL)
     return None if found is None else int(rows[found])
 
