@@ -200,9 +200,10 @@ class _Problem:
         self._jacobian = jax.jit(jax.jacfwd(residuals))
 
     def costs(self, log_coefficients: FloatArray) -> Costs:
-        """Costs as plain floats."""
+        """Costs as plain floats, to the digits that a fit can tell."""
         costs = build_costs(self._model, jnp.asarray(log_coefficients), self._disk)
-        return replace(jax.tree.map(float, costs), kernels=LoraKernels.of_model(self._model))
+        rounded = jax.tree.map(lambda value: float(f"{float(value):.5g}"), costs)
+        return replace(rounded, kernels=LoraKernels.of_model(self._model))
 
     def solve(self, run_weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the coefficients' logarithms and their standard errors."""
