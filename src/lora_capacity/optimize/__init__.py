@@ -1,8 +1,9 @@
 """The best numbers of adapters and slots on one GPU."""
 
-from lora_capacity.optimize.choice import GOALS, Objective, choose
+from lora_capacity.optimize.choice import GOALS, Objective, choose, judge
+from lora_capacity.optimize.margin import assess, critical_load, starving_probability
+from lora_capacity.optimize.optimizer import optimize
 from lora_capacity.optimize.recommendation import Candidate, MemoryMargin, Neighbour, Recommendation
-from lora_capacity.optimize.search import optimize
 
 __all__ = [
     "GOALS",
@@ -11,6 +12,10 @@ __all__ = [
     "Neighbour",
     "Objective",
     "Recommendation",
+    "assess",
     "choose",
+    "critical_load",
+    "judge",
     "optimize",
+    "starving_probability",
 ]

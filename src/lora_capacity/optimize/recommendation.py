@@ -1,11 +1,31 @@
 """What the optimizer answers: the configuration to run, how safe it is, what is next to it and why."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
-from lora_capacity.optimize.choice import Objective
+from lora_capacity.optimize.choice import Columns, Objective
 from lora_capacity.server import ServerConfig
+from lora_capacity.units import BYTES_PER_GIB
+
+LIMITS = {
+    "none": "nothing",
+    "slots": "the slots (max_loras)",
+    "kv_cache": "the KV cache",
+    "token_budget": "the token budget (max_num_batched_tokens)",
+    "sequences": "the batch limit (max_num_seqs)",
+}
+"""What holds a server back, in words, by `Limit` label."""
+
+_VERDICTS = {
+    "acceptable": "acceptable",
+    "risky": "too likely to starve",
+    "starved": "starve",
+    "too_slow": "too slow",
+    "no_kv_cache": "refused by vLLM for lack of KV cache",
+    "oom": "out of GPU memory",
+}
 
 
 @dataclass(frozen=True)
@@ -29,8 +49,8 @@ class Candidate:
         kv_usage: Share of the KV cache in use.
         loads_per_s: Adapter loads into GPU slots per second.
         limit: What holds it back at the offered load (`Limit` label; ``none`` while it keeps up).
-        limit_beyond: What holds it back at the load at which it starves.
-        critical_load: Times the offered load at which it starves, within the factors tried.
+        limit_beyond: What holds it back at the load at which it starves; empty if no load tried starves it.
+        critical_load: Times the offered load at which it starves; the highest load tried if that does not starve it.
         starving_probability: Chance that it starves, given the calibration's error.
         status: `Status` label.
     """
@@ -56,16 +76,24 @@ class Candidate:
     starving_probability: float
     status: str
 
+    @classmethod
+    def from_columns(cls, columns: Columns) -> list[Self]:
+        """Return one candidate per row of the columns that `assess` returns."""
+        names = [entry.name for entry in fields(cls)]
+        rows = zip(*(columns[name].tolist() for name in names), strict=True)
+        return [cls(**dict(zip(names, row, strict=True))) for row in rows]
+
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The best configuration with one adapter or slot more or less.
+    """A configuration with one adapter or slot more or less.
 
     Attributes:
-        change: ``one more adapter``, ``one more slot``, ``one slot fewer``.
+        change: ``one more adapter``, ``one more slot`` or ``one slot fewer``.
         candidate: The configuration.
         gain_tokens_per_s: Throughput that it brings over the recommended one; negative: costs; NaN: does not start.
-        verdict: ``acceptable``, ``risky``, ``starved``, ``too_slow`` (beyond a latency bound), ``no_kv_cache`` or ``oom``.
+        verdict: ``acceptable``, ``risky``, ``starved``, ``too_slow`` (beyond a latency bound), ``no_kv_cache`` or
+            ``oom``.
     """
 
     change: str
@@ -103,7 +131,7 @@ class Recommendation:
         server: Its settings under vLLM's names; ``server.serve_command(model)`` is the command line.
         memory: How far it is from not starting.
         neighbours: One adapter or slot more or less.
-        runners_up: The best of other slot counts, best first, at most five.
+        runners_up: The best of other slot counts and settings, best first, at most five.
         counts: Configurations looked at, by verdict (`Neighbour.verdict`).
         warnings: What the user should know, one sentence each.
     """
@@ -124,8 +152,84 @@ class Recommendation:
     @property
     def explanation(self) -> tuple[str, ...]:
         """Why this configuration, in sentences."""
-        raise NotImplementedError
+        return (
+            *self._load_margin(),
+            f"Memory: the KV cache holds {self.memory.kv_cache_tokens} tokens, {self.memory.spare_kv_cache_tokens} "
+            f"more than vLLM needs to start; {self.memory.spare_bytes / BYTES_PER_GIB:.1f} GiB of the GPU stay free.",
+            *map(self._told, self.neighbours),
+            f"Of {sum(self.counts.values())} configurations looked at, "
+            + ", ".join(f"{count} {_VERDICTS[verdict]}" for verdict, count in sorted(self.counts.items()))
+            + ".",
+        )
+
+    def _load_margin(self) -> tuple[str, ...]:
+        best = self.best
+        chance = f"chance {best.starving_probability:.2g}, accepted {self.risk:g}"
+        if not best.limit_beyond:
+            return (f"It keeps up with at least {best.critical_load:.3g} times the offered load.",)
+        return (
+            f"It starves at {best.critical_load:.3g} times the offered load ({chance}), held back then by "
+            f"{LIMITS[best.limit_beyond]}.",
+        )
+
+    def _told(self, neighbour: Neighbour) -> str:
+        where = (
+            f"{neighbour.change.capitalize()} ({neighbour.candidate.max_cpu_loras} / {neighbour.candidate.max_loras})"
+        )
+        if math.isnan(neighbour.gain_tokens_per_s):
+            return f"{where} does not start: {_VERDICTS[neighbour.verdict]}."
+        beyond = neighbour.candidate.limit_beyond
+        held = f", held back by {LIMITS[beyond]}" if beyond else ""
+        return (
+            f"{where}: {neighbour.gain_tokens_per_s:+.0f} tokens/s, {neighbour.verdict.replace('_', ' ')}; chance of "
+            f"starving {neighbour.candidate.starving_probability:.2g}{held}."
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the recommendation as a JSON object; NaN and infinity become null."""
-        raise NotImplementedError
+        """Return the recommendation as a JSON object; what is NaN becomes null.
+
+        ``{"model", "calibration", "objective": {"goal", "within", "max_itl_s", "max_ttft_s"}, "starvation_threshold",
+        "risk", "max_cpu_loras", "max_loras", "predicted": {Candidate}, "margin": {"critical_load",
+        "starving_probability", "limit_beyond", "kv_cache_tokens", "spare_kv_cache_tokens", "spare_bytes"},
+        "neighbours": [{"change", "verdict", "gain_tokens_per_s", "candidate": {Candidate}}], "runners_up":
+        [{Candidate}], "looked_at": {verdict: count}, "server": {vLLM's names}, "serve_command", "explanation":
+        [sentences], "warnings": [sentences]}``, where ``{Candidate}`` has the fields of `Candidate`.
+        """
+        best = self.best
+        content = {
+            "model": self.model,
+            "calibration": self.calibration,
+            "objective": asdict(self.objective),
+            "starvation_threshold": self.threshold,
+            "risk": self.risk,
+            "max_cpu_loras": best.max_cpu_loras,
+            "max_loras": best.max_loras,
+            "predicted": asdict(best),
+            "margin": {
+                "critical_load": best.critical_load,
+                "starving_probability": best.starving_probability,
+                "limit_beyond": best.limit_beyond,
+                **asdict(self.memory),
+            },
+            "neighbours": [asdict(neighbour) for neighbour in self.neighbours],
+            "runners_up": [asdict(candidate) for candidate in self.runners_up],
+            "looked_at": dict(self.counts),
+            "server": {
+                entry.name: getattr(self.server, entry.name)
+                for entry in fields(self.server)
+                if entry.name != "defaults"
+            },
+            "serve_command": self.server.serve_command(self.model),
+            "explanation": list(self.explanation),
+            "warnings": list(self.warnings),
+        }
+        plain: dict[str, Any] = _without_nan(content)
+        return plain
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
