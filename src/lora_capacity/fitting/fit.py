@@ -24,7 +24,6 @@ from lora_capacity.fitting.residuals import (
     run_residuals,
 )
 from lora_capacity.memory import MemoryModel, fit_memory
-from lora_capacity.server import ModelShape
 from lora_capacity.twin import Results, simulate_steady
 from lora_capacity.validation import RUN_LENGTHS, Runs, lay_out_runs, read_runs, smape
 
@@ -48,9 +47,8 @@ _PRIORS: dict[str, tuple[float, float]] = {
 _BANDWIDTH_BYTES_PER_S = 2.0e12
 _COMPUTE_FLOP_PER_S = 3.5e14
 _PREFILL_SHARE_ON_TOP = 0.4
-_FIRST_PRINCIPLES_SPREAD = 0.3
 _HOST_PRIOR_SPREAD = 0.4
-_MAX_EVALUATIONS = 15
+_MAX_EVALUATIONS = 50
 # Runs whose service lies between these tell how well the onset of starvation is predicted.
 _NEAR_CAPACITY = (0.5, 0.98)
 _RECORDED = {
@@ -182,7 +180,7 @@ class _Problem:
         slope = np.linalg.lstsq(ranks, loads["disk_s"], rcond=None)[0]
         self._disk = (max(float(slope[0]), 0.0), max(float(slope[1]), 0.0))
         host_s = float(np.median(loads["host_s"]))
-        priors = _PRIORS | _first_principles(profile.model) | {"host_s": (host_s, _HOST_PRIOR_SPREAD)}
+        priors = _PRIORS | _first_principles(profile) | {"host_s": (host_s, _HOST_PRIOR_SPREAD)}
         self._centre = np.log([priors[name][0] for name in NAMES])
         self._spread = np.array([priors[name][1] for name in NAMES])
         benchmarks = benchmark_residuals(profile)
@@ -228,17 +226,17 @@ class _Problem:
         return found.x, np.sqrt(np.diag(covariance))
 
 
-def _first_principles(model: ModelShape) -> dict[str, tuple[float, float]]:
+def _first_principles(profile: Profile) -> dict[str, tuple[float, float]]:
     """Priors that follow from shapes: reading the KV cache, computing a prompt, moving activations to LoRA kernels."""
+    model = profile.model
     moved = sum(module.input_size + 2 * sum(module.output_sizes) for module in model.linear_modules)
     activation_bytes = model.num_layers * model.dtype_bytes * moved
     prompt_s = 2.0 * model.weight_bytes / model.dtype_bytes / _COMPUTE_FLOP_PER_S
-    centres = {
-        "kv_token_s": model.kv_bytes_per_token / _BANDWIDTH_BYTES_PER_S,
-        "prefill_token_s": _PREFILL_SHARE_ON_TOP * prompt_s,
-        "lora_token_s": activation_bytes / _BANDWIDTH_BYTES_PER_S,
+    return {
+        "kv_token_s": (model.kv_bytes_per_token / _BANDWIDTH_BYTES_PER_S, 0.3),
+        "prefill_token_s": (_PREFILL_SHARE_ON_TOP * prompt_s, 1.0 if profile.tells_prefill else 0.3),
+        "lora_token_s": (activation_bytes / _BANDWIDTH_BYTES_PER_S, 0.3),
     }
-    return {name: (centre, _FIRST_PRINCIPLES_SPREAD) for name, centre in centres.items()}
 
 
 _simulate = jax.jit(simulate_steady)

@@ -128,6 +128,11 @@ class Profile:
     loading: Table
 
     @property
+    def tells_prefill(self) -> bool:
+        """Whether prompts of different lengths were timed."""
+        return np.unique(self.prefill["input_tokens"]).size >= 2
+
+    @property
     def behaviour(self) -> VllmBehaviour:
         """Defaults and rules of the server's version."""
         return VllmBehaviour.for_version(str(self.server["vllm_version"]))

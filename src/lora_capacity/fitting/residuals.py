@@ -103,12 +103,12 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
             jnp.log(bare_s / decode["step_s"]) / _STEP_SPREAD,
             jnp.log(lora_s / adapters["step_s"]) / _STEP_SPREAD,
         ]
-        if prefill["prompts"].size >= 3:
+        if profile.tells_prefill:
             per_prompt_s = (prefill["duration_s"] - prefill["duration_s"].mean()) / prefill["prompts"].mean()
             longer = prefill["input_tokens"] - prefill["input_tokens"].mean()
             predicted_s = longer * (step.token_s + step.prefill_token_s + step.base_s / budget)
             scale_s = float(np.abs(per_prompt_s).mean())
-            parts.append((predicted_s - per_prompt_s) / (_PREFILL_SPREAD * scale_s * np.sqrt(longer.size)))
+            parts.append((predicted_s - per_prompt_s) / (_PREFILL_SPREAD * scale_s))
         return jnp.concatenate(parts)
 
     return residuals
