@@ -177,13 +177,9 @@ def _memory_margin(calibration: Calibration, server: ServerConfig) -> MemoryMarg
 
 def _warnings(problem: Problem, best: Candidate) -> tuple[str, ...]:
     warnings = []
-    for name, value in (
-        ("adapters", best.max_cpu_loras),
-        ("max_loras", best.max_loras),
-        ("max_lora_rank", best.max_lora_rank),
-    ):
-        if problem.calibration.outside(**{name: value}).any():
-            low, high = problem.calibration.fitted_ranges[name]
+    for name, (low, high) in problem.calibration.fitted_ranges.items():
+        value = best.max_cpu_loras if name == "adapters" else getattr(best, name, low)
+        if not low <= value <= high:
             warnings.append(f"{name} {value} is outside the calibration's range {low:g} to {high:g}: an extrapolation")
     available = problem.workload.adapters.max_count
     if best.max_cpu_loras == available:
