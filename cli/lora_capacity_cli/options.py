@@ -38,8 +38,10 @@ class Grid(click.ParamType):
 
 def _numbers_of(part: str) -> range:
     """Return what one part of a grid stands for; ValueError if it is none."""
-    words = [int(word) for word in part.split(":")]
-    start, stop, step = {1: [*words, *words, 1], 2: [*words, 1], 3: words}[min(len(words), 4)] if words else [0, 0, 0]
+    start, *rest = (int(word) for word in part.split(":"))
+    if len(rest) > 2:
+        raise ValueError(part)
+    stop, step = [*rest, 1][:2] if rest else (start, 1)
     numbers = range(start, stop + 1, step)
     if start < 1 or not 1 <= len(numbers) <= MAX_GRID_VALUES:
         raise ValueError(part)

@@ -38,9 +38,9 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, empty: str = "
         click.echo(f"{title}: {empty}\n")
         return
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in rows[0]:
+    for place, name in enumerate(rows[0]):
         numeric = all(isinstance(row[name], (int, float)) or row[name] is None for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(shown(value) for value in row.values()))
     _print(table)

@@ -142,7 +142,11 @@ def lay_out_runs(
         max_num_batched_tokens=runs.max_num_batched_tokens[rows],
         max_model_len=None if np.isnan(limit) else int(limit),
     )
-    return scenarios, StayLaw.of_lengths(lengths.output_lengths(float(output_tokens.mean())))
+    mean_tokens = float(output_tokens.mean())
+    try:
+        return scenarios, StayLaw.of_lengths(lengths.output_lengths(mean_tokens))
+    except InputError as error:
+        raise InputError(f"{runs.path}, mean_output_tokens", round(mean_tokens, 1), error.allowed) from None
 
 
 def _filled(values: FloatArray, otherwise: float) -> FloatArray:

@@ -1,0 +1,283 @@
+"""What the commands answer: schema of the JSON documents, tables, files, exit codes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_capacity.calibration import bundled_names
+from tests.cli.conftest import WORKLOAD, Run
+from tests.cli.test_bad_input import RUN, write_runs
+
+LLAMA, QWEN = "llama-3.1-8b-instruct", "qwen-2.5-7b-instruct"
+COMMANDS = ("optimize", "simulate", "sweep", "validate", "fit", "calibrations")
+COLUMNS = [
+    "max_cpu_loras",
+    "max_loras",
+    "max_lora_rank",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "kv_cache_tokens",
+    "throughput_tokens_per_s",
+    "offered_tokens_per_s",
+    "service",
+    "starved",
+    "completed_per_s",
+    "mean_running",
+    "mean_waiting",
+    "step_time_s",
+    "itl_s",
+    "ttft_s",
+    "active_adapters",
+    "kv_usage",
+    "loads_per_s",
+    "limit",
+    "status",
+]
+
+
+def answer(result) -> dict:
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return json.loads(result.stdout, parse_constant=pytest.fail)
+
+
+def test_help_names_the_commands(run: Run) -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(f"\n  {command} " in result.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_has_an_example_and_a_format(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"\n    lora-capacity {command} " in result.stdout.replace(f"{command}\n", f"{command} \n")
+    assert "--format [table|json]" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["optimize", "simulate", "sweep"])
+def test_server_settings_have_the_names_of_vllms_flags(run: Run, command: str) -> None:
+    text = run(command, "--help").stdout
+    for flag in ("max-loras", "max-lora-rank", "max-num-seqs", "max-num-batched-tokens", "gpu-memory-utilization"):
+        assert f"--{flag} " in text
+    assert "--max-model-len " in text
+
+
+def test_optimize_json(run: Run, workload: Path) -> None:
+    found = answer(run("optimize", workload, "--format", "json"))
+    best = found["predicted"]
+    assert found["max_cpu_loras"] == best["max_cpu_loras"] >= found["max_loras"] == best["max_loras"] >= 1
+    assert best["throughput_tokens_per_s"] > 0.9 * best["offered_tokens_per_s"] > 0
+    assert found["margin"]["starving_probability"] <= found["risk"] == 0.05
+    assert found["margin"]["spare_bytes"] > 0
+    assert f"--max-loras {found['max_loras']} --max-cpu-loras {found['max_cpu_loras']}" in found["serve_command"]
+    assert found["calibration"] == "llama-3.1-8b-instruct-h100-64gb"
+
+
+def test_optimize_table_tells_what_the_json_tells(run: Run, workload: Path) -> None:
+    found = answer(run("optimize", workload, "--format", "json"))
+    result = run("optimize", workload)
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    first, *_, last = result.stdout.splitlines()
+    assert (
+        first == f"Serve {found['max_cpu_loras']} adapters (max_cpu_loras) with {found['max_loras']} slots (max_loras)"
+    )
+    assert last == found["serve_command"]
+
+
+def test_optimize_keeps_to_the_grid(run: Run, workload: Path) -> None:
+    found = answer(run("optimize", workload, "--adapters", "8:16:4", "--max-loras", "2,8", "--format", "json"))
+    assert found["max_cpu_loras"] in (8, 12, 16)
+    assert found["max_loras"] in (2, 8)
+
+
+def test_one_adapter_is_a_workload(run: Run, workload: Path) -> None:
+    workload.write_text(WORKLOAD.replace("mix: {rates_per_s: [0.4, 0.2], ranks: [8, 16]}", "list: one.csv"))
+    Path("one.csv").write_text("adapter,rank,rate_per_s\nonly,8,0.5\n", encoding="utf-8")
+    found = answer(run("optimize", workload, "--format", "json"))
+    assert (found["max_cpu_loras"], found["max_loras"]) == (1, 1)
+    simulated = answer(run("simulate", workload, "--adapters", 1, "--max-loras", 1, "--format", "json"))
+    assert simulated["prediction"]["offered_tokens_per_s"] == pytest.approx(0.5 * 420, rel=1e-4)
+    assert simulated["prediction"]["service"] == pytest.approx(1, abs=0.01)
+
+
+def test_simulate_json(run: Run, workload: Path) -> None:
+    found = answer(run("simulate", workload, "--adapters", 16, "--max-loras", 8, "--format", "json"))
+    settings = ["max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"]
+    others = ["prediction", "classes", "memory", "warnings", "serve_command"]
+    assert list(found) == ["calibration", "model", "engine", *settings, *others]
+    assert [found[name] for name in settings] == [16, 8, 16, 256, 2048]
+    assert set(found["prediction"]) == set(COLUMNS) - set(settings)
+    assert found["prediction"]["offered_tokens_per_s"] == pytest.approx(16 * 0.3 * 420, rel=1e-4)
+    assert [(each["rate_per_s"], each["rank"], each["adapters"]) for each in found["classes"]] == [
+        (0.2, 16, 8),
+        (0.4, 8, 8),
+    ]
+    memory = found["memory"]
+    assert memory["kv_cache_bytes"] > 0
+    assert found["serve_command"].startswith(f"vllm serve {LLAMA} --enable-lora --max-loras 8 --max-cpu-loras 16")
+
+
+def test_simulate_of_a_server_that_does_not_start(run: Run, workload: Path) -> None:
+    command = ("simulate", workload, "--adapters", 1000, "--max-loras", 1000)
+    found = answer(run(*command, "--format", "json"))
+    assert found["prediction"]["status"] == "oom"
+    assert found["prediction"]["throughput_tokens_per_s"] is None
+    assert found["serve_command"] is None
+    text = run(*command)
+    assert text.exit_code == 0
+    assert "nan" not in text.stdout
+    assert "warning: the server runs out of GPU memory while it starts" in text.stdout
+
+
+def test_simulate_says_what_lies_outside_the_calibration(run: Run, workload: Path) -> None:
+    found = answer(run("simulate", workload, "--adapters", 600, "--max-loras", 8, "--format", "json"))
+    assert found["prediction"]["status"] == "outside_calibration"
+    assert any(warning.startswith("adapters 600 lies outside ") for warning in found["warnings"])
+
+
+def test_settings_reach_the_prediction(run: Run, workload: Path) -> None:
+    command = ("simulate", workload, "--adapters", 16, "--max-loras", 8, "--format", "json")
+    usual = answer(run(*command))
+    short = answer(run(*command, "--gpu-memory-utilization", 0.5, "--max-num-seqs", 64, "--max-model-len", 4096))
+    assert short["prediction"]["kv_cache_tokens"] < 0.6 * usual["prediction"]["kv_cache_tokens"]
+    assert short["max_num_seqs"] == 64
+    for flag in ("--gpu-memory-utilization 0.5", "--max-num-seqs 64", "--max-model-len 4096"):
+        assert flag in short["serve_command"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_sweep_writes_the_grid(run: Run, workload: Path, suffix: str) -> None:
+    output = Path(f"grid.{suffix}")
+    output.write_text("old", encoding="utf-8")
+    grid = ("--adapters", "8:24:8", "--max-loras", "8,16")
+    found = answer(run("sweep", workload, *grid, "-o", output, "--format", "json"))
+    assert found["file"] == str(output)
+    assert found["columns"] == COLUMNS
+    assert (found["configurations"], found["started"]) == (5, 5)
+    rows = read_rows(output)
+    assert [(int(row["max_cpu_loras"]), int(row["max_loras"])) for row in rows] == [
+        (8, 8), (16, 8), (16, 16), (24, 8), (24, 16)
+    ]  # fmt: skip
+    assert list(rows[0]) == COLUMNS
+    assert sorted(path.name for path in Path().iterdir()) == sorted(["workload.yaml", "no-folder", output.name])
+
+
+def read_rows(path: Path) -> list[dict]:
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    from pyarrow import parquet
+
+    return parquet.read_table(path).to_pylist()
+
+
+def test_sweep_compares_batch_limits(run: Run, workload: Path) -> None:
+    grid = ("--adapters", "8", "--max-loras", "8", "--max-num-seqs", "64,256", "--max-num-batched-tokens", "1024,2048")
+    assert answer(run("sweep", workload, *grid, "-o", "grid.csv", "--format", "json"))["configurations"] == 4
+    limits = {(row["max_num_seqs"], row["max_num_batched_tokens"]) for row in read_rows(Path("grid.csv"))}
+    assert limits == {("64", "1024"), ("64", "2048"), ("256", "1024"), ("256", "2048")}
+
+
+def test_validate_json(run: Run) -> None:
+    grid = [
+        RUN | {"max_loras": str(slots), "max_cpu_loras": str(adapters), "scenario": "s", "set": "mine"}
+        for slots in (8, 16)
+        for adapters in (16, 32)
+    ]
+    blank = {
+        name: "" for name in RUN if name.startswith("mean_") or name.endswith(("put", "_s")) or name == "completed"
+    }
+    refused = grid[0] | blank | {"max_loras": "1000", "max_cpu_loras": "1000", "status": "oom", "scenario": "other"}
+    write_runs(*grid, refused, grid[0] | {"model": QWEN, "scenario": "t"})
+    found = answer(run("validate", "runs.csv", "--engine", "steady", "--format", "json"))
+    errors = ["runs", "throughput_smape", "throughput_mape", "itl_smape", "ttft_smape"]
+    assert list(found) == ["engine", "groups", "models", "starved", "startup", "optima"]
+    assert found["engine"] == "steady"
+    assert all(list(group) == ["model", "set", "scenario", *errors] for group in found["groups"])
+    keys = [(group["model"], group["scenario"], group["runs"]) for group in found["groups"]]
+    assert keys == [(LLAMA, "s", 4), (LLAMA, "other", 0), (QWEN, "t", 1)]
+    assert found["groups"][1]["throughput_smape"] is None
+    assert all(list(model) == ["model", *errors] for model in found["models"])
+    assert [(model["model"], model["runs"]) for model in found["models"]] == [(LLAMA, 4), (QWEN, 1)]
+    assert list(found["starved"]) == ["tp", "fp", "fn", "tn"]
+    assert sum(found["starved"].values()) == 5
+    assert found["startup"] == {"agree": 6, "disagree": 0}
+    (optimum,) = found["optima"]
+    assert list(optimum) == ["model", "scenario", "measured", "chosen", "regret"]
+    assert list(optimum["measured"]) == ["max_cpu_loras", "max_loras", "throughput"]
+    assert list(optimum["chosen"]) == ["max_cpu_loras", "max_loras", "measured_throughput", "starved"]
+    text = run("validate", "runs.csv")
+    assert text.exit_code == 0
+    assert LLAMA in text.stdout
+
+
+def test_calibrations_are_listed_and_shown(run: Run) -> None:
+    listed = answer(run("calibrations", "--format", "json"))
+    assert [each["name"] for each in listed] == list(bundled_names())
+    text = run("calibrations")
+    assert text.exit_code == 0
+    for name in bundled_names():
+        assert name in text.stdout
+        shown = answer(run("calibrations", "show", name, "--format", "json"))
+        assert shown["name"] == name
+        assert shown["schema_version"] == 1
+        assert f"\n  name            {name}" in run("calibrations", "show", name).stdout
+
+
+def command_line(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "lora_capacity_cli", *map(str, arguments)]
+
+
+def test_compiled_code_is_kept_in_the_users_cache(workload: Path, tmp_path: Path) -> None:
+    command = command_line("simulate", workload, "--adapters", 8, "--max-loras", 4, "--format", "json")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    kept = [path for path in (tmp_path / "cache" / "lora-capacity").rglob("*") if path.is_file()]
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert kept
+    assert first.stdout == second.stdout
+    assert first.stderr == second.stderr == ""
+
+
+def test_interrupt_ends_quietly(workload: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")  # nobody writes: the command waits for its input until it is interrupted
+    process = subprocess.Popen(
+        command_line("simulate", tmp_path / "pipe.yaml", "--adapters", 8, "--max-loras", 4),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        # Opening the other end succeeds once the command is there to read.
+        while not process.poll():
+            try:
+                end = os.open(tmp_path / "pipe.yaml", os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError:
+                time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        os.close(end)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert stdout.strip() == ""
+    assert stderr.strip() == ""
+
+
+def test_reader_that_leaves_early_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = command_line("calibrations", "show", bundled_names()[0])
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, b"")
