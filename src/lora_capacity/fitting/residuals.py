@@ -1,7 +1,6 @@
 """How far predictions of given coefficients lie from measurements, in standard deviations."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,26 +37,6 @@ _PREFILL_SPREAD = 0.05
 _THROUGHPUT_SPREAD = 0.03
 _RUN_STEP_SPREAD = 0.05
 _BLOCK_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class MeasuredRuns:
-    """Serving runs to fit to.
-
-    Attributes:
-        scenarios: The runs as configurations, ``[runs]``.
-        stays: Law of their output lengths.
-        throughput_tokens_per_s: Measured, ``[runs]``.
-        itl_s: Measured by the clients, ``[runs]``.
-        step_s: Mean step time by Little's law, running requests per output token per second, ``[runs]``; NaN if not
-            recorded.
-    """
-
-    scenarios: Scenarios
-    stays: StayLaw
-    throughput_tokens_per_s: FloatArray
-    itl_s: FloatArray
-    step_s: FloatArray
 
 
 def build_costs(model: ModelShape, log_coefficients: Array, disk: tuple[float, float]) -> Costs:
@@ -114,17 +93,30 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
     return residuals
 
 
-def run_residuals(runs: MeasuredRuns) -> Callable[[Costs], Array]:
-    """Throughput, step time and inter-token latency of runs by the steady twin, ``[3, runs]``; 0 where not recorded."""
+def run_residuals(
+    scenarios: Scenarios, stays: StayLaw, throughput_tokens_per_s: FloatArray, itl_s: FloatArray, step_s: FloatArray
+) -> Callable[[Costs], Array]:
+    """Serving runs by the steady twin: throughput, and the inter-token latency twice, ``[3, runs]``.
+
+    The twin's latency is compared with the step time that Little's law gives from the requests running, and with what
+    the clients saw: a client sees longer gaps when the server's front end falls behind and sends tokens together.
+
+    Args:
+        scenarios: The runs as configurations, ``[runs]``.
+        stays: Law of their output lengths.
+        throughput_tokens_per_s: Measured, ``[runs]``.
+        itl_s: Seen by the clients, ``[runs]``.
+        step_s: By Little's law, ``[runs]``; NaN where not recorded, which counts as no difference.
+    """
 
     def residuals(costs: Costs) -> Array:
-        results = simulate_steady(costs, runs.scenarios, runs.stays)
+        results = simulate_steady(costs, scenarios, stays)
         log_itl = jnp.log(results.itl_s)
         rows = jnp.stack(
             [
-                (jnp.log(results.throughput_tokens_per_s) - np.log(runs.throughput_tokens_per_s)) / _THROUGHPUT_SPREAD,
-                (log_itl - np.log(runs.step_s)) / _RUN_STEP_SPREAD,
-                (log_itl - np.log(runs.itl_s)) / _RUN_STEP_SPREAD,
+                (jnp.log(results.throughput_tokens_per_s) - np.log(throughput_tokens_per_s)) / _THROUGHPUT_SPREAD,
+                (log_itl - np.log(step_s)) / _RUN_STEP_SPREAD,
+                (log_itl - np.log(itl_s)) / _RUN_STEP_SPREAD,
             ]
         )
         return jnp.where(jnp.isfinite(rows), rows, 0.0)

@@ -1,0 +1,127 @@
+"""Serving runs to fit to, and how far predictions of them are off."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_capacity._tables import Column, read_table
+from lora_capacity.calibration import Calibration, RunLengths
+from lora_capacity.costs import Costs
+from lora_capacity.errors import InputError
+from lora_capacity.fitting.profile import FloatArray, Profile
+from lora_capacity.fitting.residuals import NAMES, build_costs
+from lora_capacity.memory import MemoryModel
+from lora_capacity.twin import Results, Scenarios, StayLaw, simulate_steady
+from lora_capacity.validation import RUN_LENGTHS, Runs, is_starved, lay_out_runs, read_runs, smape
+
+# Runs whose service lies between these tell how well the onset of starvation is predicted.
+_NEAR_CAPACITY = (0.5, 0.98)
+_BUSY_RUNNING = 20
+_RECORDED = {
+    "mean_running": Column(required=False, blank=True, minimum=0),
+    "output_throughput": Column(blank=True, minimum=0),
+    "mean_kv_usage": Column(required=False, blank=True, minimum=0),
+}
+
+_simulate = jax.jit(simulate_steady)
+
+
+@dataclass(frozen=True)
+class MeasuredRuns:
+    """Serving runs of one model that started.
+
+    Attributes:
+        runs: What was measured, ``[runs]``.
+        lengths: What is known of their request lengths.
+        scenarios: The runs as configurations, ``[runs]``.
+        stays: Law of their output lengths.
+        step_s: Mean step time by Little's law, running requests per output token per second, ``[runs]``; NaN where
+            that is not recorded.
+    """
+
+    runs: Runs
+    lengths: RunLengths
+    scenarios: Scenarios
+    stays: StayLaw
+    step_s: FloatArray
+
+    @property
+    def offered_tokens_per_s(self) -> FloatArray:
+        """Tokens of arriving requests per second, ``[runs]``."""
+        per_request = self.runs.mean_input_tokens + self.runs.mean_output_tokens
+        return self.runs.arrival_rate_per_s(self.lengths.max_pending) * per_request
+
+    def predict(self, costs: Costs) -> tuple[FloatArray, FloatArray]:
+        """Predict throughput in tokens/s and inter-token latency in s by the steady twin, ``[runs]`` each."""
+        results: Results = _simulate(costs, self.scenarios, self.stays)
+        return np.asarray(results.throughput_tokens_per_s, np.float64), np.asarray(results.itl_s, np.float64)
+
+    def errors(self, throughput: FloatArray, itl_s: FloatArray) -> dict[str, Any]:
+        """Errors of predictions over all runs and by scenario in percent; share of runs told right as starved or not."""
+        runs, offered = self.runs, self.offered_tokens_per_s
+        measured = runs.throughput_tokens_per_s
+
+        def smapes(rows: Any) -> dict[str, Any]:
+            return {
+                "runs": int(np.arange(len(runs))[rows].size),
+                "throughput_smape": round(smape(throughput[rows], measured[rows]), 3),
+                "itl_smape": round(smape(itl_s[rows], runs.itl_s[rows]), 3),
+            }
+
+        right = is_starved(throughput, offered) == is_starved(measured, offered)
+        scenarios = sorted(set(runs.scenario))
+        return {
+            **smapes(slice(None)),
+            "starved_right": round(float(np.mean(right)), 4),
+            "scenarios": {scenario: smapes(runs.scenario == scenario) for scenario in scenarios},
+        }
+
+    def capacity_error(self, throughput: FloatArray) -> float:
+        """Root mean square of the log error of throughput over runs near the onset of starvation."""
+        measured = self.runs.throughput_tokens_per_s
+        service = measured / self.offered_tokens_per_s
+        near = (service > _NEAR_CAPACITY[0]) & (service < _NEAR_CAPACITY[1])
+        return round(float(np.sqrt(np.mean(np.log(throughput[near] / measured[near]) ** 2))), 4)
+
+
+def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> MeasuredRuns:
+    """Read the runs of the profile's model, and what they tell of their request lengths.
+
+    Args:
+        path: Table of serving runs.
+        profile: The profile of the same server.
+        memory: Its memory model.
+
+    Raises:
+        InputError: If the table is malformed or no run of the model started.
+    """
+    every = read_runs(path)
+    chosen = np.flatnonzero((every.model == profile.model.name) & every.started)
+    if not chosen.size:
+        raise InputError(f"{path}, model", profile.model.name, "a model with runs that started")
+    recorded = {name: values[chosen] for name, values in read_table(path, _RECORDED).items()}
+    runs, running, output_per_s = every.take(chosen), recorded["mean_running"], recorded["output_throughput"]
+    server = Calibration(
+        name="draft",
+        model=profile.model,
+        gpu=profile.gpu,
+        vllm_version=str(profile.server["vllm_version"]),
+        costs=build_costs(profile.model, jnp.zeros(len(NAMES)), (0.0, 0.0)),
+        memory=memory,
+        fitted_ranges={},
+        capacity_error=0.0,
+    )
+    asked_per_s = runs.mean_output_tokens * runs.completed / runs.duration_s
+    lengths = replace(RUN_LENGTHS, output_share=round(float(np.median(output_per_s / asked_per_s)), 4))
+    rows = np.arange(len(runs))
+    scenarios, stays = lay_out_runs(runs, rows, server, lengths)
+    held = recorded["mean_kv_usage"] * np.asarray(scenarios.kv_cache_tokens) / running
+    busy = (running > _BUSY_RUNNING) & np.isfinite(held)
+    if busy.any():
+        lengths = replace(lengths, kv_tokens_per_request=round(float(np.median(held[busy])), 1))
+        scenarios, stays = lay_out_runs(runs, rows, server, lengths)
+    return MeasuredRuns(runs, lengths, scenarios, stays, running / output_per_s)
