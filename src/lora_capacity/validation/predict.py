@@ -26,6 +26,9 @@ RUN_LENGTHS = RunLengths(
 Source: arXiv 2508.08343 and its logs; ``kv_tokens_per_request`` is the mean, over its runs of more than 50 running
 requests, of KV use times KV capacity over running requests."""
 
+_INPUT_TOKENS, _OUTPUT_TOKENS = 223.0, 197.0
+"""Mean lengths of the published runs: for models of which no server started, where only the start is predicted."""
+
 ENGINES = ("steady",)
 """Twins that can be asked."""
 
@@ -122,7 +125,7 @@ def lay_out_runs(
     """
     arriving_per_s = runs.arrival_rate_per_s(lengths.max_pending)[rows]
     scale = (arriving_per_s / runs.nominal_rate_per_s[rows])[:, np.newaxis]
-    output_tokens = _filled(runs.mean_output_tokens[rows], 1.0) * lengths.output_share
+    output_tokens = _filled(runs.mean_output_tokens[rows], _OUTPUT_TOKENS) * lengths.output_share
     limit = runs.max_model_len[rows[0]]
     scenarios = lay_out(
         calibration,
@@ -130,7 +133,7 @@ def lay_out_runs(
         class_rate_per_s=runs.class_rate_per_s[rows] * scale,
         class_rank=runs.mean_rank[rows, np.newaxis],
         base_rate_per_s=0.0,
-        mean_input_tokens=_filled(runs.mean_input_tokens[rows], 1.0),
+        mean_input_tokens=_filled(runs.mean_input_tokens[rows], _INPUT_TOKENS),
         mean_output_tokens=output_tokens,
         kv_tokens_per_request=lengths.kv_tokens_per_request,
         horizon_s=_filled(runs.duration_s[rows], S_PER_HOUR),
