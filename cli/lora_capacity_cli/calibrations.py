@@ -10,6 +10,8 @@ from lora_capacity_cli.output import print_facts, print_json, print_table, shown
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
 
+_ACCURACY = ("runs", "throughput_smape", "itl_smape", "starved_right")
+
 
 @click.group(
     epilog=examples(
@@ -33,7 +35,7 @@ def calibrations(ctx: click.Context, output_format: str) -> None:
     if output_format == "json":
         print_json(found)
     else:
-        print_table("Calibrations", [row | {"fitted_over": _ranges(row["fitted_over"])} for row in found])
+        print_table("Calibrations; errors are on scenarios held back", [_row(each) for each in found])
 
 
 @calibrations.command(
@@ -59,6 +61,7 @@ def show(name: str, output_format: str) -> None:
 
 
 def _summary(calibration: "Calibration") -> dict[str, Any]:
+    held_back = calibration.accuracy.get("held_back_by_scenario", {})
     return {
         "name": calibration.name,
         "model": calibration.model.name,
@@ -66,11 +69,19 @@ def _summary(calibration: "Calibration") -> dict[str, Any]:
         "vllm_version": calibration.vllm_version,
         "fitted_over": dict(calibration.fitted_ranges),
         "capacity_error": calibration.capacity_error,
+        "held_back": {name: held_back.get(name) for name in _ACCURACY},
     }
 
 
-def _ranges(fitted: dict[str, tuple[float, float]]) -> str:
-    return ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in fitted.items())
+def _row(summary: dict[str, Any]) -> dict[str, Any]:
+    held_back = summary["held_back"]
+    return {
+        "name": summary["name"],
+        "vLLM": summary["vllm_version"],
+        "fitted over": ", ".join(f"{name} {low:g}-{high:g}" for name, (low, high) in summary["fitted_over"].items()),
+        "throughput SMAPE %": held_back["throughput_smape"],
+        "ITL SMAPE %": held_back["itl_smape"],
+    }
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

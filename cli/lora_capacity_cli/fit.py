@@ -1,6 +1,8 @@
 """``lora-capacity fit``: a calibration from measurements."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,7 +21,10 @@ from lora_capacity_cli.runtime import prepare, progress_bar
 @click.argument("profile_dir", type=FILE)
 @click.option("--model", metavar="NAME", help="Model to fit, where the tables hold several.")
 @click.option(
-    "--runs", type=FILE, metavar="RUNS.csv", help="Serving runs to fit to as well. [default: microbenchmarks alone]"
+    "--runs",
+    type=FILE,
+    metavar="RUNS.csv",
+    help="Serving runs to fit to as well, each workload also held back in turn. [default: microbenchmarks alone]",
 )
 @click.option("--name", help="Name of the calibration. [default: model and GPU]")
 @click.option("-o", "--output", type=FILE, required=True, metavar="FILE.json", help="Calibration file to write.")
@@ -47,3 +52,22 @@ def fit(
         print_json(report.to_json())
     else:
         print_table(f"{report.calibration.name}, written to {output}", report.table())
+        _print_accuracy(report.calibration.accuracy)
+
+
+def _print_accuracy(accuracy: Mapping[str, Any]) -> None:
+    """Print how well runs are predicted: those fitted to, scenarios held back, and from microbenchmarks alone."""
+    scored = {key: value for key, value in accuracy.items() if "throughput_smape" in value}
+    print_table(
+        "Errors on serving runs",
+        [_errors(key.replace("_", " "), value) for key, value in scored.items()],
+        empty="no runs given",
+    )
+    if "held_back_by_scenario" in scored:
+        scenarios = scored["held_back_by_scenario"]["scenarios"]
+        print_table("Each scenario held back", [_errors(key, value) for key, value in scenarios.items()])
+
+
+def _errors(what: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"runs": "runs", "throughput_smape": "throughput SMAPE %", "itl_smape": "ITL SMAPE %"}
+    return {"data": what} | {title: scores[name] for name, title in names.items()}

@@ -1,8 +1,8 @@
 """How many LoRA adapters one vLLM server can serve, and with how many slots: predicted, not tried out.
 
-First the nouns: a :class:`Workload` of adapters and traffic; a server, with its :class:`ModelShape`, :class:`Gpu` and
-:class:`ServerConfig`; a :class:`Calibration` of what its steps cost. Then one verb, :func:`simulate` (over what
-:func:`build_scenarios` lays out). Then its uses: :func:`recommend`, and :func:`predict_runs` with :func:`score_runs`.
+First the nouns: a `Workload` of adapters and traffic; a server, with its `ModelShape`, `Gpu` and `ServerConfig`; a
+`Calibration` of what its steps cost. Then one verb, `simulate`, over what `build_scenarios` lays out. Then its uses:
+`recommend` the best configuration, and `predict_runs` with `score_runs` to compare with what was measured.
 
 Names are loaded as they are first used, so that ``import lora_capacity`` itself costs nothing.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration, bundled_names, load_calibration
     from lora_capacity.errors import InfeasibleError, InputError, LoraCapacityError
+    from lora_capacity.fitting import FitReport, fit_calibration
     from lora_capacity.memory import MemoryPlan, plan_memory
     from lora_capacity.optimize import Objective, Recommendation
     from lora_capacity.optimize import optimize as recommend
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "FitReport",
     "Gpu",
     "InfeasibleError",
     "InputError",
@@ -45,6 +47,7 @@ __all__ = [
     "Workload",
     "build_scenarios",
     "bundled_names",
+    "fit_calibration",
     "grid",
     "load_calibration",
     "plan_memory",
@@ -58,6 +61,7 @@ __all__ = [
 _HOMES = {
     "calibration": ("Calibration", "bundled_names", "load_calibration"),
     "errors": ("InfeasibleError", "InputError", "LoraCapacityError"),
+    "fitting": ("FitReport", "fit_calibration"),
     "memory": ("MemoryPlan", "plan_memory"),
     "optimize": ("Objective", "Recommendation", "recommend"),
     "server": ("Gpu", "ModelShape", "ServerConfig", "VllmBehaviour"),
@@ -68,11 +72,14 @@ _HOMES = {
     "workload": ("Workload",),
 }
 
+# A package's attribute of the name of its subpackage is that subpackage.
+_OWN_NAMES = {"recommend": "optimize"}
+
 
 def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
-            value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            value = getattr(importlib.import_module(f"{__name__}.{module}"), _OWN_NAMES.get(name, name))
             globals()[name] = value  # found without this function from now on
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
