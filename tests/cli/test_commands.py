@@ -233,6 +233,17 @@ def test_calibrations_are_listed_and_shown(run: Run) -> None:
         assert f"\n  name            {name}" in run("calibrations", "show", name).stdout
 
 
+def test_fit_writes_a_calibration_that_optimize_takes(run: Run, workload: Path, measurements_dir: Path) -> None:
+    command = ("fit", measurements_dir, "--model", QWEN, "--name", "mine", "-o", "calibration.json")
+    assert answer(run(*command, "--format", "json")) == json.loads(Path("calibration.json").read_text(encoding="utf-8"))
+    found = answer(run("optimize", workload, "--calibration", "calibration.json", "--format", "json"))
+    assert (found["calibration"], found["model"]) == ("mine", QWEN)
+    text = run(*command)
+    assert text.exit_code == 0
+    assert "small_step_factor" in text.stdout
+    assert "Errors on serving runs: no runs given" in text.stdout
+
+
 def command_line(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "lora_capacity_cli", *map(str, arguments)]
 
