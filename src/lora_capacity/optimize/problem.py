@@ -56,7 +56,9 @@ class Problem:
     def __post_init__(self) -> None:
         check_number("starvation_threshold", self.threshold, minimum=0, exclusive=True, maximum=0.99)
         check_number("risk", self.risk, minimum=0, exclusive=True, maximum=0.5)
-        for name in self.axes:
+        for name, values in self.axes.items():
+            if not values:
+                raise InputError(name, "none", "at least one value")
             if name in self.settings:
                 raise InputError(name, self.settings[name], "given once", "leave it out of the other settings")
 
@@ -65,7 +67,9 @@ class Problem:
         """Numbers of adapters to consider, ascending, ``[n]``."""
         if self.adapters is None:
             return np.arange(1, self._most_adapters + 1)
-        return np.array([self.workload.check_adapters(count) for count in _distinct("adapters", self.adapters)])
+        return np.array(
+            [self.workload.check_adapters(count) for count in _distinct("adapters", self.adapters).tolist()]
+        )
 
     @cached_property
     def allowed_slots(self) -> IntArray:
@@ -73,8 +77,8 @@ class Problem:
         most = int(self.allowed_adapters[-1])
         if self.max_loras is None:
             return np.arange(1, most + 1)
-        slots = np.array([check_number("max_loras", s, minimum=1, integer=True) for s in self.max_loras], np.int64)
-        slots = _distinct("max_loras", slots)
+        given = _distinct("max_loras", self.max_loras).tolist()
+        slots = np.array([check_number("max_loras", count, minimum=1, integer=True) for count in given], np.int64)
         if slots[0] > most:
             raise InputError("max_loras", int(slots[0]), f"1 to {most}, the most adapters considered")
         return slots[slots <= most]
@@ -83,17 +87,17 @@ class Problem:
     def combinations(self) -> tuple[Mapping[str, int], ...]:
         """Settings of every combination of the axes; those that vLLM refuses are left out if others remain."""
         every = [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
-        good = []
-        for combination in every:
-            try:
-                self.server(1, 1, **combination)
-            except InputError as error:
-                refused = error
-            else:
-                good.append(combination)
+        good = tuple(combination for combination in every if self._possible(combination))
         if not good:
-            raise refused
-        return tuple(good)
+            self.server(1, 1, **every[0])
+        return good
+
+    def _possible(self, combination: Mapping[str, int]) -> bool:
+        try:
+            self.server(1, 1, **combination)
+        except InputError:
+            return False
+        return True
 
     def server(self, adapters: int, max_loras: int, **more: Any) -> ServerConfig:
         """Return the settings of a server, with vLLM's defaults for those not given.
