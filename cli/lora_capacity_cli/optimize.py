@@ -16,8 +16,8 @@ from lora_capacity_cli.options import (
 )
 from lora_capacity_cli.output import (
     bound_words,
+    duration,
     gibibytes,
-    milliseconds,
     percent,
     print_facts,
     print_json,
@@ -128,8 +128,8 @@ def _print_recommendation(found: "Recommendation") -> None:
             "model, calibration": f"{found.model}, {found.calibration}",
             "throughput": f"{shown(best.throughput_tokens_per_s)} tokens/s",
             "offered load": f"{shown(best.offered_tokens_per_s)} tokens/s",
-            "inter-token latency": milliseconds(best.itl_s),
-            "time to first token": milliseconds(best.ttft_s),
+            "inter-token latency": duration(best.itl_s),
+            "time to first token": duration(best.ttft_s),
             "requests running, waiting": f"{shown(best.mean_running)}, {shown(best.mean_waiting)}",
             "adapters in a batch": shown(best.active_adapters),
             "KV cache in use": f"{percent(best.kv_usage)} of {best.kv_cache_tokens:,} tokens",
@@ -157,7 +157,7 @@ def _row(candidate: "Candidate") -> dict[str, Any]:
         "budget": candidate.max_num_batched_tokens,
         "tokens/s": candidate.throughput_tokens_per_s,
         "ITL ms": candidate.itl_s * MS_PER_S,
-        "TTFT ms": candidate.ttft_s * MS_PER_S,
+        "TTFT s": candidate.ttft_s,
         "KV %": candidate.kv_usage * 100.0,
         "starves with %": candidate.starving_probability * 100.0,
     }

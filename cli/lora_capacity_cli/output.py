@@ -11,6 +11,7 @@ import click
 from lora_capacity.units import BYTES_PER_GIB, MS_PER_S
 
 _PLAIN_WIDTH = 132
+_LONG_S = 10.0
 
 
 def print_json(document: Any) -> None:
@@ -80,9 +81,11 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def milliseconds(value_s: float) -> str:
-    """Return a time as tables show it, in milliseconds."""
-    return "–" if math.isnan(value_s) else f"{shown(value_s * MS_PER_S)} ms"
+def duration(value_s: float) -> str:
+    """Return a time as tables show it: in milliseconds, from ten seconds on in seconds."""
+    if math.isnan(value_s):
+        return "–"
+    return f"{shown(value_s)} s" if value_s >= _LONG_S else f"{shown(value_s * MS_PER_S)} ms"
 
 
 def percent(share: float) -> str:

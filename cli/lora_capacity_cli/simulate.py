@@ -8,8 +8,8 @@ import click
 from lora_capacity_cli.options import calibration_option, examples, format_option, server_options, workload_argument
 from lora_capacity_cli.output import (
     bound_words,
+    duration,
     gibibytes,
-    milliseconds,
     percent,
     print_facts,
     print_json,
@@ -156,9 +156,9 @@ def _print(document: dict[str, Any]) -> None:
             "status": row["status"].replace("_", " "),
             "throughput": f"{shown(row['throughput_tokens_per_s'])} tokens/s",
             "offered load": f"{shown(row['offered_tokens_per_s'])} tokens/s, {starved}{percent(row['service'])} served",
-            "inter-token latency": milliseconds(row["itl_s"]),
-            "time to first token": milliseconds(row["ttft_s"]),
-            "step time": milliseconds(row["step_time_s"]),
+            "inter-token latency": duration(row["itl_s"]),
+            "time to first token": duration(row["ttft_s"]),
+            "step time": duration(row["step_time_s"]),
             "requests running, waiting": f"{shown(row['mean_running'])}, {shown(row['mean_waiting'])}",
             "adapters in a batch": shown(row["active_adapters"]),
             "adapter loads": f"{shown(row['loads_per_s'])} per s",

@@ -7,10 +7,18 @@ import click
 
 from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json, print_table
-from lora_capacity_cli.runtime import prepare
+from lora_capacity_cli.runtime import prepare, progress_bar
 
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
+
+_TITLES = {
+    "scenario": "workload",
+    "throughput_smape": "throughput",
+    "throughput_mape": "MAPE",
+    "itl_smape": "ITL",
+    "ttft_smape": "TTFT",
+}
 
 
 @click.command(
@@ -40,7 +48,8 @@ def validate(runs: Path, given: tuple[str, ...], engine: str, output_format: str
 
     measured = read_runs(runs)
     calibrations = _calibrations(set(measured.model.tolist()), given)
-    predicted = predict_runs(measured, calibrations, engine)
+    with progress_bar("runs") as progress:
+        predicted = predict_runs(measured, calibrations, engine, progress=progress)
     scores = score_runs(measured, predicted, engine)
     if output_format == "json":
         print_json(scores)
@@ -65,10 +74,9 @@ def _calibrations(models: set[str], given: tuple[str, ...]) -> dict[str, "Calibr
 
 
 def _print(scores: dict[str, Any]) -> None:
-    errors = ("throughput_smape", "throughput_mape", "itl_smape", "ttft_smape")
-    for title, key in (("Errors by model, %", "models"), ("Errors by workload, %", "groups")):
-        rows = [{name.replace("_", " "): value for name, value in row.items()} for row in scores[key]]
-        print_table(title, rows, empty=f"no run to compare ({', '.join(errors)})")
+    for by, key in (("model", "models"), ("workload", "groups")):
+        rows = [{_TITLES.get(name, name): value for name, value in row.items()} for row in scores[key]]
+        print_table(f"SMAPE by {by}, and mean absolute error (MAPE) of the throughput, %", rows)
     starved, startup = scores["starved"], scores["startup"]
     right = starved["tp"] + starved["tn"]
     print_facts(

@@ -10,6 +10,7 @@ from lora_capacity.calibration import Calibration, RunLengths
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.optimize import assess
 from lora_capacity.status import Status
+from lora_capacity.sweep import Progress
 from lora_capacity.twin import Scenarios, StayLaw, lay_out
 from lora_capacity.units import S_PER_HOUR
 from lora_capacity.validation.runs import STARVED_SHORTFALL, FloatArray, IntArray, Runs
@@ -60,7 +61,13 @@ class Predictions:
         return ~np.isin(self.status, (Status.OOM.label, Status.NO_KV_CACHE.label))
 
 
-def predict_runs(runs: Runs, calibrations: Mapping[str, Calibration], engine: str = "steady") -> Predictions:
+def predict_runs(
+    runs: Runs,
+    calibrations: Mapping[str, Calibration],
+    engine: str = "steady",
+    *,
+    progress: Progress | None = None,
+) -> Predictions:
     """Predict every run from its settings and traffic.
 
     Rates are scaled to the arrivals that were recorded, unless the clients were held back. The answer lengths are those
@@ -71,6 +78,7 @@ def predict_runs(runs: Runs, calibrations: Mapping[str, Calibration], engine: st
         runs: The runs.
         calibrations: The calibration of every model that occurs, by model name.
         engine: Which twin; so far ``steady``.
+        progress: Called with the runs predicted and their total.
 
     Raises:
         InputError: If a model has no calibration, a setting is not allowed, or the engine is unknown.
@@ -88,6 +96,8 @@ def predict_runs(runs: Runs, calibrations: Mapping[str, Calibration], engine: st
             for name, parts in columns.items():
                 parts.append(found[name])
             places.append(rows)
+            if progress is not None:
+                progress(sum(map(len, places)), len(runs))
     order = np.argsort(np.concatenate(places))
     return Predictions(**{name: np.concatenate(parts)[order] for name, parts in columns.items()})
 
