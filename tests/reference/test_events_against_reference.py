@@ -1,0 +1,278 @@
+"""The event twin against the reference scheduler, step by step, on workloads that hypothesis makes."""
+
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.twin import Scenarios
+from lora_capacity.twin import _scheduler as engine
+from lora_capacity.twin.events import (
+    RequestTables,
+    assembled,
+    initial_state,
+    lay_out_requests,
+    lay_out_servers,
+    simulate_events,
+    turn_all,
+)
+from lora_capacity.workload import BASE_MODEL, Requests
+from tests.reference.scheduler import Behaviour, Config, Simulation, StepState, simulate
+
+ADAPTERS, LONGEST, TURNS = 6, 48, 1200
+HORIZON_S = 1024.0
+TICK_S = HORIZON_S / 2**30
+
+# Multiples of a tick, so that both clocks are exact.
+BASE, TOKEN, PREFILL, KV, ADAPTER, PASSED, HOST, DISK = 20000, 40, 30, 1, 300, 7, 5000, 9000
+COSTS = Costs(
+    StepCosts(*(TICK_S * ticks for ticks in (BASE, 0, TOKEN, PREFILL, 0, KV, 0, 0, ADAPTER, 0, 0, PASSED))),
+    LoadCosts(host_s=TICK_S * HOST, disk_s=0.0, disk_rank_s=TICK_S * DISK / 8),
+    LoraKernels(1.0, 1.0, 1.0),
+)
+
+
+class Row(NamedTuple):
+    """One step; all whole numbers, times in ticks."""
+
+    start: int
+    end: int
+    tokens: int
+    prefill_tokens: int
+    kv_tokens: int
+    running: int
+    waiting: int
+    passed_over: int
+    blocks: int
+    adapters: int
+    host_loads: int
+    disk_loads: int
+    preempted: int
+    finished: int
+
+
+class StepTime:
+    """Duration of the reference's steps; keeps the prefill tokens of each."""
+
+    def __init__(self) -> None:
+        self.decoding: set[int] = set()
+        self.prefill: list[int] = []
+
+    def __call__(self, state: StepState) -> float:
+        self.decoding -= set(state.preempted)
+        prefill = sum(tokens for number, tokens in state.scheduled.items() if number not in self.decoding)
+        self.decoding |= set(state.sampling)
+        self.prefill.append(prefill)
+        ticks = BASE + TOKEN * state.tokens + PREFILL * prefill + KV * state.kv_tokens + ADAPTER * len(state.adapters)
+        ticks += PASSED * state.passed_over + HOST * len(state.host_loads) + DISK * len(state.disk_loads)
+        return ticks * TICK_S
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> tuple[Requests, Config, int | None]:
+    """Few requests, few slots, little memory: what is rare in a real server happens in most of these."""
+    count = draw(st.integers(1, 40))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    longest_prompt = draw(st.sampled_from([4, 20, 60, 120]))
+    longest_output = draw(st.sampled_from([1, 5, 20, LONGEST]))
+    span = draw(st.sampled_from([1, 2**16, 2**20, 2**22]))
+    requests = Requests(
+        np.sort(rng.integers(span, size=count)) * TICK_S,
+        rng.integers(BASE_MODEL if draw(st.booleans()) else 0, draw(st.integers(1, ADAPTERS)), size=count),
+        rng.integers(1, longest_prompt + 1, size=count),
+        rng.integers(1, longest_output + 1, size=count),
+    )
+    tokens = draw(st.sampled_from([16, 40, 100, 500]))
+    needed = int((requests.input_tokens + requests.output_tokens).max() + 14) // 16
+    config = Config(
+        max_num_seqs=draw(st.sampled_from([1, 3, 8, 16])),
+        max_num_batched_tokens=tokens,
+        max_loras=draw(st.integers(1, ADAPTERS)),
+        max_cpu_loras=ADAPTERS,
+        kv_blocks=max(needed, 1) + draw(st.sampled_from([0, 1, 3, 8, 100])),
+        behaviour=Behaviour(full_prompt_must_fit=draw(st.booleans())),
+    )
+    return requests, config, draw(st.sampled_from([None, None, 3, 10]))
+
+
+def played(requests: Requests, config: Config, max_pending: int | None) -> tuple[list[Row], Simulation]:
+    step_time_s = StepTime()
+    result = simulate(requests, config, step_time_s, max_pending=max_pending, horizon_s=HORIZON_S)
+    rows = [
+        Row(
+            start=round(step.start_s / TICK_S),
+            end=round(step.end_s / TICK_S),
+            tokens=step.state.tokens,
+            prefill_tokens=prefill,
+            kv_tokens=step.state.kv_tokens,
+            running=step.state.running,
+            waiting=step.state.waiting,
+            passed_over=step.state.passed_over,
+            blocks=step.state.blocks_used,
+            adapters=len(step.state.adapters),
+            host_loads=len(step.state.host_loads),
+            disk_loads=len(step.state.disk_loads),
+            preempted=len(step.state.preempted),
+            finished=len(step.finished),
+        )
+        for step, prefill in zip(result.steps, step_time_s.prefill, strict=True)
+    ]
+    return rows, result
+
+
+def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tuple[Scenarios, RequestTables]:
+    numbers = {
+        "base_rate_per_s": 0.0,
+        "mean_input_tokens": 1.0,
+        "mean_output_tokens": 1.0,
+        "kv_tokens_per_request": 1.0,
+        "horizon_s": HORIZON_S,
+        "max_pending": np.inf if max_pending is None else max_pending,
+        "max_loras": config.max_loras,
+        "max_lora_rank": 8.0,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "kv_cache_tokens": (config.kv_blocks + 1) * config.block_size,
+    }
+    scenarios = Scenarios(
+        class_count=jnp.array([[float(ADAPTERS)]]),
+        class_rate_per_s=jnp.ones((1, 1)),
+        class_rank=jnp.full((1, 1), 8.0),
+        status=jnp.zeros(1, jnp.int32),
+        **{name: jnp.array([value]) for name, value in numbers.items()},
+    )
+    tables = lay_out_requests(scenarios, [requests], [np.zeros(ADAPTERS, dtype=int)], seed=None)
+    return scenarios, tables.replace(longest_output=LONGEST)
+
+
+@partial(jax.jit, static_argnames="full_prompt_must_fit")
+def turns_of(scenarios: Scenarios, tables: RequestTables, full_prompt_must_fit: bool) -> tuple[Any, engine.State]:
+    """What stood ready before each turn, and the state after the last."""
+    server = lay_out_servers(scenarios, full_prompt_must_fit)
+    adapters = jnp.asarray(scenarios.class_count.sum(axis=1), jnp.int32)
+    disk_s = COSTS.loads.disk_rank_s * tables.rank
+
+    def turn(state: engine.State, _: None) -> tuple[engine.State, Any]:
+        work = assembled(COSTS, server, adapters > server.max_loras, state)
+        seen = (
+            state.mode == engine.RUN,
+            state.now,
+            work,
+            state.running,
+            state.waiting,
+            server.kv_blocks - state.free,
+            state.counts[:, engine.PREEMPTIONS],
+            state.completed,
+        )
+        return turn_all(COSTS, server, adapters, tables.table, disk_s, state), seen
+
+    state, seen = jax.lax.scan(turn, initial_state(scenarios, server, tables), length=TURNS)
+    return jax.tree.map(lambda values: values[:, 0], seen), state
+
+
+def twin_rows(scenarios: Scenarios, tables: RequestTables, full_prompt_must_fit: bool) -> tuple[list[Row], Any]:
+    seen, state = turns_of(scenarios, tables, full_prompt_must_fit)
+    ready, now, work, running, waiting, blocks, preemptions, completed = jax.tree.map(np.asarray, seen)
+    assert state.mode[0] == engine.DONE
+    assert not state.overflow[0]
+    at = np.flatnonzero(ready)
+    end_step = np.append(at[1:], ready.size - 1)
+    before = np.concatenate([[0], preemptions[at]])
+    durations = np.round(work.compute_s / TICK_S) + np.round(work.load_s / TICK_S)
+    rows = [
+        Row(
+            *map(
+                int,
+                (
+                    now[i],
+                    now[i] + durations[i],
+                    work.tokens[i],
+                    work.prefill_tokens[i],
+                    work.kv_tokens[i],
+                    running[i],
+                    waiting[i],
+                    work.passed_over[i],
+                    blocks[i],
+                    work.adapters[i],
+                    work.host_loads[i],
+                    work.disk_loads[i],
+                    preemptions[i] - before[j],
+                    completed[end_step[j]] - completed[i],
+                ),
+            )
+        )
+        for j, i in enumerate(at)
+    ]
+    return rows, state
+
+
+@pytest.mark.slow
+@settings(max_examples=250)
+@given(workloads())
+def test_same_steps(case: tuple[Requests, Config, int | None]) -> None:
+    expected, result = played(*case)
+    rows, state = twin_rows(*laid_out(*case), case[1].behaviour.full_prompt_must_fit)
+    for i, (row, right) in enumerate(zip(rows, expected, strict=False)):
+        assert row == right, f"step {i}"
+    assert len(rows) == len(expected)
+    delays = result.first_token_s - result.sent_s
+    assert int(state.histogram.sum()) == delays.size
+    assert float(state.sums[0, engine.TTFT]) == pytest.approx(delays.sum(), rel=1e-6)
+
+
+def test_the_cases_are_what_they_should_be() -> None:
+    """That preemption, passing over, cut prompts and evictions really occur in workloads of this kind."""
+    seen = np.zeros(5, dtype=int)
+
+    @settings(max_examples=250, database=None)
+    @given(workloads())
+    def collect(case: tuple[Requests, Config, int | None]) -> None:
+        rows, _ = played(*case)
+        seen[:] += [
+            any(row.preempted for row in rows),
+            any(row.passed_over for row in rows),
+            any(row.tokens == case[1].max_num_batched_tokens for row in rows),
+            any(row.host_loads > row.disk_loads for row in rows),
+            any(row.host_loads > row.adapters - before.adapters + 1 for before, row in pairwise(rows)),
+        ]
+
+    collect()
+    assert np.all(seen >= 10), seen
+
+
+def test_results_are_sums_over_the_steps() -> None:
+    rng = np.random.default_rng(3)
+    requests = Requests(
+        np.sort(rng.integers(2**22, size=40)) * TICK_S,
+        rng.integers(0, ADAPTERS, size=40),
+        rng.integers(1, 100, size=40),
+        rng.integers(1, LONGEST, size=40),
+    )
+    config = Config(max_num_seqs=8, max_num_batched_tokens=100, max_loras=2, max_cpu_loras=ADAPTERS, kv_blocks=30)
+    rows, result = played(requests, replace(config, behaviour=Behaviour()), None)
+    scenarios, tables = laid_out(requests, config, None)
+    found = jax.jit(simulate_events)(COSTS, scenarios, tables)
+    seconds = np.array([row.end - row.start for row in rows]) * TICK_S
+    settled = found.settled
+    assert float(settled.completed_per_s[0] * HORIZON_S) == pytest.approx(40)
+    np.testing.assert_array_equal(found.adapter_completed[0], np.bincount(requests.adapter, minlength=ADAPTERS))
+    np.testing.assert_array_equal(found.adapter_arrived[0], found.adapter_completed[0])
+    assert int(found.steps[0]) == len(rows)
+    for name, column in (("mean_running", "running"), ("mean_waiting", "waiting"), ("active_adapters", "adapters")):
+        integral = sum(getattr(row, column) * dt for row, dt in zip(rows, seconds, strict=True))
+        assert float(getattr(settled, name)[0] * HORIZON_S) == pytest.approx(integral, rel=1e-5), name
+    tokens = requests.output_tokens.astype(float)
+    gaps = (result.finished_s - result.first_token_s).sum() / (tokens - 1).sum()
+    assert float(settled.itl_s[0]) == pytest.approx(gaps, rel=1e-5)
+    assert float(settled.ttft_s[0]) == pytest.approx(np.mean(result.first_token_s - result.sent_s), rel=1e-5)
+    assert int(found.preemptions[0]) == sum(row.preempted for row in rows) > 0
+    assert float(found.compute_share[0] + found.load_share[0]) == pytest.approx(seconds.sum() / HORIZON_S, rel=1e-5)
