@@ -9,7 +9,8 @@ from tests.examples import LENGTHS, make_calibration
 
 CALIBRATION = make_calibration()
 FEW = settings(max_examples=5)
-ROUGH = 0.02  # where slots and batch limit compete the twin's balance is not quite settled: 1 to 2 % from one slot to the next
+# Where slots and batch limit compete, the twin is not quite settled: 1 to 2 % from one slot to the next.
+ROUGH = 0.02
 
 configurations = st.lists(
     st.tuples(
@@ -113,8 +114,5 @@ def test_what_is_recommended_is_acceptable_and_one_more_adapter_of_no_use(worklo
     for each in found.neighbours:
         if each.change == "one more adapter" and each.verdict == "acceptable":
             assert goal != "most-adapters"
-            assert (
-                each.gain_tokens_per_s
-                <= best.throughput_tokens_per_s * max(FLAT, found.objective.within)
-                + ROUGH * best.throughput_tokens_per_s
-            )
+            flat = max(FLAT, found.objective.within) + ROUGH
+            assert each.gain_tokens_per_s <= flat * best.throughput_tokens_per_s
