@@ -156,11 +156,12 @@ def test_nothing_feasible_is_another_exit_code(run: Run, workload: Path) -> None
 
 @pytest.mark.parametrize(
     "command",
-    [OPTIMIZE, SIMULATE, SWEEP, ("validate", "workload.yaml"), ("calibrations", "show", "workload.yaml")],
+    [OPTIMIZE, SIMULATE, SWEEP, ("validate", "runs.csv"), ("calibrations", "show", "mine.json")],
     ids=lambda command: command[0],
 )
 def test_file_that_is_not_there(run: Run, command) -> None:
-    assert_refused(run(*command), "workload.yaml", "no such file")
+    (name,) = (each for each in command if each in ("workload.yaml", "runs.csv", "mine.json"))
+    assert_refused(run(*command), name, "no such file")
 
 
 @pytest.mark.parametrize(
