@@ -213,7 +213,7 @@ def load_calibration(name_or_path: str | Path) -> Calibration:
     if name in names:
         resource = importlib.resources.files("lora_capacity.calibration") / "bundled" / f"{name}.json"
         return Calibration.from_json(json.loads(resource.read_text(encoding="utf-8")), name)
-    if Path(name).suffix or Path(name).exists():
+    if name.endswith(".json") or Path(name).exists():
         return Calibration.from_file(name)
     raise InputError("calibration", name, f"a file, or one of {', '.join(names)}", nearest_hint(name, names))
 

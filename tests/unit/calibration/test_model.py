@@ -1,0 +1,155 @@
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lora_capacity.calibration import Calibration, RunLengths, bundled_names, load_calibration
+from lora_capacity.errors import InputError
+from lora_capacity.server import VllmBehaviour
+from tests.examples import COSTS, LLAMA_8B, make_calibration
+
+RUNS = RunLengths(0.98, 207.0, 1024, 360.0, 26_000.0)
+FULL = make_calibration(runs=RUNS, accuracy={"throughput_smape": 1.5}, provenance={"source": "a table"})
+CONTENT = FULL.to_json()
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The content of a file with one field replaced or added, given by its path."""
+    content = copy.deepcopy(CONTENT)
+    *parents, last = path.split(".")
+    place = content
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    return content
+
+
+def without(path: str) -> dict[str, Any]:
+    content = changed(path, None)
+    *parents, last = path.split(".")
+    place = content
+    for name in parents:
+        place = place[name]
+    del place[last]
+    return content
+
+
+def test_a_calibration_survives_a_file(tmp_path: Path) -> None:
+    for calibration in (FULL, make_calibration(), replace(FULL, name="größer")):
+        path = tmp_path / "calibration.json"
+        calibration.save(path)
+        assert Calibration.from_file(path) == calibration
+        assert load_calibration(path) == load_calibration(str(path)) == calibration
+        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(calibration.to_json()))
+        assert Calibration.from_json(calibration.to_json()) == calibration
+
+
+def test_a_file_names_every_coefficient_with_its_unit() -> None:
+    coefficients = CONTENT["coefficients"]
+    assert coefficients["step"]["base_s"] == {"value": COSTS.step.base_s, "unit": "s"}
+    assert coefficients["step"]["small_step_factor"]["unit"] == "1"
+    assert set(coefficients["loads"]) == {"host_s", "disk_s", "disk_rank_s"}
+    assert "kernels" not in coefficients, "follows from the model"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([CONTENT], "here: 'list' is not allowed; allowed: a JSON object"),
+        (changed("schema_version", 2), "here: schema_version: 2 is not allowed; allowed: 1; update lora-capacity"),
+        (changed("schema_version", "one"), "here: schema_version: 'one' is not allowed; allowed: 1"),
+        (without("schema_version"), "here: schema_version: None is not allowed; allowed: 1"),
+        (without("coefficients"), "here: coefficients: 'missing' is not allowed"),
+        (without("memory"), "here: memory: 'missing' is not allowed"),
+        (changed("coefficient", {}), "here.coefficient: .* did you mean 'coefficients'?"),
+        (changed("coefficients", []), "here: coefficients: 'list' is not allowed; allowed: a JSON object"),
+        (changed("coefficients.steps", {}), "here: coefficients.steps: .* did you mean 'step'?"),
+        (without("coefficients.step"), "here: coefficients.step: 'NoneType' is not allowed; allowed: an object with"),
+        (without("coefficients.loads.host_s"), "here: coefficients.loads.host_s: 'missing' is not allowed"),
+        (
+            changed("coefficients.step.token_s.value", -1e-5),
+            "here: coefficients.step.token_s: -1e-05 is not allowed; allowed: a number >= 0",
+        ),
+        (changed("coefficients.step.token_s.value", "40 us"), "coefficients.step.token_s: '40 us' is not allowed"),
+        (changed("coefficients.step.token_s", 4e-5), "coefficients.step.token_s: 'missing' is not allowed"),
+        (changed("coefficients.step.tokens_s", {}), "coefficients.step.tokens_s: .* did you mean 'token_s'?"),
+        (changed("fitted_ranges", [1]), "here: fitted_ranges: 'list' is not allowed"),
+        (changed("fitted_ranges.adapters", 8), "fitted_ranges.adapters: 8 is not allowed; allowed: a list of the"),
+        (changed("fitted_ranges.adapters", [9, 8]), "fitted_ranges.adapters: 8 is not allowed; allowed: a number >= 9"),
+        (changed("capacity_error", -0.1), "here: capacity_error: -0.1 is not allowed"),
+        (changed("capacity_error", None), "here: capacity_error: None is not allowed"),
+        (changed("runs", 3), "here: runs: 'int' is not allowed; allowed: an object with output_share"),
+        (changed("runs.max_pending", 0), "here: runs.max_pending: 0 is not allowed; allowed: a number > 0"),
+        (without("runs.output_share"), "here: runs.output_share: 'missing' is not allowed"),
+        (changed("vllm_version", "new"), "'new' is not allowed"),
+        (changed("memory.other_bytes", -1), "memory.other_bytes: -1 is not allowed"),
+        (changed("gpu.memory_bytes", "64 GB"), "memory_bytes: '64 GB' is not allowed"),
+        (without("model.num_layers"), "num_layers"),
+    ],
+)
+def test_a_malformed_file_is_refused_in_one_line_that_names_the_field(content: object, words: str) -> None:
+    with pytest.raises(InputError, match=words.replace("?", r"\?")) as caught:
+        Calibration.from_json(content, "here")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"coefficients: 1", r"calibration\.json: 'not JSON \(.*' is not allowed; allowed: a calibration file"),
+        (b"\xff\xfe", r"calibration\.json: .*not JSON"),
+        (b"", r"calibration\.json: .*not JSON"),
+        (b"[]", r"calibration\.json: 'list' is not allowed"),
+        (b"{}", r"calibration\.json: schema_version: None is not allowed"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: bytes, words: str) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=words) as caught:
+        load_calibration(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.json: 'no such file' is not allowed; allowed: a calibration file"):
+        load_calibration(tmp_path / "absent.json")
+    with pytest.raises(InputError, match="directory"):
+        load_calibration(tmp_path)
+    with pytest.raises(InputError, match=r"calibration: 'lama' is not allowed; allowed: a file, or one of "):
+        load_calibration("lama")
+
+
+def test_bundled_calibrations_load_by_name_and_are_called_so() -> None:
+    names = bundled_names()
+    assert list(names) == sorted(names)
+    for name in names:
+        calibration = load_calibration(name)
+        assert calibration.name == name
+        assert calibration.runs is not None
+        assert Calibration.from_json(calibration.to_json()) == calibration
+
+
+def test_a_name_with_a_slip_gets_a_hint() -> None:
+    name = bundled_names()[0]
+    with pytest.raises(InputError, match=f"did you mean '{name}'"):
+        load_calibration(name[:-1])
+
+
+def test_outside_tells_what_was_never_measured() -> None:
+    calibration = make_calibration(fitted_ranges={"adapters": (8.0, 384.0), "max_loras": (4.0, 96.0)})
+    assert calibration.outside(adapters=[8, 384, 7, 385]).tolist() == [False, False, True, True]
+    outside = calibration.outside(adapters=[[8], [1]], max_loras=[4, 97], max_lora_rank=1e9)
+    np.testing.assert_array_equal(outside, [[False, True], [True, True]])
+
+
+def test_behaviour_and_output_lengths_follow_from_what_is_stored() -> None:
+    assert FULL.behaviour == VllmBehaviour.for_version("0.8.5")
+    assert FULL.model == LLAMA_8B
+    lengths = RUNS.output_lengths(190.0)
+    assert [lengths.mean, lengths.std] == pytest.approx([190.0, 207.0])
+    assert (lengths.min, lengths.max) == (1, 1024)
