@@ -1,0 +1,342 @@
+"""A vLLM server to measure: started here with given flags, or found at an address."""
+
+import atexit
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lora_capacity.errors import InputError, check_number
+from lora_capacity_profiling import _processes
+from lora_capacity_profiling.endpoint import Endpoint
+from lora_capacity_profiling.errors import ServerError
+from lora_capacity_profiling.startlog import StartReport, plain
+
+FlagValue = str | int | float | bool | list[str] | tuple[str, ...]
+Progress = Callable[[float, str], None]
+"""Told, about once a second while a server starts, the seconds since and the last line of its log."""
+
+_ENTRY_POINT = ("-m", "vllm.entrypoints.openai.api_server")
+_POLL_S = 1.0
+_ANSWER_S = 10.0  # health, version and models are answered at once by a server that is well
+_LOG_TAIL_LINES = 20
+_LOG_READ_BYTES = 4 * 1024**2  # of a log, from either end: a start fits, hours of serving need not
+
+
+def flag_words(flags: Mapping[str, FlagValue]) -> list[str]:
+    """Return flags as words of a command line.
+
+    ``{"max_loras": 4, "enable_lora": True, "enable_prefix_caching": False}`` becomes ``--max-loras 4 --enable-lora
+    --no-enable-prefix-caching``; a list gives several words after its flag.
+
+    Args:
+        flags: Values by vLLM's names, with underscores.
+    """
+    words = []
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(value if isinstance(value, list | tuple) else [str(value)])]
+    return words
+
+
+@dataclass(eq=False)
+class Server:
+    """A server that answers; as a context manager it is stopped at the end if it was started here.
+
+    Attributes:
+        endpoint: Where it is.
+        version: vLLM's version, as the server states it.
+        models: Names that it serves: the base model's and those of the adapters it was started with.
+        flags: What it was started with, by vLLM's names; empty for one found running.
+        command: The whole command line; empty likewise.
+        environment: What was added to the environment; empty likewise.
+        start_s: Seconds that its start took; 0 likewise.
+        log: File of its output, for one started here.
+    """
+
+    endpoint: Endpoint
+    version: str = ""
+    models: tuple[str, ...] = ()
+    flags: Mapping[str, FlagValue] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    start_s: float = 0.0
+    log: Path | None = None
+    _guard: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    @classmethod
+    def attach(cls, url: str) -> Self:
+        """Return the server at an address, which nothing here will stop.
+
+        Raises:
+            InputError: If it is no address.
+            ServerError: If what answers there is not a healthy vLLM server, or nothing answers within seconds.
+        """
+        server = cls(Endpoint.from_url(url))
+        status, _ = server.endpoint.get("/health", timeout_s=_ANSWER_S)
+        if status != 200:
+            raise ServerError(f"{url} answers its health check with status {status}; restart that server")
+        server._introduce()
+        return server
+
+    @classmethod
+    def launch(
+        cls,
+        model: str | Path,
+        flags: Mapping[str, FlagValue],
+        *,
+        log: Path,
+        python: str | Path = sys.executable,
+        environment: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        timeout_s: float = 1800.0,
+        on_progress: Progress | None = None,
+    ) -> Self:
+        """Start vLLM and wait until it is healthy.
+
+        Whatever goes wrong, an interrupt included, leaves no process behind; and should this process be killed, a guard
+        ends the server in its place.
+
+        Args:
+            model: Name or folder of the model.
+            flags: Further flags by vLLM's names, see :func:`flag_words`.
+            log: File for the server's output; replaced if it exists.
+            python: Interpreter of the environment that has vLLM.
+            environment: Variables to add to this process's own.
+            host: Address to listen on.
+            port: Port to listen on; by default a free one.
+            timeout_s: Most seconds that the start may take.
+            on_progress: Called about once a second.
+
+        Raises:
+            InputError: If interpreter, model folder, port, log file or a flag cannot be used.
+            ServerError: If the server does not come up; ``outcome`` and ``log_tail`` tell more.
+        """
+        _check_launch(model, flags, Path(python))
+        port = _free_port(host) if port is None else _checked_port(host, port)
+        command = [str(python), *_ENTRY_POINT, "--model", str(model), "--host", host, "--port", str(port)]
+        command += flag_words(flags)
+        environment = dict(environment or {})
+        server = cls(
+            Endpoint(host, port),
+            flags=dict(flags),
+            command=tuple(command),
+            environment=environment,
+            log=log,
+        )
+        try:
+            server._spawn(log)
+            server._await_health(timeout_s, on_progress or (lambda elapsed_s, line: None))
+            server._introduce()
+        except BaseException:
+            server.stop(grace_s=5.0)
+            raise
+        return server
+
+    @property
+    def url(self) -> str:
+        """Address as text."""
+        return self.endpoint.url
+
+    @property
+    def running(self) -> bool:
+        """Whether the server's process lives; of one found running, whether it is not known to be dead."""
+        return self._guard is None or self._guard.poll() is None
+
+    def report(self) -> StartReport:
+        """Return what the log tells of the start.
+
+        Raises:
+            ServerError: If the server was not started here, so that there is no log.
+        """
+        if self.log is None:
+            raise ServerError(f"{self.url} was not started here: its log is not known")
+        started = self.start_s > 0
+        code = None if self._guard is None else self._guard.poll()
+        return StartReport.from_log(_head_and_tail(self.log), started=started, exit_code=code)
+
+    def check(self) -> None:
+        """Make sure that the server still answers.
+
+        Raises:
+            ServerError: If it died or is not healthy.
+        """
+        if not self.running:
+            raise self._failure(f"the server died with exit code {self._exit_code()}")
+        status, _ = self.endpoint.get("/health", timeout_s=_ANSWER_S)
+        if status != 200:
+            raise self._failure(f"{self.url} answers its health check with status {status}")
+
+    def processes(self) -> set[int]:
+        """Return the numbers of all live processes of a server started here."""
+        return set() if self._guard is None else {process.pid for process in _processes.members(self._guard.pid)}
+
+    def stop(self, grace_s: float = 15.0) -> None:
+        """End a server started here with all its children; calling it again does nothing.
+
+        Args:
+            grace_s: Seconds that it gets to end by itself before it is killed; none after an interrupt.
+
+        Raises:
+            ServerError: If the kernel does not let one of its processes go.
+        """
+        if self._guard is None:
+            return
+        guard = self._guard
+        try:
+            left = _processes.end(guard.pid, grace_s)
+        except BaseException:
+            _processes.end(guard.pid, 0.0)
+            raise
+        finally:
+            if guard.stdin is not None:
+                guard.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                guard.wait(timeout=1.0)
+            atexit.unregister(self.stop)
+        if left:
+            numbers = ", ".join(str(process.pid) for process in sorted(left))
+            raise ServerError(f"processes {numbers} of the server cannot be ended; restart the machine")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what it takes to start this server again: version, command, flags, environment."""
+        return {
+            "vllm_version": self.version,
+            "url": self.url,
+            "command": list(self.command),
+            "flags": dict(self.flags),
+            "environment": dict(self.environment),
+            "start_s": self.start_s,
+        }
+
+    def _spawn(self, log: Path) -> None:
+        guard = [sys.executable, "-I", "-S", _processes.__file__, "10"]
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("wb") as output:
+                self._guard = subprocess.Popen(
+                    [*guard, *self.command],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **self.environment},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise InputError(str(log), error.strerror or str(error), "a file that can be written") from None
+        atexit.register(self.stop)
+
+    def _await_health(self, timeout_s: float, on_progress: Progress) -> None:
+        started = time.monotonic()
+        while True:
+            elapsed_s = time.monotonic() - started
+            if not self.running:
+                raise self._failure(f"vLLM did not start: exit code {self._exit_code()}")
+            with contextlib.suppress(ServerError):  # refused until it listens
+                if self.endpoint.get("/health", timeout_s=min(_ANSWER_S, timeout_s))[0] == 200:
+                    self.start_s = time.monotonic() - started
+                    return
+            if elapsed_s > timeout_s:
+                raise self._failure(f"vLLM was not healthy after {timeout_s:g} s")
+            on_progress(elapsed_s, (self._log_tail() or ("",))[-1])
+            time.sleep(_POLL_S)
+
+    def _introduce(self) -> None:
+        """Ask for version and model names."""
+        self.version = str(self._ask("/version").get("version", ""))
+        entries = self._ask("/v1/models").get("data")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) and "id" in entry for entry in entries):
+            raise ServerError(f"{self.url}/v1/models names no models; it is no vLLM server")
+        self.models = tuple(str(entry["id"]) for entry in entries)
+
+    def _ask(self, path: str) -> dict[str, Any]:
+        status, body = self.endpoint.get(path, timeout_s=_ANSWER_S)
+        try:
+            content = json.loads(body)
+        except ValueError:
+            content = None
+        if status != 200 or not isinstance(content, dict):
+            raise ServerError(f"{self.url}{path} answers with status {status} and no JSON object; it is no vLLM server")
+        return content
+
+    def _exit_code(self) -> int | None:
+        return None if self._guard is None else self._guard.poll()
+
+    def _failure(self, what: str) -> ServerError:
+        if self.log is None:
+            return ServerError(what)
+        report = StartReport.from_log(_head_and_tail(self.log), started=False, exit_code=self._exit_code())
+        message = f"{what} ({report.outcome}): {report.reason}; its log is {self.log}"
+        return ServerError(message, outcome=report.outcome, log_tail=self._log_tail())
+
+    def _log_tail(self) -> tuple[str, ...]:
+        text = _head_and_tail(self.log) if self.log is not None else ""
+        lines = [plain(line) for line in text.splitlines() if line.strip()]
+        return tuple(lines[-_LOG_TAIL_LINES:])
+
+
+def _check_launch(model: str | Path, flags: Mapping[str, FlagValue], python: Path) -> None:
+    if not os.access(python, os.X_OK) or not python.is_file():
+        raise InputError("python", str(python), "a Python interpreter", "name the one of the environment with vLLM")
+    folder = Path(model)
+    # A name such as owner/model is no path, unless such a folder exists.
+    if (isinstance(model, Path) or folder.is_absolute() or folder.exists()) and not (folder / "config.json").is_file():
+        raise InputError("model", str(model), "a model's folder, which has a config.json")
+    for name in ("model", "host", "port"):
+        if name in flags:
+            raise InputError(f"flags.{name}", flags[name], "flags other than model, host and port", "give it by itself")
+
+
+def _checked_port(host: str, port: int) -> int:
+    """Make sure that a port is free: vLLM shares ports, and two servers would answer in turn."""
+    number = int(check_number("port", port, minimum=1, maximum=65535, integer=True))
+    try:
+        _bind(host, number)
+    except OSError as error:
+        raise InputError("port", port, f"a free port of {host}", error.strerror or str(error)) from None
+    return number
+
+
+def _free_port(host: str) -> int:
+    try:
+        return _bind(host, 0)
+    except OSError as error:
+        raise InputError("host", host, "an address of this machine", error.strerror or str(error)) from None
+
+
+def _bind(host: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections closed lately do not matter
+        probe.bind((host, port))
+        return int(probe.getsockname()[1])
+
+
+def _head_and_tail(path: Path) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(_LOG_READ_BYTES)
+        size = os.fstat(file.fileno()).st_size
+        if size > 2 * _LOG_READ_BYTES:
+            file.seek(size - _LOG_READ_BYTES)
+        return (head + file.read(_LOG_READ_BYTES)).decode(errors="replace")
+    return ""

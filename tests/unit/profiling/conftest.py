@@ -1,0 +1,55 @@
+"""A server like vLLM for these tests: a real process behind a real port, without a model."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lora_capacity_profiling.endpoint import Endpoint
+from lora_capacity_profiling.material import write_model
+from lora_capacity_profiling.server import Server
+
+FAKE = Path(__file__).parent / "fake"
+
+
+def fake_environment(mode: str = "ok", step_s: float = 0.0, dies_s: float = 0.0) -> dict[str, str]:
+    return {
+        "PYTHONPATH": str(FAKE),
+        "FAKE_VLLM": mode,
+        "FAKE_VLLM_STEP_S": str(step_s),
+        "FAKE_VLLM_DIES_S": str(dies_s),
+    }
+
+
+def fake_state(endpoint: Endpoint) -> dict[str, Any]:
+    """Return what the fake server counted."""
+    return dict(json.loads(endpoint.get("/fake/state", timeout_s=10)[1]))
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("material") / "fake", num_hidden_layers=1)
+
+
+@pytest.fixture
+def launch(model_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start fake servers; all are stopped when the test ends."""
+    servers = []
+
+    def start(mode: str = "ok", *, step_s: float = 0.0, dies_s: float = 0.0, **options: Any) -> Server:
+        server = Server.launch(
+            model_dir,
+            {"enable_lora": True, "max_loras": 2, "lora_modules": ["a0=x", "a1=x"]},
+            log=tmp_path / f"server{len(servers)}.log",
+            python=sys.executable,
+            environment=fake_environment(mode, step_s, dies_s),
+            **{"timeout_s": 30.0, **options},
+        )
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
