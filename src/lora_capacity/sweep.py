@@ -61,8 +61,9 @@ def enable_compilation_cache(path: str | Path) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(str(path), error.strerror or "unusable", "a folder that can be written to") from None
-    jax.config.update("jax_compilation_cache_dir", str(path))  # type: ignore[no-untyped-call]
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # type: ignore[no-untyped-call]
+    config: Any = jax.config
+    config.update("jax_compilation_cache_dir", str(path))
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def grid(adapters: Sequence[int], max_loras: Sequence[int], **axes: Sequence[Any] | None) -> dict[str, NDArray[Any]]:
@@ -111,8 +112,8 @@ def simulate(
     devices = jax.local_devices()
     on_cpu = devices[0].platform == "cpu"
     mesh = Mesh(np.array(devices), ("configs",))
-    split = NamedSharding(mesh, PartitionSpec("configs"))  # type: ignore[no-untyped-call]
-    whole = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+    spec: Any = PartitionSpec
+    split, whole = NamedSharding(mesh, spec("configs")), NamedSharding(mesh, spec())
     costs, law = jax.device_put((calibration.costs, stays), whole)
     size = (CHUNK_CPU if on_cpu else CHUNK_ACCELERATOR) * len(devices)
 

@@ -233,6 +233,7 @@ def test_a_latency_bound_is_kept():
         ({"adapters": [4], "max_loras": [8]}, "max_loras: 8 is not allowed; allowed: 1 to 4"),
         ({"max_num_seqs": []}, "max_num_seqs: 'none'"),
         ({"max_num_seqs": [64], "settings": {"max_num_seqs": 32}}, "max_num_seqs: 32"),
+        ({"settings": {"max_loras": 8}}, "max_loras: 8 is not allowed; allowed: given once"),
         ({"settings": {"max_lora_rank": 8}}, "max_lora_rank: 8"),
         ({"settings": {"max_lora_rnak": 8}}, "did you mean 'max_lora_rank'"),
     ],

@@ -59,6 +59,7 @@ class Problem:
         for name, values in self.axes.items():
             if not values:
                 raise InputError(name, "none", "at least one value")
+        for name in ("max_loras", "max_cpu_loras", *self.axes):
             if name in self.settings:
                 raise InputError(name, self.settings[name], "given once", "leave it out of the other settings")
 
