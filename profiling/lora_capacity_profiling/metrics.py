@@ -1,0 +1,356 @@
+"""What a vLLM server says of itself at /metrics, as plain numbers, once or sampled over a window.
+
+Sample sparingly. vLLM keeps a line of ``vllm:lora_requests_info`` for every combination of running and waiting adapters
+that it has seen, for ever; on a server whose adapters come and go the answer grows to megabytes, is put together by the
+process that also hands out tokens, and stalls them: what is measured then is the measuring.
+"""
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_capacity.errors import check_number
+from lora_capacity_profiling.endpoint import Endpoint
+from lora_capacity_profiling.errors import ServerError
+
+FloatArray = NDArray[np.float64]
+
+SAMPLE_INTERVAL_S = 10.0
+"""Default time between samples, seconds: an hour gives 360."""
+
+# Names by version. Source: vLLM 0.8.5 and 0.32.0, v1/metrics/loggers.py.
+_KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+_TTFT = ("vllm:time_to_first_token_seconds",)
+_ITL = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
+_E2E = ("vllm:e2e_request_latency_seconds",)
+_WANTED = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:num_preemptions_total",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:request_success_total",
+    "vllm:cache_config_info",
+    *_KV_USAGE,
+    *(f"{name}_{part}" for name in (*_TTFT, *_ITL, *_E2E) for part in ("bucket", "sum", "count")),
+)
+_FINISHED = ("stop", "length")
+
+_LINE = re.compile(r'(?P<name>[\w:]+)(?:\{(?P<labels>(?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(?P<value>\S+)')
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
+
+Series = tuple[Mapping[str, str], float]
+"""One series of a metric: its labels and its value."""
+
+
+def parse_prometheus(text: str, names: Iterable[str]) -> dict[str, list[Series]]:
+    """Return the series of some metrics in Prometheus' text format; lines of others, and broken ones, are passed over.
+
+    Args:
+        text: What /metrics answered.
+        names: The metrics wanted, by their full names (``..._bucket`` and so on).
+
+    Returns:
+        The series of each name found.
+
+    Source: https://prometheus.io/docs/instrumenting/exposition_formats/
+    """
+    wanted = frozenset(names)
+    found: dict[str, list[Series]] = {}
+    for line in text.splitlines():
+        # Most lines are not wanted, and of those the longest ones: names first, the rest only where it matters.
+        if line.partition("{")[0].partition(" ")[0] not in wanted or (match := _LINE.match(line)) is None:
+            continue
+        with contextlib.suppress(ValueError):
+            value = float(match["value"])
+            labels = {
+                name: re.sub(r"\\.", lambda escape: _ESCAPES.get(escape[0], escape[0]), content)
+                for name, content in _LABEL.findall(match["labels"] or "")
+            }
+            found.setdefault(match["name"], []).append((labels, value))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Times that a server counted by how long they were, over all its engines.
+
+    Attributes:
+        bounds_s: Upper bounds of the buckets, ascending, the last infinite, seconds ``[buckets]``.
+        counts: Times at most as long as each bound, ``[buckets]``.
+        sum_s: Sum of all times, seconds.
+        count: How many there were.
+    """
+
+    bounds_s: FloatArray
+    counts: FloatArray
+    sum_s: float
+    count: float
+
+    @property
+    def mean_s(self) -> float:
+        """Mean in seconds; NaN if there was none."""
+        return self.sum_s / self.count if self.count > 0 else float("nan")
+
+    def quantile_s(self, share: float) -> float:
+        """Return the time that a share of the times does not exceed, evenly spread within its bucket; NaN if none.
+
+        Beyond the last finite bound nothing is known: that bound is then the answer, and too small.
+
+        Args:
+            share: From 0 to 1.
+        """
+        check_number("share", share, minimum=0, maximum=1)
+        finite = np.isfinite(self.bounds_s)
+        if self.count <= 0 or not finite.any():
+            return float("nan")
+        bounds_s = np.concatenate([[0.0], self.bounds_s[finite]])
+        counts = np.concatenate([[0.0], self.counts[finite]])
+        place = int(np.searchsorted(counts, share * self.count))
+        if place == 0 or place >= counts.size:
+            return float(bounds_s[min(place, counts.size - 1)])
+        within = (share * self.count - counts[place - 1]) / (counts[place] - counts[place - 1])
+        return float(bounds_s[place - 1] + within * (bounds_s[place] - bounds_s[place - 1]))
+
+    def since(self, earlier: "Histogram") -> "Histogram":
+        """Return the times that were added after an earlier reading of the same server."""
+        counts = self.counts - earlier.counts if earlier.counts.size == self.counts.size else self.counts
+        return Histogram(self.bounds_s, counts, self.sum_s - earlier.sum_s, self.count - earlier.count)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A server's metrics at one time; NaN where it does not tell.
+
+    Attributes:
+        running: Requests in the batch.
+        waiting: Requests not in the batch.
+        kv_usage: Share of the KV cache in use, 0 to 1; the mean over engines.
+        preemptions: Preemptions since the server started; likewise the next four.
+        prompt_tokens: Prompt tokens processed.
+        generation_tokens: Tokens generated.
+        completed: Requests answered in full.
+        ttft: Times to first token, from arrival at the server.
+        itl: Times between tokens.
+        e2e: Times from arrival to the last token.
+        kv_cache_tokens: Tokens that the KV cache holds, over all engines; NaN where the process that answers does not
+            know, as in 0.8.5: its log does.
+    """
+
+    running: float
+    waiting: float
+    kv_usage: float
+    preemptions: float
+    prompt_tokens: float
+    generation_tokens: float
+    completed: float
+    ttft: Histogram
+    itl: Histogram
+    e2e: Histogram
+    kv_cache_tokens: float
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read what /metrics answered.
+
+        Raises:
+            ServerError: If there is no metric of vLLM.
+        """
+        found = parse_prometheus(text, _WANTED)
+        if not found:
+            raise ServerError("/metrics has no metric of vLLM; was the server started with --disable-log-stats?")
+        return cls(
+            running=_total(found, "vllm:num_requests_running"),
+            waiting=_total(found, "vllm:num_requests_waiting"),
+            kv_usage=_mean(found, _KV_USAGE),
+            preemptions=_total(found, "vllm:num_preemptions_total"),
+            prompt_tokens=_total(found, "vllm:prompt_tokens_total"),
+            generation_tokens=_total(found, "vllm:generation_tokens_total"),
+            completed=_total(found, "vllm:request_success_total", finished_reason=_FINISHED),
+            ttft=_histogram(found, _TTFT),
+            itl=_histogram(found, _ITL),
+            e2e=_histogram(found, _E2E),
+            kv_cache_tokens=_kv_cache_tokens(found),
+        )
+
+    @classmethod
+    def of(cls, endpoint: Endpoint, *, timeout_s: float = 30.0) -> Self:
+        """Ask a server for its metrics.
+
+        Raises:
+            ServerError: If it does not answer in time, or not with metrics of vLLM.
+        """
+        status, body = endpoint.get("/metrics", timeout_s=timeout_s)
+        if status != 200:
+            raise ServerError(f"{endpoint.url}/metrics answers with status {status}")
+        return cls.from_text(body.decode(errors="replace"))
+
+
+def _total(found: Mapping[str, list[Series]], name: str, **allowed: tuple[str, ...]) -> float:
+    """Return the sum over engines and labels; only of series whose labels have allowed values."""
+    series = found.get(name)
+    if not series:
+        return float("nan")
+    return sum(
+        value for labels, value in series if all(labels.get(label, "") in values for label, values in allowed.items())
+    )
+
+
+def _mean(found: Mapping[str, list[Series]], names: tuple[str, ...]) -> float:
+    values = [value for name in names for _, value in found.get(name, [])]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _histogram(found: Mapping[str, list[Series]], names: tuple[str, ...]) -> Histogram:
+    # The newer name first; a version between may have both, which count the same.
+    name = next((name for name in names if f"{name}_bucket" in found), names[0])
+    counts: dict[float, float] = {}
+    for labels, value in found.get(f"{name}_bucket", []):
+        with contextlib.suppress(ValueError):
+            bound_s = float(labels.get("le", ""))
+            counts[bound_s] = counts.get(bound_s, 0.0) + value
+    bounds_s = sorted(counts)
+    return Histogram(
+        np.array(bounds_s),
+        np.array([counts[bound_s] for bound_s in bounds_s]),
+        _total(found, f"{name}_sum"),
+        _total(found, f"{name}_count"),
+    )
+
+
+def _kv_cache_tokens(found: Mapping[str, list[Series]]) -> float:
+    tokens = 0.0
+    for labels, _ in found.get("vllm:cache_config_info", []):
+        try:
+            tokens += int(labels["num_gpu_blocks"]) * int(labels["block_size"])
+        except (KeyError, ValueError):  # "None" where the process that answers is not the engine's
+            return float("nan")
+    return tokens or float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Samples of a server over a time; arrays ``[samples]``.
+
+    Attributes:
+        at_s: When each was taken, seconds from the first.
+        running: Requests in the batch.
+        waiting: Requests not in the batch.
+        kv_usage: Share of the KV cache in use.
+        preemptions: Preemptions since the server started.
+        prompt_tokens: Prompt tokens processed since the server started.
+        generation_tokens: Tokens generated since the server started.
+        completed: Requests answered since the server started.
+        first: The first sample in full.
+        last: The last sample in full.
+        missed: Samples that the server did not answer.
+    """
+
+    at_s: FloatArray
+    running: FloatArray
+    waiting: FloatArray
+    kv_usage: FloatArray
+    preemptions: FloatArray
+    prompt_tokens: FloatArray
+    generation_tokens: FloatArray
+    completed: FloatArray
+    first: Snapshot
+    last: Snapshot
+    missed: int = 0
+
+    def summary(self) -> dict[str, float]:
+        """Return means and largest values by the column names of a table of serving runs; NaN where unknown."""
+        late = self.at_s >= self.at_s[-1] / 2
+        return {
+            "mean_running": float(self.running.mean()),
+            "mean_waiting": float(self.waiting.mean()),
+            "mean_running_2nd_half": float(self.running[late].mean()),
+            "mean_waiting_2nd_half": float(self.waiting[late].mean()),
+            "max_running": float(self.running.max()),
+            "max_waiting": float(self.waiting.max()),
+            "mean_kv_usage": float(self.kv_usage.mean()),
+            "max_kv_usage": float(self.kv_usage.max()),
+            "preemptions": float(self.preemptions[-1] - self.preemptions[0]),
+        }
+
+
+_SAMPLED = tuple(entry.name for entry in fields(Window) if entry.name in Snapshot.__dataclass_fields__)
+
+
+@dataclass(eq=False)
+class Sampler:
+    """Samples a server in a thread of its own, as a context manager, from entering to leaving it.
+
+    One sample is taken on entering, one on leaving, and others between; one that fails is passed over and counted.
+
+    Attributes:
+        endpoint: The server.
+        interval_s: Seconds between samples; see the module's warning before making it short.
+        timeout_s: Most seconds that a sample may take.
+    """
+
+    endpoint: Endpoint
+    interval_s: float = SAMPLE_INTERVAL_S
+    timeout_s: float = 30.0
+    _samples: list[tuple[float, Snapshot]] = field(default_factory=list, repr=False)
+    _missed: int = field(default=0, repr=False)
+    _leaving: threading.Event = field(default_factory=threading.Event, repr=False)
+    _thread: threading.Thread | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_number("interval_s", self.interval_s, minimum=0, exclusive=True)
+        check_number("timeout_s", self.timeout_s, minimum=0, exclusive=True)
+
+    def __enter__(self) -> Self:
+        self._take()
+        self._thread = threading.Thread(target=self._run, name="metrics sampler", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leaving.set()
+        if self._thread is not None:
+            self._thread.join()
+        if kind is None:
+            self._take()
+
+    @property
+    def window(self) -> Window:
+        """The samples so far.
+
+        Raises:
+            ServerError: If the server answered none.
+        """
+        samples = list(self._samples)
+        if not samples:
+            raise ServerError(f"{self.endpoint.url}/metrics answered none of {self._missed} samples")
+        arrays = {name: np.array([getattr(each, name) for _, each in samples], dtype=np.float64) for name in _SAMPLED}
+        at_s = np.array([at_s for at_s, _ in samples]) - samples[0][0]
+        return Window(at_s=at_s, first=samples[0][1], last=samples[-1][1], missed=self._missed, **arrays)
+
+    def _run(self) -> None:
+        due_s = time.monotonic()
+        while True:
+            due_s = max(due_s + self.interval_s, time.monotonic())  # after a slow answer: no samples in a rush
+            if self._leaving.wait(due_s - time.monotonic()):
+                return
+            self._take()
+
+    def _take(self) -> None:
+        try:
+            snapshot = Snapshot.of(self.endpoint, timeout_s=self.timeout_s)
+        except ServerError:
+            self._missed += 1
+        else:
+            self._samples.append((time.monotonic(), snapshot))
