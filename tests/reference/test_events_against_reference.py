@@ -170,10 +170,10 @@ def turns_of(scenarios: Scenarios, tables: RequestTables, full_prompt_must_fit: 
             state.running,
             state.waiting,
             server.kv_blocks - state.free,
-            state.counts[:, engine.PREEMPTIONS],
+            state.counts[engine.PREEMPTIONS],
             state.completed,
         )
-        return turn_all(COSTS, server, adapters, tables.table, disk_s, state), seen
+        return turn_all(COSTS, server, adapters, tables.arrival, disk_s, state), seen
 
     state, seen = jax.lax.scan(turn, initial_state(scenarios, server, tables), length=TURNS)
     return jax.tree.map(lambda values: values[:, 0], seen), state
@@ -226,7 +226,7 @@ def test_same_steps(case: tuple[Requests, Config, int | None]) -> None:
     assert len(rows) == len(expected)
     delays = result.first_token_s - result.sent_s
     assert int(state.histogram.sum()) == delays.size
-    assert float(state.sums[0, engine.TTFT]) == pytest.approx(delays.sum(), rel=1e-6)
+    assert float(state.sums[engine.TTFT, 0]) == pytest.approx(delays.sum(), rel=1e-6)
 
 
 def test_the_cases_are_what_they_should_be() -> None:
@@ -264,7 +264,9 @@ def test_results_are_sums_over_the_steps() -> None:
     seconds = np.array([row.end - row.start for row in rows]) * TICK_S
     settled = found.settled
     assert float(settled.completed_per_s[0] * HORIZON_S) == pytest.approx(40)
-    np.testing.assert_array_equal(found.adapter_completed[0], np.bincount(requests.adapter, minlength=ADAPTERS))
+    np.testing.assert_array_equal(
+        found.adapter_completed[0, :ADAPTERS], np.bincount(requests.adapter, minlength=ADAPTERS)
+    )
     np.testing.assert_array_equal(found.adapter_arrived[0], found.adapter_completed[0])
     assert int(found.steps[0]) == len(rows)
     for name, column in (("mean_running", "running"), ("mean_waiting", "waiting"), ("active_adapters", "adapters")):

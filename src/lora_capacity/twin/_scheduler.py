@@ -1,14 +1,16 @@
 """The engine of one server, as pure functions: what happens to its queue, batch, KV blocks, adapters and clock.
 
 A *turn* moves at most one request: it admits one, goes on with a prompt that was cut, or preempts one. Once nobody else
-can be admitted, the next turn begins by letting the step run. Each function here sees one server; the event twin
-batches them.
+can be admitted, the next turn begins by letting the step run.
 
 No running request is looked at while it decodes. One that gets its first token in step ``t`` and its last in step ``f``
 gains a token in every step between, so all that it will do is known as it joins: cell ``f`` of a ring of steps counts
 what it gives back when it leaves, and the count of its phase (steps modulo the tokens of a block) tells when it needs a
 block. Adapters are numbered in the order in which a step touches them; ``last``, the latest step that needs an adapter,
 says both whether it is active and how recently it was used.
+
+All functions take every server at once, ``[configs]``. Arrays that are searched have the servers as their last axis,
+arrays of which one element is read as their first.
 
 Source: the behaviour of vLLM 0.8.5, as in ``vllm/v1/core/sched/scheduler.py`` and ``vllm/lora/worker_manager.py``.
 """
@@ -33,7 +35,7 @@ FAR = 2**30
 SEND, KEEP, ADMIT, RUN, DONE = range(5)
 """What comes next: requests arrive, running ones are kept, waiting ones admitted, the step runs; or nothing more."""
 
-ADAPTER, INPUT, OUTPUT, NEXT = range(4)
+ADAPTER, INPUT, OUTPUT, NEXT, SENT = range(5)
 """Columns of the table of requests."""
 
 COMPUTING, LOADING, RUNNING, WAITING, KV_BLOCKS, ADAPTERS, STREAMING, TTFT = range(8)
@@ -42,7 +44,7 @@ COMPUTING, LOADING, RUNNING, WAITING, KV_BLOCKS, ADAPTERS, STREAMING, TTFT = ran
 REQUESTS, TOKENS, NEXT_TOKENS, STEPS, HOST_LOADS, DISK_LOADS, PREEMPTIONS = range(7)
 """Places of ``State.counts``."""
 
-WINDOW = 8
+WINDOW = 4
 """Arrivals that a turn looks at."""
 
 BINS_PER_DOUBLING = 16
@@ -53,7 +55,7 @@ BINS = 24 * BINS_PER_DOUBLING
 
 
 class Server(NamedTuple):
-    """A configuration; scalars, int32 unless said otherwise. Times are in ticks of ``tick_s`` seconds (float32)."""
+    """Configurations; ``[configs]``, int32 unless said otherwise. Times are in ticks of ``tick_s`` seconds (float32)."""
 
     max_num_batched_tokens: Array
     max_num_seqs: Array
@@ -67,7 +69,7 @@ class Server(NamedTuple):
 
 
 class Building(NamedTuple):
-    """The step being put together; scalars, int32 unless said otherwise.
+    """The step being put together; ``[configs]``, int32 unless said otherwise.
 
     Attributes:
         budget: Tokens left.
@@ -93,7 +95,7 @@ class Building(NamedTuple):
 
 
 class Partial(NamedTuple):
-    """The request of which a part of the prompt is computed, always the last one admitted; scalars.
+    """The request of which a part of the prompt is computed, always the last one admitted; ``[configs]``.
 
     Attributes:
         request: Its number, -1 if there is none.
@@ -109,7 +111,7 @@ class Partial(NamedTuple):
 
 
 class State(NamedTuple):
-    """A server between two turns; int32 scalars unless said otherwise.
+    """Servers between two turns; int32 ``[configs]`` unless said otherwise.
 
     Attributes:
         mode: What comes next.
@@ -121,37 +123,43 @@ class State(NamedTuple):
         completed: Requests that have left.
         free: Free KV blocks.
         running: Requests in the batch.
+        active: Adapters that the step needs.
+        active_before: Adapters that the step before needed.
         kv_tokens: Tokens in the KV cache once the step has run.
         streaming: Requests with a first but not a last token.
         building: The step being put together.
         partial: The request in the batch that does not decode yet.
-        arrival: When requests are sent, ticks; later than they arrive if clients hold them back, ``[requests]``.
-        head: First request of each adapter not yet admitted, the base model last, ``[adapters + 1]``.
-        key: The same, but ``-1 - place`` where a preempted one comes first, ``[adapters + 1]``.
-        last: Latest step that needs each adapter, as far as is known, ``[adapters]``.
-        since: Step that made each adapter active, ``[adapters]``.
-        earlier: ``last`` before that, ``[adapters]``.
-        distance: For adapters made active by this step, other ones used since their last use, ``[adapters]``.
+        table: Adapter, prompt tokens, answer tokens, next request of the same adapter and, in ticks, when a request is
+            sent: later than it arrives if clients hold it back; ``[configs, requests, 5]``.
+        head: First request of each adapter not yet admitted, the base model last, ``[adapters + 1, configs]``.
+        key: The same, but ``-1 - place`` where a preempted one comes first,
+            ``[adapters + 1, configs]``.
+        last: Latest step that needs each adapter, as far as is known, ``[adapters, configs]``.
+        since: Step that made each adapter active, ``[adapters, configs]``.
+        earlier: ``last`` before that, ``[adapters, configs]``.
+        distance: For adapters made active by this step, other ones used since their last use,
+            ``[adapters, configs]``.
         ring: By step: requests that leave, their blocks, their tokens, requests that got their last block,
-            ``[steps, 4]``.
-        phase: Decoding requests that need a block, by step modulo `BLOCK_TOKENS`, ``[16]``.
+            adapters that it needs last, ``[configs, steps, 5]``.
+        phase: Decoding requests that need a block, by step modulo `BLOCK_TOKENS`, ``[16, configs]``.
         limit: `Limit` that ended admission in the latest step.
-        log: Last admissions: request, step of its last token, ``last`` of its adapter before, ``[log, 3]``.
+        log: Last admissions: request, step of its last token, ``last`` of its adapter before, ``[configs, log, 3]``.
         logged: Admissions in the log.
         log_lost: Admissions that the log has no room for.
-        preempted: Preempted requests in order: request (-1: none any more), adapter, tokens sampled; ``[places, 3]``.
+        preempted: Preempted requests in order: request (-1: none any more), adapter, tokens sampled; each
+            ``[places, configs]``.
         places: Places in use.
         preempted_waiting: Preempted requests in the queue.
-        admitted: Bits of the requests admitted, uint32 ``[requests / 32]``.
-        admitted_by_block: Their number by 1,024 requests, ``[requests / 1024]``.
-        first: First tokens of which the delay is not noted yet: sending time and step, ``[first, 2]``.
+        admitted: Bits of the requests admitted, uint32 ``[configs, requests / 32]``.
+        admitted_by_block: Their number by 1,024 requests, ``[requests / 1024, configs]``.
+        first: First tokens of which the delay is not noted yet: sending time and step, ``[configs, first, 2]``.
         first_put: First tokens so far.
         first_got: Those noted.
-        ends: When the latest steps ended, ticks, ``[first]``.
-        histogram: Times to first token by bin, ``[bins]``.
-        sums: Integrals over time and sums of times, s, float32 ``[8]``.
-        sums_lost: What rounding took off them, float32 ``[8]``.
-        counts: What happened within the horizon, ``[7]``.
+        ends: When the latest steps ended, ticks, ``[configs, first]``.
+        histogram: Times to first token by bin, ``[configs, bins]``.
+        sums: Integrals over time and sums of times, s, float32 ``[8, configs]``.
+        sums_lost: What rounding took off them, float32 ``[8, configs]``.
+        counts: What happened within the horizon, ``[7, configs]``.
         overflow: Whether an array was too small to go on, bool.
     """
 
@@ -164,11 +172,13 @@ class State(NamedTuple):
     completed: Array
     free: Array
     running: Array
+    active: Array
+    active_before: Array
     kv_tokens: Array
     streaming: Array
     building: Building
     partial: Partial
-    arrival: Array
+    table: Array
     head: Array
     key: Array
     last: Array
@@ -181,7 +191,7 @@ class State(NamedTuple):
     log: Array
     logged: Array
     log_lost: Array
-    preempted: Array
+    preempted: tuple[Array, Array, Array]
     places: Array
     preempted_waiting: Array
     admitted: Array
@@ -203,7 +213,7 @@ class State(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A step ready to run; int32 scalars but for the times, float32 seconds."""
+    """A step ready to run; int32 ``[configs]`` but for the times, float32 seconds."""
 
     tokens: Array
     prefill_tokens: Array
@@ -217,7 +227,7 @@ class Work(NamedTuple):
 
 
 class Move(NamedTuple):
-    """The request that a turn moves; scalars. ``sign`` is 1 as it joins the decoding ones, -1 as it leaves them early.
+    """The request that a turn moves; ``[configs]``. ``sign`` is 1 as it joins the decoding ones, -1 as it leaves them early.
 
     Attributes:
         sign: 1, -1 or, if it does neither, 0.
@@ -226,6 +236,7 @@ class Move(NamedTuple):
         computed: Tokens in the KV cache: as it joins, once the step has run.
         input: Tokens of the prompt.
         output: Tokens of the answer.
+        sent: When it was sent, ticks.
         finish: Step of its last token.
         needed: Whether the step needs its adapter, bool.
     """
@@ -236,33 +247,60 @@ class Move(NamedTuple):
     computed: Array
     input: Array
     output: Array
+    sent: Array
     finish: Array
     needed: Array
 
 
+def rows(s: State) -> Array:
+    """Number the servers, ``[configs]``."""
+    return jnp.arange(s.step.shape[0], dtype=jnp.int32)
+
+
+def _after(read: Array, place: Array) -> Array:
+    """Return the place of a write that must follow a read of the same array, or else the loop copies the array.
+
+    Args:
+        read: What was read, never negative.
+        place: Where to write.
+    """
+    return jnp.where(read < 0, FAR, place)
+
+
 def blocks(tokens: Array) -> Array:
     """Return the KV blocks that hold so many tokens."""
-    return (tokens + (BLOCK_TOKENS - 1)) // BLOCK_TOKENS
+    return (tokens + (BLOCK_TOKENS - 1)) >> 4
 
 
 def total(values: Array) -> Array:
-    """Add up in int32."""
-    return jnp.sum(values, dtype=jnp.int32)
+    """Add up over the first axis in int32."""
+    return jnp.sum(values, axis=0, dtype=jnp.int32)
 
 
-def send(server: Server, s: State) -> State:
-    """Let requests arrive while clients have room; jump to the next arrival if there is nothing to do."""
+def places(values: Array) -> Array:
+    """Number the first axis, ``[places, 1]``."""
+    return jnp.arange(values.shape[0], dtype=jnp.int32)[:, None]
+
+
+def send(server: Server, arrival: Array, s: State) -> State:
+    """Let requests arrive while clients have room; jump to the next arrival if there is nothing to do.
+
+    Args:
+        server: The configurations.
+        arrival: Arrivals, ticks, ``[configs, requests]``.
+        s: The state.
+    """
     sending = s.mode == SEND
-    window = jax.lax.dynamic_slice(s.arrival, (s.sent,), (WINDOW,))
-    number = s.sent + jnp.arange(WINDOW, dtype=jnp.int32)
+    number = s.sent + jnp.arange(WINDOW, dtype=jnp.int32)[:, None]
+    window = arrival[rows(s), number]
     target = s.completed + server.max_pending
     enters = (window <= s.now) & (number < target) & sending
-    window_sent = jnp.where(enters & (number >= s.room), s.now, window)
+    held = enters & (number >= s.room)
     entered = total(enters)
     sent = s.sent + entered
     more = entered == WINDOW
     empty = sending & ~more & (s.running == 0) & (sent - s.taken + s.preempted_waiting == 0)
-    following = window[jnp.minimum(entered, WINDOW - 1)]
+    following = jnp.min(jnp.where(enters, FAR, window), axis=0)
     now = jnp.where(empty, jnp.minimum(following, server.horizon), s.now)
     over = sending & (now >= server.horizon)
     begins = sending & ~more & ~empty
@@ -271,31 +309,32 @@ def send(server: Server, s: State) -> State:
         now=now,
         sent=sent,
         room=jnp.where(sending & ~more, target, s.room),
-        arrival=jax.lax.dynamic_update_slice(s.arrival, window_sent, (s.sent,)),
+        table=s.table.at[rows(s), jnp.where(held, number, FAR), SENT].set(
+            jnp.broadcast_to(s.now, held.shape), mode="drop"
+        ),
     )
 
 
-def arrange(server: Server, table: Array, disk_s: Array, s: State) -> tuple[State, Array]:
+def arrange(server: Server, disk_s: Array, s: State) -> tuple[State, Array]:
     """Keep the running requests, or admit one that waits, or preempt one; say which adapter became active (-1: none).
 
     Args:
         server: The configuration.
-        table: Adapter, prompt and answer tokens, next request of the same adapter, ``[requests, 4]``.
-        disk_s: Time to read each adapter from disk, s, ``[adapters]``.
+        disk_s: Time to read each adapter from disk, s, ``[configs, adapters]``.
         s: The state.
     """
-    adapters, b, part = s.last.shape[0], s.building, s.partial
+    adapters, b, part, row = s.last.shape[0], s.building, s.partial, rows(s)
     # What the running requests need.
     keeping, has_partial = s.mode == KEEP, part.request >= 0
     decoding = s.running - has_partial
     chunk = jnp.where(has_partial, jnp.minimum(part.total - part.computed, server.max_num_batched_tokens - decoding), 0)
-    growth = s.phase[s.step % BLOCK_TOKENS] + blocks(part.computed + chunk) - blocks(part.computed)
+    growth = s.phase[s.step & 15, row] + blocks(part.computed + chunk) - blocks(part.computed)
     short = keeping & (growth > s.free)
     kept = keeping & ~short
     drop = short & has_partial
-    entry = s.log[(s.logged - 1) % s.log.shape[0]]
+    entry, entry_finish, before = s.log[row, (s.logged - 1) & (s.log.shape[1] - 1)].T
     pop = short & ~has_partial
-    left = pop & (entry[1] < s.step)
+    left = pop & (entry_finish < s.step)
     undo = pop & ~left
     lost = pop & (s.logged <= s.log_lost)
     go_on = kept & has_partial
@@ -305,30 +344,26 @@ def arrange(server: Server, table: Array, disk_s: Array, s: State) -> tuple[Stat
     admitting = (kept & ~has_partial & ~b.preempted) | (s.mode == ADMIT)
 
     # Who waits.
-    active = s.last >= s.step
-    in_use = total(active)
-    key_active = jnp.minimum(jnp.min(jnp.where(active, s.key[:adapters], FAR)), s.key[adapters])
-    key = jnp.where(in_use < server.max_loras, jnp.min(s.key), key_active)
+    key_active = jnp.min(jnp.where(s.last >= s.step, s.key[:adapters], FAR), axis=0)
+    key_any = jnp.min(s.key[:adapters], axis=0)
+    key = jnp.minimum(jnp.where(s.active < server.max_loras, key_any, key_active), s.key[adapters])
     found = admitting & (key < s.sent)
-    place = jnp.clip(-1 - key, 0, s.preempted.shape[0] - 1)
+    place = jnp.clip(-1 - key, 0, s.preempted[0].shape[0] - 1)
     from_preempted = key < 0
-    waiting = s.preempted[place]
+    waiting, _, waiting_sampled = (column[place, row] for column in s.preempted)
     room = admitting & (budget > 0) & (s.running < server.max_num_seqs)
 
-    request = jnp.where(
-        go_on | drop, part.request, jnp.where(pop, entry[0], jnp.where(from_preempted, waiting[0], key))
-    )
-    request = jnp.clip(request, 0, table.shape[0] - 1)
-    row = table[request]
-    adapter = row[ADAPTER]
+    request = jnp.where(go_on | drop, part.request, jnp.where(pop, entry, jnp.where(from_preempted, waiting, key)))
+    request = jax.lax.optimization_barrier(jnp.clip(request, 0, s.table.shape[1] - 1))
+    adapter, prompt, output, following, sent = s.table[row, request].T
 
     # Does the first that waits fit?
-    sampled = jnp.where(from_preempted, waiting[2], 0)
-    prompt = row[INPUT] + sampled
-    tokens = jnp.minimum(prompt, budget)
-    fits = blocks(jnp.where(server.full_prompt_must_fit, prompt, tokens)) <= free
+    sampled = jnp.where(from_preempted, waiting_sampled, 0)
+    length = prompt + sampled
+    tokens = jnp.minimum(length, budget)
+    fits = blocks(jnp.where(server.full_prompt_must_fit, length, tokens)) <= free
     admit = room & found & fits
-    whole = tokens == prompt
+    whole = tokens == length
     blocked = room & ~(found & fits)
     free = free - jnp.where(admit, blocks(tokens), 0)
     budget = budget - jnp.where(admit, tokens, 0)
@@ -339,10 +374,10 @@ def arrange(server: Server, table: Array, disk_s: Array, s: State) -> tuple[Stat
     # What becomes of it.
     sampled = jnp.where(go_on | drop, part.sampled, sampled)
     join = (go_on & (chunk == part.total - part.computed)) | (admit & whole)
-    sampled = jnp.where(undo, row[OUTPUT] - (entry[1] - s.step + 1), sampled)
+    sampled = jnp.where(undo, output - (entry_finish - s.step + 1), sampled)
     preempt = drop | undo
-    computed = jnp.where(drop, part.computed, row[INPUT] + sampled - undo.astype(jnp.int32))
-    finish = jnp.where(undo, entry[1], s.step + row[OUTPUT] - sampled - 1)
+    computed = jnp.where(drop, part.computed, prompt + sampled - undo.astype(jnp.int32))
+    finish = jnp.where(undo, entry_finish, s.step + output - sampled - 1)
     free = free + jnp.where(preempt, blocks(computed), 0)
     prefill = jnp.where(go_on, chunk, jnp.where(admit, tokens, 0))
     move = Move(
@@ -350,8 +385,9 @@ def arrange(server: Server, table: Array, disk_s: Array, s: State) -> tuple[Stat
         request=request,
         adapter=adapter,
         computed=computed,
-        input=row[INPUT],
-        output=row[OUTPUT],
+        input=prompt,
+        output=output,
+        sent=sent,
         finish=finish,
         needed=go_on | admit,
     )
@@ -368,7 +404,7 @@ def arrange(server: Server, table: Array, disk_s: Array, s: State) -> tuple[Stat
     partial = Partial(
         request=jnp.where(goes_on_partial, request, jnp.where(join & go_on | drop, -1, part.request)),
         computed=jnp.where(go_on, part.computed + chunk, jnp.where(admit, tokens, part.computed)),
-        total=jnp.where(admit, prompt, part.total),
+        total=jnp.where(admit, length, part.total),
         sampled=jnp.where(admit, sampled, part.sampled),
     )
     partial = partial._replace(computed=jnp.where(partial.request >= 0, partial.computed, 0))
@@ -385,35 +421,40 @@ def arrange(server: Server, table: Array, disk_s: Array, s: State) -> tuple[Stat
             partial=partial,
         ),
         move,
-        entry[2],
+        before,
         disk_s,
     )
     s = _join_or_leave(s, move, pop, started)
     s = _requeue(s, move, preempt, sampled)
-    return _dequeue(s, move, admit, from_preempted, place, row[NEXT]), newcomer
+    return _dequeue(s, move, admit, from_preempted, place, following), newcomer
 
 
 def _note_adapter(s: State, move: Move, before: Array, disk_s: Array) -> tuple[State, Array]:
     """Note how long a request needs its adapter; a preempted one takes its claim back."""
-    adapters = s.last.shape[0]
+    adapters, row, size, mask = s.last.shape[0], rows(s), s.ring.shape[1], s.ring.shape[1] - 1
     adapter = jnp.minimum(move.adapter, adapters - 1)
     own = move.adapter < adapters
-    last = s.last[adapter]
+    last = s.last[adapter, row]
     claim = jnp.maximum(last, jnp.where(move.sign > 0, move.finish, s.step))
     value = jnp.where(move.needed, claim, jnp.maximum(before, s.step - 1))
     changes = own & (move.needed | (move.sign < 0))
+    was, will = changes & (last >= s.step), changes & (value >= s.step)
     new = own & move.needed & (last < s.step - 1)
     never = new & (last == NEVER)
     where_new = jnp.where(new, adapter, adapters)
+    ring = s.ring.at[row, jnp.where(was, last & mask, size), 4].add(-1, mode="drop")
+    ring = ring.at[row, jnp.where(will, value & mask, size), 4].add(1, mode="drop")
     b = s.building
     s = s._replace(
-        last=s.last.at[jnp.where(changes, adapter, adapters)].set(value, mode="drop"),
-        since=s.since.at[where_new].set(s.step, mode="drop"),
-        earlier=s.earlier.at[where_new].set(last, mode="drop"),
+        active=s.active + will - was,
+        ring=ring,
+        last=s.last.at[jnp.where(changes, adapter, adapters), row].set(value, mode="drop"),
+        since=s.since.at[where_new, row].set(s.step, mode="drop"),
+        earlier=s.earlier.at[where_new, row].set(last, mode="drop"),
         building=b._replace(
             newcomers=b.newcomers + new,
             first_touched=b.first_touched + never,
-            disk_s=b.disk_s + jnp.where(never, disk_s[adapter], 0.0),
+            disk_s=b.disk_s + jnp.where(never, disk_s[row, adapter], 0.0),
         ),
         log=_log(s, move, last),
     )
@@ -421,52 +462,50 @@ def _note_adapter(s: State, move: Move, before: Array, disk_s: Array) -> tuple[S
 
 
 def _log(s: State, move: Move, before: Array) -> Array:
-    size = s.log.shape[0]
-    place = jnp.where(move.sign > 0, s.logged % size, size)
-    return s.log.at[place].set(jnp.stack([move.request, move.finish, before]), mode="drop")
+    size = s.log.shape[1]
+    place = jnp.where(move.sign > 0, s.logged & (size - 1), size)
+    return s.log.at[rows(s), place].set(jnp.stack([move.request, move.finish, before], axis=1), mode="drop")
 
 
 def _join_or_leave(s: State, move: Move, pop: Array, started: Array) -> State:
     """Enter a request into the ring of steps or take it out again."""
-    size, sign = s.ring.shape[0], move.sign
+    size, sign, row = s.ring.shape[1], move.sign, rows(s)
     begin = s.step + (sign > 0)
-    phase = (begin - move.computed) % BLOCK_TOKENS
-    last_block = move.finish - (move.finish - phase) % BLOCK_TOKENS
+    phase = (begin - move.computed) & 15
+    last_block = move.finish - ((move.finish - phase) & 15)
     grows = jnp.where(last_block >= begin, sign, 0)
-    leaving = jnp.stack(
-        [sign, sign * blocks(move.input + move.output - 1), sign * (move.input + move.output), 0 * sign]
-    )
-    ring = s.ring.at[jnp.where(sign != 0, move.finish % size, size)].add(leaving, mode="drop")
-    ring = ring.at[jnp.where(grows != 0, last_block % size, size), 3].add(grows, mode="drop")
-    here = jnp.arange(BLOCK_TOKENS, dtype=jnp.int32) == phase
+    tokens = move.input + move.output
+    leaving = jnp.stack([sign, sign * blocks(tokens - 1), sign * tokens, 0 * sign, 0 * sign], axis=1)
+    ring = s.ring.at[row, jnp.where(sign != 0, move.finish & (size - 1), size)].add(leaving, mode="drop")
+    ring = ring.at[row, jnp.where(grows != 0, last_block & (size - 1), size), 3].add(grows, mode="drop")
     logged = s.logged + (sign > 0) - pop
-    size = s.first.shape[0]
-    sent = s.arrival[move.request]
-    first = s.first.at[jnp.where(started, s.first_put % size, size)].set(jnp.stack([sent, s.step]), mode="drop")
+    size = s.first.shape[1]
+    noted = jnp.stack([move.sent, s.step], axis=1)
     put = s.first_put + started
-    overflow = s.overflow | (put - s.first_got > size)
     return s._replace(
         ring=ring,
-        phase=s.phase + jnp.where(here, grows, 0),
+        phase=s.phase + jnp.where(places(s.phase) == phase, grows, 0),
         logged=logged,
-        log_lost=jnp.maximum(s.log_lost, logged - s.log.shape[0]),
-        first=first,
+        log_lost=jnp.maximum(s.log_lost, logged - s.log.shape[1]),
+        first=s.first.at[row, jnp.where(started, s.first_put & (size - 1), size)].set(noted, mode="drop"),
         first_put=put,
-        overflow=overflow,
+        overflow=s.overflow | (put - s.first_got > size),
     )
 
 
 def _requeue(s: State, move: Move, preempt: Array, sampled: Array) -> State:
     """Put a preempted request in front of the queue."""
-    size = s.preempted.shape[0]
+    size, row = s.preempted[0].shape[0], rows(s)
     overflow = preempt & (s.places == size)
-    row = jnp.stack([move.request, move.adapter, sampled])
-    key = s.key.at[jnp.where(preempt, move.adapter, s.key.shape[0])].set(-1 - s.places, mode="drop")
+    place = jnp.where(preempt, s.places, size)
+    values = (move.request, move.adapter, sampled)
     return s._replace(
         mode=jnp.where(overflow, DONE, s.mode),
         overflow=s.overflow | overflow,
-        key=key,
-        preempted=s.preempted.at[jnp.where(preempt, s.places, size)].set(row, mode="drop"),
+        key=s.key.at[jnp.where(preempt, move.adapter, s.key.shape[0]), row].set(-1 - s.places, mode="drop"),
+        preempted=tuple(
+            column.at[place, row].set(value, mode="drop") for column, value in zip(s.preempted, values, strict=True)
+        ),
         places=s.places + preempt,
         preempted_waiting=s.preempted_waiting + preempt,
         counts=s.counts.at[PREEMPTIONS].add(preempt),
@@ -475,26 +514,26 @@ def _requeue(s: State, move: Move, preempt: Array, sampled: Array) -> State:
 
 def _dequeue(s: State, move: Move, admit: Array, from_preempted: Array, place: Array, following: Array) -> State:
     """Take an admitted request out of the queue."""
-    fresh, again = admit & ~from_preempted, admit & from_preempted
-    size, keys = s.preempted.shape[0], s.key.shape[0]
-    preempted = s.preempted.at[jnp.where(again, place, size), 0].set(-1, mode="drop")
-    places = jnp.arange(size, dtype=jnp.int32)
-    filled = (preempted[:, 0] >= 0) & (places < s.places)
-    next_place = jnp.max(jnp.where(filled & (preempted[:, 1] == move.adapter), places, -1))
-    head = jnp.where(fresh, following, s.head[move.adapter])
+    fresh, again, row = admit & ~from_preempted, admit & from_preempted, rows(s)
+    keys, (request, adapter, sampled) = s.key.shape[0], s.preempted
+    request = request.at[jnp.where(again, place, request.shape[0]), row].set(-1, mode="drop")
+    filled = (request >= 0) & (places(request) < s.places)
+    next_place = jnp.max(jnp.where(filled & (adapter == move.adapter), places(request), -1), axis=0)
+    used = 1 + jnp.max(jnp.where(filled, places(request), -1), axis=0)
+    head = jnp.where(fresh, following, s.head[move.adapter, row])
     key = jnp.where(again & (next_place >= 0), -1 - next_place, head)
-    bit = jnp.left_shift(jnp.uint32(1), (move.request % 32).astype(jnp.uint32))
-    word = jnp.where(fresh, move.request // 32, s.admitted.shape[0])
-    block = jnp.where(fresh, move.request // 1024, s.admitted_by_block.shape[0])
+    bit = jnp.left_shift(jnp.uint32(1), (move.request & 31).astype(jnp.uint32))
+    word = jnp.where(fresh, move.request >> 5, s.admitted.shape[1])
+    block = jnp.where(fresh, move.request >> 10, s.admitted_by_block.shape[0])
     return s._replace(
         taken=s.taken + fresh,
-        head=s.head.at[jnp.where(fresh, move.adapter, keys)].set(head, mode="drop"),
-        key=s.key.at[jnp.where(admit, move.adapter, keys)].set(key, mode="drop"),
-        preempted=preempted,
-        places=jnp.where(again, 1 + jnp.max(jnp.where(filled, places, -1)), s.places),
+        head=s.head.at[jnp.where(fresh, move.adapter, keys), row].set(head, mode="drop"),
+        key=s.key.at[jnp.where(admit, move.adapter, keys), row].set(key, mode="drop"),
+        preempted=(request, adapter, sampled),
+        places=jnp.where(again, used, s.places),
         preempted_waiting=s.preempted_waiting - again,
-        admitted=s.admitted.at[word].add(bit, mode="drop"),
-        admitted_by_block=s.admitted_by_block.at[block].add(1, mode="drop"),
+        admitted=s.admitted.at[row, word].add(bit, mode="drop"),
+        admitted_by_block=s.admitted_by_block.at[block, row].add(1, mode="drop"),
     )
 
 
@@ -504,11 +543,11 @@ def distances(s: State, newcomer: Array) -> Array:
     An adapter is on the GPU if fewer than ``max_loras`` others were used since its last use; here use is counted as it
     will be when the step touches the newcomer. Others that this step made active count if they come before it.
     """
-    order = jnp.arange(s.last.shape[0], dtype=jnp.int32)
+    order = places(s.last)
     own = jnp.maximum(newcomer, 0)
     new = (s.since == s.step) & (order != own)
     used = jnp.where(new, s.earlier, jnp.minimum(s.last, s.step - 1))
-    last = s.earlier[own]
+    last = s.earlier[own, rows(s)]
     later = (used > last) | ((used == last) & (order > own))
     counted = jnp.where(new, later | (order < own), later) & (order != own)
     distance = s.distance + (new & later & (order > own))
@@ -522,34 +561,50 @@ def loads_of_newcomers(server: Server, s: State) -> Array:
     return total(new & ((s.earlier == NEVER) | (s.distance >= server.max_loras)))
 
 
-def loads_of_evicted(server: Server, s: State) -> Array:
+def loads_of_evicted(server: Server, s: State, *, one: bool) -> Array:
     """Count the adapters that stay active but are evicted by newcomers that the step touches first, and loaded again.
 
     Going through the adapters in the order of touching, each newcomer takes a slot and each adapter that has left since
     the step before gives one; where more are taken than were free, the next active adapter has been evicted.
+
+    Args:
+        server: The configurations.
+        s: The state.
+        one: Whether no step has more than one newcomer: then a comparison of places does.
     """
+    order = places(s.last)
     new = s.since == s.step
     stays = (s.last >= s.step) & ~new
     left = s.last == s.step - 1
-    balance = jnp.cumsum(new.astype(jnp.int32) - left.astype(jnp.int32), dtype=jnp.int32)
-    free = server.max_loras - total(stays) - total(left)
-    return total(stays & (balance > free))
+    free = server.max_loras - s.active_before
+    if one:
+        after = jnp.min(jnp.where(new, order, FAR), axis=0)
+        until = jnp.min(jnp.where(left, order, FAR), axis=0)
+        return jnp.where(free == 0, total(stays & (order > after) & (order < until)), 0)
+    return total(stays & (_running_total(new.astype(jnp.float32) - left.astype(jnp.float32)) > free))
+
+
+def _running_total(values: Array) -> Array:
+    """Add up along the first axis, whose size is a multiple of 16, by products with triangular matrices."""
+    groups = values.reshape(-1, 16, values.shape[1])
+    inside = jnp.einsum("ij,gjc->gic", jnp.tril(jnp.ones((16, 16))), groups)
+    number = groups.shape[0]
+    before = jnp.tril(jnp.ones((number, number)), -1) @ inside[:, -1]
+    return (inside + before[:, None]).reshape(values.shape)
 
 
 def passed_over(s: State) -> Array:
     """Count the waiting requests that stand before the one at which admission stopped."""
-    stop = s.building.stop
-    places = jnp.arange(s.preempted.shape[0], dtype=jnp.int32)
-    in_front = total((s.preempted[:, 0] >= 0) & (places < s.places) & (places > -1 - stop))
-    block = jnp.clip(stop // 1024, 0, s.admitted_by_block.shape[0] - 1)
-    by_block = jnp.arange(s.admitted_by_block.shape[0], dtype=jnp.int32)
-    admitted = total(jnp.where(by_block < block, s.admitted_by_block, 0))
-    words = jax.lax.dynamic_slice(s.admitted, (block * 32,), (32,))
-    room = jnp.clip(stop - block * 1024 - 32 * jnp.arange(32, dtype=jnp.int32), 0, 32)
+    stop, request = s.building.stop, s.preempted[0]
+    in_front = total((request >= 0) & (places(request) < s.places) & (places(request) > -1 - stop))
+    block = jnp.clip(stop >> 10, 0, s.admitted_by_block.shape[0] - 1)
+    admitted = total(jnp.where(places(s.admitted_by_block) < block, s.admitted_by_block, 0))
+    word = jnp.arange(32, dtype=jnp.int32)[:, None]
+    words = s.admitted[rows(s), block * 32 + word]
+    room = jnp.clip(stop - block * 1024 - 32 * word, 0, 32)
     mask = jnp.where(room >= 32, jnp.uint32(0xFFFFFFFF), (jnp.uint32(1) << room.astype(jnp.uint32)) - 1)
     admitted = admitted + total(jax.lax.population_count(words & mask))
-    passed = jnp.where(stop < 0, in_front, s.preempted_waiting + stop - admitted)
-    return jnp.where(stop == -FAR, 0, jnp.where(stop == FAR, s.waiting, passed))
+    return jnp.where(stop < 0, in_front, s.preempted_waiting + stop - admitted)
 
 
 def run(server: Server, s: State, work: Work) -> State:
@@ -560,13 +615,14 @@ def run(server: Server, s: State, work: Work) -> State:
     compute = jnp.maximum(jnp.round(work.compute_s / server.tick_s), 1.0).astype(jnp.int32)
     end = jnp.where(runs, s.now + load + compute, s.now)
     observed_s = jnp.maximum(jnp.minimum(end, server.horizon) - s.now, 0) * server.tick_s
-    leaving, leaving_blocks, leaving_tokens, last_block = (
-        jnp.where(runs, value, 0) for value in s.ring[s.step % s.ring.shape[0]]
+    row, size = rows(s), s.ring.shape[1]
+    leaving, leaving_blocks, leaving_tokens, last_block, last_needed = (
+        jnp.where(runs, value, 0) for value in s.ring[row, s.step & (size - 1)].T
     )
     inside = runs & (end <= server.horizon)
     rates = (s.running, s.waiting, server.kv_blocks - s.free, work.adapters, s.streaming)
     loading_s = jnp.minimum(load * server.tick_s, observed_s)
-    s, delay_s = _note_first_token(server, s)
+    s, delay_s, noted_end = _note_first_token(server, s)
     sums, lost = _add(
         s.sums,
         s.sums_lost,
@@ -581,9 +637,9 @@ def run(server: Server, s: State, work: Work) -> State:
         work.disk_loads,
         0,
     )
-    here = jnp.arange(BLOCK_TOKENS, dtype=jnp.int32) == s.step % BLOCK_TOKENS
-    place = jnp.where(runs, s.step % s.ring.shape[0], s.ring.shape[0])
-    ends = jnp.where(runs, s.step % s.ends.shape[0], s.ends.shape[0])
+    here = places(s.phase) == s.step & 15
+    place = _after(leaving, jnp.where(runs, s.step & (size - 1), size))
+    ends = jnp.where(runs, s.step & (s.ends.shape[1] - 1), s.ends.shape[1])
     zero = jnp.zeros_like(s.step)
     fresh = Building(zero, zero, zero, zero, zero > 0, zero - FAR, zero, zero, jnp.zeros_like(b.disk_s))
     return s._replace(
@@ -593,16 +649,18 @@ def run(server: Server, s: State, work: Work) -> State:
         completed=s.completed + leaving,
         free=s.free + leaving_blocks,
         running=s.running - leaving,
+        active=s.active - last_needed,
+        active_before=jnp.where(runs, s.active, s.active_before),
         kv_tokens=s.kv_tokens - (leaving_tokens - leaving),
         streaming=s.streaming + jnp.where(runs, b.first_tokens, 0) - leaving,
         building=jax.tree.map(lambda a, c: jnp.where(runs, a, c), fresh, b),
-        ring=s.ring.at[place].set(0, mode="drop"),
+        ring=s.ring.at[row, place].set(0, mode="drop"),
         phase=s.phase - jnp.where(here, last_block, 0),
         limit=jnp.where(runs, _limit(server, s), s.limit),
-        ends=s.ends.at[ends].set(end, mode="drop"),
+        ends=s.ends.at[row, _after(noted_end, ends)].set(end, mode="drop"),
         sums=sums,
         sums_lost=lost,
-        counts=s.counts + jnp.where(inside, jnp.stack([jnp.asarray(event, jnp.int32) for event in events]), 0),
+        counts=s.counts + jnp.where(inside, jnp.stack([jnp.broadcast_to(event, s.step.shape) for event in events]), 0),
     )
 
 
@@ -615,17 +673,22 @@ def _limit(server: Server, s: State) -> Array:
     return jnp.where(s.waiting == 0, Limit.NONE, limit).astype(jnp.int32)
 
 
-def _note_first_token(server: Server, s: State) -> tuple[State, Array]:
+def _note_first_token(server: Server, s: State) -> tuple[State, Array, Array]:
     """Note the delay of one first token whose step has run; there is at most one more in every turn."""
-    sent, when = s.first[s.first_got % s.first.shape[0]]
+    row = rows(s)
+    sent, when = s.first[row, s.first_got & (s.first.shape[1] - 1)].T
     ready = (s.first_got < s.first_put) & (when < s.step)
-    end = s.ends[when % s.ends.shape[0]]
+    end = s.ends[row, when & (s.ends.shape[1] - 1)]
     counts = ready & (end <= server.horizon)
     delay_s = jnp.where(counts, (end - sent) * server.tick_s, 0.0)
     place = jnp.log2(jnp.maximum(delay_s, SHORTEST_S) / SHORTEST_S) * BINS_PER_DOUBLING
     place = jnp.where(counts, jnp.minimum(place.astype(jnp.int32), BINS - 1), BINS)
-    histogram = s.histogram.at[place].add(1, mode="drop")
-    return s._replace(histogram=histogram, first_got=s.first_got + ready), delay_s
+    histogram = s.histogram.at[row, place].add(1, mode="drop")
+    return (
+        s._replace(histogram=histogram, first_got=s.first_got + ready, first_put=_after(sent, s.first_put)),
+        delay_s,
+        end,
+    )
 
 
 def _add(sums: Array, lost: Array, values: Array) -> tuple[Array, Array]:

@@ -160,7 +160,7 @@ def lay_out_requests(
                 "input_tokens + output_tokens", longest + 1, allowed, "use fewer slots or shorter requests"
             )
     size = 1024 * -(-max(max(len(given) for given in requests) + engine.WINDOW, 1) // 1024)
-    adapters = max(np.size(own) for own in classes)
+    adapters = 16 * -(-max(np.size(own) for own in classes) // 16)
     configs = len(requests)
     arrival = np.full((configs, size), np.iinfo(np.int32).max, dtype=np.int32)
     table = np.zeros((configs, size, 4), dtype=np.int32)
@@ -228,7 +228,7 @@ def simulate_events(
     def turn(carry: tuple[engine.State, Array]) -> tuple[engine.State, Array]:
         state, turns = carry
         turns = turns + alive(state)
-        return turn_all(costs, server, adapters, requests.table, disk_s, state), turns
+        return turn_all(costs, server, adapters, requests.arrival, disk_s, state), turns
 
     none = jnp.zeros_like(adapters)
     state, turns = jax.lax.while_loop(unfinished, turn, (state, none))
@@ -242,7 +242,7 @@ def alive(state: engine.State) -> Array:
 
 
 def turn_all(
-    costs: Costs, server: engine.Server, adapters: Array, table: Array, disk_s: Array, s: engine.State
+    costs: Costs, server: engine.Server, adapters: Array, arrival: Array, disk_s: Array, s: engine.State
 ) -> engine.State:
     """Take one turn of every server.
 
@@ -250,16 +250,16 @@ def turn_all(
         costs: What steps and loads cost.
         server: The configurations.
         adapters: Adapters of each, ``[configs]``.
-        table: The requests, ``[configs, requests, 4]``.
+        arrival: Arrivals, ticks, ``[configs, requests]``.
         disk_s: Time to read each adapter from disk, s, ``[configs, adapters]``.
         s: The state, ``[configs, …]``.
     """
     crowded = adapters > server.max_loras
-    s = jax.vmap(engine.run)(server, s, assembled(costs, server, crowded, s))
-    s = jax.vmap(engine.send)(server, s)
-    s, newcomer = jax.vmap(engine.arrange)(server, table, disk_s, s)
+    s = engine.run(server, s, assembled(costs, server, crowded, s))
+    s = engine.send(server, arrival, s)
+    s, newcomer = engine.arrange(server, disk_s, s)
     newcomer = jnp.where(crowded, newcomer, -1)
-    distance = jax.lax.cond(jnp.any(newcomer >= 0), jax.vmap(engine.distances), lambda s, _: s.distance, s, newcomer)
+    distance = jax.lax.cond(jnp.any(newcomer >= 0), engine.distances, lambda s, _: s.distance, s, newcomer)
     return s._replace(distance=distance)
 
 
@@ -267,25 +267,30 @@ def assembled(costs: Costs, server: engine.Server, crowded: Array, s: engine.Sta
     """Say what the steps put together consist of and cost, where they are ready to run, ``[configs]``."""
     b = s.building
     ready = s.mode == engine.RUN
-    active = jnp.sum(s.last >= s.step[:, None], axis=1, dtype=jnp.int32)
     none = jnp.zeros_like(s.step)
-
-    def reloads(_: None) -> Array:
-        loads = jax.vmap(engine.loads_of_newcomers)(server, s) + jax.vmap(engine.loads_of_evicted)(server, s)
-        return jnp.where(crowded, loads, b.first_touched)
-
-    behind = ready & (jnp.abs(b.stop) < engine.FAR) & (active >= server.max_loras)
-    passed = jax.lax.cond(behind.any(), lambda _: jax.vmap(engine.passed_over)(s), lambda _: none, None)
+    behind = ready & (jnp.abs(b.stop) < engine.FAR) & (s.active >= server.max_loras)
+    passed = jax.lax.cond(behind.any(), lambda: engine.passed_over(s), lambda: none)
     passed = jnp.where(behind, passed, jnp.where(b.stop == engine.FAR, s.waiting, 0))
     new = ready & crowded & (b.newcomers > 0)
-    host_loads = jax.lax.cond(new.any(), reloads, lambda _: b.first_touched, None)
+    evicting = new & (b.newcomers > server.max_loras - s.active_before)
+    several = evicting & (b.newcomers > 1)
+    evicted = jax.lax.switch(
+        evicting.any().astype(jnp.int32) + several.any(),
+        (
+            lambda: none,
+            lambda: engine.loads_of_evicted(server, s, one=True),
+            lambda: engine.loads_of_evicted(server, s, one=False),
+        ),
+    )
+    missing = jax.lax.cond(new.any(), lambda: engine.loads_of_newcomers(server, s), lambda: none)
+    host_loads = jnp.where(new, missing, b.first_touched) + jnp.where(evicting, evicted, 0)
     tokens = server.max_num_batched_tokens - b.budget
     compute_s = step_time_s(
         costs,
         tokens=tokens.astype(jnp.float32),
         prefill_tokens=b.prefill_tokens,
         kv_tokens=s.kv_tokens,
-        adapters=active,
+        adapters=s.active,
         passed_over=passed,
         max_loras=server.max_loras,
         max_lora_rank=server.max_lora_rank,
@@ -294,9 +299,9 @@ def assembled(costs: Costs, server: engine.Server, crowded: Array, s: engine.Sta
         tokens=tokens,
         prefill_tokens=b.prefill_tokens,
         kv_tokens=s.kv_tokens,
-        adapters=active,
+        adapters=s.active,
         passed_over=passed,
-        host_loads=jnp.where(b.newcomers > 0, host_loads, 0),
+        host_loads=host_loads,
         disk_loads=b.first_touched,
         compute_s=compute_s.astype(jnp.float32),
         load_s=(costs.loads.host_s * host_loads + b.disk_s).astype(jnp.float32),
@@ -332,6 +337,9 @@ def initial_state(scenarios: Scenarios, server: engine.Server, requests: Request
     def filled(value: int, *shape: int) -> Array:
         return jnp.full((configs, *shape), value, jnp.int32)
 
+    def across(value: int, size: int) -> Array:
+        return jnp.full((size, configs), value, jnp.int32)
+
     none = filled(0)
     fresh = engine.Building(none, none, none, none, none > 0, none - engine.FAR, none, none, jnp.zeros(configs))
     starts = scenarios.status <= Status.OUTSIDE_CALIBRATION
@@ -345,36 +353,38 @@ def initial_state(scenarios: Scenarios, server: engine.Server, requests: Request
         completed=none,
         free=server.kv_blocks,
         running=none,
+        active=none,
+        active_before=none,
         kv_tokens=none,
         streaming=none,
         building=fresh,
         partial=engine.Partial(none - 1, none, none, none),
-        arrival=requests.arrival,
-        head=requests.head,
-        key=requests.head,
-        last=filled(engine.NEVER, adapters),
-        since=filled(0, adapters),
-        earlier=filled(engine.NEVER, adapters),
-        distance=filled(0, adapters),
-        ring=filled(0, requests.longest_output + 1, 4),
-        phase=filled(0, engine.BLOCK_TOKENS),
+        table=jnp.concatenate([requests.table, requests.arrival[..., None]], axis=2),
+        head=requests.head.T,
+        key=requests.head.T,
+        last=across(engine.NEVER, adapters),
+        since=across(0, adapters),
+        earlier=across(engine.NEVER, adapters),
+        distance=across(0, adapters),
+        ring=filled(0, 1 << requests.longest_output.bit_length(), 5),
+        phase=across(0, engine.BLOCK_TOKENS),
         limit=none,
         log=filled(0, LOG, 3),
         logged=none,
         log_lost=none,
-        preempted=filled(-1, PREEMPTED_PLACES, 3),
+        preempted=(across(-1, PREEMPTED_PLACES), across(0, PREEMPTED_PLACES), across(0, PREEMPTED_PLACES)),
         places=none,
         preempted_waiting=none,
         admitted=jnp.zeros((configs, size // 32), jnp.uint32),
-        admitted_by_block=filled(0, size // 1024),
+        admitted_by_block=across(0, size // 1024),
         first=filled(0, most_first, 2),
         first_put=none,
         first_got=none,
         ends=filled(0, most_first),
         histogram=filled(0, engine.BINS),
-        sums=jnp.zeros((configs, 8), jnp.float32),
-        sums_lost=jnp.zeros((configs, 8), jnp.float32),
-        counts=filled(0, 7),
+        sums=jnp.zeros((8, configs), jnp.float32),
+        sums_lost=jnp.zeros((8, configs), jnp.float32),
+        counts=across(0, 7),
         overflow=none > 0,
     )
 
@@ -386,11 +396,11 @@ def _summarise(
     horizon_s = scenarios.horizon_s
     status = jnp.where(s.overflow, Status.STEP_LIMIT, scenarios.status)
     told = status <= Status.OUTSIDE_CALIBRATION
-    requests_done, tokens, next_tokens, steps, host_loads, disk_loads, preemptions = s.counts.T
-    sums = jnp.where(told[:, None], s.sums, jnp.nan).T
+    requests_done, tokens, next_tokens, steps, host_loads, disk_loads, preemptions = s.counts
+    sums = jnp.where(told, s.sums, jnp.nan)
     mean = sums / horizon_s
     nan = jnp.where(told, 0.0, jnp.nan)
-    arrived, completed = jax.vmap(_by_adapter)(requests.table[..., engine.ADAPTER], requests.count, s)
+    arrived, completed = _by_adapter(requests.table[..., engine.ADAPTER], requests.count, s)
     noted = s.histogram.sum(axis=1)
     offered_per_s = (scenarios.class_count * scenarios.class_rate_per_s).sum(axis=1) + scenarios.base_rate_per_s
     classes = scenarios.class_count.shape[1]
@@ -427,23 +437,26 @@ def _summarise(
 
 
 def _by_adapter(adapter: Array, count: Array, s: engine.State) -> tuple[Array, Array]:
-    """Requests of each adapter that arrived and that were completed, of one server; each ``[adapters]``."""
-    number = jnp.arange(adapter.shape[0], dtype=jnp.int32)
-    arrived = number < count
-    admitted = arrived & (number < s.head[adapter])
-    held = jnp.arange(s.log.shape[0], dtype=jnp.int32)
-    running = (held < s.logged) & (s.log[:, 1] >= s.step)
+    """Requests of each adapter that arrived and that were completed, ``[configs, adapters]`` each."""
+    row = engine.rows(s)[:, None]
+    number = jnp.arange(adapter.shape[1], dtype=jnp.int32)
+    arrived = number < count[:, None]
+    admitted = arrived & (number < s.head.T[row, adapter])
+    running = (jnp.arange(s.log.shape[1]) < s.logged[:, None]) & (s.log[..., 1] >= s.step[:, None])
+    request, owner, _ = (column.T for column in s.preempted)
+    preempted = (request >= 0) & (jnp.arange(request.shape[1]) < s.places[:, None])
+    part = s.partial.request[:, None]
     groups = (
         (adapter, admitted, 1),
-        (adapter[s.log[:, 0]], running, -1),
-        (s.preempted[:, 1], (s.preempted[:, 0] >= 0) & (jnp.arange(s.preempted.shape[0]) < s.places), -1),
-        (adapter[s.partial.request][None], s.partial.request[None] >= 0, -1),
+        (adapter[row, s.log[..., 0]], running, -1),
+        (owner, preempted, -1),
+        (adapter[row, part], part >= 0, -1),
     )
-    none = jnp.zeros(s.last.shape, jnp.int32)
+    none = jnp.zeros((adapter.shape[0], s.last.shape[0]), jnp.int32)
     completed = none
     for index, member, sign in groups:
-        completed = completed.at[index].add(sign * member, mode="drop")
-    return none.at[adapter].add(arrived, mode="drop"), completed
+        completed = completed.at[row, index].add(sign * member, mode="drop")
+    return none.at[row, adapter].add(arrived, mode="drop"), completed
 
 
 def _quantiles_s(histogram: Array) -> Array:
