@@ -178,6 +178,10 @@ def balance_of_base_model() -> float:
     return step_s
 
 
+never_recovers = pytest.mark.xfail(
+    reason="what clients get accepted never recovers once it fell, and running requests do not count"
+)
+
 MIXED: dict[str, Any] = {
     "max_loras": [60, 30, 8, 60, 20, 60],
     "max_num_seqs": [1e5, 1e5, 1e5, 64, 128, 256],
@@ -251,6 +255,29 @@ def test_loads_take_time_from_the_steps() -> None:
     dear = simulate(mixed(), make_costs(**STEP, **KERNELS, host_s=0.02, disk_s=0.1))
     assert float(dear.itl_s[1]) > float(free.itl_s[1]) * 1.05
     assert float(dear.throughput_tokens_per_s[2]) < float(free.throughput_tokens_per_s[2])
+
+
+@pytest.mark.xfail(reason="a normal law of the requests that few slots keep running reaches below zero")
+def test_one_slot_serves_some_requests_of_every_class() -> None:
+    server = {"max_loras": 1, "max_num_seqs": 19, "kv_cache_tokens": 6018.0, "kv_tokens_per_request": 694.0}
+    traffic = {"mean_input_tokens": 442.0, "mean_output_tokens": 504.0, "horizon_s": 168.0, "max_pending": 787.0}
+    found = numbers(simulate(make_scenarios([[60, 12, 94]], [0.15, 0.15, 5.6], max_lora_rank=64, **server, **traffic)))
+    assert 0.0 < found["throughput_tokens_per_s"] < found["offered_tokens_per_s"]
+    assert (found["class_service"] > 0.0).all()
+
+
+@pytest.mark.xfail(reason="the active adapters are more than the slots by a rounding error")
+def test_a_slot_for_every_adapter_never_runs_short() -> None:
+    found = numbers(simulate(make_scenarios([[5, 10, 10]], 30.0, max_num_seqs=900, horizon_s=3600.0)))
+    assert found["loads_per_s"] == 0.0
+
+
+@pytest.mark.parametrize("kv_cache_tokens", [5300.0, pytest.param(11_500.0, marks=never_recovers)])
+def test_clients_hold_as_many_requests_as_they_may_while_the_server_is_overloaded(kv_cache_tokens: float) -> None:
+    server = {"kv_cache_tokens": kv_cache_tokens, "kv_tokens_per_request": 223.0, "max_num_seqs": 666}
+    traffic = {"mean_input_tokens": 220.0, "mean_output_tokens": 5.0, "horizon_s": 120.0, "max_pending": 37.0}
+    found = numbers(simulate(make_scenarios([[20, 20, 39]], 4.6, **server, **traffic)))
+    assert found["mean_running"] + found["mean_waiting"] == pytest.approx(37.0, rel=0.05)
 
 
 INTERIOR: dict[str, Any] = {
