@@ -17,6 +17,7 @@ Left out: prefix caching, priorities, speculative tokens, several engines, reque
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -35,11 +36,15 @@ class Behaviour:
             its first chunk.
         async_scheduling: A step is scheduled as the one before it starts to run. Requests that get their last token
             there keep place and blocks for one step more, and one that arrives meanwhile waits for one step more.
+        passed_over: What becomes of the requests passed over in a step: they go back to the front of the queue in order
+            ("keep") or in reverse ("reverse"), or to a queue of their own, tried before that of the others, to whose
+            front the preempted go ("ahead").
     """
 
     running_adapters_in_use: bool = False
     full_prompt_must_fit: bool = False
     async_scheduling: bool = False
+    passed_over: Literal["keep", "reverse", "ahead"] = "keep"
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,7 @@ class Scheduler:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.waiting: deque[Request] = deque()
+        self.passed_over: deque[Request] = deque()
         self.running: list[Request] = []
         self.requests: dict[int, Request] = {}
         self.free_blocks = config.kv_blocks
@@ -204,7 +210,7 @@ class Scheduler:
             preempted=tuple(preempted),
             sampling=tuple(sampling),
             running=len(self.running),
-            waiting=len(self.waiting),
+            waiting=len(self.waiting) + len(self.passed_over),
             passed_over=passed_over,
             blocks_used=self.config.kv_blocks - self.free_blocks,
             kv_tokens=sum(request.computed for request in batch),
@@ -259,10 +265,10 @@ class Scheduler:
             if config.behaviour.running_adapters_in_use or request.number in scheduled
         } - {BASE_MODEL}
         passed_over: list[Request] = []
-        while self.waiting and budget > 0 and len(self.running) < config.max_num_seqs:
-            request = self.waiting[0]
+        while (queue := self.passed_over or self.waiting) and budget > 0 and len(self.running) < config.max_num_seqs:
+            request = queue[0]
             if request.adapter not in in_use | {BASE_MODEL} and len(in_use) >= config.max_loras:
-                passed_over.append(self.waiting.popleft())
+                passed_over.append(queue.popleft())
                 continue
             tokens = min(request.uncomputed, budget)
             needed = request.uncomputed if config.behaviour.full_prompt_must_fit else tokens
@@ -270,11 +276,12 @@ class Scheduler:
             if config.blocks(needed) + reserve > self.free_blocks:
                 break
             self._allocate(request, tokens)
-            self.running.append(self.waiting.popleft())
+            self.running.append(queue.popleft())
             scheduled[request.number] = tokens
             budget -= tokens
             in_use |= {request.adapter} - {BASE_MODEL}
-        self.waiting.extendleft(reversed(passed_over))
+        back = self.passed_over if config.behaviour.passed_over == "ahead" else self.waiting
+        back.extendleft(passed_over if config.behaviour.passed_over == "reverse" else reversed(passed_over))
         return len(passed_over)
 
     def _load(self, adapters: set[int]) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -57,6 +58,25 @@ def test_requests_without_a_slot_are_passed_over_and_keep_their_order() -> None:
     assert scheduled(result) == [{0: 1, 3: 1, 4: 1}, {0: 1}, {0: 1}, {1: 1, 5: 1}, {2: 1}]
     assert [step.state.passed_over for step in result.steps] == [3, 3, 3, 1, 0]
     assert [step.state.adapters for step in result.steps] == [(0,), (0,), (0,), (1,), (2,)]
+
+
+def test_order_of_requests_passed_over_can_be_turned_round() -> None:
+    rows = requests((0, 0, 1, 1), (0, 1, 1, 1), (0, 2, 1, 1), (0, 3, 1, 1))
+    config = replace(ROOMY, max_loras=1)
+    assert scheduled(simulate(rows, config, one_second)) == [{0: 1}, {1: 1}, {2: 1}, {3: 1}]
+    reverse = replace(config, behaviour=Behaviour(passed_over="reverse"))
+    assert scheduled(simulate(rows, reverse, one_second)) == [{0: 1}, {3: 1}, {1: 1}, {2: 1}]
+
+
+@pytest.mark.parametrize(("passed_over", "first"), [("keep", 1), ("ahead", 2)])
+def test_requests_passed_over_can_go_ahead_of_the_preempted(passed_over: Literal["keep", "ahead"], first: int) -> None:
+    # 2 is passed over in the first step, 1 preempted in the second; nobody finds a block before 0 is finished.
+    rows = requests((0, BASE_MODEL, 16, 9), (0, 0, 16, 9), (0, 1, 1, 1))
+    config = replace(ROOMY, max_loras=1, kv_blocks=2, behaviour=Behaviour(passed_over=passed_over))
+    result = simulate(rows, config, one_second)
+    assert scheduled(result)[:2] == [{0: 16, 1: 16}, {0: 1}]
+    assert [step.state.waiting for step in result.steps[:9]] == [1] + [2] * 8
+    assert next(iter(scheduled(result)[9])) == first
 
 
 def test_last_running_request_gives_its_blocks_up_and_starts_over() -> None:
@@ -212,7 +232,12 @@ def servers(draw: st.DrawFn) -> tuple[Requests, Config, int | None]:
         kv_blocks=draw(st.integers(5, 20)),
         watermark_blocks=draw(st.integers(0, 1)),
         touch_order=tuple(draw(st.permutations(range(6)))),
-        behaviour=Behaviour(*(draw(st.booleans()) for _ in range(3))),
+        behaviour=Behaviour(
+            running_adapters_in_use=draw(st.booleans()),
+            full_prompt_must_fit=draw(st.booleans()),
+            async_scheduling=draw(st.booleans()),
+            passed_over=draw(st.sampled_from(["keep", "reverse", "ahead"])),
+        ),
     )
     rows = Requests(np.cumsum(gaps), *(np.array(column) for column in (adapter, inputs, outputs)))
     return rows, config, draw(st.sampled_from([None, 1, 5]))

@@ -5,6 +5,7 @@ Knows nothing of this project, and runs on an interpreter that has vLLM:
 """
 # mypy: ignore-errors
 
+import inspect
 import json
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def model_config(folder):
 def make_scheduler(model, case):
     scheduling = {key: case[key] for key in ("max_num_seqs", "max_num_batched_tokens")}
     if not OLD:
-        scheduling |= {"is_encoder_decoder": False, "watermark": case["watermark"]}
+        scheduling |= {"is_encoder_decoder": False} | ({"watermark": case["watermark"]} if case["watermark"] else {})
     cache = vllm_config.CacheConfig(block_size=case["block_size"], enable_prefix_caching=False)
     settings = vllm_config.VllmConfig(
         model_config=model,
@@ -88,21 +89,33 @@ def make_scheduler(model, case):
 def make_request(number, adapter, input_tokens, output_tokens):
     lora = LoRARequest(str(adapter), adapter + 1, "/nowhere") if adapter >= 0 else None
     sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
-    common = {"prompt_token_ids": [1] * input_tokens, "sampling_params": sampling, "lora_request": lora}
-    if OLD:
-        common |= {"multi_modal_inputs": None, "multi_modal_hashes": None, "multi_modal_placeholders": None}
-        return Request(str(number), eos_token_id=None, arrival_time=0.0, **common)
-    return Request(str(number), pooling_params=None, arrival_time=0.0, **common)
+    media = ("multi_modal_inputs", "multi_modal_hashes", "multi_modal_placeholders")
+    return Request(
+        str(number),
+        prompt_token_ids=[1] * input_tokens,
+        sampling_params=sampling,
+        lora_request=lora,
+        arrival_time=0.0,
+        **nothing(Request, "eos_token_id", "pooling_params", *media),
+    )
+
+
+def nothing(call, *names):
+    """Give None for those of the arguments that this version has."""
+    return dict.fromkeys(inspect.signature(call).parameters.keys() & set(names))
 
 
 def outputs(scheduler, numbers, sampling):
     ids = [str(number) for number in numbers]
     tokens = [[2] if number in sampling else [] for number in numbers]
-    common = {"logprobs": None, "prompt_logprobs_dict": {}}
-    if OLD:
-        common["spec_token_ids"] = None
+    index = {name: number for number, name in enumerate(ids)}
     return ModelRunnerOutput(
-        req_ids=ids, req_id_to_index={name: i for i, name in enumerate(ids)}, sampled_token_ids=tokens, **common
+        req_ids=ids,
+        req_id_to_index=index,
+        sampled_token_ids=tokens,
+        logprobs=None,
+        prompt_logprobs_dict={},
+        **nothing(ModelRunnerOutput, "spec_token_ids", "pooler_output"),
     )
 
 
@@ -131,7 +144,7 @@ def play(scheduler, case):
                     "scheduled": list(scheduled.items()),
                     "preempted": preempted,
                     "running": len(scheduler.running),
-                    "waiting": len(scheduler.waiting),
+                    "waiting": len(scheduler.waiting) + len(getattr(scheduler, "skipped_waiting", ())),
                     "blocks_used": case["num_gpu_blocks"] - 1 - free_blocks(scheduler),
                     "end_s": device_free_s,
                 }
@@ -151,7 +164,9 @@ def play(scheduler, case):
 
 def samples(request):
     """Whether a request just scheduled has all its tokens computed and so gains one."""
-    return request.num_computed_tokens == request.num_tokens if OLD else not request.is_prefill_chunk
+    # Under asynchronous scheduling tokens are promised ahead, this one included.
+    promised = getattr(request, "num_output_placeholders", 0)
+    return request.num_computed_tokens == request.num_tokens + max(promised, 1) - 1
 
 
 def free_blocks(scheduler):

@@ -20,25 +20,29 @@ REPOSITORY = Path(__file__).parents[2]
 GIVEN_PYTHON = os.environ.get("LORA_CAPACITY_VLLM_PYTHON")
 PYTHON = Path(GIVEN_PYTHON or REPOSITORY / ".venv-vllm" / "bin" / "python")
 ADAPTERS = 6
-CASES = 250
+CASES = 200
 TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
 class Version:
-    """A vLLM to compare with: its number, the folder of its files if not the environment itself, what it does."""
+    """A vLLM to compare with: its number, what it does, if its files lie beside the environment's own."""
 
     number: str
-    folder: str | None
     behaviour: Behaviour
+    beside: bool = True
+    has_watermark: bool = True
 
 
-SINCE_0_32 = Behaviour(full_prompt_must_fit=True, async_scheduling=True)
+WHOLE_PROMPTS = Behaviour(full_prompt_must_fit=True, async_scheduling=True)
 VERSIONS = {
-    "0.8.5": Version("0.8.5", "vllm-0.8.5", Behaviour()),
-    "0.32-sync": Version("0.32.0", None, replace(SINCE_0_32, async_scheduling=False)),
-    "0.32": Version("0.32.0", None, SINCE_0_32),
-    "0.33": Version("0.33.0", "vllm-0.33.0", replace(SINCE_0_32, running_adapters_in_use=True)),
+    "0.8.5": Version("0.8.5", Behaviour(), has_watermark=False),
+    "0.13": Version("0.13.0", Behaviour(passed_over="reverse"), has_watermark=False),
+    "0.14": Version("0.14.0", Behaviour(async_scheduling=True), has_watermark=False),
+    "0.26": Version("0.26.0", replace(WHOLE_PROMPTS, passed_over="ahead")),
+    "0.32-sync": Version("0.32.0", replace(WHOLE_PROMPTS, async_scheduling=False), beside=False),
+    "0.32": Version("0.32.0", WHOLE_PROMPTS, beside=False),
+    "0.33": Version("0.33.0", replace(WHOLE_PROMPTS, running_adapters_in_use=True)),
 }
 
 
@@ -49,8 +53,8 @@ def run_vllm(version: Version, what: str, cases: list[dict[str, Any]], folder: P
     (folder / "cases.json").write_text(json.dumps(cases))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-    if version.folder:
-        environment["PYTHONPATH"] = str(PYTHON.parents[1] / version.folder)
+    if version.beside:
+        environment["PYTHONPATH"] = str(PYTHON.parents[1] / f"vllm-{version.number}")
     script = Path(__file__).with_name("drive_vllm.py")
     command = [str(PYTHON), str(script), what, str(folder / "cases.json"), str(folder / "traces.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
@@ -74,7 +78,7 @@ class Case:
         max_num_seqs = int(rng.integers(1, 17))
         longest = -(-2 * max_tokens // 16)
         kv_blocks = longest + int(rng.integers(0, 3 * longest))
-        watermark = 0 if version.number == "0.8.5" else min(int(rng.choice([0, 0, 1, 2])), kv_blocks)
+        watermark = min(int(rng.choice([0, 0, 1, 2])), kv_blocks) if version.has_watermark else 0
         config = Config(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_seqs + int(rng.integers(0, 60)),
