@@ -15,13 +15,17 @@ arrays of which one element is read as their first.
 Source: the behaviour of vLLM 0.8.5, as in ``vllm/v1/core/sched/scheduler.py`` and ``vllm/lora/worker_manager.py``.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from lora_capacity.twin.results import Limit
+
+Result = TypeVar("Result")
 
 BLOCK_TOKENS = 16
 """Tokens of a KV block."""
@@ -36,6 +40,7 @@ SEND, KEEP, ADMIT, RUN, DONE = range(5)
 """What comes next: requests arrive, running ones are kept, waiting ones admitted, the step runs; or nothing more."""
 
 ADAPTER, INPUT, OUTPUT, NEXT, SENT = range(5)
+LAST_BLOCK, LAST_NEEDED = 3, 4
 """Columns of the table of requests."""
 
 COMPUTING, LOADING, RUNNING, WAITING, KV_BLOCKS, ADAPTERS, STREAMING, TTFT = range(8)
@@ -134,11 +139,12 @@ class State(NamedTuple):
         head: First request of each adapter not yet admitted, the base model last, ``[adapters + 1, configs]``.
         key: The same, but ``-1 - place`` where a preempted one comes first,
             ``[adapters + 1, configs]``.
-        last: Latest step that needs each adapter, as far as is known, ``[adapters, configs]``.
-        since: Step that made each adapter active, ``[adapters, configs]``.
-        earlier: ``last`` before that, ``[adapters, configs]``.
+        last: Latest step that needs each adapter, as far as is known; `FAR` for the base model,
+            ``[adapters + 1, configs]``.
+        since: Step that made each adapter active, ``[adapters + 1, configs]``.
+        earlier: ``last`` before that, ``[adapters + 1, configs]``.
         distance: For adapters made active by this step, other ones used since their last use,
-            ``[adapters, configs]``.
+            ``[adapters + 1, configs]``.
         ring: By step: requests that leave, their blocks, their tokens, requests that got their last block,
             adapters that it needs last, ``[configs, steps, 5]``.
         phase: Decoding requests that need a block, by step modulo `BLOCK_TOKENS`, ``[16, configs]``.
@@ -226,13 +232,62 @@ class Work(NamedTuple):
     load_s: Array
 
 
-class Move(NamedTuple):
-    """The request that a turn moves; ``[configs]``. ``sign`` is 1 as it joins the decoding ones, -1 as it leaves them early.
+class Choice(NamedTuple):
+    """What a turn finds before it looks at the request that it is about; ``[configs]``.
 
     Attributes:
-        sign: 1, -1 or, if it does neither, 0.
+        decoding: Decoding requests that this turn keeps.
+        chunk: Tokens of a prompt that was cut.
+        kept: Whether the running requests are kept, bool, as all but the numbers.
+        go_on: Whether they are, one with a prompt that was cut among them.
+        drop: Whether that one is preempted.
+        pop: Whether the last admission is taken from the log.
+        undo: Whether its request still runs, and is preempted.
+        finish: Step of its last token.
+        before: ``last`` of its adapter before its admission.
+        lost: Whether the log does not reach that far.
+        budget: Tokens left once the running requests have had theirs.
+        free: KV blocks left then.
+        admitting: Whether a request may be admitted.
+        room: Whether there is room for it in budget and batch.
+        found: Whether one waits that has a slot.
+        key: Its key.
+        place: Its place if it was preempted.
+        from_preempted: Whether it was.
+        sampled: Tokens it had sampled.
+        request: The request that the turn is about.
+    """
+
+    decoding: Array
+    chunk: Array
+    kept: Array
+    go_on: Array
+    drop: Array
+    pop: Array
+    undo: Array
+    finish: Array
+    before: Array
+    lost: Array
+    budget: Array
+    free: Array
+    admitting: Array
+    room: Array
+    found: Array
+    key: Array
+    place: Array
+    from_preempted: Array
+    sampled: Array
+    request: Array
+
+
+class Move(NamedTuple):
+    """The request that a turn moves; ``[configs]``.
+
+    Attributes:
+        sign: 1 if it joins the decoding ones, -1 if it leaves them early, else 0.
         request: Its number.
         adapter: Its adapter.
+        following: The next request of that adapter.
         computed: Tokens in the KV cache: as it joins, once the step has run.
         input: Tokens of the prompt.
         output: Tokens of the answer.
@@ -244,6 +299,7 @@ class Move(NamedTuple):
     sign: Array
     request: Array
     adapter: Array
+    following: Array
     computed: Array
     input: Array
     output: Array
@@ -252,19 +308,89 @@ class Move(NamedTuple):
     needed: Array
 
 
-def rows(s: State) -> Array:
-    """Number the servers, ``[configs]``."""
-    return jnp.arange(s.step.shape[0], dtype=jnp.int32)
+class Outcome(NamedTuple):
+    """What a turn does; ``[configs]``. Besides the move and new values of the state:
+
+    Attributes:
+        admit: Whether the request is admitted, bool.
+        preempt: Whether it is preempted, bool.
+        started: Whether it gets its first token, bool.
+        sampled: Tokens that it had sampled.
+    """
+
+    move: Move
+    admit: Array
+    preempt: Array
+    started: Array
+    sampled: Array
+    mode: Array
+    free: Array
+    kv_tokens: Array
+    building: Building
+    partial: Partial
 
 
-def _after(read: Array, place: Array) -> Array:
-    """Return the place of a write that must follow a read of the same array, or else the loop copies the array.
+def pick(values: Array, index: Array) -> Array:
+    """Return one element of each server: ``values[config, index]``, values ``[configs, n, …]``."""
+    configs, size = values.shape[:2]
+    row = size * jnp.arange(configs, dtype=jnp.int32)
+    return values.reshape(-1, *values.shape[2:]).at[row + index].get(mode="promise_in_bounds")
+
+
+def pick_across(values: Array, index: Array) -> Array:
+    """Return one element of each server: ``values[index, config]``, values ``[n, configs]``."""
+    configs = values.shape[1]
+    place = configs * index + jnp.arange(configs, dtype=jnp.int32)
+    return values.reshape(-1).at[place].get(mode="promise_in_bounds")
+
+
+def put(values: Array, when: Array, index: Array, new: ArrayLike, column: int | None = None) -> Array:
+    """Replace ``values[config, index]`` where ``when`` holds."""
+    at = _place(values, when, index, column)
+    return at.set(jnp.asarray(new, values.dtype), **_PLAIN).reshape(values.shape)
+
+
+def add(values: Array, when: Array, index: Array, more: ArrayLike, column: int | None = None) -> Array:
+    """Add to ``values[config, index]`` where ``when`` holds."""
+    at = _place(values, when, index, column)
+    return at.add(jnp.asarray(more, values.dtype), **_PLAIN).reshape(values.shape)
+
+
+def put_across(values: Array, when: Array, index: Array, new: ArrayLike) -> Array:
+    """Replace ``values[index, config]`` where ``when`` holds."""
+    return _place_across(values, when, index).set(jnp.asarray(new, values.dtype), **_PLAIN).reshape(values.shape)
+
+
+def add_across(values: Array, when: Array, index: Array, more: ArrayLike) -> Array:
+    """Add to ``values[index, config]`` where ``when`` holds."""
+    return _place_across(values, when, index).add(jnp.asarray(more, values.dtype), **_PLAIN).reshape(values.shape)
+
+
+_PLAIN: dict[str, Any] = {"mode": "drop", "unique_indices": True, "wrap_negative_indices": False}
+
+
+def _place(values: Array, when: Array, index: Array, column: int | None) -> Any:
+    configs, size = values.shape[:2]
+    place = size * jnp.arange(configs, dtype=jnp.int32) + index
+    if column is None:
+        return values.reshape(-1, *values.shape[2:]).at[jnp.where(when, place, FAR)]
+    return values.reshape(-1).at[jnp.where(when, place * values.shape[2] + column, FAR)]
+
+
+def _place_across(values: Array, when: Array, index: Array) -> Any:
+    configs = values.shape[1]
+    place = configs * index + jnp.arange(configs, dtype=jnp.int32)
+    return values.reshape(-1).at[jnp.where(when, place, FAR)]
+
+
+def after(read: Array, when: Array) -> Array:
+    """Make a write wait for a read of the same array, or else the loop copies the array.
 
     Args:
         read: What was read, never negative.
-        place: Where to write.
+        when: Whether to write.
     """
-    return jnp.where(read < 0, FAR, place)
+    return when & (read >= 0)
 
 
 def blocks(tokens: Array) -> Array:
@@ -292,7 +418,7 @@ def send(server: Server, arrival: Array, s: State) -> State:
     """
     sending = s.mode == SEND
     number = s.sent + jnp.arange(WINDOW, dtype=jnp.int32)[:, None]
-    window = arrival[rows(s), number]
+    window = pick(arrival, number)
     target = s.completed + server.max_pending
     enters = (window <= s.now) & (number < target) & sending
     held = enters & (number >= s.room)
@@ -309,202 +435,228 @@ def send(server: Server, arrival: Array, s: State) -> State:
         now=now,
         sent=sent,
         room=jnp.where(sending & ~more, target, s.room),
-        table=s.table.at[rows(s), jnp.where(held, number, FAR), SENT].set(
-            jnp.broadcast_to(s.now, held.shape), mode="drop"
-        ),
+        table=put(s.table, held, number, jnp.broadcast_to(s.now, held.shape), SENT),
     )
+
+
+def apart(function: Callable[..., Result], s: State, *operands: Any) -> Result:
+    """Return ``function(s, *operands)``, computed once.
+
+    XLA computes what is cheap again in each place that uses it, and the scheduler is a long chain of cheap things; it
+    does not look into a conditional. The condition holds always, which XLA cannot know.
+    """
+    shapes = jax.eval_shape(function, s, *operands)
+
+    def never(*_: Any) -> Result:
+        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+    return jax.lax.cond(s.step[0] > 0, function, never, s, *operands)
 
 
 def arrange(server: Server, disk_s: Array, s: State) -> tuple[State, Array]:
     """Keep the running requests, or admit one that waits, or preempt one; say which adapter became active (-1: none).
 
     Args:
-        server: The configuration.
+        server: The configurations.
         disk_s: Time to read each adapter from disk, s, ``[configs, adapters]``.
         s: The state.
     """
-    adapters, b, part, row = s.last.shape[0], s.building, s.partial, rows(s)
-    # What the running requests need.
+    choice = apart(lambda s: _choose(server, s), s)
+    outcome = apart(lambda s, choice: _decide(server, s, choice), s, choice)
+    move = outcome.move
+    s = s._replace(
+        mode=outcome.mode,
+        overflow=s.overflow | choice.lost,
+        free=outcome.free,
+        running=s.running + outcome.admit - outcome.preempt,
+        kv_tokens=outcome.kv_tokens,
+        building=outcome.building,
+        partial=outcome.partial,
+    )
+    s, newcomer = _note_adapter(s, move, choice.before, disk_s)
+    s = _join_or_leave(s, move, choice.pop, outcome.started)
+    s = _requeue(s, move, outcome.preempt, outcome.sampled)
+    return _dequeue(s, move, outcome.admit, choice.from_preempted, choice.place), newcomer
+
+
+def _choose(server: Server, s: State) -> Choice:
+    """See whether the running requests can be kept, who waits, and which request the turn is about."""
+    b, part = s.building, s.partial
     keeping, has_partial = s.mode == KEEP, part.request >= 0
     decoding = s.running - has_partial
     chunk = jnp.where(has_partial, jnp.minimum(part.total - part.computed, server.max_num_batched_tokens - decoding), 0)
-    growth = s.phase[s.step & 15, row] + blocks(part.computed + chunk) - blocks(part.computed)
+    growth = pick_across(s.phase, s.step & 15) + blocks(part.computed + chunk) - blocks(part.computed)
     short = keeping & (growth > s.free)
     kept = keeping & ~short
-    drop = short & has_partial
-    entry, entry_finish, before = s.log[row, (s.logged - 1) & (s.log.shape[1] - 1)].T
     pop = short & ~has_partial
-    left = pop & (entry_finish < s.step)
-    undo = pop & ~left
-    lost = pop & (s.logged <= s.log_lost)
-    go_on = kept & has_partial
-
-    budget = jnp.where(kept, server.max_num_batched_tokens - decoding - chunk, b.budget)
-    free = s.free - jnp.where(kept, growth, 0)
+    entry, entry_finish, before = pick(s.log, (s.logged - 1) & (s.log.shape[1] - 1)).T
     admitting = (kept & ~has_partial & ~b.preempted) | (s.mode == ADMIT)
 
-    # Who waits.
-    key_active = jnp.min(jnp.where(s.last >= s.step, s.key[:adapters], FAR), axis=0)
-    key_any = jnp.min(s.key[:adapters], axis=0)
-    key = jnp.minimum(jnp.where(s.active < server.max_loras, key_any, key_active), s.key[adapters])
-    found = admitting & (key < s.sent)
+    has_slot = (s.last >= s.step) | (s.active < server.max_loras)
+    key = jnp.min(jnp.where(has_slot, s.key, FAR), axis=0)
     place = jnp.clip(-1 - key, 0, s.preempted[0].shape[0] - 1)
+    waiting, _, waiting_sampled = (pick_across(column, place) for column in s.preempted)
     from_preempted = key < 0
-    waiting, _, waiting_sampled = (column[place, row] for column in s.preempted)
-    room = admitting & (budget > 0) & (s.running < server.max_num_seqs)
-
-    request = jnp.where(go_on | drop, part.request, jnp.where(pop, entry, jnp.where(from_preempted, waiting, key)))
-    request = jax.lax.optimization_barrier(jnp.clip(request, 0, s.table.shape[1] - 1))
-    adapter, prompt, output, following, sent = s.table[row, request].T
-
-    # Does the first that waits fit?
-    sampled = jnp.where(from_preempted, waiting_sampled, 0)
-    length = prompt + sampled
-    tokens = jnp.minimum(length, budget)
-    fits = blocks(jnp.where(server.full_prompt_must_fit, length, tokens)) <= free
-    admit = room & found & fits
-    whole = tokens == length
-    blocked = room & ~(found & fits)
-    free = free - jnp.where(admit, blocks(tokens), 0)
-    budget = budget - jnp.where(admit, tokens, 0)
-    running = s.running + admit
-    waits = s.waiting - admit
-    again = admit & (budget > 0) & (running < server.max_num_seqs) & (waits > 0)
-
-    # What becomes of it.
-    sampled = jnp.where(go_on | drop, part.sampled, sampled)
-    join = (go_on & (chunk == part.total - part.computed)) | (admit & whole)
-    sampled = jnp.where(undo, output - (entry_finish - s.step + 1), sampled)
-    preempt = drop | undo
-    computed = jnp.where(drop, part.computed, prompt + sampled - undo.astype(jnp.int32))
-    finish = jnp.where(undo, entry_finish, s.step + output - sampled - 1)
-    free = free + jnp.where(preempt, blocks(computed), 0)
-    prefill = jnp.where(go_on, chunk, jnp.where(admit, tokens, 0))
-    move = Move(
-        sign=join.astype(jnp.int32) - undo.astype(jnp.int32),
-        request=request,
-        adapter=adapter,
-        computed=computed,
-        input=prompt,
-        output=output,
-        sent=sent,
-        finish=finish,
-        needed=go_on | admit,
-    )
-    started = join & (sampled == 0)
-    building = b._replace(
+    request = jnp.where(pop, entry, jnp.where(from_preempted, waiting, key))
+    request = jnp.where(kept & has_partial | short & has_partial, part.request, request)
+    budget = jnp.where(kept, server.max_num_batched_tokens - decoding - chunk, b.budget)
+    return Choice(
+        decoding=jnp.where(kept, decoding, 0),
+        chunk=chunk,
+        kept=kept,
+        go_on=kept & has_partial,
+        drop=short & has_partial,
+        pop=pop,
+        undo=pop & (entry_finish >= s.step),
+        finish=entry_finish,
+        before=before,
+        lost=pop & (s.logged <= s.log_lost),
         budget=budget,
-        prefill_tokens=b.prefill_tokens + prefill,
-        first_tokens=b.first_tokens + started,
-        rejoined=b.rejoined + (join & ~started),
-        preempted=b.preempted | preempt,
-        stop=jnp.where(admitting & (admit | blocked), jnp.where(blocked & ~found, FAR, key), b.stop),
+        free=s.free - jnp.where(kept, growth, 0),
+        admitting=admitting,
+        room=admitting & (budget > 0) & (s.running < server.max_num_seqs),
+        found=admitting & (key < s.sent),
+        key=key,
+        place=place,
+        from_preempted=from_preempted,
+        sampled=jnp.where(from_preempted, waiting_sampled, 0),
+        request=jnp.clip(request, 0, s.table.shape[1] - 1),
     )
-    goes_on_partial = (go_on & ~join) | (admit & ~whole)
-    partial = Partial(
-        request=jnp.where(goes_on_partial, request, jnp.where(join & go_on | drop, -1, part.request)),
-        computed=jnp.where(go_on, part.computed + chunk, jnp.where(admit, tokens, part.computed)),
-        total=jnp.where(admit, length, part.total),
-        sampled=jnp.where(admit, sampled, part.sampled),
-    )
-    partial = partial._replace(computed=jnp.where(partial.request >= 0, partial.computed, 0))
-    mode = jnp.where(go_on & ~b.preempted, ADMIT, jnp.where(kept & b.preempted, RUN, s.mode))
-    mode = jnp.where(admitting, jnp.where(again, ADMIT, RUN), mode)
-    s, newcomer = _note_adapter(
-        s._replace(
-            mode=jnp.where(lost, DONE, mode),
-            overflow=s.overflow | lost,
-            free=free,
-            running=running - preempt,
-            kv_tokens=s.kv_tokens + jnp.where(kept, decoding, 0) + prefill - jnp.where(preempt, computed, 0),
-            building=building,
-            partial=partial,
+
+
+def _decide(server: Server, s: State, c: Choice) -> Outcome:
+    """See whether the first request that waits fits, and what becomes of the one that the turn is about."""
+    b, part = s.building, s.partial
+    adapter, prompt, output, following, sent = pick(s.table, c.request).T
+    length = prompt + c.sampled
+    tokens = jnp.minimum(length, c.budget)
+    fits = c.found & (blocks(jnp.where(server.full_prompt_must_fit, length, tokens)) <= c.free)
+    admit = c.room & fits
+    blocked = c.room & ~fits
+    whole = tokens == length
+    budget = c.budget - jnp.where(admit, tokens, 0)
+    again = admit & (budget > 0) & (s.running + 1 < server.max_num_seqs) & (s.waiting > 1)
+
+    join = (c.go_on & (c.chunk == part.total - part.computed)) | (admit & whole)
+    preempt = c.drop | c.undo
+    sampled = jnp.where(c.go_on | c.drop, part.sampled, c.sampled)
+    sampled = jnp.where(c.undo, output - (c.finish - s.step + 1), sampled)
+    computed = jnp.where(c.drop, part.computed, prompt + sampled - c.undo.astype(jnp.int32))
+    started = join & (sampled == 0)
+    prefill = jnp.where(c.go_on, c.chunk, jnp.where(admit, tokens, 0))
+    goes_on = (c.go_on & ~join) | (admit & ~whole)
+    request = jnp.where(goes_on, c.request, jnp.where(c.go_on | c.drop, -1, part.request))
+    so_far = jnp.where(c.go_on, part.computed + c.chunk, jnp.where(admit, tokens, part.computed))
+    mode = jnp.where(c.go_on & ~b.preempted, ADMIT, jnp.where(c.kept & b.preempted, RUN, s.mode))
+    mode = jnp.where(c.admitting, jnp.where(again, ADMIT, RUN), jnp.where(c.lost, DONE, mode))
+    return Outcome(
+        move=Move(
+            sign=join.astype(jnp.int32) - c.undo.astype(jnp.int32),
+            request=c.request,
+            adapter=adapter,
+            following=following,
+            computed=computed,
+            input=prompt,
+            output=output,
+            sent=sent,
+            finish=jnp.where(c.undo, c.finish, s.step + output - sampled - 1),
+            needed=c.go_on | admit,
         ),
-        move,
-        before,
-        disk_s,
+        admit=admit,
+        preempt=preempt,
+        started=started,
+        sampled=sampled,
+        mode=mode,
+        free=c.free - jnp.where(admit, blocks(tokens), 0) + jnp.where(preempt, blocks(computed), 0),
+        kv_tokens=s.kv_tokens + c.decoding + prefill - jnp.where(preempt, computed, 0),
+        building=b._replace(
+            budget=budget,
+            prefill_tokens=b.prefill_tokens + prefill,
+            first_tokens=b.first_tokens + started,
+            rejoined=b.rejoined + (join & ~started),
+            preempted=b.preempted | preempt,
+            stop=jnp.where(admit | blocked, jnp.where(blocked & ~c.found, FAR, c.key), b.stop),
+        ),
+        partial=Partial(
+            request=request,
+            computed=jnp.where(request >= 0, so_far, 0),
+            total=jnp.where(admit, length, part.total),
+            sampled=jnp.where(admit, sampled, part.sampled),
+        ),
     )
-    s = _join_or_leave(s, move, pop, started)
-    s = _requeue(s, move, preempt, sampled)
-    return _dequeue(s, move, admit, from_preempted, place, following), newcomer
 
 
 def _note_adapter(s: State, move: Move, before: Array, disk_s: Array) -> tuple[State, Array]:
     """Note how long a request needs its adapter; a preempted one takes its claim back."""
-    adapters, row, size, mask = s.last.shape[0], rows(s), s.ring.shape[1], s.ring.shape[1] - 1
+    adapters, mask = s.last.shape[0] - 1, s.ring.shape[1] - 1
     adapter = jnp.minimum(move.adapter, adapters - 1)
     own = move.adapter < adapters
-    last = s.last[adapter, row]
+    last = pick_across(s.last, adapter)
     claim = jnp.maximum(last, jnp.where(move.sign > 0, move.finish, s.step))
     value = jnp.where(move.needed, claim, jnp.maximum(before, s.step - 1))
     changes = own & (move.needed | (move.sign < 0))
     was, will = changes & (last >= s.step), changes & (value >= s.step)
     new = own & move.needed & (last < s.step - 1)
     never = new & (last == NEVER)
-    where_new = jnp.where(new, adapter, adapters)
-    ring = s.ring.at[row, jnp.where(was, last & mask, size), 4].add(-1, mode="drop")
-    ring = ring.at[row, jnp.where(will, value & mask, size), 4].add(1, mode="drop")
+    ring = add(s.ring, was, last & mask, -1, LAST_NEEDED)
+    ring = add(ring, will, value & mask, 1, LAST_NEEDED)
     b = s.building
     s = s._replace(
         active=s.active + will - was,
         ring=ring,
-        last=s.last.at[jnp.where(changes, adapter, adapters), row].set(value, mode="drop"),
-        since=s.since.at[where_new, row].set(s.step, mode="drop"),
-        earlier=s.earlier.at[where_new, row].set(last, mode="drop"),
+        last=put_across(s.last, changes, adapter, value),
+        since=put_across(s.since, new, adapter, s.step),
+        earlier=put_across(s.earlier, new, adapter, last),
         building=b._replace(
             newcomers=b.newcomers + new,
             first_touched=b.first_touched + never,
-            disk_s=b.disk_s + jnp.where(never, disk_s[row, adapter], 0.0),
+            disk_s=b.disk_s + jnp.where(never, pick(disk_s, adapter), 0.0),
         ),
-        log=_log(s, move, last),
+        log=put(
+            s.log, move.sign > 0, s.logged & (s.log.shape[1] - 1), jnp.stack([move.request, move.finish, last], axis=1)
+        ),
     )
     return s, jnp.where(new, adapter, -1)
 
 
-def _log(s: State, move: Move, before: Array) -> Array:
-    size = s.log.shape[1]
-    place = jnp.where(move.sign > 0, s.logged & (size - 1), size)
-    return s.log.at[rows(s), place].set(jnp.stack([move.request, move.finish, before], axis=1), mode="drop")
-
-
 def _join_or_leave(s: State, move: Move, pop: Array, started: Array) -> State:
     """Enter a request into the ring of steps or take it out again."""
-    size, sign, row = s.ring.shape[1], move.sign, rows(s)
+    mask, sign = s.ring.shape[1] - 1, move.sign
     begin = s.step + (sign > 0)
     phase = (begin - move.computed) & 15
     last_block = move.finish - ((move.finish - phase) & 15)
     grows = jnp.where(last_block >= begin, sign, 0)
     tokens = move.input + move.output
     leaving = jnp.stack([sign, sign * blocks(tokens - 1), sign * tokens, 0 * sign, 0 * sign], axis=1)
-    ring = s.ring.at[row, jnp.where(sign != 0, move.finish & (size - 1), size)].add(leaving, mode="drop")
-    ring = ring.at[row, jnp.where(grows != 0, last_block & (size - 1), size), 3].add(grows, mode="drop")
+    ring = add(s.ring, sign != 0, move.finish & mask, leaving)
+    ring = add(ring, grows != 0, last_block & mask, grows, LAST_BLOCK)
     logged = s.logged + (sign > 0) - pop
     size = s.first.shape[1]
     noted = jnp.stack([move.sent, s.step], axis=1)
-    put = s.first_put + started
+    first_put = s.first_put + started
     return s._replace(
         ring=ring,
         phase=s.phase + jnp.where(places(s.phase) == phase, grows, 0),
         logged=logged,
         log_lost=jnp.maximum(s.log_lost, logged - s.log.shape[1]),
-        first=s.first.at[row, jnp.where(started, s.first_put & (size - 1), size)].set(noted, mode="drop"),
-        first_put=put,
-        overflow=s.overflow | (put - s.first_got > size),
+        first=put(s.first, started, s.first_put & (size - 1), noted),
+        first_put=first_put,
+        overflow=s.overflow | (first_put - s.first_got > size),
     )
 
 
 def _requeue(s: State, move: Move, preempt: Array, sampled: Array) -> State:
     """Put a preempted request in front of the queue."""
-    size, row = s.preempted[0].shape[0], rows(s)
+    size = s.preempted[0].shape[0]
     overflow = preempt & (s.places == size)
-    place = jnp.where(preempt, s.places, size)
     values = (move.request, move.adapter, sampled)
     return s._replace(
         mode=jnp.where(overflow, DONE, s.mode),
         overflow=s.overflow | overflow,
-        key=s.key.at[jnp.where(preempt, move.adapter, s.key.shape[0]), row].set(-1 - s.places, mode="drop"),
+        key=put_across(s.key, preempt, move.adapter, -1 - s.places),
         preempted=tuple(
-            column.at[place, row].set(value, mode="drop") for column, value in zip(s.preempted, values, strict=True)
+            put_across(column, preempt & ~overflow, s.places, value)
+            for column, value in zip(s.preempted, values, strict=True)
         ),
         places=s.places + preempt,
         preempted_waiting=s.preempted_waiting + preempt,
@@ -512,28 +664,26 @@ def _requeue(s: State, move: Move, preempt: Array, sampled: Array) -> State:
     )
 
 
-def _dequeue(s: State, move: Move, admit: Array, from_preempted: Array, place: Array, following: Array) -> State:
+def _dequeue(s: State, move: Move, admit: Array, from_preempted: Array, place: Array) -> State:
     """Take an admitted request out of the queue."""
-    fresh, again, row = admit & ~from_preempted, admit & from_preempted, rows(s)
-    keys, (request, adapter, sampled) = s.key.shape[0], s.preempted
-    request = request.at[jnp.where(again, place, request.shape[0]), row].set(-1, mode="drop")
+    fresh, again = admit & ~from_preempted, admit & from_preempted
+    request, adapter, sampled = s.preempted
+    request = put_across(request, again, place, -1)
     filled = (request >= 0) & (places(request) < s.places)
     next_place = jnp.max(jnp.where(filled & (adapter == move.adapter), places(request), -1), axis=0)
     used = 1 + jnp.max(jnp.where(filled, places(request), -1), axis=0)
-    head = jnp.where(fresh, following, s.head[move.adapter, row])
+    head = jnp.where(fresh, move.following, pick_across(s.head, move.adapter))
     key = jnp.where(again & (next_place >= 0), -1 - next_place, head)
     bit = jnp.left_shift(jnp.uint32(1), (move.request & 31).astype(jnp.uint32))
-    word = jnp.where(fresh, move.request >> 5, s.admitted.shape[1])
-    block = jnp.where(fresh, move.request >> 10, s.admitted_by_block.shape[0])
     return s._replace(
         taken=s.taken + fresh,
-        head=s.head.at[jnp.where(fresh, move.adapter, keys), row].set(head, mode="drop"),
-        key=s.key.at[jnp.where(admit, move.adapter, keys), row].set(key, mode="drop"),
+        head=put_across(s.head, fresh, move.adapter, head),
+        key=put_across(s.key, admit, move.adapter, key),
         preempted=(request, adapter, sampled),
         places=jnp.where(again, used, s.places),
         preempted_waiting=s.preempted_waiting - again,
-        admitted=s.admitted.at[row, word].add(bit, mode="drop"),
-        admitted_by_block=s.admitted_by_block.at[block, row].add(1, mode="drop"),
+        admitted=add(s.admitted, fresh, move.request >> 5, bit),
+        admitted_by_block=add_across(s.admitted_by_block, fresh, move.request >> 10, 1),
     )
 
 
@@ -547,9 +697,9 @@ def distances(s: State, newcomer: Array) -> Array:
     own = jnp.maximum(newcomer, 0)
     new = (s.since == s.step) & (order != own)
     used = jnp.where(new, s.earlier, jnp.minimum(s.last, s.step - 1))
-    last = s.earlier[own, rows(s)]
+    last = pick_across(s.earlier, own)
     later = (used > last) | ((used == last) & (order > own))
-    counted = jnp.where(new, later | (order < own), later) & (order != own)
+    counted = jnp.where(new, later | (order < own), later) & (order != own) & (s.last < FAR)
     distance = s.distance + (new & later & (order > own))
     distance = jnp.where(order == own, total(counted), distance)
     return jnp.where(newcomer >= 0, distance, s.distance)
@@ -574,7 +724,7 @@ def loads_of_evicted(server: Server, s: State, *, one: bool) -> Array:
     """
     order = places(s.last)
     new = s.since == s.step
-    stays = (s.last >= s.step) & ~new
+    stays = (s.last >= s.step) & (s.last < FAR) & ~new
     left = s.last == s.step - 1
     free = server.max_loras - s.active_before
     if one:
@@ -600,7 +750,7 @@ def passed_over(s: State) -> Array:
     block = jnp.clip(stop >> 10, 0, s.admitted_by_block.shape[0] - 1)
     admitted = total(jnp.where(places(s.admitted_by_block) < block, s.admitted_by_block, 0))
     word = jnp.arange(32, dtype=jnp.int32)[:, None]
-    words = s.admitted[rows(s), block * 32 + word]
+    words = pick(s.admitted, block * 32 + word)
     room = jnp.clip(stop - block * 1024 - 32 * word, 0, 32)
     mask = jnp.where(room >= 32, jnp.uint32(0xFFFFFFFF), (jnp.uint32(1) << room.astype(jnp.uint32)) - 1)
     admitted = admitted + total(jax.lax.population_count(words & mask))
@@ -615,9 +765,9 @@ def run(server: Server, s: State, work: Work) -> State:
     compute = jnp.maximum(jnp.round(work.compute_s / server.tick_s), 1.0).astype(jnp.int32)
     end = jnp.where(runs, s.now + load + compute, s.now)
     observed_s = jnp.maximum(jnp.minimum(end, server.horizon) - s.now, 0) * server.tick_s
-    row, size = rows(s), s.ring.shape[1]
+    cell = s.step & (s.ring.shape[1] - 1)
     leaving, leaving_blocks, leaving_tokens, last_block, last_needed = (
-        jnp.where(runs, value, 0) for value in s.ring[row, s.step & (size - 1)].T
+        jnp.where(runs, value, 0) for value in pick(s.ring, cell).T
     )
     inside = runs & (end <= server.horizon)
     rates = (s.running, s.waiting, server.kv_blocks - s.free, work.adapters, s.streaming)
@@ -638,8 +788,6 @@ def run(server: Server, s: State, work: Work) -> State:
         0,
     )
     here = places(s.phase) == s.step & 15
-    place = _after(leaving, jnp.where(runs, s.step & (size - 1), size))
-    ends = jnp.where(runs, s.step & (s.ends.shape[1] - 1), s.ends.shape[1])
     zero = jnp.zeros_like(s.step)
     fresh = Building(zero, zero, zero, zero, zero > 0, zero - FAR, zero, zero, jnp.zeros_like(b.disk_s))
     return s._replace(
@@ -654,10 +802,10 @@ def run(server: Server, s: State, work: Work) -> State:
         kv_tokens=s.kv_tokens - (leaving_tokens - leaving),
         streaming=s.streaming + jnp.where(runs, b.first_tokens, 0) - leaving,
         building=jax.tree.map(lambda a, c: jnp.where(runs, a, c), fresh, b),
-        ring=s.ring.at[row, place].set(0, mode="drop"),
+        ring=put(s.ring, after(leaving, runs), cell, jnp.zeros((cell.shape[0], s.ring.shape[2]))),
         phase=s.phase - jnp.where(here, last_block, 0),
         limit=jnp.where(runs, _limit(server, s), s.limit),
-        ends=s.ends.at[row, _after(noted_end, ends)].set(end, mode="drop"),
+        ends=put(s.ends, after(noted_end, runs), s.step & (s.ends.shape[1] - 1), end),
         sums=sums,
         sums_lost=lost,
         counts=s.counts + jnp.where(inside, jnp.stack([jnp.broadcast_to(event, s.step.shape) for event in events]), 0),
@@ -675,17 +823,16 @@ def _limit(server: Server, s: State) -> Array:
 
 def _note_first_token(server: Server, s: State) -> tuple[State, Array, Array]:
     """Note the delay of one first token whose step has run; there is at most one more in every turn."""
-    row = rows(s)
-    sent, when = s.first[row, s.first_got & (s.first.shape[1] - 1)].T
+    sent, when = pick(s.first, s.first_got & (s.first.shape[1] - 1)).T
     ready = (s.first_got < s.first_put) & (when < s.step)
-    end = s.ends[row, when & (s.ends.shape[1] - 1)]
+    end = pick(s.ends, when & (s.ends.shape[1] - 1))
     counts = ready & (end <= server.horizon)
     delay_s = jnp.where(counts, (end - sent) * server.tick_s, 0.0)
     place = jnp.log2(jnp.maximum(delay_s, SHORTEST_S) / SHORTEST_S) * BINS_PER_DOUBLING
-    place = jnp.where(counts, jnp.minimum(place.astype(jnp.int32), BINS - 1), BINS)
-    histogram = s.histogram.at[row, place].add(1, mode="drop")
+    place = jnp.minimum(place.astype(jnp.int32), BINS - 1)
+    histogram = add(s.histogram, counts, place, 1)
     return (
-        s._replace(histogram=histogram, first_got=s.first_got + ready, first_put=_after(sent, s.first_put)),
+        s._replace(histogram=histogram, first_got=s.first_got + ready, first_put=jnp.where(sent >= 0, s.first_put, 0)),
         delay_s,
         end,
     )

@@ -160,7 +160,7 @@ def lay_out_requests(
                 "input_tokens + output_tokens", longest + 1, allowed, "use fewer slots or shorter requests"
             )
     size = 1024 * -(-max(max(len(given) for given in requests) + engine.WINDOW, 1) // 1024)
-    adapters = 16 * -(-max(np.size(own) for own in classes) // 16)
+    adapters = 16 * -(-(max(np.size(own) for own in classes) + 1) // 16) - 1
     configs = len(requests)
     arrival = np.full((configs, size), np.iinfo(np.int32).max, dtype=np.int32)
     table = np.zeros((configs, size, 4), dtype=np.int32)
@@ -255,7 +255,8 @@ def turn_all(
         s: The state, ``[configs, …]``.
     """
     crowded = adapters > server.max_loras
-    s = engine.run(server, s, assembled(costs, server, crowded, s))
+    work = engine.apart(lambda s: assembled(costs, server, crowded, s), s)
+    s = engine.run(server, s, work)
     s = engine.send(server, arrival, s)
     s, newcomer = engine.arrange(server, disk_s, s)
     newcomer = jnp.where(crowded, newcomer, -1)
@@ -362,10 +363,10 @@ def initial_state(scenarios: Scenarios, server: engine.Server, requests: Request
         table=jnp.concatenate([requests.table, requests.arrival[..., None]], axis=2),
         head=requests.head.T,
         key=requests.head.T,
-        last=across(engine.NEVER, adapters),
-        since=across(0, adapters),
-        earlier=across(engine.NEVER, adapters),
-        distance=across(0, adapters),
+        last=across(engine.NEVER, adapters + 1).at[adapters].set(engine.FAR),
+        since=across(0, adapters + 1),
+        earlier=across(engine.NEVER, adapters + 1),
+        distance=across(0, adapters + 1),
         ring=filled(0, 1 << requests.longest_output.bit_length(), 5),
         phase=across(0, engine.BLOCK_TOKENS),
         limit=none,
@@ -438,7 +439,7 @@ def _summarise(
 
 def _by_adapter(adapter: Array, count: Array, s: engine.State) -> tuple[Array, Array]:
     """Requests of each adapter that arrived and that were completed, ``[configs, adapters]`` each."""
-    row = engine.rows(s)[:, None]
+    row = jnp.arange(adapter.shape[0])[:, None]
     number = jnp.arange(adapter.shape[1], dtype=jnp.int32)
     arrived = number < count[:, None]
     admitted = arrived & (number < s.head.T[row, adapter])
@@ -452,7 +453,7 @@ def _by_adapter(adapter: Array, count: Array, s: engine.State) -> tuple[Array, A
         (owner, preempted, -1),
         (adapter[row, part], part >= 0, -1),
     )
-    none = jnp.zeros((adapter.shape[0], s.last.shape[0]), jnp.int32)
+    none = jnp.zeros((adapter.shape[0], s.last.shape[0] - 1), jnp.int32)
     completed = none
     for index, member, sign in groups:
         completed = completed.at[row, index].add(sign * member, mode="drop")
