@@ -31,16 +31,18 @@ class StayLaw:
     def of_lengths(cls, lengths: LengthDistribution) -> "StayLaw":
         """Tabulate the law of stays that are proportional to ``lengths``.
 
-        Nodes are Gauss-Legendre points in the square root of time, denser where most requests leave.
+        Integrals over time become integrals over the remaining stay, which falls from 1 to 0 at the rate ``1 − F``. Nodes are
+        Gauss-Legendre points in its square root: the last requests to leave, of which there are few, take long.
         """
         points, weights = np.polynomial.legendre.leggauss(_NODES)
-        root, longest = 0.5 * (points + 1.0), lengths.max / lengths.mean
-        time = longest * root**2
-        stay = lengths.tokens / lengths.mean
+        root = 0.5 * (points + 1.0)
+        present = 1.0 - np.concatenate([[0.0], np.cumsum(lengths.probability[:-1])])
+        left = np.cumsum(present * np.diff(lengths.tokens, prepend=0) / lengths.mean)
+        step = np.minimum(np.searchsorted(left, 1.0 - root**2), present.size - 1)
         return cls(
-            finished=jnp.asarray(np.interp(time, stay, np.cumsum(lengths.probability), left=0.0)),
-            remaining=jnp.asarray([(lengths.probability * np.maximum(stay - t, 0.0)).sum() for t in time]),
-            weight=jnp.asarray(weights * longest * root),
+            finished=jnp.asarray(1.0 - present[step]),
+            remaining=jnp.asarray(root**2),
+            weight=jnp.asarray(weights * root / present[step]),
         )
 
     def busy_period(self, load: Array, backlog: Array | None = None) -> Array:

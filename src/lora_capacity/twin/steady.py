@@ -107,7 +107,7 @@ def _fix(costs: Costs, scenarios: Scenarios) -> Fixed:
             scenarios.max_num_seqs + 0.0 * tokens_per_sequence,
         ]
     )
-    most_running = bounds.min(axis=0)
+    most_running = jnp.minimum(bounds.min(axis=0), scenarios.max_pending)
     return Fixed(
         adapters=count,
         rate=rate,
@@ -126,12 +126,18 @@ def _balance(
 ) -> tuple[State, _Observed]:
     """Find the balance of one interval by damped fixed-point iteration on step time, queue and accepted share."""
 
-    def iterate(guess: State, _: None) -> tuple[State, _Observed]:
-        return _iterate(costs, scenarios, stays, fixed, start, guess, dt)
+    def iterate(guess: State, _: None) -> tuple[State, tuple[State, _Observed]]:
+        state, observed = _iterate(costs, scenarios, stays, fixed, start, guess, dt)
+        return state, (state, observed)
 
     guess = start._replace(waiting=jnp.maximum(start.waiting, TINY))
-    state, observed = jax.lax.scan(iterate, guess, length=_ITERATIONS)
-    return state, jax.tree.map(lambda values: values[-1], observed)
+    _, (states, observed) = jax.lax.scan(iterate, guess, length=_ITERATIONS)
+    # Where the iteration ends in a cycle of two, its middle is the best answer.
+    return jax.tree.map(_middle_of_last_two, (states, observed))
+
+
+def _middle_of_last_two(values: Array) -> Array:
+    return values[-1] if jnp.issubdtype(values.dtype, jnp.integer) else 0.5 * (values[-1] + values[-2])
 
 
 def _iterate(
@@ -139,7 +145,8 @@ def _iterate(
 ) -> tuple[State, _Observed]:
     stay_s = scenarios.mean_output_tokens * guess.step_s
     free = cycle_slots_free(stays, fixed, start, guess, stay_s, dt)
-    limited = free.active.sum(axis=0) > scenarios.max_loras
+    crowded = fixed.adapters.sum(axis=0) > scenarios.max_loras
+    limited = crowded & (free.active.sum(axis=0) > scenarios.max_loras)
     taken = cycle_slots_taken(scenarios, stays, fixed, start, guess, stay_s, dt)
     cycle = Cycle(*(jnp.where(limited, a, b) for a, b in zip(taken, free, strict=True)))
 
@@ -155,12 +162,13 @@ def _iterate(
     left_over = jnp.maximum(start.waiting + dt * (fixed.offered_per_s - fitting / stay_s), 0.0)
     unbounded_waiting = jnp.where(limited, for_slots + full_share * (left_over - for_slots), overfull)
     waiting = jnp.minimum(unbounded_waiting, fixed.most_waiting)
+    mean_waiting = 0.5 * (start.waiting + waiting)
     full = unbounded_waiting >= fixed.most_waiting
     conserved_per_s = jnp.clip(fixed.offered_per_s + (start.waiting - waiting) / dt, 0.0, most_per_s)
     completed_per_s = jnp.where(
         limited,
-        jnp.where(full, fitting / stay_s, conserved_per_s),
-        jnp.minimum(most_per_s, fixed.offered_per_s * guess.accepted + start.waiting / dt),
+        jnp.where(full, jnp.minimum(fitting / stay_s, fixed.offered_per_s + start.waiting / dt), conserved_per_s),
+        jnp.minimum(most_per_s, fixed.offered_per_s + start.waiting / dt),
     )
     running = completed_per_s * stay_s
     accepted = jnp.where(full, jnp.minimum(1.0, completed_per_s / fixed.offered_per_s), 1.0)
@@ -175,7 +183,7 @@ def _iterate(
         prefill_tokens=running * (fixed.tokens_per_sequence - 1.0),
         kv_tokens=running * scenarios.kv_tokens_per_request,
         adapters=jnp.minimum(cycle.active.sum(axis=0), running),
-        passed_over=jnp.where(limited, waiting * (1.0 - bound_share * (1.0 - kv_bound_share)), 0.0),
+        passed_over=jnp.where(limited, mean_waiting * (1.0 - bound_share * (1.0 - kv_bound_share)), 0.0),
         max_loras=scenarios.max_loras,
         max_lora_rank=scenarios.max_lora_rank,
         small_share=_small_step_share(running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens),
@@ -189,12 +197,12 @@ def _iterate(
         fill=fill,
     )
     in_order = completed_per_s * fixed.adapters * fixed.rate / fixed.offered_per_s
-    by_slot = class_wanted * fitting / jnp.maximum(wanted, TINY) / stay_s
+    by_slot = class_wanted * completed_per_s / jnp.maximum(wanted, TINY)
     observed = _Observed(
         running=running,
-        waiting=waiting,
+        waiting=mean_waiting,
         completed_per_s=completed_per_s,
-        ttft_s=_ttft_s(costs, scenarios, fixed, cycle, limited, waiting, guess.accepted, step_s),
+        ttft_s=_ttft_s(costs, scenarios, fixed, cycle, limited, mean_waiting, guess.accepted, step_s),
         step_s=step_s,
         active_adapters=jnp.minimum(cycle.active.sum(axis=0), running),
         loads_per_s=loads_per_s,
@@ -205,12 +213,11 @@ def _iterate(
 
 
 def _fit_in(wanted: Array, most: Array, spread: Array) -> tuple[Array, Array]:
-    """Mean of ``min(X, most)`` and chance of ``X > most``; ``X`` is normal, mean ``wanted``, relative ``spread``."""
-    deviation = jnp.maximum(wanted * spread, TINY)
-    excess = (wanted - most) / deviation
-    over = jax.scipy.stats.norm.cdf(excess)
-    mean_over = deviation * (jax.scipy.stats.norm.pdf(excess) + excess * over)
-    return wanted - mean_over, over
+    """Mean of ``min(X, most)`` and chance of ``X > most``; ``X`` is log-normal, mean ``wanted``, relative ``spread``."""
+    width = jnp.sqrt(jnp.log1p(spread**2))
+    margin = jnp.log(most / jnp.maximum(wanted, TINY)) / width
+    over = jax.scipy.stats.norm.cdf(-margin - 0.5 * width)
+    return wanted * jax.scipy.stats.norm.cdf(margin - 0.5 * width) + most * over, over
 
 
 def _loads(
@@ -279,7 +286,9 @@ def _summarise(scenarios: Scenarios, fixed: Fixed, duration_s: Array, observed: 
     tokens_per_request = scenarios.mean_input_tokens + scenarios.mean_output_tokens
     class_completed = (observed.class_completed_per_s * duration_s[:, None, :]).sum(axis=0) / scenarios.horizon_s
     class_offered = fixed.adapters * fixed.rate
-    class_service = jnp.where(class_offered > 0, class_completed / jnp.maximum(class_offered, TINY), jnp.nan)
+    # How slots are shared is a mean-field estimate; of a nearly idle class it may say more than was offered.
+    served = jnp.minimum(class_completed / jnp.maximum(class_offered, TINY), 1.0)
+    class_service = jnp.where(class_offered > 0, served, jnp.nan)
     return Results(
         throughput_tokens_per_s=told(completed * tokens_per_request),
         offered_tokens_per_s=fixed.offered_per_s * tokens_per_request,
