@@ -13,13 +13,14 @@ from lora_capacity.fitting import FitReport, fit_calibration
 MODELS = ("llama-3.1-8b-instruct", "qwen-2.5-7b-instruct")
 EVERY_MODEL = pytest.mark.parametrize("model", MODELS)
 
-# Percent (SMAPE without the factor 2) and shares; the published twin has 4.2 and 5.1 % in throughput, 9.7 and 9.0 % in latency.
+# Percent (SMAPE without the factor 2) and shares.
+# The published twin has 4.2 and 5.1 % in throughput, 9.7 and 9.0 % in latency.
 THROUGHPUT_HELD_BACK = 2.0
 THROUGHPUT_MICROBENCHMARKS_ALONE = 4.0
 ITL_HELD_BACK = 3.5
 STARVED_RIGHT = 0.97
 KV_CAPACITY = 0.01
-# Least squares end where they end: solvers and processors differ in the last digits of the loss, and flat directions amplify it.
+# Solvers and processors differ in the last digits of the loss, and flat directions amplify them.
 SAME_COEFFICIENT = 0.02
 
 

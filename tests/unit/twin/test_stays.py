@@ -26,23 +26,17 @@ QUADRATURE = 0.01
 ROUGH = 0.03
 """The same where the law is narrow or has steps and requests are waiting: a node lies on one side of a step."""
 
-stepped = pytest.mark.xfail(reason="interpolates between the few lengths of a law: nodes in time miss its steps")
-stepped_laws = pytest.mark.parametrize(
-    "lengths",
-    [pytest.param(law, marks=stepped) if name in ("narrow", "two lengths") else law for name, law in LAWS.items()],
-    ids=list(LAWS),
-)
 laws = pytest.mark.parametrize("lengths", LAWS.values(), ids=list(LAWS))
 
 
-@stepped_laws
+@laws
 def test_a_busy_period_from_one_request_is_the_same_for_every_law(lengths: LengthDistribution) -> None:
     """From the long run: a queue is empty for a share e^-load of the time, and 1/rate at a time."""
     found = StayLaw.of_lengths(lengths).busy_period(jnp.asarray(LOADS))
     np.testing.assert_allclose(found, np.expm1(LOADS) / LOADS, rtol=QUADRATURE)
 
 
-@stepped_laws
+@laws
 @pytest.mark.parametrize("backlog", [0.5, 3.0, 20.0])
 def test_a_backlog_lengthens_the_busy_period_as_integrated_step_by_step(
     lengths: LengthDistribution, backlog: float
