@@ -146,7 +146,8 @@ def test_sampler_passes_over_what_fails(launch: Callable[..., Server]) -> None:
 
 def test_sampler_of_a_silent_server_ends_and_has_no_window() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        with Sampler(Endpoint("127.0.0.1", listener.getsockname()[1]), interval_s=60, timeout_s=0.2) as sampler:
+        sampler = Sampler(Endpoint("127.0.0.1", listener.getsockname()[1]), interval_s=60, timeout_s=0.2)
+        with sampler:
             pass
     with pytest.raises(ServerError, match="answered none of 2 samples"):
         _ = sampler.window

@@ -1,0 +1,305 @@
+"""Streaming completions over kept-alive HTTP connections, at a few microseconds a token.
+
+A client that is slow makes the server look slow. This one is a protocol of asyncio rather than a stream: what the
+socket delivers is read in one callback, and a request costs one future.
+"""
+
+import array
+import asyncio
+import json
+import ssl
+import time
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from lora_capacity_profiling.endpoint import Endpoint
+
+_MAX_HEAD_BYTES = 64 * 1024
+_MAX_PIECE_BYTES = 16 * 1024**2
+_MAX_ERROR_BODY = 64 * 1024
+_MAX_ERROR_CHARACTERS = 300
+
+
+class RequestFailed(Exception):
+    """One request got no complete answer; its text says why."""
+
+
+@dataclass(eq=False, slots=True)
+class Answer:
+    """What came back for one request; times of ``time.perf_counter``, NaN until then.
+
+    Attributes:
+        sent_s: When the request was handed to the socket.
+        first_s: When its first token came.
+        last_s: When its last token so far came.
+        pieces: Pieces that came with tokens: most often one token each, more when the server falls behind.
+        prompt_tokens: Prompt tokens that the server counted; 0 until it says so.
+        output_tokens: Tokens that the server says it generated; likewise.
+        piece_s: When each piece came, if asked for.
+    """
+
+    sent_s: float = float("nan")
+    first_s: float = float("nan")
+    last_s: float = float("nan")
+    pieces: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    piece_s: "array.array[float] | None" = None
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: writes a request, reads its answer, and can do so again."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.usable = True
+        self._done: asyncio.Future[None] | None = None
+        self._buffer = bytearray()
+        self._begin(Answer())
+
+    def _begin(self, answer: Answer) -> None:
+        self.heard = False
+        self._answer = answer
+        self._status = 0
+        self._chunked = False
+        self._left_bytes = 0
+        self._keep = True
+        self._told_end = False
+        self._error_text = ""
+        self._events = b""
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the last answer has been read to its end, so that another request may follow."""
+        return self.usable and self._done is not None and self._done.done() and not self._done.cancelled()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._break("the server closed the connection before the answer was complete")
+
+    def send(self, request: bytes, answer: Answer) -> "asyncio.Future[None]":
+        """Write a request; the future is done when its answer is complete."""
+        self._begin(answer)
+        self._done = asyncio.get_running_loop().create_future()
+        answer.sent_s = time.perf_counter()
+        if self.transport is not None:
+            self.transport.write(request)
+        return self._done
+
+    def close(self) -> None:
+        """Close at once, dropping what is under way."""
+        self.usable = False
+        if self.transport is not None:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        now_s = time.perf_counter()
+        if self._done is None or self._done.done():  # nothing was asked
+            self.close()
+            return
+        self.heard = True
+        self._buffer += data
+        try:
+            if self._status or self._read_head():
+                if self._chunked:
+                    self._read_chunks(now_s)
+                else:
+                    self._read_plain(now_s)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            self._break(f"the answer is not what vLLM sends: {error!r}")
+
+    def _read_head(self) -> bool:
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._buffer) > _MAX_HEAD_BYTES:
+                raise ValueError("no end of the header")
+            return False
+        start, *lines = bytes(self._buffer[:end]).decode("latin-1").lower().split("\r\n")
+        del self._buffer[: end + 4]
+        entries = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        self._status = int(start.split()[1])
+        self._chunked = entries.get("transfer-encoding") == "chunked"
+        self._keep = entries.get("connection") != "close" and start.startswith("http/1.1")
+        if not self._chunked:
+            self._left_bytes = int(entries["content-length"])
+        return True
+
+    def _read_chunks(self, now_s: float) -> None:
+        buffer, at = self._buffer, 0
+        while (eol := buffer.find(b"\r\n", at)) >= 0:
+            size = int(buffer[at:eol].partition(b";")[0], 16)
+            end = eol + 2 + size
+            if size > _MAX_PIECE_BYTES:
+                raise ValueError("a piece too long")
+            if len(buffer) < end + 2:
+                break
+            at = end + 2
+            if size == 0:
+                self._finish()
+                break
+            self._read_body(bytes(buffer[eol + 2 : end]), now_s)
+        del buffer[:at]
+
+    def _read_plain(self, now_s: float) -> None:
+        piece = bytes(self._buffer)
+        self._buffer.clear()
+        self._left_bytes -= len(piece)
+        self._read_body(piece, now_s)
+        if self._left_bytes <= 0:
+            self._finish()
+
+    def _read_body(self, piece: bytes, now_s: float) -> None:
+        if self._status != 200:
+            self._error_text = (self._error_text + piece.decode(errors="replace"))[:_MAX_ERROR_BODY]
+            return
+        *events, self._events = (self._events + piece).split(b"\n\n")
+        for event in events:
+            if event.startswith(b"data: {"):
+                self._read_event(json.loads(event[6:]), now_s)
+            elif event == b"data: [DONE]":
+                self._told_end = True
+
+    def _read_event(self, event: dict[str, Any], now_s: float) -> None:
+        answer = self._answer
+        if event.get("choices"):
+            if not answer.pieces:
+                answer.first_s = now_s
+            answer.last_s = now_s
+            answer.pieces += 1
+            if answer.piece_s is not None:
+                answer.piece_s.append(now_s)
+        if usage := event.get("usage"):
+            answer.prompt_tokens = int(usage["prompt_tokens"])
+            answer.output_tokens = int(usage["completion_tokens"])
+        if error := event.get("error"):
+            self._error_text = json.dumps(error)
+
+    def _finish(self) -> None:
+        if not self._keep:
+            self.close()
+        if self._status != 200 or self._error_text:
+            self._settle(f"the server answered {self._status}: {_shorten(self._error_text)}")
+        else:
+            self._settle("" if self._told_end else "the answer stopped before it said that it was complete")
+
+    def _break(self, why: str) -> None:
+        self.close()
+        self._settle(why)
+
+    def _settle(self, failure: str) -> None:
+        if self._done is not None and not self._done.done():
+            if failure:
+                self._done.set_exception(RequestFailed(failure))
+            else:
+                self._done.set_result(None)
+
+
+@dataclass(eq=False)
+class Client:
+    """Connections to one server, kept between requests; to be closed when done.
+
+    Attributes:
+        endpoint: The server.
+        connect_timeout_s: Most seconds for a connection to be made.
+        opened: Connections made so far.
+    """
+
+    endpoint: Endpoint
+    connect_timeout_s: float = 30.0
+    opened: int = 0
+    _idle: list[_Connection] = field(default_factory=list, repr=False)
+    _all: set[_Connection] = field(default_factory=set, repr=False)
+
+    async def complete(self, request: bytes, answer: Answer) -> None:
+        """Send a request and wait for its answer.
+
+        Args:
+            request: As :meth:`completion_request` makes it.
+            answer: Filled as the answer comes in.
+
+        Raises:
+            RequestFailed: If there is no connection, or no complete and good answer.
+        """
+        again = True
+        while again:
+            connection, used_before = await self._connection()
+            again = False
+            try:
+                await connection.send(request, answer)
+            except RequestFailed:
+                # A server closes what is idle for long; that is found out only by writing to it.
+                again = used_before and not connection.heard
+                if not again:
+                    raise
+            finally:
+                self._put_back(connection)
+
+    def completion_request(self, model: str, prompt: str, output_tokens: int) -> bytes:
+        """Return a request for a streamed completion of an exact length.
+
+        ``ignore_eos`` alone makes it so. ``min_tokens`` would too, but adds work to every step of the server, which the
+        traffic that is imitated does not.
+
+        Args:
+            model: Name of the model or adapter.
+            prompt: Token numbers with commas between.
+            output_tokens: Tokens to generate, whatever the model would rather do.
+        """
+        body = (
+            f'{{"model":{json.dumps(model)},"prompt":[{prompt}],"max_tokens":{output_tokens},'
+            '"ignore_eos":true,"temperature":0.0,"stream":true,'
+            '"stream_options":{"include_usage":true}}'
+        ).encode()
+        head = (
+            f"POST {self.endpoint.prefix}/v1/completions HTTP/1.1\r\n"
+            f"Host: {self.endpoint.host}:{self.endpoint.port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+    def close(self) -> None:
+        """Close all connections at once; a server takes that as a wish to abort what still runs."""
+        for connection in self._all:
+            connection.close()
+        self._all.clear()
+        self._idle.clear()
+
+    def _put_back(self, connection: _Connection) -> None:
+        if connection.reusable:
+            self._idle.append(connection)
+        else:
+            connection.close()
+            self._all.discard(connection)
+
+    async def _connection(self) -> tuple[_Connection, bool]:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection, True
+            self._all.discard(connection)
+        context = ssl.create_default_context() if self.endpoint.tls else None
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.connect_timeout_s):
+                _, connection = await loop.create_connection(
+                    _Connection, self.endpoint.host, self.endpoint.port, ssl=context
+                )
+        except (OSError, TimeoutError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise RequestFailed(f"no connection: {reason}") from None
+        self.opened += 1
+        self._all.add(connection)
+        return connection, False
+
+
+def _shorten(text: str) -> str:
+    try:
+        content = json.loads(text)
+        content = content.get("error", content)
+        text = str(content.get("message", content))
+    except (ValueError, AttributeError):
+        pass
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_ERROR_CHARACTERS else f"{text[: _MAX_ERROR_CHARACTERS - 3]}..."

@@ -1,0 +1,61 @@
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lora_capacity_profiling.load import at_once, run_load
+from lora_capacity_profiling.metrics import Sampler
+from lora_capacity_profiling.runs import ABOUT_COLUMNS, MEASURED_COLUMNS, serving_run_row
+from lora_capacity_profiling.server import Server
+
+from lora_capacity.errors import InputError
+from lora_capacity.validation import read_runs
+
+ABOUT = {
+    "run_id": "1",
+    "model": "fake",
+    "max_loras": 1,
+    "max_cpu_loras": 2,
+    "max_lora_rank": 8,
+    "ranks": "8 8",
+    "rates": "0.5 0.25",
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 2048,
+}
+
+
+def test_rows_are_read_by_what_reads_serving_runs(launch: Callable[..., Server], tmp_path: Path) -> None:
+    server = launch()
+    with Sampler(server.endpoint) as sampler:
+        requests = at_once([0, 1, 0, 1], np.full(4, 30), np.full(4, 6))
+        result = run_load(server.endpoint, requests, ["a0", "a1"], base_model="fake", duration_s=30)
+    rows = [
+        serving_run_row({**ABOUT, "status": "ok"}, result, sampler.window),
+        serving_run_row({**ABOUT, "max_loras": 2, "status": "no_kv_cache"}, None),
+    ]
+    with (tmp_path / "runs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*ABOUT_COLUMNS, *MEASURED_COLUMNS])
+        writer.writeheader()
+        writer.writerows(rows)
+    runs = read_runs(tmp_path / "runs.csv")
+    assert runs.started.tolist() == [True, False]
+    assert runs.class_rate_per_s.tolist() == [[0.5, 0.25]] * 2
+    assert runs.throughput_tokens_per_s[0] == pytest.approx(4 * 36 / result.duration_s)
+    assert runs.ttft_s[0] == pytest.approx(result.ttft_s.mean())
+    assert (runs.arrivals[0], runs.max_num_seqs[0]) == (4, 64)
+    assert rows[0]["mean_kv_usage"] == 0.25
+    assert rows[1]["completed"] == ""
+
+
+def test_unknown_column_is_refused() -> None:
+    with pytest.raises(InputError, match="did you mean 'max_loras'"):
+        serving_run_row({"max_lora": 1}, None)
+
+
+def test_columns_are_those_of_the_published_table(measurements_dir: Path) -> None:
+    with (measurements_dir / "serving_runs.csv").open(newline="") as file:
+        published = set(next(csv.reader(file)))
+    added = {"max_num_seqs", "max_num_batched_tokens", "max_model_len"}
+    unknown_to_a_client = {"busy_s"}
+    assert published - unknown_to_a_client | added == {*ABOUT_COLUMNS, *MEASURED_COLUMNS}
