@@ -21,6 +21,7 @@ from lora_capacity.workload import Workload
 _LOADS = 13
 _RUNNERS_UP = 5
 _APART = 1.25
+_LONG_TTFT_S = 10.0
 _NEIGHBOURS = {"one more adapter": (1, 0), "one more slot": (0, 1), "one slot fewer": (0, -1)}
 
 
@@ -184,6 +185,11 @@ def _warnings(problem: Problem, best: Candidate) -> tuple[str, ...]:
     available = problem.workload.adapters.max_count
     if best.max_cpu_loras == available:
         warnings.append(f"all {available} adapters of the workload are served: the server may have room for more")
+    if best.ttft_s > _LONG_TTFT_S:
+        warnings.append(
+            f"requests wait {best.ttft_s:.0f} s for their first token on average: queues may grow as long as throughput "
+            "stays near the load; bound the time to first token (max_ttft) to keep them short"
+        )
     return tuple(warnings)
 
 
