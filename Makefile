@@ -30,7 +30,7 @@ lint: $(VENV)/.dev ## Check format and style
 
 types: $(VENV)/.dev ## Check types, strictly in the library
 	$(BIN)/mypy --strict src
-	$(BIN)/mypy profiling cli tests
+	$(BIN)/mypy --no-warn-unused-ignores profiling cli tests
 
 imports: $(VENV)/.test ## Check which module may import which
 	$(BIN)/lint-imports --no-cache

@@ -61,7 +61,7 @@ class MeasuredRuns:
         return np.asarray(results.throughput_tokens_per_s, np.float64), np.asarray(results.itl_s, np.float64)
 
     def errors(self, throughput: FloatArray, itl_s: FloatArray) -> dict[str, Any]:
-        """Errors of predictions over all runs and by scenario in percent; share of runs told right as starved or not."""
+        """Errors over all runs and by scenario in percent; share of runs told right as starved or not."""
         runs, offered = self.runs, self.offered_tokens_per_s
         measured = runs.throughput_tokens_per_s
 

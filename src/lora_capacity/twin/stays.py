@@ -31,8 +31,9 @@ class StayLaw:
     def of_lengths(cls, lengths: LengthDistribution) -> "StayLaw":
         """Tabulate the law of stays that are proportional to ``lengths``.
 
-        Integrals over time become integrals over the remaining stay, which falls from 1 to 0 at the rate ``1 − F``. Nodes are
-        Gauss-Legendre points in its square root: the last requests to leave, of which there are few, take long.
+        Integrals over time become integrals over the remaining stay, which falls from 1 to 0 at the rate ``1 − F``.
+        Nodes are Gauss-Legendre points in its square root: the last requests to leave, of which there are few, take
+        long.
         """
         points, weights = np.polynomial.legendre.leggauss(_NODES)
         root = 0.5 * (points + 1.0)

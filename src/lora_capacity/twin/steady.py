@@ -133,7 +133,8 @@ def _balance(
     guess = start._replace(waiting=jnp.maximum(start.waiting, TINY))
     _, (states, observed) = jax.lax.scan(iterate, guess, length=_ITERATIONS)
     # Where the iteration ends in a cycle of two, its middle is the best answer.
-    return jax.tree.map(_middle_of_last_two, (states, observed))
+    middle: tuple[State, _Observed] = jax.tree.map(_middle_of_last_two, (states, observed))
+    return middle
 
 
 def _middle_of_last_two(values: Array) -> Array:
@@ -213,7 +214,7 @@ def _iterate(
 
 
 def _fit_in(wanted: Array, most: Array, spread: Array) -> tuple[Array, Array]:
-    """Mean of ``min(X, most)`` and chance of ``X > most``; ``X`` is log-normal, mean ``wanted``, relative ``spread``."""
+    """Mean of ``min(X, most)``, chance of ``X > most``; ``X`` log-normal with mean ``wanted``, relative ``spread``."""
     width = jnp.sqrt(jnp.log1p(spread**2))
     margin = jnp.log(most / jnp.maximum(wanted, TINY)) / width
     over = jax.scipy.stats.norm.cdf(-margin - 0.5 * width)

@@ -85,6 +85,7 @@ def test_a_list_beside_a_trace_gives_ranks_and_order(folder: Path) -> None:
     (folder / "ranks.csv").write_text("adapter,rank\ny,64\nx,16\n")
     for name, names, ranks in [("ranks.csv", ("y", "x"), [64, 16]), ("list.csv", ("x", "y"), [8, 32])]:
         workload = Workload.from_mapping(TRACE | {"adapters": {"list": name}}, folder)
+        assert isinstance(workload.adapters, AdapterList)
         assert workload.adapters.names == names
         assert workload.adapters.ranks.tolist() == ranks
         assert sorted(workload.adapters.rates_per_s.tolist()) == [0.25, 0.5]
@@ -100,7 +101,7 @@ def test_a_list_beside_a_trace_gives_ranks_and_order(folder: Path) -> None:
         ({}, "requests: None is not allowed; allowed: a mapping with the keys input_tokens, output_tokens, trace"),
         (without("adapters"), "adapters: None is not allowed; allowed: a mapping with the keys mix, list"),
         (changed("horizons", 1), "horizons: 'horizons' is not allowed; allowed: the keys .*; did you mean 'horizon_s'"),
-        ({**VALID, 3: 1}, "3: 3 is not allowed; allowed: the keys"),
+        (dict([*VALID.items(), (3, 1)]), "3: 3 is not allowed; allowed: the keys"),
         ({**VALID, "a\nb": 1}, r"'a\\nb': 'a\\nb' is not allowed; allowed: the keys"),
         (
             changed("adapters", []),
