@@ -7,7 +7,7 @@ INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable
 WORKLOAD ?= examples/few_busy.yaml
 CALIBRATION ?= llama-3.1-8b-instruct-h100-64gb
 
-.PHONY: help recommend test dev format lint types imports docs package clean
+.PHONY: help recommend test vllm dev format lint types imports docs package clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -17,6 +17,10 @@ recommend: $(VENV)/.base ## Recommend A and S for WORKLOAD on CALIBRATION
 
 test: $(VENV)/.test ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+vllm: $(VENV)/.test ## Compare with vLLM's own scheduler (4 GB, minutes)
+	PYTHON=$(PYTHON) tests/vllm/make_environment.sh
+	$(BIN)/python -m pytest -m vllm tests/vllm
 
 dev: $(VENV)/.dev ## Install everything that the targets below need
 
@@ -43,7 +47,7 @@ package: $(VENV)/.dev ## Build sdist and wheel into dist/
 	$(BIN)/python -m build --outdir dist .
 
 clean: ## Remove environments and everything built
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }

@@ -187,7 +187,7 @@ def _warnings(problem: Problem, best: Candidate) -> tuple[str, ...]:
         warnings.append(f"all {available} adapters of the workload are served: the server may have room for more")
     if best.ttft_s > _LONG_TTFT_S:
         warnings.append(
-            f"requests wait {best.ttft_s:.0f} s for their first token on average: queues may grow while throughput stays "
+            f"requests wait {best.ttft_s:.0f} s for a first token on average: queues may grow while throughput stays "
             "near the load; bound the time to first token (max_ttft) to keep them short"
         )
     return tuple(warnings)
