@@ -60,7 +60,7 @@ BINS = 24 * BINS_PER_DOUBLING
 
 
 class Server(NamedTuple):
-    """Configurations; ``[configs]``, int32 unless said otherwise. Times are in ticks of ``tick_s`` seconds (float32)."""
+    """Configurations; int32 ``[configs]`` but for booleans and ``tick_s``. Times are in ticks of so many seconds."""
 
     max_num_batched_tokens: Array
     max_num_seqs: Array
@@ -309,7 +309,7 @@ class Move(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a turn does; ``[configs]``. Besides the move and new values of the state:
+    """What a turn does: a move, new values of the state, and more; ``[configs]``.
 
     Attributes:
         admit: Whether the request is admitted, bool.
@@ -346,41 +346,48 @@ def pick_across(values: Array, index: Array) -> Array:
 
 def put(values: Array, when: Array, index: Array, new: ArrayLike, column: int | None = None) -> Array:
     """Replace ``values[config, index]`` where ``when`` holds."""
-    at = _place(values, when, index, column)
-    return at.set(jnp.asarray(new, values.dtype), **_PLAIN).reshape(values.shape)
+    place, flat = _place(values, when, index, column)
+    changed: Array = flat.at[place].set(jnp.asarray(new, values.dtype), **_PLAIN)
+    return changed.reshape(values.shape)
 
 
 def add(values: Array, when: Array, index: Array, more: ArrayLike, column: int | None = None) -> Array:
     """Add to ``values[config, index]`` where ``when`` holds."""
-    at = _place(values, when, index, column)
-    return at.add(jnp.asarray(more, values.dtype), **_PLAIN).reshape(values.shape)
+    place, flat = _place(values, when, index, column)
+    changed: Array = flat.at[place].add(jnp.asarray(more, values.dtype), **_PLAIN)
+    return changed.reshape(values.shape)
 
 
 def put_across(values: Array, when: Array, index: Array, new: ArrayLike) -> Array:
     """Replace ``values[index, config]`` where ``when`` holds."""
-    return _place_across(values, when, index).set(jnp.asarray(new, values.dtype), **_PLAIN).reshape(values.shape)
+    changed: Array = (
+        values.reshape(-1).at[_place_across(values, when, index)].set(jnp.asarray(new, values.dtype), **_PLAIN)
+    )
+    return changed.reshape(values.shape)
 
 
 def add_across(values: Array, when: Array, index: Array, more: ArrayLike) -> Array:
     """Add to ``values[index, config]`` where ``when`` holds."""
-    return _place_across(values, when, index).add(jnp.asarray(more, values.dtype), **_PLAIN).reshape(values.shape)
+    changed: Array = (
+        values.reshape(-1).at[_place_across(values, when, index)].add(jnp.asarray(more, values.dtype), **_PLAIN)
+    )
+    return changed.reshape(values.shape)
 
 
 _PLAIN: dict[str, Any] = {"mode": "drop", "unique_indices": True, "wrap_negative_indices": False}
 
 
-def _place(values: Array, when: Array, index: Array, column: int | None) -> Any:
+def _place(values: Array, when: Array, index: Array, column: int | None) -> tuple[Array, Array]:
     configs, size = values.shape[:2]
     place = size * jnp.arange(configs, dtype=jnp.int32) + index
     if column is None:
-        return values.reshape(-1, *values.shape[2:]).at[jnp.where(when, place, FAR)]
-    return values.reshape(-1).at[jnp.where(when, place * values.shape[2] + column, FAR)]
+        return jnp.where(when, place, FAR), values.reshape(-1, *values.shape[2:])
+    return jnp.where(when, place * values.shape[2] + column, FAR), values.reshape(-1)
 
 
-def _place_across(values: Array, when: Array, index: Array) -> Any:
+def _place_across(values: Array, when: Array, index: Array) -> Array:
     configs = values.shape[1]
-    place = configs * index + jnp.arange(configs, dtype=jnp.int32)
-    return values.reshape(-1).at[jnp.where(when, place, FAR)]
+    return jnp.where(when, configs * index + jnp.arange(configs, dtype=jnp.int32), FAR)
 
 
 def after(read: Array, when: Array) -> Array:
@@ -445,12 +452,14 @@ def apart(function: Callable[..., Result], s: State, *operands: Any) -> Result:
     XLA computes what is cheap again in each place that uses it, and the scheduler is a long chain of cheap things; it
     does not look into a conditional. The condition holds always, which XLA cannot know.
     """
-    shapes = jax.eval_shape(function, s, *operands)
+    shapes: Any = jax.eval_shape(function, s, *operands)
 
     def never(*_: Any) -> Result:
-        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        nothing: Result = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        return nothing
 
-    return jax.lax.cond(s.step[0] > 0, function, never, s, *operands)
+    result: Result = jax.lax.cond(s.step[0] > 0, function, never, s, *operands)
+    return result
 
 
 def arrange(server: Server, disk_s: Array, s: State) -> tuple[State, Array]:
@@ -649,14 +658,16 @@ def _requeue(s: State, move: Move, preempt: Array, sampled: Array) -> State:
     """Put a preempted request in front of the queue."""
     size = s.preempted[0].shape[0]
     overflow = preempt & (s.places == size)
-    values = (move.request, move.adapter, sampled)
+    stored = preempt & ~overflow
+    request, adapter, before = s.preempted
     return s._replace(
         mode=jnp.where(overflow, DONE, s.mode),
         overflow=s.overflow | overflow,
         key=put_across(s.key, preempt, move.adapter, -1 - s.places),
-        preempted=tuple(
-            put_across(column, preempt & ~overflow, s.places, value)
-            for column, value in zip(s.preempted, values, strict=True)
+        preempted=(
+            put_across(request, stored, s.places, move.request),
+            put_across(adapter, stored, s.places, move.adapter),
+            put_across(before, stored, s.places, sampled),
         ),
         places=s.places + preempt,
         preempted_waiting=s.preempted_waiting + preempt,

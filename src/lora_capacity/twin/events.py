@@ -29,10 +29,11 @@ from lora_capacity.workload import BASE_MODEL, Requests
 TICKS = engine.FAR
 """Ticks of a horizon; an hour's are of 3.4 µs. Durations are rounded to them, without bias."""
 
+FIRST = 4096
 LOG = 8192
 """Admissions remembered, to know which request was admitted last."""
 
-PREEMPTED_PLACES = 256
+PREEMPTED_PLACES = 128
 """Places for preempted requests in the queue."""
 
 
@@ -260,7 +261,12 @@ def turn_all(
     s = engine.send(server, arrival, s)
     s, newcomer = engine.arrange(server, disk_s, s)
     newcomer = jnp.where(crowded, newcomer, -1)
-    distance = jax.lax.cond(jnp.any(newcomer >= 0), engine.distances, lambda s, _: s.distance, s, newcomer)
+
+    def note(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.zeros_like(carry[0]), engine.distances(s._replace(distance=carry[1]), newcomer)
+
+    # A loop of at most one turn, since a conditional would copy the array.
+    _, distance = jax.lax.while_loop(lambda carry: carry[0], note, (jnp.any(newcomer >= 0), s.distance))
     return s._replace(distance=distance)
 
 
@@ -305,7 +311,7 @@ def assembled(costs: Costs, server: engine.Server, crowded: Array, s: engine.Sta
         host_loads=host_loads,
         disk_loads=b.first_touched,
         compute_s=compute_s.astype(jnp.float32),
-        load_s=(costs.loads.host_s * host_loads + b.disk_s).astype(jnp.float32),
+        load_s=jnp.asarray(costs.loads.host_s * host_loads + b.disk_s, jnp.float32),
     )
 
 
@@ -333,7 +339,7 @@ def initial_state(scenarios: Scenarios, server: engine.Server, requests: Request
     """Return empty servers before the first arrival; those that do not start are done."""
     configs, adapters = requests.rank.shape
     size = requests.arrival.shape[1]
-    most_first = 2 * 2048
+    most_first = FIRST
 
     def filled(value: int, *shape: int) -> Array:
         return jnp.full((configs, *shape), value, jnp.int32)

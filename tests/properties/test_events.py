@@ -1,0 +1,159 @@
+"""The event twin: nothing is lost, nothing exceeds its bound, and servers do not see each other."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.status import Status
+from lora_capacity.twin import Scenarios
+from lora_capacity.twin.events import EventResults, RequestTables, draw_requests, simulate_events
+
+CONFIGS, CLASSES = 4, 2
+MOST_ADAPTERS = 15
+HORIZON_S = 30.0
+COSTS = Costs(
+    StepCosts(0.01, 0.003, 3e-5, 5e-5, 1e-5, 1e-7, 0.0, 0.0, 2e-4, 3e-6, 0.5, 4e-7),
+    LoadCosts(0.01, 0.04, 0.003),
+    LoraKernels(32.0, 224.0, 7.0),
+)
+
+Case = tuple[Scenarios, RequestTables]
+
+
+@cache
+def compiled() -> Any:
+    return jax.jit(simulate_events)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Four servers of all loads, from idle to hopeless."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    counts = rng.integers(1, 8, size=(CONFIGS, CLASSES)).astype(float)
+    load = draw(st.sampled_from([0.05, 1.0, 10.0]))
+    numbers = {
+        "class_count": counts,
+        "class_rate_per_s": load * rng.exponential(size=(CONFIGS, CLASSES)),
+        "class_rank": np.full((CONFIGS, CLASSES), 8.0),
+        "base_rate_per_s": load * rng.choice([0.0, 1.0], size=CONFIGS),
+        "mean_input_tokens": np.full(CONFIGS, 50.0),
+        "mean_output_tokens": np.full(CONFIGS, 30.0),
+        "kv_tokens_per_request": np.full(CONFIGS, 70.0),
+        "horizon_s": np.full(CONFIGS, HORIZON_S),
+        "max_pending": rng.choice([20.0, 200.0, np.inf], size=CONFIGS),
+        "max_loras": rng.integers(1, counts.sum(axis=1) + 1).astype(float),
+        "max_lora_rank": np.full(CONFIGS, 8.0),
+        "max_num_seqs": rng.choice([4.0, 256.0], size=CONFIGS),
+        "max_num_batched_tokens": rng.choice([256.0, 2048.0], size=CONFIGS),
+        "kv_cache_tokens": rng.choice([400.0, 20000.0], size=CONFIGS),
+    }
+    scenarios = Scenarios(
+        **{name: jnp.asarray(value) for name, value in numbers.items()}, status=jnp.zeros(CONFIGS, jnp.int32)
+    )
+    sample = rng.integers(1, 100, size=200), rng.integers(1, 64, size=200)
+    tables = draw_requests(scenarios, *sample, seed=int(rng.integers(1000)), most=1500)
+    return scenarios, fixed_shape(tables)
+
+
+def fixed_shape(tables: RequestTables) -> RequestTables:
+    """Pad to one shape, so that it compiles once."""
+    missing = 2048 - tables.arrival.shape[1]
+    late = np.iinfo(np.int32).max
+    return tables.replace(
+        arrival=jnp.pad(tables.arrival, ((0, 0), (0, missing)), constant_values=late),
+        table=jnp.pad(tables.table, ((0, 0), (0, missing), (0, 0))),
+        longest_output=63,
+    )
+
+
+def only(case: Case, row: int) -> Case:
+    """The same case with all servers but one replaced by copies of it."""
+    chosen = jnp.full(CONFIGS, row)
+    scenarios, tables = case
+    return jax.tree.map(lambda leaf: leaf[chosen], scenarios), jax.tree.map(lambda leaf: leaf[chosen], tables)
+
+
+def played(case: Case) -> EventResults:
+    return compiled()(COSTS, *case)
+
+
+@settings(max_examples=25)
+@given(cases())
+def test_bounds_hold(case: Case) -> None:
+    scenarios, tables = case
+    results = played(case)
+    settled = results.settled
+    assert np.all(settled.status == Status.OK)
+    arrived, completed = np.asarray(results.adapter_arrived), np.asarray(results.adapter_completed)
+    assert np.all((completed >= 0) & (completed <= arrived))
+    assert np.all(arrived.sum(axis=1) <= tables.count)
+    assert np.all(settled.active_adapters <= scenarios.max_loras * (1 + 1e-5))
+    assert np.all(settled.mean_running <= scenarios.max_num_seqs * (1 + 1e-5))
+    assert np.all(settled.mean_running + settled.mean_waiting <= scenarios.max_pending * (1 + 1e-5))
+    assert np.all(settled.kv_usage <= 1 + 1e-5)
+    shares = np.stack([results.compute_share, results.load_share, results.idle_share])
+    assert np.all(shares >= -1e-5)
+    quantiles = np.asarray(results.ttft_quantiles_s)
+    assert np.all((np.diff(quantiles, axis=1) >= 0) | np.isnan(quantiles[:, 1:]))
+
+
+@settings(max_examples=25)
+@given(cases())
+def test_completions_add_up(case: Case) -> None:
+    """Without base model, those of the adapters are those of the server, and what the last step completes too late."""
+    scenarios, _ = case
+    results = played(case)
+    of_adapters = np.asarray(results.adapter_completed).sum(axis=1)
+    all_requests = np.round(np.asarray(results.settled.completed_per_s) * HORIZON_S)
+    without_base = np.asarray(scenarios.base_rate_per_s) == 0
+    difference = (of_adapters - all_requests)[without_base]
+    assert np.all((difference >= 0) & (difference <= np.asarray(scenarios.max_num_seqs)[without_base]))
+
+
+@settings(max_examples=10)
+@given(cases(), st.integers(0, CONFIGS - 1))
+def test_a_server_does_not_see_the_others(case: Case, row: int) -> None:
+    together, alone = played(case), played(only(case, row))
+    for field, a, b in zip(
+        together.__dataclass_fields__, jax.tree.leaves(together), jax.tree.leaves(alone), strict=False
+    ):
+        np.testing.assert_array_equal(np.asarray(a)[row], np.asarray(b)[0], err_msg=field)
+
+
+def test_equal_seeds_draw_equal_requests_and_a_configuration_depends_on_its_own_seed_alone() -> None:
+    scenarios = Scenarios(
+        *(jnp.full((2, 1), value) for value in (3.0, 2.0, 8.0)),
+        *(jnp.full(2, value) for value in (0.5, 50.0, 30.0, 70.0, HORIZON_S, np.inf, 2.0, 8.0, 256.0, 2048.0, 20000.0)),
+        status=jnp.zeros(2, jnp.int32),
+    )
+    lengths = np.arange(1, 50), np.arange(1, 50)
+    first, again, other = (draw_requests(scenarios, *lengths, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.table, again.table)
+    assert not np.array_equal(first.arrival, other.arrival)
+    assert not np.array_equal(first.arrival[0], first.arrival[1])
+    expected = (3 * 2.0 + 0.5) * HORIZON_S
+    assert np.all(np.abs(np.asarray(first.count) - expected) < 5 * np.sqrt(expected))
+
+
+def test_a_server_with_time_and_room_answers_like_an_infinite_one() -> None:
+    """No queue: running = arrivals · mean stay, where the stay is the answer's length times the step time."""
+    scenarios = Scenarios(
+        *(jnp.full((1, 1), value) for value in (2.0, 1.0, 8.0)),
+        *(jnp.full(1, value) for value in (0.0, 1.0, 50.0, 26.0, 1000.0, np.inf, 2.0, 8.0, 256.0, 2048.0, 1e5)),
+        status=jnp.zeros(1, jnp.int32),
+    )
+    flat = Costs(StepCosts(0.01, *([0.0] * 11)), LoadCosts(0.0, 0.0, 0.0), LoraKernels(1.0, 1.0, 1.0))
+    tables = draw_requests(scenarios, np.array([1]), np.array([50]), seed=3)
+    settled = jax.jit(simulate_events)(flat, scenarios, tables).settled
+    arrived = float(tables.count[0]) / 1000.0
+    # Served from the step after they arrive; the last 0.5 s are not finished.
+    assert float(settled.mean_running[0]) == pytest.approx(arrived * 50 * 0.01, rel=0.01)
+    assert float(settled.itl_s[0]) == pytest.approx(0.01, rel=1e-4)
+    assert 0.01 <= float(settled.ttft_s[0]) <= 0.02
