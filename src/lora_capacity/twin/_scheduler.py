@@ -158,6 +158,7 @@ class State(NamedTuple):
         preempted_waiting: Preempted requests in the queue.
         admitted: Bits of the requests admitted, uint32 ``[configs, requests / 32]``.
         admitted_by_block: Their number by 1,024 requests, ``[requests / 1024, configs]``.
+        admitted_by_adapter: Their number by adapter, ``[adapters + 1, configs]``.
         first: First tokens of which the delay is not noted yet: sending time and step, ``[configs, first, 2]``.
         first_put: First tokens so far.
         first_got: Those noted.
@@ -202,6 +203,7 @@ class State(NamedTuple):
     preempted_waiting: Array
     admitted: Array
     admitted_by_block: Array
+    admitted_by_adapter: Array
     first: Array
     first_put: Array
     first_got: Array
@@ -695,6 +697,7 @@ def _dequeue(s: State, move: Move, admit: Array, from_preempted: Array, place: A
         preempted_waiting=s.preempted_waiting - again,
         admitted=add(s.admitted, fresh, move.request >> 5, bit),
         admitted_by_block=add_across(s.admitted_by_block, fresh, move.request >> 10, 1),
+        admitted_by_adapter=add_across(s.admitted_by_adapter, fresh, move.adapter, 1),
     )
 
 

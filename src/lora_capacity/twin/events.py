@@ -48,7 +48,7 @@ class RequestTables:
         head: First request of each adapter, the base model last, int32 ``[configs, adapters + 1]``.
         rank: Rank of each adapter, ``[configs, adapters]``; padding has 0.
         class_of: Class of each adapter in the scenarios, int32 ``[configs, adapters]``; padding has -1.
-        count: Requests, int32 ``[configs]``.
+        arrived: Requests of each adapter, int32 ``[configs, adapters]``.
         longest_output: Longest answer of all, tokens; fixes the size of arrays.
     """
 
@@ -57,7 +57,7 @@ class RequestTables:
     head: Array
     rank: Array
     class_of: Array
-    count: Array
+    arrived: Array
     longest_output: int = field(metadata={"pytree_node": False})
 
 
@@ -167,6 +167,7 @@ def lay_out_requests(
     table = np.zeros((configs, size, 4), dtype=np.int32)
     head = np.full((configs, adapters + 1), TICKS, dtype=np.int32)
     rank, class_of = np.zeros((configs, adapters)), np.full((configs, adapters), -1, dtype=np.int32)
+    arrived = np.zeros((configs, adapters), dtype=np.int32)
     for i, (given, own) in enumerate(zip(requests, map(np.asarray, classes), strict=True)):
         order = np.arange(own.size) if seed is None else np.random.default_rng([seed, i, 1]).permutation(own.size)
         place = np.empty_like(order)
@@ -178,6 +179,7 @@ def lay_out_requests(
         table[i, :count] = np.stack([adapter, given.input_tokens, given.output_tokens, _following(adapter)], axis=1)
         present, first = np.unique(adapter, return_index=True)
         head[i, present] = first
+        arrived[i] = np.bincount(adapter, minlength=adapters + 1)[:adapters]
         class_of[i, : own.size] = own[order]
         rank[i, : own.size] = np.asarray(scenarios.class_rank)[i][own[order]]
     longest = max(int(given.output_tokens.max(initial=1)) for given in requests)
@@ -187,7 +189,7 @@ def lay_out_requests(
         head=jnp.asarray(head),
         rank=jnp.asarray(rank),
         class_of=jnp.asarray(class_of),
-        count=jnp.asarray([len(given) for given in requests], jnp.int32),
+        arrived=jnp.asarray(arrived),
         longest_output=longest,
     )
 
@@ -384,6 +386,7 @@ def initial_state(scenarios: Scenarios, server: engine.Server, requests: Request
         preempted_waiting=none,
         admitted=jnp.zeros((configs, size // 32), jnp.uint32),
         admitted_by_block=across(0, size // 1024),
+        admitted_by_adapter=across(0, adapters + 1),
         first=filled(0, most_first, 2),
         first_put=none,
         first_got=none,
@@ -407,7 +410,7 @@ def _summarise(
     sums = jnp.where(told, s.sums, jnp.nan)
     mean = sums / horizon_s
     nan = jnp.where(told, 0.0, jnp.nan)
-    arrived, completed = _by_adapter(requests.table[..., engine.ADAPTER], requests.count, s)
+    arrived, completed = requests.arrived, _completed(s)
     noted = s.histogram.sum(axis=1)
     offered_per_s = (scenarios.class_count * scenarios.class_rate_per_s).sum(axis=1) + scenarios.base_rate_per_s
     classes = scenarios.class_count.shape[1]
@@ -443,27 +446,22 @@ def _summarise(
     )
 
 
-def _by_adapter(adapter: Array, count: Array, s: engine.State) -> tuple[Array, Array]:
-    """Requests of each adapter that arrived and that were completed, ``[configs, adapters]`` each."""
-    row = jnp.arange(adapter.shape[0])[:, None]
-    number = jnp.arange(adapter.shape[1], dtype=jnp.int32)
-    arrived = number < count[:, None]
-    admitted = arrived & (number < s.head.T[row, adapter])
+def _completed(s: engine.State) -> Array:
+    """Count the requests of each adapter that were admitted and are in batch and queue no more, ``[configs, adapters]``."""
+    row = jnp.arange(s.step.shape[0])[:, None]
     running = (jnp.arange(s.log.shape[1]) < s.logged[:, None]) & (s.log[..., 1] >= s.step[:, None])
     request, owner, _ = (column.T for column in s.preempted)
     preempted = (request >= 0) & (jnp.arange(request.shape[1]) < s.places[:, None])
     part = s.partial.request[:, None]
-    groups = (
-        (adapter, admitted, 1),
-        (adapter[row, s.log[..., 0]], running, -1),
-        (owner, preempted, -1),
-        (adapter[row, part], part >= 0, -1),
-    )
-    none = jnp.zeros((adapter.shape[0], s.last.shape[0] - 1), jnp.int32)
-    completed = none
-    for index, member, sign in groups:
-        completed = completed.at[row, index].add(sign * member, mode="drop")
-    return none.at[row, adapter].add(arrived, mode="drop"), completed
+    adapter = s.table[..., engine.ADAPTER]
+    completed = s.admitted_by_adapter.T
+    for index, member in (
+        (adapter[row, s.log[..., 0]], running),
+        (owner, preempted),
+        (adapter[row, part], part >= 0),
+    ):
+        completed = completed.at[row, index].add(-member.astype(jnp.int32))
+    return completed[:, :-1]
 
 
 def _quantiles_s(histogram: Array) -> Array:
