@@ -8,6 +8,7 @@ project.
 """
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -20,6 +21,7 @@ from typing import NamedTuple
 POLL_S = 0.1
 """How often a wait looks again, seconds."""
 
+_SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of linux/prctl.h
 _KILL_WAIT_S = 5.0  # a killed process is gone at once unless the kernel holds it, and then no wait helps
 
 
@@ -104,6 +106,8 @@ def guard(command: list[str], grace_s: float) -> int:
         command: Program and arguments; its standard input is empty, its outputs are this process's.
         grace_s: Seconds between SIGTERM and SIGKILL.
     """
+    # Orphans become this process's children, so that even one with a session of its own still descends from here.
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     while child.poll() is None:
         readable, _, _ = select.select([0], [], [], POLL_S)

@@ -22,10 +22,11 @@ from lora_capacity_profiling.startlog import StartReport, plain
 
 FlagValue = str | int | float | bool | list[str] | tuple[str, ...]
 Progress = Callable[[float, str], None]
-"""Told, about once a second while a server starts, the seconds since and the last line of its log."""
+"""Told, a few times a second while a server starts, the seconds since and the last line of its log."""
 
 _ENTRY_POINT = ("-m", "vllm.entrypoints.openai.api_server")
-_POLL_S = 1.0
+_POLL_S = 0.25
+_GUARD_GRACE_S = 10.0  # that the guard gives to what a dead process leaves behind
 _ANSWER_S = 10.0  # health, version and models are answered at once by a server that is well
 _LOG_TAIL_LINES = 20
 _LOG_READ_BYTES = 4 * 1024**2  # of a log, from either end: a start fits, hours of serving need not
@@ -118,7 +119,7 @@ class Server:
             host: Address to listen on.
             port: Port to listen on; by default a free one.
             timeout_s: Most seconds that the start may take.
-            on_progress: Called about once a second.
+            on_progress: Called a few times a second.
 
         Raises:
             InputError: If interpreter, model folder, port, log file or a flag cannot be used.
@@ -230,7 +231,7 @@ class Server:
         }
 
     def _spawn(self, log: Path) -> None:
-        guard = [sys.executable, "-I", "-S", _processes.__file__, "10"]
+        guard = [sys.executable, "-I", "-S", _processes.__file__, str(_GUARD_GRACE_S)]
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:

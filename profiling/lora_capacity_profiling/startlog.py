@@ -32,8 +32,11 @@ _OOM = (
     r"not enough (?:GPU )?memory",
     r"[Cc]an(?:no|')t allocate memory",
     r"\bMemoryError\b",
+    r"died unexpectedly \(exit code: -9\)",
 )
-_CAUSE = re.compile(r"(?:^|[\]):] )((?:[\w.]+(?:Error|Exception)|(?:\S+: )?error): .+)$")
+_CAUSE = re.compile(
+    r"(?:^|[\]):] )((?:[\w.]+(?:Error|Exception)|(?:\S+: )?error): .+|Worker proc \S+ died unexpectedly.+)$"
+)
 _CONSEQUENCES = ("initialization failed", "EngineCore failed to start", "EngineDeadError", "add_lora method failed")
 _PREFIX = re.compile(r"^(?:\([^)]*\) )?(?:(?:INFO|WARNING|ERROR|DEBUG) [-\d]+ [:.\d]+ \[[^\]]*\] )?")
 
@@ -47,7 +50,7 @@ class StartReport:
     Attributes:
         outcome: What became of it.
         reason: The line that says why not; empty where it came up.
-        kv_cache_tokens: Tokens that the KV cache holds; None where the log has no such line (the CPU build's).
+        kv_cache_tokens: Tokens that the KV cache holds; None where the log does not say.
         model_load_gib: Memory of weights and adapter slots, GiB; None likewise.
         cuda_graph_gib: Memory of the CUDA graphs, GiB; None likewise.
     """

@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,16 +85,25 @@ def test_stubborn_children_are_killed_too(launch: Launch) -> None:
     assert not pids & command_lines().keys()
 
 
-def test_children_are_gone_when_the_server_itself_was_killed(launch: Launch) -> None:
+def test_interrupt_of_a_patient_stop_kills_at_once(launch: Launch) -> None:
+    server = launch("stubborn")
+    pids = server.processes()
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        server.stop(grace_s=600)
+    timer.join()
+    assert not pids & command_lines().keys()
+
+
+def test_children_are_gone_when_the_server_itself_was_killed(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_capacity_profiling.server._GUARD_GRACE_S", 0.5)
     server = launch("stubborn")
     pids = server.processes()
     lines = command_lines()
     (main,) = [pid for pid in pids if "vllm.entrypoints" in lines[pid] and "_processes" not in lines[pid]]
     os.kill(main, signal.SIGKILL)
-    orphan = {pid for pid in pids if os.getsid(pid) == pid and pid != server._guard.pid}
-    assert wait_until(lambda: not (pids - orphan) & command_lines().keys())
-    for pid in orphan & command_lines().keys():  # nothing ties it to the server any more
-        os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not pids & command_lines().keys())
 
 
 def test_exception_inside_the_context_stops_the_server(launch: Launch) -> None:

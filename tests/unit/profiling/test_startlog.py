@@ -49,6 +49,16 @@ REFUSED = {
         "max_lora_rank 8.",
         StartOutcome.FAILED,
     ),
+    "worker": (
+        "(EngineCore pid=7521) ERROR 11-24 18:50:41 [multiproc_executor.py:315] Worker proc VllmWorker-0 died "
+        "unexpectedly (exit code: -4), shutting down executor.",
+        StartOutcome.FAILED,
+    ),
+    "worker killed": (
+        "(EngineCore pid=7521) ERROR 11-24 18:50:41 [multiproc_executor.py:315] Worker proc VllmWorker-0 died "
+        "unexpectedly (exit code: -9), shutting down executor.",
+        StartOutcome.OOM,
+    ),
     "flag": ("api_server.py: error: unrecognized arguments: --bogus-flag 3", StartOutcome.FAILED),
 }
 
