@@ -14,16 +14,9 @@ from hypothesis import strategies as st
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.twin import Scenarios
-from lora_capacity.twin import _scheduler as engine
-from lora_capacity.twin.events import (
-    RequestTables,
-    assembled,
-    initial_state,
-    lay_out_requests,
-    lay_out_servers,
-    simulate_events,
-    turn_all,
-)
+from lora_capacity.twin.events import RequestTables, lay_out_requests, simulate_events
+from lora_capacity.twin.events import _state as engine
+from lora_capacity.twin.events.simulation import assembled, initial_state, lay_out_servers, turn_all
 from lora_capacity.workload import BASE_MODEL, Requests
 from tests.reference.scheduler import Behaviour, Config, Simulation, StepState, simulate
 

@@ -10,8 +10,9 @@ import pytest
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.errors import InputError
 from lora_capacity.status import Status
-from lora_capacity.twin import Limit, Scenarios, events
-from lora_capacity.twin.events import draw_requests, lay_out_requests, simulate_events
+from lora_capacity.twin import Limit, Scenarios
+from lora_capacity.twin.events import EventResults, draw_requests, lay_out_requests, simulate_events, simulation
+from lora_capacity.twin.events.requests import TICKS
 from lora_capacity.workload import BASE_MODEL, Requests
 
 COSTS = Costs(StepCosts(0.01, *([0.0] * 11)), LoadCosts(0.005, 0.02, 0.001), LoraKernels(1.0, 1.0, 1.0))
@@ -45,7 +46,7 @@ def scenarios(configs: int = 1, **changes: Any) -> Scenarios:
     )
 
 
-def simulated(given: Scenarios, requests: Requests = REQUESTS, **options: bool) -> events.EventResults:
+def simulated(given: Scenarios, requests: Requests = REQUESTS, **options: bool) -> EventResults:
     tables = lay_out_requests(given, [requests], [[0, 1]], seed=None)
     return jax.jit(simulate_events, static_argnames=tuple(options))(COSTS, given, tables, **options)
 
@@ -54,9 +55,9 @@ def test_requests_of_an_adapter_are_chained_and_the_given_ones_left_alone() -> N
     tables = lay_out_requests(scenarios(), [REQUESTS], [[0, 1]], seed=None)
     base = tables.rank.shape[1]
     np.testing.assert_array_equal(tables.table[0, :4, 0], [1, 0, base, 1])
-    np.testing.assert_array_equal(tables.table[0, :4, 3], [3, events.TICKS, events.TICKS, events.TICKS])
+    np.testing.assert_array_equal(tables.table[0, :4, 3], [3, TICKS, TICKS, TICKS])
     np.testing.assert_array_equal(tables.head[0, [0, 1, base]], [1, 0, 2])
-    np.testing.assert_allclose(tables.arrival[0, :4] * 10.0 / events.TICKS, REQUESTS.arrival_s, atol=1e-8)
+    np.testing.assert_allclose(tables.arrival[0, :4] * 10.0 / TICKS, REQUESTS.arrival_s, atol=1e-8)
     np.testing.assert_array_equal(tables.rank[0, :2], [8, 16])
     np.testing.assert_array_equal(REQUESTS.adapter, [1, 0, BASE_MODEL, 1])
 
@@ -106,7 +107,7 @@ def test_too_many_preempted_requests_are_told(monkeypatch: pytest.MonkeyPatch) -
     many = Requests(np.zeros(8), np.zeros(8), np.full(8, 15), np.full(8, 60))
     given = scenarios(kv_cache_tokens=16.0 * 10)
     assert int(simulated(given, many).settled.status[0]) == Status.OK
-    monkeypatch.setattr(events, "PREEMPTED_PLACES", 2)
+    monkeypatch.setattr(simulation, "PREEMPTED_PLACES", 2)
     results = simulated(given, many, full_prompt_must_fit=False)
     assert int(results.settled.status[0]) == Status.STEP_LIMIT
     assert np.isnan(results.settled.throughput_tokens_per_s[0])
@@ -118,4 +119,4 @@ def test_most_cuts_the_requests_off_without_thinning_them() -> None:
     some = draw_requests(scenarios(horizon_s=1000.0), *lengths, seed=4, most=400)
     assert int(every.arrived[0].sum()) == pytest.approx(2000, rel=0.1)
     assert int(some.arrived[0].sum()) == 400
-    assert int(some.arrival[0, 399]) / events.TICKS * 1000 == pytest.approx(200, rel=0.2)
+    assert int(some.arrival[0, 399]) / TICKS * 1000 == pytest.approx(200, rel=0.2)

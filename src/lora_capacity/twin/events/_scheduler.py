@@ -1,0 +1,401 @@
+"""A turn of the scheduler: who arrives, who is kept, who is admitted or preempted.
+
+A *turn* moves at most one request of each server: it admits one, goes on with a prompt that was cut, or preempts one.
+Once nobody else can be admitted, the next turn begins by letting the step run.
+
+Source: the behaviour of vLLM 0.8.5, as in ``vllm/v1/core/sched/scheduler.py``.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from lora_capacity.twin.events._arrays import add, add_across, apart, pick, pick_across, places, put, put_across, total
+from lora_capacity.twin.events._state import (
+    ADMIT,
+    DONE,
+    FAR,
+    KEEP,
+    LAST_BLOCK,
+    LAST_NEEDED,
+    NEVER,
+    PREEMPTIONS,
+    RUN,
+    SEND,
+    SENT,
+    Building,
+    Partial,
+    Server,
+    State,
+    blocks,
+)
+
+WINDOW = 4
+"""Arrivals that a turn looks at."""
+
+
+class Choice(NamedTuple):
+    """What a turn finds before it looks at the request that it is about; ``[configs]``.
+
+    Attributes:
+        decoding: Decoding requests that this turn keeps.
+        chunk: Tokens of a prompt that was cut.
+        kept: Whether the running requests are kept, bool, as all but the numbers.
+        go_on: Whether they are, one with a prompt that was cut among them.
+        drop: Whether that one is preempted.
+        pop: Whether the last admission is taken from the log.
+        undo: Whether its request still runs, and is preempted.
+        finish: Step of its last token.
+        before: ``last`` of its adapter before its admission.
+        lost: Whether the log does not reach that far.
+        budget: Tokens left once the running requests have had theirs.
+        free: KV blocks left then.
+        admitting: Whether a request may be admitted.
+        room: Whether there is room for it in budget and batch.
+        found: Whether one waits that has a slot.
+        key: Its key.
+        place: Its place if it was preempted.
+        from_preempted: Whether it was.
+        sampled: Tokens it had sampled.
+        request: The request that the turn is about.
+    """
+
+    decoding: Array
+    chunk: Array
+    kept: Array
+    go_on: Array
+    drop: Array
+    pop: Array
+    undo: Array
+    finish: Array
+    before: Array
+    lost: Array
+    budget: Array
+    free: Array
+    admitting: Array
+    room: Array
+    found: Array
+    key: Array
+    place: Array
+    from_preempted: Array
+    sampled: Array
+    request: Array
+
+
+class Move(NamedTuple):
+    """The request that a turn moves; ``[configs]``.
+
+    Attributes:
+        sign: 1 if it joins the decoding ones, -1 if it leaves them early, else 0.
+        request: Its number.
+        adapter: Its adapter.
+        following: The next request of that adapter.
+        computed: Tokens in the KV cache: as it joins, once the step has run.
+        input: Tokens of the prompt.
+        output: Tokens of the answer.
+        sent: When it was sent, ticks.
+        finish: Step of its last token.
+        needed: Whether the step needs its adapter, bool.
+    """
+
+    sign: Array
+    request: Array
+    adapter: Array
+    following: Array
+    computed: Array
+    input: Array
+    output: Array
+    sent: Array
+    finish: Array
+    needed: Array
+
+
+class Outcome(NamedTuple):
+    """What a turn does: a move, new values of the state, and more; ``[configs]``.
+
+    Attributes:
+        admit: Whether the request is admitted, bool.
+        preempt: Whether it is preempted, bool.
+        started: Whether it gets its first token, bool.
+        sampled: Tokens that it had sampled.
+    """
+
+    move: Move
+    admit: Array
+    preempt: Array
+    started: Array
+    sampled: Array
+    mode: Array
+    free: Array
+    kv_tokens: Array
+    building: Building
+    partial: Partial
+
+
+def send(server: Server, arrival: Array, s: State) -> State:
+    """Let requests arrive while clients have room; jump to the next arrival if there is nothing to do.
+
+    Args:
+        server: The configurations.
+        arrival: Arrivals, ticks, ``[configs, requests]``.
+        s: The state.
+    """
+    sending = s.mode == SEND
+    number = s.sent + jnp.arange(WINDOW, dtype=jnp.int32)[:, None]
+    window = pick(arrival, number)
+    target = s.completed + server.max_pending
+    enters = (window <= s.now) & (number < target) & sending
+    held = enters & (number >= s.room)
+    entered = total(enters)
+    sent = s.sent + entered
+    more = entered == WINDOW
+    empty = sending & ~more & (s.running == 0) & (sent - s.taken + s.preempted_waiting == 0)
+    following = jnp.min(jnp.where(enters, FAR, window), axis=0)
+    now = jnp.where(empty, jnp.minimum(following, server.horizon), s.now)
+    over = sending & (now >= server.horizon)
+    begins = sending & ~more & ~empty
+    return s._replace(
+        mode=jnp.where(over, DONE, jnp.where(begins, KEEP, s.mode)).astype(jnp.int32),
+        now=now,
+        sent=sent,
+        room=jnp.where(sending & ~more, target, s.room),
+        table=put(s.table, held, number, jnp.broadcast_to(s.now, held.shape), SENT),
+    )
+
+
+def arrange(server: Server, disk_s: Array, s: State) -> tuple[State, Array]:
+    """Keep the running requests, or admit one that waits, or preempt one; say which adapter became active (-1: none).
+
+    Args:
+        server: The configurations.
+        disk_s: Time to read each adapter from disk, s, ``[configs, adapters]``.
+        s: The state.
+    """
+    choice = apart(lambda s: _choose(server, s), s)
+    outcome = apart(lambda s, choice: _decide(server, s, choice), s, choice)
+    move = outcome.move
+    s = s._replace(
+        mode=outcome.mode,
+        overflow=s.overflow | choice.lost,
+        free=outcome.free,
+        running=s.running + outcome.admit - outcome.preempt,
+        kv_tokens=outcome.kv_tokens,
+        building=outcome.building,
+        partial=outcome.partial,
+    )
+    s, newcomer = _note_adapter(s, move, choice.before, disk_s)
+    s = _join_or_leave(s, move, choice.pop, outcome.started)
+    s = _requeue(s, move, outcome.preempt, outcome.sampled)
+    return _dequeue(s, move, outcome.admit, choice.from_preempted, choice.place), newcomer
+
+
+def _choose(server: Server, s: State) -> Choice:
+    """See whether the running requests can be kept, who waits, and which request the turn is about."""
+    b, part = s.building, s.partial
+    keeping, has_partial = s.mode == KEEP, part.request >= 0
+    decoding = s.running - has_partial
+    chunk = jnp.where(has_partial, jnp.minimum(part.total - part.computed, server.max_num_batched_tokens - decoding), 0)
+    growth = pick_across(s.phase, s.step & 15) + blocks(part.computed + chunk) - blocks(part.computed)
+    short = keeping & (growth > s.free)
+    kept = keeping & ~short
+    pop = short & ~has_partial
+    entry, entry_finish, before = pick(s.log, (s.logged - 1) & (s.log.shape[1] - 1)).T
+    admitting = (kept & ~has_partial & ~b.preempted) | (s.mode == ADMIT)
+
+    has_slot = (s.last >= s.step) | (s.active < server.max_loras)
+    key = jnp.min(jnp.where(has_slot, s.key, FAR), axis=0)
+    place = jnp.clip(-1 - key, 0, s.preempted[0].shape[0] - 1)
+    waiting, _, waiting_sampled = (pick_across(column, place) for column in s.preempted)
+    from_preempted = key < 0
+    request = jnp.where(pop, entry, jnp.where(from_preempted, waiting, key))
+    request = jnp.where(kept & has_partial | short & has_partial, part.request, request)
+    budget = jnp.where(kept, server.max_num_batched_tokens - decoding - chunk, b.budget)
+    return Choice(
+        decoding=jnp.where(kept, decoding, 0),
+        chunk=chunk,
+        kept=kept,
+        go_on=kept & has_partial,
+        drop=short & has_partial,
+        pop=pop,
+        undo=pop & (entry_finish >= s.step),
+        finish=entry_finish,
+        before=before,
+        lost=pop & (s.logged <= s.log_lost),
+        budget=budget,
+        free=s.free - jnp.where(kept, growth, 0),
+        admitting=admitting,
+        room=admitting & (budget > 0) & (s.running < server.max_num_seqs),
+        found=admitting & (key < s.sent),
+        key=key,
+        place=place,
+        from_preempted=from_preempted,
+        sampled=jnp.where(from_preempted, waiting_sampled, 0),
+        request=jnp.clip(request, 0, s.table.shape[1] - 1),
+    )
+
+
+def _decide(server: Server, s: State, c: Choice) -> Outcome:
+    """See whether the first request that waits fits, and what becomes of the one that the turn is about."""
+    b, part = s.building, s.partial
+    adapter, prompt, output, following, sent = pick(s.table, c.request).T
+    length = prompt + c.sampled
+    tokens = jnp.minimum(length, c.budget)
+    fits = c.found & (blocks(jnp.where(server.full_prompt_must_fit, length, tokens)) <= c.free)
+    admit = c.room & fits
+    blocked = c.room & ~fits
+    whole = tokens == length
+    budget = c.budget - jnp.where(admit, tokens, 0)
+    again = admit & (budget > 0) & (s.running + 1 < server.max_num_seqs) & (s.waiting > 1)
+
+    join = (c.go_on & (c.chunk == part.total - part.computed)) | (admit & whole)
+    preempt = c.drop | c.undo
+    sampled = jnp.where(c.go_on | c.drop, part.sampled, c.sampled)
+    sampled = jnp.where(c.undo, output - (c.finish - s.step + 1), sampled)
+    computed = jnp.where(c.drop, part.computed, prompt + sampled - c.undo.astype(jnp.int32))
+    started = join & (sampled == 0)
+    prefill = jnp.where(c.go_on, c.chunk, jnp.where(admit, tokens, 0))
+    goes_on = (c.go_on & ~join) | (admit & ~whole)
+    request = jnp.where(goes_on, c.request, jnp.where(c.go_on | c.drop, -1, part.request))
+    so_far = jnp.where(c.go_on, part.computed + c.chunk, jnp.where(admit, tokens, part.computed))
+    mode = jnp.where(c.go_on & ~b.preempted, ADMIT, jnp.where(c.kept & b.preempted, RUN, s.mode))
+    mode = jnp.where(c.admitting, jnp.where(again, ADMIT, RUN), jnp.where(c.lost, DONE, mode))
+    return Outcome(
+        move=Move(
+            sign=join.astype(jnp.int32) - c.undo.astype(jnp.int32),
+            request=c.request,
+            adapter=adapter,
+            following=following,
+            computed=computed,
+            input=prompt,
+            output=output,
+            sent=sent,
+            finish=jnp.where(c.undo, c.finish, s.step + output - sampled - 1),
+            needed=c.go_on | admit,
+        ),
+        admit=admit,
+        preempt=preempt,
+        started=started,
+        sampled=sampled,
+        mode=mode,
+        free=c.free - jnp.where(admit, blocks(tokens), 0) + jnp.where(preempt, blocks(computed), 0),
+        kv_tokens=s.kv_tokens + c.decoding + prefill - jnp.where(preempt, computed, 0),
+        building=b._replace(
+            budget=budget,
+            prefill_tokens=b.prefill_tokens + prefill,
+            first_tokens=b.first_tokens + started,
+            rejoined=b.rejoined + (join & ~started),
+            preempted=b.preempted | preempt,
+            stop=jnp.where(admit | blocked, jnp.where(blocked & ~c.found, FAR, c.key), b.stop),
+        ),
+        partial=Partial(
+            request=request,
+            computed=jnp.where(request >= 0, so_far, 0),
+            total=jnp.where(admit, length, part.total),
+            sampled=jnp.where(admit, sampled, part.sampled),
+        ),
+    )
+
+
+def _note_adapter(s: State, move: Move, before: Array, disk_s: Array) -> tuple[State, Array]:
+    """Note how long a request needs its adapter; a preempted one takes its claim back."""
+    adapters, mask = s.last.shape[0] - 1, s.ring.shape[1] - 1
+    adapter = jnp.minimum(move.adapter, adapters - 1)
+    own = move.adapter < adapters
+    last = pick_across(s.last, adapter)
+    claim = jnp.maximum(last, jnp.where(move.sign > 0, move.finish, s.step))
+    value = jnp.where(move.needed, claim, jnp.maximum(before, s.step - 1))
+    changes = own & (move.needed | (move.sign < 0))
+    was, will = changes & (last >= s.step), changes & (value >= s.step)
+    new = own & move.needed & (last < s.step - 1)
+    never = new & (last == NEVER)
+    ring = add(s.ring, was, last & mask, -1, LAST_NEEDED)
+    ring = add(ring, will, value & mask, 1, LAST_NEEDED)
+    b = s.building
+    s = s._replace(
+        active=s.active + will - was,
+        ring=ring,
+        last=put_across(s.last, changes, adapter, value),
+        since=put_across(s.since, new, adapter, s.step),
+        earlier=put_across(s.earlier, new, adapter, last),
+        building=b._replace(
+            newcomers=b.newcomers + new,
+            first_touched=b.first_touched + never,
+            disk_s=b.disk_s + jnp.where(never, pick(disk_s, adapter), 0.0),
+        ),
+        log=put(
+            s.log, move.sign > 0, s.logged & (s.log.shape[1] - 1), jnp.stack([move.request, move.finish, last], axis=1)
+        ),
+    )
+    return s, jnp.where(new, adapter, -1)
+
+
+def _join_or_leave(s: State, move: Move, pop: Array, started: Array) -> State:
+    """Enter a request into the ring of steps or take it out again."""
+    mask, sign = s.ring.shape[1] - 1, move.sign
+    begin = s.step + (sign > 0)
+    phase = (begin - move.computed) & 15
+    last_block = move.finish - ((move.finish - phase) & 15)
+    grows = jnp.where(last_block >= begin, sign, 0)
+    tokens = move.input + move.output
+    leaving = jnp.stack([sign, sign * blocks(tokens - 1), sign * tokens, 0 * sign, 0 * sign], axis=1)
+    ring = add(s.ring, sign != 0, move.finish & mask, leaving)
+    ring = add(ring, grows != 0, last_block & mask, grows, LAST_BLOCK)
+    logged = s.logged + (sign > 0) - pop
+    size = s.first.shape[1]
+    noted = jnp.stack([move.sent, s.step], axis=1)
+    first_put = s.first_put + started
+    return s._replace(
+        ring=ring,
+        phase=s.phase + jnp.where(places(s.phase) == phase, grows, 0),
+        logged=logged,
+        log_lost=jnp.maximum(s.log_lost, logged - s.log.shape[1]),
+        first=put(s.first, started, s.first_put & (size - 1), noted),
+        first_put=first_put,
+        overflow=s.overflow | (first_put - s.first_got > size),
+    )
+
+
+def _requeue(s: State, move: Move, preempt: Array, sampled: Array) -> State:
+    """Put a preempted request in front of the queue."""
+    size = s.preempted[0].shape[0]
+    overflow = preempt & (s.places == size)
+    stored = preempt & ~overflow
+    request, adapter, before = s.preempted
+    return s._replace(
+        mode=jnp.where(overflow, DONE, s.mode),
+        overflow=s.overflow | overflow,
+        key=put_across(s.key, preempt, move.adapter, -1 - s.places),
+        preempted=(
+            put_across(request, stored, s.places, move.request),
+            put_across(adapter, stored, s.places, move.adapter),
+            put_across(before, stored, s.places, sampled),
+        ),
+        places=s.places + preempt,
+        preempted_waiting=s.preempted_waiting + preempt,
+        counts=s.counts.at[PREEMPTIONS].add(preempt),
+    )
+
+
+def _dequeue(s: State, move: Move, admit: Array, from_preempted: Array, place: Array) -> State:
+    """Take an admitted request out of the queue."""
+    fresh, again = admit & ~from_preempted, admit & from_preempted
+    request, adapter, sampled = s.preempted
+    request = put_across(request, again, place, -1)
+    filled = (request >= 0) & (places(request) < s.places)
+    next_place = jnp.max(jnp.where(filled & (adapter == move.adapter), places(request), -1), axis=0)
+    used = 1 + jnp.max(jnp.where(filled, places(request), -1), axis=0)
+    head = jnp.where(fresh, move.following, pick_across(s.head, move.adapter))
+    key = jnp.where(again & (next_place >= 0), -1 - next_place, head)
+    bit = jnp.left_shift(jnp.uint32(1), (move.request & 31).astype(jnp.uint32))
+    return s._replace(
+        taken=s.taken + fresh,
+        head=put_across(s.head, fresh, move.adapter, head),
+        key=put_across(s.key, admit, move.adapter, key),
+        preempted=(request, adapter, sampled),
+        places=jnp.where(again, used, s.places),
+        preempted_waiting=s.preempted_waiting - again,
+        admitted=add(s.admitted, fresh, move.request >> 5, bit),
+        admitted_by_block=add_across(s.admitted_by_block, fresh, move.request >> 10, 1),
+        admitted_by_adapter=add_across(s.admitted_by_adapter, fresh, move.adapter, 1),
+    )

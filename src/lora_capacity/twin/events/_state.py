@@ -1,0 +1,222 @@
+"""What the event twin knows of the servers between two turns, in arrays of fixed size.
+
+No running request is looked at while it decodes. One that gets its first token in step ``t`` and its last in step ``f``
+gains a token in every step between, so all that it will do is known as it joins: cell ``f`` of a ring of steps counts
+what it gives back when it leaves, and the count of its phase (steps modulo the tokens of a block) tells when it needs a
+block. Adapters are numbered in the order in which a step touches them; ``last``, the latest step that needs an adapter,
+says both whether it is active and how recently it was used.
+"""
+
+from typing import NamedTuple
+
+from jax import Array
+
+BLOCK_TOKENS = 16
+"""Tokens of a KV block."""
+
+NEVER = -1
+"""``last`` of an adapter that has not been used; steps count from 1."""
+
+FAR = 2**30
+"""Later than any tick, above any number of a request."""
+
+SEND, KEEP, ADMIT, RUN, DONE = range(5)
+"""What comes next: requests arrive, running ones are kept, waiting ones admitted, the step runs; or nothing more."""
+
+ADAPTER, INPUT, OUTPUT, NEXT, SENT = range(5)
+
+LAST_BLOCK, LAST_NEEDED = 3, 4
+"""Columns of the table of requests."""
+
+COMPUTING, LOADING, RUNNING, WAITING, KV_BLOCKS, ADAPTERS, STREAMING, TTFT = range(8)
+"""Places of ``State.sums``."""
+
+REQUESTS, TOKENS, NEXT_TOKENS, STEPS, HOST_LOADS, DISK_LOADS, PREEMPTIONS = range(7)
+"""Places of ``State.counts``."""
+
+BINS_PER_DOUBLING = 16
+"""Bins of the histogram of times to first token per factor of 2, from `SHORTEST_S` on: a resolution of 4 %."""
+
+SHORTEST_S = 2.0**-10
+
+BINS = 24 * BINS_PER_DOUBLING
+
+
+class Server(NamedTuple):
+    """Configurations; int32 ``[configs]`` but for booleans and ``tick_s``. Times are in ticks of so many seconds."""
+
+    max_num_batched_tokens: Array
+    max_num_seqs: Array
+    kv_blocks: Array
+    max_loras: Array
+    max_lora_rank: Array
+    max_pending: Array
+    horizon: Array
+    tick_s: Array
+    full_prompt_must_fit: Array
+
+
+class Building(NamedTuple):
+    """The step being put together; ``[configs]``, int32 unless said otherwise.
+
+    Attributes:
+        budget: Tokens left.
+        prefill_tokens: Tokens of prompts.
+        first_tokens: Requests that get their first token.
+        rejoined: Preempted requests that have been recomputed and get their next token.
+        preempted: Whether a request was preempted, bool.
+        stop: Key of the waiting request at which admission stopped: those with smaller keys were passed over.
+        newcomers: Adapters that the step before did not need.
+        first_touched: Those of them that were never needed before.
+        disk_s: Time to read these from disk, float32.
+    """
+
+    budget: Array
+    prefill_tokens: Array
+    first_tokens: Array
+    rejoined: Array
+    preempted: Array
+    stop: Array
+    newcomers: Array
+    first_touched: Array
+    disk_s: Array
+
+
+class Partial(NamedTuple):
+    """The request of which a part of the prompt is computed, always the last one admitted; ``[configs]``.
+
+    Attributes:
+        request: Its number, -1 if there is none.
+        computed: Tokens computed.
+        total: Tokens of its prompt; after a preemption, of what it had sampled too.
+        sampled: Output tokens it had before.
+    """
+
+    request: Array
+    computed: Array
+    total: Array
+    sampled: Array
+
+
+class State(NamedTuple):
+    """Servers between two turns; int32 ``[configs]`` unless said otherwise.
+
+    Attributes:
+        mode: What comes next.
+        now: Start of the step being put together, ticks.
+        step: Its number.
+        sent: Requests that have entered, from the table's top.
+        room: Requests that could have entered before the latest step ended.
+        taken: Requests admitted, whether or not they were preempted later.
+        completed: Requests that have left.
+        free: Free KV blocks.
+        running: Requests in the batch.
+        active: Adapters that the step needs.
+        active_before: Adapters that the step before needed.
+        kv_tokens: Tokens in the KV cache once the step has run.
+        streaming: Requests with a first but not a last token.
+        building: The step being put together.
+        partial: The request in the batch that does not decode yet.
+        table: Adapter, prompt tokens, answer tokens, next request of the same adapter and, in ticks, when a request is
+            sent: later than it arrives if clients hold it back; ``[configs, requests, 5]``.
+        head: First request of each adapter not yet admitted, the base model last, ``[adapters + 1, configs]``.
+        key: The same, but ``-1 - place`` where a preempted one comes first,
+            ``[adapters + 1, configs]``.
+        last: Latest step that needs each adapter, as far as is known; `FAR` for the base model,
+            ``[adapters + 1, configs]``.
+        since: Step that made each adapter active, ``[adapters + 1, configs]``.
+        earlier: ``last`` before that, ``[adapters + 1, configs]``.
+        distance: For adapters made active by this step, other ones used since their last use,
+            ``[adapters + 1, configs]``.
+        ring: By step: requests that leave, their blocks, their tokens, requests that got their last block,
+            adapters that it needs last, ``[configs, steps, 5]``.
+        phase: Decoding requests that need a block, by step modulo `BLOCK_TOKENS`, ``[16, configs]``.
+        limit: `Limit` that ended admission in the latest step.
+        log: Last admissions: request, step of its last token, ``last`` of its adapter before, ``[configs, log, 3]``.
+        logged: Admissions in the log.
+        log_lost: Admissions that the log has no room for.
+        preempted: Preempted requests in order: request (-1: none any more), adapter, tokens sampled; each
+            ``[places, configs]``.
+        places: Places in use.
+        preempted_waiting: Preempted requests in the queue.
+        admitted: Bits of the requests admitted, uint32 ``[configs, requests / 32]``.
+        admitted_by_block: Their number by 1,024 requests, ``[requests / 1024, configs]``.
+        admitted_by_adapter: Their number by adapter, ``[adapters + 1, configs]``.
+        first: First tokens of which the delay is not noted yet: sending time and step, ``[configs, first, 2]``.
+        first_put: First tokens so far.
+        first_got: Those noted.
+        ends: When the latest steps ended, ticks, ``[configs, first]``.
+        histogram: Times to first token by bin, ``[configs, bins]``.
+        sums: Integrals over time and sums of times, s, float32 ``[8, configs]``.
+        sums_lost: What rounding took off them, float32 ``[8, configs]``.
+        counts: What happened within the horizon, ``[7, configs]``.
+        overflow: Whether an array was too small to go on, bool.
+    """
+
+    mode: Array
+    now: Array
+    step: Array
+    sent: Array
+    room: Array
+    taken: Array
+    completed: Array
+    free: Array
+    running: Array
+    active: Array
+    active_before: Array
+    kv_tokens: Array
+    streaming: Array
+    building: Building
+    partial: Partial
+    table: Array
+    head: Array
+    key: Array
+    last: Array
+    since: Array
+    earlier: Array
+    distance: Array
+    ring: Array
+    phase: Array
+    limit: Array
+    log: Array
+    logged: Array
+    log_lost: Array
+    preempted: tuple[Array, Array, Array]
+    places: Array
+    preempted_waiting: Array
+    admitted: Array
+    admitted_by_block: Array
+    admitted_by_adapter: Array
+    first: Array
+    first_put: Array
+    first_got: Array
+    ends: Array
+    histogram: Array
+    sums: Array
+    sums_lost: Array
+    counts: Array
+    overflow: Array
+
+    @property
+    def waiting(self) -> Array:
+        """Requests in the queue, int32."""
+        return self.sent - self.taken + self.preempted_waiting
+
+
+class Work(NamedTuple):
+    """A step ready to run; int32 ``[configs]`` but for the times, float32 seconds."""
+
+    tokens: Array
+    prefill_tokens: Array
+    kv_tokens: Array
+    adapters: Array
+    passed_over: Array
+    host_loads: Array
+    disk_loads: Array
+    compute_s: Array
+    load_s: Array
+
+
+def blocks(tokens: Array) -> Array:
+    """Return the KV blocks that hold so many tokens."""
+    return (tokens + (BLOCK_TOKENS - 1)) >> 4

@@ -1,0 +1,122 @@
+"""A step that was put together: whom it passed over, how it runs, what it leaves behind."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lora_capacity.twin.events._arrays import add, after, pick, places, put, total
+from lora_capacity.twin.events._state import (
+    BINS,
+    BINS_PER_DOUBLING,
+    FAR,
+    RUN,
+    SEND,
+    SHORTEST_S,
+    Building,
+    Server,
+    State,
+    Work,
+)
+from lora_capacity.twin.results import Limit
+
+
+def passed_over(s: State) -> Array:
+    """Count the waiting requests that stand before the one at which admission stopped."""
+    stop, request = s.building.stop, s.preempted[0]
+    in_front = total((request >= 0) & (places(request) < s.places) & (places(request) > -1 - stop))
+    block = jnp.clip(stop >> 10, 0, s.admitted_by_block.shape[0] - 1)
+    admitted = total(jnp.where(places(s.admitted_by_block) < block, s.admitted_by_block, 0))
+    word = jnp.arange(32, dtype=jnp.int32)[:, None]
+    words = pick(s.admitted, block * 32 + word)
+    room = jnp.clip(stop - block * 1024 - 32 * word, 0, 32)
+    mask = jnp.where(room >= 32, jnp.uint32(0xFFFFFFFF), (jnp.uint32(1) << room.astype(jnp.uint32)) - 1)
+    admitted = admitted + total(jax.lax.population_count(words & mask))
+    return jnp.where(stop < 0, in_front, s.preempted_waiting + stop - admitted)
+
+
+def run(server: Server, s: State, work: Work) -> State:
+    """Let the step that was put together run, if it is ready, and take out the requests that it finishes."""
+    b = s.building
+    runs = s.mode == RUN
+    load = jnp.round(work.load_s / server.tick_s).astype(jnp.int32)
+    compute = jnp.maximum(jnp.round(work.compute_s / server.tick_s), 1.0).astype(jnp.int32)
+    end = jnp.where(runs, s.now + load + compute, s.now)
+    observed_s = jnp.maximum(jnp.minimum(end, server.horizon) - s.now, 0) * server.tick_s
+    cell = s.step & (s.ring.shape[1] - 1)
+    leaving, leaving_blocks, leaving_tokens, last_block, last_needed = (
+        jnp.where(runs, value, 0) for value in pick(s.ring, cell).T
+    )
+    inside = runs & (end <= server.horizon)
+    rates = (s.running, s.waiting, server.kv_blocks - s.free, work.adapters, s.streaming)
+    loading_s = jnp.minimum(load * server.tick_s, observed_s)
+    s, delay_s, noted_end = _note_first_token(server, s)
+    sums, lost = _add(
+        s.sums,
+        s.sums_lost,
+        jnp.stack([observed_s - loading_s, loading_s, *(rate * observed_s for rate in rates), delay_s]),
+    )
+    events = (
+        leaving,
+        leaving_tokens,
+        work.tokens - work.prefill_tokens + b.rejoined,
+        1,
+        work.host_loads,
+        work.disk_loads,
+        0,
+    )
+    here = places(s.phase) == s.step & 15
+    zero = jnp.zeros_like(s.step)
+    fresh = Building(zero, zero, zero, zero, zero > 0, zero - FAR, zero, zero, jnp.zeros_like(b.disk_s))
+    return s._replace(
+        mode=jnp.where(runs, SEND, s.mode),
+        now=end,
+        step=s.step + runs,
+        completed=s.completed + leaving,
+        free=s.free + leaving_blocks,
+        running=s.running - leaving,
+        active=s.active - last_needed,
+        active_before=jnp.where(runs, s.active, s.active_before),
+        kv_tokens=s.kv_tokens - (leaving_tokens - leaving),
+        streaming=s.streaming + jnp.where(runs, b.first_tokens, 0) - leaving,
+        building=jax.tree.map(lambda a, c: jnp.where(runs, a, c), fresh, b),
+        ring=put(s.ring, after(leaving, runs), cell, jnp.zeros((cell.shape[0], s.ring.shape[2]))),
+        phase=s.phase - jnp.where(here, last_block, 0),
+        limit=jnp.where(runs, _limit(server, s), s.limit),
+        ends=put(s.ends, after(noted_end, runs), s.step & (s.ends.shape[1] - 1), end),
+        sums=sums,
+        sums_lost=lost,
+        counts=s.counts + jnp.where(inside, jnp.stack([jnp.broadcast_to(event, s.step.shape) for event in events]), 0),
+    )
+
+
+def _limit(server: Server, s: State) -> Array:
+    """Why the requests left in the queue were not admitted."""
+    b = s.building
+    limit = jnp.where(b.stop == FAR, Limit.SLOTS, Limit.KV_CACHE)
+    limit = jnp.where(s.running >= server.max_num_seqs, Limit.SEQUENCES, limit)
+    limit = jnp.where((b.budget == 0) & ~b.preempted, Limit.TOKEN_BUDGET, limit)
+    return jnp.where(s.waiting == 0, Limit.NONE, limit).astype(jnp.int32)
+
+
+def _note_first_token(server: Server, s: State) -> tuple[State, Array, Array]:
+    """Note the delay of one first token whose step has run; there is at most one more in every turn."""
+    sent, when = pick(s.first, s.first_got & (s.first.shape[1] - 1)).T
+    ready = (s.first_got < s.first_put) & (when < s.step)
+    end = pick(s.ends, when & (s.ends.shape[1] - 1))
+    counts = ready & (end <= server.horizon)
+    delay_s = jnp.where(counts, (end - sent) * server.tick_s, 0.0)
+    place = jnp.log2(jnp.maximum(delay_s, SHORTEST_S) / SHORTEST_S) * BINS_PER_DOUBLING
+    place = jnp.minimum(place.astype(jnp.int32), BINS - 1)
+    histogram = add(s.histogram, counts, place, 1)
+    return (
+        s._replace(histogram=histogram, first_got=s.first_got + ready, first_put=jnp.where(sent >= 0, s.first_put, 0)),
+        delay_s,
+        end,
+    )
+
+
+def _add(sums: Array, lost: Array, values: Array) -> tuple[Array, Array]:
+    """Compensated summation (Kahan): float32 would lose what a step adds to hours."""
+    values = values - lost
+    total = sums + values
+    return total, (total - sums) - values

@@ -1,0 +1,241 @@
+"""The event twin: every engine step of many servers at once, each under requests of its own.
+
+State stands in arrays of fixed size, one row a server, and one loop turns all of them until the last is done
+(`lora_capacity.twin.events._scheduler` says what a turn is). Arrivals, lengths and the order of touching adapters are
+given, so equal inputs give equal results.
+
+What it leaves out: asynchronous scheduling; eviction from host memory, which holds all adapters served; requests that
+exceed ``max_model_len``; prefix caching.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lora_capacity.costs import Costs, step_time_s
+from lora_capacity.status import Status
+from lora_capacity.twin.events._arrays import apart
+from lora_capacity.twin.events._scheduler import arrange, send
+from lora_capacity.twin.events._slots import distances, loads_of_evicted, loads_of_newcomers
+from lora_capacity.twin.events._state import (
+    BINS,
+    BLOCK_TOKENS,
+    DONE,
+    FAR,
+    NEVER,
+    RUN,
+    SEND,
+    Building,
+    Partial,
+    Server,
+    State,
+    Work,
+)
+from lora_capacity.twin.events._steps import passed_over, run
+from lora_capacity.twin.events.requests import TICKS, RequestTables
+from lora_capacity.twin.events.results import EventResults, summarise
+from lora_capacity.twin.inputs import Scenarios
+
+FIRST = 4096
+"""First tokens whose delay can wait to be noted: twice as many as a step of the usual budget can start."""
+
+
+LOG = 8192
+"""Admissions remembered, to know which request was admitted last."""
+
+PREEMPTED_PLACES = 128
+"""Places for preempted requests in the queue."""
+
+
+def simulate_events(
+    costs: Costs, scenarios: Scenarios, requests: RequestTables, *, full_prompt_must_fit: bool = False
+) -> EventResults:
+    """Play every engine step of every configuration up to its horizon; pure, to be jitted.
+
+    Args:
+        costs: What steps and loads cost.
+        scenarios: The configurations, ``[configs]``. Their rates and mean lengths only serve to compare with.
+        requests: The requests of each.
+        full_prompt_must_fit: Whether a request is admitted only if there are KV blocks for its whole prompt, not just
+            for its first chunk.
+
+    Returns:
+        What happened, ``[configs]``.
+
+    Status: ``step_limit`` where more preempted requests wait, or are more deeply nested, than there is room for.
+    """
+    server = lay_out_servers(scenarios, full_prompt_must_fit)
+    adapters = jnp.asarray(scenarios.class_count.sum(axis=1), jnp.int32)
+    disk_s = jnp.asarray(costs.loads.disk_s + costs.loads.disk_rank_s * requests.rank, jnp.float32)
+    state = initial_state(scenarios, server, requests)
+
+    def unfinished(carry: tuple[State, Array]) -> Array:
+        return alive(carry[0]).any()
+
+    def turn(carry: tuple[State, Array]) -> tuple[State, Array]:
+        state, turns = carry
+        turns = turns + alive(state)
+        return turn_all(costs, server, adapters, requests.arrival, disk_s, state), turns
+
+    none = jnp.zeros_like(adapters)
+    state, turns = jax.lax.while_loop(unfinished, turn, (state, none))
+    return summarise(scenarios, server, requests, state, turns)
+
+
+def alive(state: State) -> Array:
+    """Say whether a server has more to do, ``[configs]``."""
+    noting = (state.first_got < state.first_put) & ~state.overflow
+    return (state.mode != DONE) | noting
+
+
+def turn_all(costs: Costs, server: Server, adapters: Array, arrival: Array, disk_s: Array, s: State) -> State:
+    """Take one turn of every server.
+
+    Args:
+        costs: What steps and loads cost.
+        server: The configurations.
+        adapters: Adapters of each, ``[configs]``.
+        arrival: Arrivals, ticks, ``[configs, requests]``.
+        disk_s: Time to read each adapter from disk, s, ``[configs, adapters]``.
+        s: The state, ``[configs, …]``.
+    """
+    crowded = adapters > server.max_loras
+    work = apart(lambda s: assembled(costs, server, crowded, s), s)
+    s = run(server, s, work)
+    s = send(server, arrival, s)
+    s, newcomer = arrange(server, disk_s, s)
+    newcomer = jnp.where(crowded, newcomer, -1)
+
+    def note(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.zeros_like(carry[0]), distances(s._replace(distance=carry[1]), newcomer)
+
+    # A loop of at most one turn, since a conditional would copy the array.
+    _, distance = jax.lax.while_loop(lambda carry: carry[0], note, (jnp.any(newcomer >= 0), s.distance))
+    return s._replace(distance=distance)
+
+
+def assembled(costs: Costs, server: Server, crowded: Array, s: State) -> Work:
+    """Say what the steps put together consist of and cost, where they are ready to run, ``[configs]``."""
+    b = s.building
+    ready = s.mode == RUN
+    none = jnp.zeros_like(s.step)
+    behind = ready & (jnp.abs(b.stop) < FAR) & (s.active >= server.max_loras)
+    passed = jax.lax.cond(behind.any(), lambda: passed_over(s), lambda: none)
+    passed = jnp.where(behind, passed, jnp.where(b.stop == FAR, s.waiting, 0))
+    new = ready & crowded & (b.newcomers > 0)
+    evicting = new & (b.newcomers > server.max_loras - s.active_before)
+    several = evicting & (b.newcomers > 1)
+    evicted = jax.lax.switch(
+        evicting.any().astype(jnp.int32) + several.any(),
+        (
+            lambda: none,
+            lambda: loads_of_evicted(server, s, one=True),
+            lambda: loads_of_evicted(server, s, one=False),
+        ),
+    )
+    missing = jax.lax.cond(new.any(), lambda: loads_of_newcomers(server, s), lambda: none)
+    host_loads = jnp.where(new, missing, b.first_touched) + jnp.where(evicting, evicted, 0)
+    tokens = server.max_num_batched_tokens - b.budget
+    compute_s = step_time_s(
+        costs,
+        tokens=tokens.astype(jnp.float32),
+        prefill_tokens=b.prefill_tokens,
+        kv_tokens=s.kv_tokens,
+        adapters=s.active,
+        passed_over=passed,
+        max_loras=server.max_loras,
+        max_lora_rank=server.max_lora_rank,
+    )
+    return Work(
+        tokens=tokens,
+        prefill_tokens=b.prefill_tokens,
+        kv_tokens=s.kv_tokens,
+        adapters=s.active,
+        passed_over=passed,
+        host_loads=host_loads,
+        disk_loads=b.first_touched,
+        compute_s=compute_s.astype(jnp.float32),
+        load_s=jnp.asarray(costs.loads.host_s * host_loads + b.disk_s, jnp.float32),
+    )
+
+
+def lay_out_servers(scenarios: Scenarios, full_prompt_must_fit: bool = False) -> Server:
+    """Return the configurations as whole numbers, ``[configs]``; vLLM keeps one KV block for itself."""
+
+    def whole(values: Array) -> Array:
+        return jnp.minimum(values, FAR).astype(jnp.int32)
+
+    none = jnp.zeros(scenarios.horizon_s.shape, jnp.int32)
+    return Server(
+        max_num_batched_tokens=whole(scenarios.max_num_batched_tokens),
+        max_num_seqs=whole(jnp.minimum(scenarios.max_num_seqs, scenarios.max_num_batched_tokens)),
+        kv_blocks=whole(scenarios.kv_cache_tokens) // BLOCK_TOKENS - 1,
+        max_loras=whole(scenarios.max_loras),
+        max_lora_rank=whole(scenarios.max_lora_rank),
+        max_pending=whole(scenarios.max_pending),
+        horizon=none + TICKS,
+        tick_s=jnp.asarray(scenarios.horizon_s / TICKS, jnp.float32),
+        full_prompt_must_fit=none + full_prompt_must_fit > 0,
+    )
+
+
+def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables) -> State:
+    """Return empty servers before the first arrival; those that do not start are done."""
+    configs, adapters = requests.rank.shape
+    size = requests.arrival.shape[1]
+    most_first = FIRST
+
+    def filled(value: int, *shape: int) -> Array:
+        return jnp.full((configs, *shape), value, jnp.int32)
+
+    def across(value: int, size: int) -> Array:
+        return jnp.full((size, configs), value, jnp.int32)
+
+    none = filled(0)
+    fresh = Building(none, none, none, none, none > 0, none - FAR, none, none, jnp.zeros(configs))
+    starts = scenarios.status <= Status.OUTSIDE_CALIBRATION
+    return State(
+        mode=jnp.where(starts, SEND, DONE).astype(jnp.int32),
+        now=none,
+        step=none + 1,
+        sent=none,
+        room=server.max_pending,
+        taken=none,
+        completed=none,
+        free=server.kv_blocks,
+        running=none,
+        active=none,
+        active_before=none,
+        kv_tokens=none,
+        streaming=none,
+        building=fresh,
+        partial=Partial(none - 1, none, none, none),
+        table=jnp.concatenate([requests.table, requests.arrival[..., None]], axis=2),
+        head=requests.head.T,
+        key=requests.head.T,
+        last=across(NEVER, adapters + 1).at[adapters].set(FAR),
+        since=across(0, adapters + 1),
+        earlier=across(NEVER, adapters + 1),
+        distance=across(0, adapters + 1),
+        ring=filled(0, 1 << requests.longest_output.bit_length(), 5),
+        phase=across(0, BLOCK_TOKENS),
+        limit=none,
+        log=filled(0, LOG, 3),
+        logged=none,
+        log_lost=none,
+        preempted=(across(-1, PREEMPTED_PLACES), across(0, PREEMPTED_PLACES), across(0, PREEMPTED_PLACES)),
+        places=none,
+        preempted_waiting=none,
+        admitted=jnp.zeros((configs, size // 32), jnp.uint32),
+        admitted_by_block=across(0, size // 1024),
+        admitted_by_adapter=across(0, adapters + 1),
+        first=filled(0, most_first, 2),
+        first_put=none,
+        first_got=none,
+        ends=filled(0, most_first),
+        histogram=filled(0, BINS),
+        sums=jnp.zeros((8, configs), jnp.float32),
+        sums_lost=jnp.zeros((8, configs), jnp.float32),
+        counts=across(0, 7),
+        overflow=none > 0,
+    )
