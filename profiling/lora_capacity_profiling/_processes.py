@@ -21,6 +21,7 @@ from typing import NamedTuple
 POLL_S = 0.1
 """How often a wait looks again, seconds."""
 
+_STATE, _PARENT, _SESSION, _START = 0, 1, 3, 19  # columns of /proc/PID/stat after the name
 _SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of linux/prctl.h
 _KILL_WAIT_S = 5.0  # a killed process is gone at once unless the kernel holds it, and then no wait helps
 
@@ -37,23 +38,32 @@ class Process(NamedTuple):
     start_ticks: int
 
 
-def members(leader: int) -> set[Process]:
+def identify(pid: int) -> Process:
+    """Return a process by its number; a child of this one that has ended counts until it is waited for.
+
+    Raises:
+        OSError: If there is none.
+    """
+    return Process(pid, int(_stat(Path(f"/proc/{pid}"))[_START]))
+
+
+def members(leader: Process) -> set[Process]:
     """Return the live processes that belong to a session leader: of its session, or descended from one of it.
 
     vLLM's own processes stay in the session; PyTorch's compile workers start sessions of their own. Zombies do not
     count.
 
     Args:
-        leader: Process number of the session's leader, which may itself be gone.
+        leader: The session's leader, which may itself be gone.
     """
     return _belonging(leader, _snapshot())
 
 
-def end(leader: int, grace_s: float) -> set[Process]:
+def end(leader: Process, grace_s: float) -> set[Process]:
     """End all processes of a session, politely at first, and wait until they are gone.
 
     Args:
-        leader: Process number of the session's leader; this very process is spared.
+        leader: The session's leader; this very process is spared.
         grace_s: Seconds between asking (SIGTERM) and forcing (SIGKILL).
 
     Returns:
@@ -84,16 +94,22 @@ def _snapshot() -> dict[int, tuple[int, int, Process]]:
         # A process may end between being listed and being read.
         with contextlib.suppress(OSError):
             if entry.name.isdigit():
-                # Its name, in parentheses, may hold anything; what follows is: state, parent, group, session, ...
-                rest = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-                if rest[0] not in "ZX":
+                stat = _stat(entry)
+                if stat[_STATE] not in "ZX":
                     pid = int(entry.name)
-                    found[pid] = (int(rest[1]), int(rest[3]), Process(pid, int(rest[19])))
+                    found[pid] = (int(stat[_PARENT]), int(stat[_SESSION]), Process(pid, int(stat[_START])))
     return found
 
 
-def _belonging(leader: int, alive: dict[int, tuple[int, int, Process]]) -> set[Process]:
-    inside = {pid for pid, (_, session, _) in alive.items() if leader in (pid, session)}
+def _stat(entry: Path) -> list[str]:
+    # The name, in parentheses, may hold anything; the columns begin after it.
+    return (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+def _belonging(leader: Process, alive: dict[int, tuple[int, int, Process]]) -> set[Process]:
+    if leader.pid in alive and alive[leader.pid][2] != leader:
+        return set()  # a number is given out again only when nothing is left of its session
+    inside = {pid for pid, (_, session, _) in alive.items() if leader.pid in (pid, session)}
     while grown := {pid for pid, (parent, _, _) in alive.items() if parent in inside} - inside:
         inside |= grown
     return {alive[pid][2] for pid in inside}
@@ -114,7 +130,7 @@ def guard(command: list[str], grace_s: float) -> int:
         if readable and not os.read(0, 4096):
             break
     if os.getsid(0) == os.getpid():  # never end a session that is someone else's
-        end(os.getpid(), grace_s)
+        end(identify(os.getpid()), grace_s)
     code = child.poll()
     return 1 if code is None else code if code >= 0 else 128 - code
 

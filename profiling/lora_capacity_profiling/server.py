@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ Progress = Callable[[float, str], None]
 """Told, a few times a second while a server starts, the seconds since and the last line of its log."""
 
 _ENTRY_POINT = ("-m", "vllm.entrypoints.openai.api_server")
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)  # in the name of a variable
 _POLL_S = 0.25
 _GUARD_GRACE_S = 10.0  # that the guard gives to what a dead process leaves behind
 _ANSWER_S = 10.0  # health, version and models are answered at once by a server that is well
@@ -75,6 +77,7 @@ class Server:
     start_s: float = 0.0
     log: Path | None = None
     _guard: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+    _leader: _processes.Process | None = field(default=None, repr=False)
 
     @classmethod
     def attach(cls, url: str) -> Self:
@@ -182,7 +185,7 @@ class Server:
 
     def processes(self) -> set[int]:
         """Return the numbers of all live processes of a server started here."""
-        return set() if self._guard is None else {process.pid for process in _processes.members(self._guard.pid)}
+        return set() if self._leader is None else {process.pid for process in _processes.members(self._leader)}
 
     def stop(self, grace_s: float = 15.0) -> None:
         """End a server started here with all its children; calling it again does nothing.
@@ -193,19 +196,19 @@ class Server:
         Raises:
             ServerError: If the kernel does not let one of its processes go.
         """
-        if self._guard is None:
+        if self._leader is None or self._guard is None:
             return
-        guard = self._guard
         try:
-            left = _processes.end(guard.pid, grace_s)
+            left = _processes.end(self._leader, grace_s)
         except BaseException:
-            _processes.end(guard.pid, 0.0)
+            _processes.end(self._leader, 0.0)
             raise
         finally:
-            if guard.stdin is not None:
-                guard.stdin.close()
+            if self._guard.stdin is not None:
+                self._guard.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                guard.wait(timeout=1.0)
+                self._guard.wait(timeout=1.0)
+            self._leader = None
             atexit.unregister(self.stop)
         if left:
             numbers = ", ".join(str(process.pid) for process in sorted(left))
@@ -220,13 +223,15 @@ class Server:
         self.stop()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what it takes to start this server again: version, command, flags, environment."""
+        """Return what it takes to start this server again: version, command, flags, environment without secrets."""
         return {
             "vllm_version": self.version,
             "url": self.url,
             "command": list(self.command),
             "flags": dict(self.flags),
-            "environment": dict(self.environment),
+            "environment": {
+                name: "(secret)" if _SECRET.search(name) else value for name, value in self.environment.items()
+            },
             "start_s": self.start_s,
         }
 
@@ -234,7 +239,11 @@ class Server:
         guard = [sys.executable, "-I", "-S", _processes.__file__, str(_GUARD_GRACE_S)]
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("wb") as output:
+            output = log.open("wb")
+        except OSError as error:
+            raise InputError(str(log), error.strerror or str(error), "a file that can be written") from None
+        with output:
+            try:
                 self._guard = subprocess.Popen(
                     [*guard, *self.command],
                     stdin=subprocess.PIPE,
@@ -243,9 +252,10 @@ class Server:
                     env={**os.environ, **self.environment},
                     start_new_session=True,
                 )
-        except OSError as error:
-            raise InputError(str(log), error.strerror or str(error), "a file that can be written") from None
+            except OSError as error:  # a command line too long, or no processes left
+                raise ServerError(f"vLLM cannot be started: {error.strerror}") from None
         atexit.register(self.stop)
+        self._leader = _processes.identify(self._guard.pid)
 
     def _await_health(self, timeout_s: float, on_progress: Progress) -> None:
         started = time.monotonic()

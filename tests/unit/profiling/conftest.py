@@ -17,6 +17,7 @@ FAKE = Path(__file__).parent / "fake"
 def fake_environment(mode: str = "ok", step_s: float = 0.0, dies_s: float = 0.0) -> dict[str, str]:
     return {
         "PYTHONPATH": str(FAKE),
+        "HF_TOKEN": "hf_x",
         "FAKE_VLLM": mode,
         "FAKE_VLLM_STEP_S": str(step_s),
         "FAKE_VLLM_DIES_S": str(dies_s),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from lora_capacity_profiling import _processes
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.server import Server, flag_words
 
@@ -66,6 +67,8 @@ def test_server_starts_tells_about_itself_and_stops(launch: Launch) -> None:
     record = server.to_json()
     assert record["flags"] == {"enable_lora": True, "max_loras": 2, "lora_modules": ["a0=x", "a1=x"]}
     assert record["environment"]["FAKE_VLLM"] == "ok"
+    assert record["environment"]["HF_TOKEN"] == "(secret)"
+    assert "hf_x" not in str(record)
     assert record["start_s"] > 0
     assert server.report().outcome == "ok"
     pids = server.processes()
@@ -75,6 +78,17 @@ def test_server_starts_tells_about_itself_and_stops(launch: Launch) -> None:
     assert not pids & command_lines().keys()
     with pytest.raises(ServerError, match=r"the server died with exit code"):
         server.check()
+
+
+def test_process_that_got_the_number_of_a_leader_is_not_taken_for_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as process:
+        try:
+            leader = _processes.identify(process.pid)
+            assert _processes.members(leader) == {leader}
+            assert _processes.end(leader._replace(start_ticks=leader.start_ticks - 1), 0.0) == set()
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 def test_stubborn_children_are_killed_too(launch: Launch) -> None:
@@ -190,6 +204,11 @@ def test_log_that_cannot_be_written_is_refused(launch: Launch, tmp_path: Path, m
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a file that can be written"):
         Server.launch(model_dir, {}, log=tmp_path / "file" / "log")
+
+
+def test_command_line_too_long_is_told(tmp_path: Path, model_dir: Path) -> None:
+    with pytest.raises(ServerError, match="vLLM cannot be started: Argument list too long"):
+        Server.launch(model_dir, {"lora_modules": ["a=x" * 100_000]}, log=tmp_path / "log")
 
 
 def test_attached_server_is_left_running(launch: Launch) -> None:
