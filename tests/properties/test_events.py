@@ -1,5 +1,6 @@
 """The event twin: nothing is lost, nothing exceeds its bound, and servers do not see each other."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -66,7 +67,8 @@ def fixed_shape(tables: RequestTables) -> RequestTables:
     """Pad to one shape, so that it compiles once."""
     missing = 2048 - tables.arrival.shape[1]
     late = np.iinfo(np.int32).max
-    return tables.replace(
+    return replace(
+        tables,
         arrival=jnp.pad(tables.arrival, ((0, 0), (0, missing)), constant_values=late),
         table=jnp.pad(tables.table, ((0, 0), (0, missing), (0, 0))),
         longest_output=63,
@@ -129,11 +131,12 @@ def test_a_server_does_not_see_the_others(case: Case, row: int) -> None:
 
 
 def test_equal_seeds_draw_equal_requests_and_a_configuration_depends_on_its_own_seed_alone() -> None:
-    scenarios = Scenarios(
+    leaves: list[Any] = [
         *(jnp.full((2, 1), value) for value in (3.0, 2.0, 8.0)),
         *(jnp.full(2, value) for value in (0.5, 50.0, 30.0, 70.0, HORIZON_S, np.inf, 2.0, 8.0, 256.0, 2048.0, 20000.0)),
-        status=jnp.zeros(2, jnp.int32),
-    )
+        jnp.zeros(2, jnp.int32),
+    ]
+    scenarios = Scenarios(*leaves)
     lengths = np.arange(1, 50), np.arange(1, 50)
     first, again, other = (draw_requests(scenarios, *lengths, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.table, again.table)
@@ -147,11 +150,12 @@ def test_equal_seeds_draw_equal_requests_and_a_configuration_depends_on_its_own_
 
 def test_a_server_with_time_and_room_answers_like_an_infinite_one() -> None:
     """No queue: running = arrivals · mean stay, where the stay is the answer's length times the step time."""
-    scenarios = Scenarios(
+    leaves: list[Any] = [
         *(jnp.full((1, 1), value) for value in (2.0, 1.0, 8.0)),
         *(jnp.full(1, value) for value in (0.0, 1.0, 50.0, 26.0, 1000.0, np.inf, 2.0, 8.0, 256.0, 2048.0, 1e5)),
-        status=jnp.zeros(1, jnp.int32),
-    )
+        jnp.zeros(1, jnp.int32),
+    ]
+    scenarios = Scenarios(*leaves)
     flat = Costs(StepCosts(0.01, *([0.0] * 11)), LoadCosts(0.0, 0.0, 0.0), LoraKernels(1.0, 1.0, 1.0))
     tables = draw_requests(scenarios, np.array([1]), np.array([50]), seed=3)
     settled = jax.jit(simulate_events)(flat, scenarios, tables).settled

@@ -144,7 +144,7 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
         **{name: jnp.array([value]) for name, value in numbers.items()},
     )
     tables = lay_out_requests(scenarios, [requests], [np.zeros(ADAPTERS, dtype=int)], seed=None)
-    return scenarios, tables.replace(longest_output=LONGEST)
+    return scenarios, replace(tables, longest_output=LONGEST)
 
 
 @partial(jax.jit, static_argnames="full_prompt_must_fit")
