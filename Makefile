@@ -18,9 +18,9 @@ recommend: $(VENV)/.base ## Recommend A and S for WORKLOAD on CALIBRATION
 test: $(VENV)/.test ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-vllm: $(VENV)/.test ## Compare with vLLM's own scheduler (4 GB, minutes)
+vllm: $(VENV)/.test ## Compare with vLLM's own scheduler, and drive a real server (4 GB, minutes)
 	PYTHON=$(PYTHON) tests/vllm/make_environment.sh
-	$(BIN)/python -m pytest -m vllm tests/vllm
+	LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm tests
 
 dev: $(VENV)/.dev ## Install everything that the targets below need
 

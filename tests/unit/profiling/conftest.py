@@ -37,7 +37,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def launch(model_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start fake servers; all are stopped when the test ends."""
-    servers = []
+    servers: list[Server] = []
 
     def start(mode: str = "ok", *, step_s: float = 0.0, dies_s: float = 0.0, **options: Any) -> Server:
         server = Server.launch(

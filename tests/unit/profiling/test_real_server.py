@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 PYTHON = os.environ.get("LORA_CAPACITY_VLLM_PYTHON", "")
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-FLAGS = {
+FLAGS: dict[str, Any] = {
     "dtype": "bfloat16",
     "enable_lora": True,
     "max_loras": 2,

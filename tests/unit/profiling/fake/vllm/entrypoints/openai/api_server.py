@@ -137,6 +137,7 @@ async def main() -> None:
             child = subprocess.Popen(
                 [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, start_new_session=own_session
             )
+            assert child.stdout is not None
             child.stdout.readline()
     if MODE == "slow":
         time.sleep(60)
