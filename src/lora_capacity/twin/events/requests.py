@@ -45,7 +45,13 @@ class RequestTables:
 
 
 def draw_requests(
-    scenarios: Scenarios, input_tokens: ArrayLike, output_tokens: ArrayLike, *, seed: int, most: int | None = None
+    scenarios: Scenarios,
+    input_tokens: ArrayLike,
+    output_tokens: ArrayLike,
+    *,
+    seed: int,
+    indices: Sequence[int] | None = None,
+    most: ArrayLike | None = None,
 ) -> RequestTables:
     """Draw Poisson arrivals for every configuration, and their lengths from a sample.
 
@@ -54,8 +60,9 @@ def draw_requests(
         input_tokens: Prompt lengths to draw from, paired with the next, ``[sample]`` or ``[configs, sample]``.
         output_tokens: Answer lengths.
         seed: Configuration ``i`` depends on it and ``i`` alone.
+        indices: ``i`` of each configuration, for a part of many; by default they count from 0.
         most: Most requests of a configuration, those beyond are never sent; for clients that hold requests back, since
-            a server completes far fewer than arrive.
+            a server completes far fewer than arrive. One value or ``[configs]``.
 
     Raises:
         InputError: As `lay_out_requests`.
@@ -66,14 +73,18 @@ def draw_requests(
     )
     counts, rates = np.asarray(scenarios.class_count, dtype=int), np.asarray(scenarios.class_rate_per_s, dtype=float)
     base, horizon_s = np.asarray(scenarios.base_rate_per_s, dtype=float), np.asarray(scenarios.horizon_s, dtype=float)
+    cut = None if most is None else np.broadcast_to(np.asarray(most, dtype=int), (configs,))
+    indices = range(configs) if indices is None else indices
     requests, classes = [], []
-    for i in range(configs):
-        rng = np.random.default_rng([seed, i])
+    for i, index in enumerate(indices):
+        rng = np.random.default_rng([seed, index])
         own = np.repeat(np.arange(counts.shape[1]), counts[i])
         rate = np.append(rates[i][own], base[i])
-        arrival_s = np.sort(rng.random(rng.poisson(rate.sum() * horizon_s[i]))[:most] * horizon_s[i])
-        if most is not None and arrival_s.size == most:
-            arrival_s = np.cumsum(rng.exponential(1.0 / rate.sum(), most))
+        size = rng.poisson(rate.sum() * horizon_s[i])
+        if cut is None or size < cut[i]:
+            arrival_s = np.sort(rng.random(size)) * horizon_s[i]
+        else:
+            arrival_s = np.cumsum(rng.exponential(1.0 / rate.sum(), cut[i]))
             arrival_s = arrival_s[arrival_s < horizon_s[i]]
         place = np.searchsorted(np.cumsum(rate), rng.random(arrival_s.size) * rate.sum(), side="right")
         place = np.minimum(place, np.flatnonzero(rate)[-1])
@@ -81,11 +92,16 @@ def draw_requests(
         adapter = np.where(place == own.size, BASE_MODEL, place)
         requests.append(Requests(arrival_s, adapter, inputs[i][pair], outputs[i][pair]))
         classes.append(own)
-    return lay_out_requests(scenarios, requests, classes, seed=seed)
+    return lay_out_requests(scenarios, requests, classes, seed=seed, indices=indices)
 
 
 def lay_out_requests(
-    scenarios: Scenarios, requests: Sequence[Requests], classes: Sequence[ArrayLike], *, seed: int | None
+    scenarios: Scenarios,
+    requests: Sequence[Requests],
+    classes: Sequence[ArrayLike],
+    *,
+    seed: int | None,
+    indices: Sequence[int] | None = None,
 ) -> RequestTables:
     """Lay out given requests, which stay as they are.
 
@@ -95,6 +111,7 @@ def lay_out_requests(
         classes: For each configuration the class of every adapter, in the order in which requests number adapters.
         seed: For the order in which a step touches adapters, which is that of a hash set in vLLM; None for that of
             their numbers.
+        indices: As in `draw_requests`.
 
     Raises:
         InputError: If a request needs more KV blocks than a server that starts has.
@@ -116,8 +133,11 @@ def lay_out_requests(
     head = np.full((configs, adapters + 1), TICKS, dtype=np.int32)
     rank, class_of = np.zeros((configs, adapters)), np.full((configs, adapters), -1, dtype=np.int32)
     arrived = np.zeros((configs, adapters), dtype=np.int32)
-    for i, (given, own) in enumerate(zip(requests, map(np.asarray, classes), strict=True)):
-        order = np.arange(own.size) if seed is None else np.random.default_rng([seed, i, 1]).permutation(own.size)
+    indices = range(configs) if indices is None else indices
+    for i, (index, given, own) in enumerate(zip(indices, requests, map(np.asarray, classes), strict=True)):
+        order = np.arange(own.size)
+        if seed is not None:
+            order = np.random.default_rng([seed, index, 1]).permutation(order)
         place = np.empty_like(order)
         place[order] = np.arange(own.size)
         count = len(given)
