@@ -1,4 +1,4 @@
-"""Write the Benchmarks page's table from ``docs/data/steady_benchmark.json``, which ``benchmarks/steady_twin.py --json`` made.
+"""Write the Benchmarks page from ``docs/data/steady_benchmark.json``, made by ``benchmarks/steady_twin.py --json``.
 
 ``python docs/generate_benchmarks.py``
 """
