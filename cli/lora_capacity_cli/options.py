@@ -89,6 +89,25 @@ calibration_option = click.option(
 )
 
 
+def engine_options(command: Command) -> Command:
+    """Add ``--engine`` and ``--seed`` to a command."""
+    seed = click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Requests that the event twin plays; equal seeds give equal answers.",
+    )
+    engine = click.option(
+        "--engine",
+        type=click.Choice(["steady", "event"]),
+        default="steady",
+        show_default=True,
+        help="Which twin predicts: steady (averages, instant) or event (every engine step, takes longer).",
+    )
+    return engine(seed(command))
+
+
 def server_options(*, grids: bool) -> Callable[[Command], Command]:
     """Add vLLM's settings to a command, which gets those given as ``settings``, a dict by vLLM's names.
 

@@ -1,11 +1,19 @@
 """``lora-capacity simulate``: one configuration in detail."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_capacity_cli.options import calibration_option, examples, format_option, server_options, workload_argument
+from lora_capacity_cli.options import (
+    calibration_option,
+    engine_options,
+    examples,
+    format_option,
+    server_options,
+    workload_argument,
+)
 from lora_capacity_cli.output import (
     bound_words,
     duration,
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
     from lora_capacity.server import ServerConfig
     from lora_capacity.twin import Results
+    from lora_capacity.twin.events import EventResults
     from lora_capacity.workload import Workload
 
 _SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
@@ -40,21 +49,21 @@ _REFUSED = {
     "oom": "the server runs out of GPU memory while it starts",
     "no_kv_cache": "the server does not start: its KV cache is smaller than one request of max_model_len",
 }
-_SHOWN_CLASSES = 12
+_BROKEN_OFF = "the simulation broke off: more preempted requests wait than it has room for"
+_SHOWN = 12
 
 
 @click.command(
     epilog=examples(
         "lora-capacity simulate examples/many_idle.yaml --adapters 128 --max-loras 32",
+        "lora-capacity simulate examples/few_busy.yaml --adapters 24 --max-loras 8 --engine event --seed 1",
     )
 )
 @workload_argument
 @calibration_option
 @click.option("--adapters", type=int, required=True, metavar="A", help="Adapters served (max_cpu_loras).")
 @click.option("--max-loras", type=int, required=True, metavar="S", help="Slots.")
-@click.option(
-    "--engine", type=click.Choice(["steady"]), default="steady", show_default=True, help="Which twin predicts."
-)
+@engine_options
 @server_options(grids=False)
 @format_option
 def simulate(
@@ -63,6 +72,7 @@ def simulate(
     adapters: int,
     max_loras: int,
     engine: str,
+    seed: int,
     settings: dict[str, Any],
     output_format: str,
 ) -> None:
@@ -72,6 +82,7 @@ def simulate(
     """
     prepare()
     from lora_capacity.calibration import load_calibration
+    from lora_capacity.playing import play_workload
     from lora_capacity.server import ServerConfig
     from lora_capacity.sweep import simulate as run
     from lora_capacity.sweep import table
@@ -81,7 +92,11 @@ def simulate(
     asked = Workload.from_file(workload)
     known = load_calibration(calibration)
     scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
-    results = run(known, scenarios, StayLaw.of_lengths(asked.output_tokens))
+    if engine == "event":
+        played = play_workload(known, scenarios, asked, seed=seed)
+        results, events = played.settled, {"events": _events(asked, adapters, seed, played)}
+    else:
+        results, events = run(known, scenarios, StayLaw.of_lengths(asked.output_tokens)), {}
     row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
     resolved = {name: row.pop(name) for name in _SETTINGS}
     server = ServerConfig.with_defaults(known.behaviour, known.gpu, known.model, **settings | resolved)
@@ -92,6 +107,7 @@ def simulate(
         **resolved,
         "prediction": row,
         "classes": _classes(asked, adapters, results),
+        **events,
         "memory": _memory(known, server),
         "warnings": _warnings(known, resolved, row["status"]),
         "serve_command": None if row["status"] in _REFUSED else server.serve_command(known.model.name),
@@ -115,6 +131,29 @@ def _classes(workload: "Workload", adapters: int, results: "Results") -> list[di
         dict(zip(columns, values, strict=True))
         for values in zip(*(column.tolist() for column in columns.values()), strict=True)
     ]
+
+
+def _events(workload: "Workload", adapters: int, seed: int, played: "EventResults") -> dict[str, Any]:
+    """Return what only the event twin tells; the adapters whose requests were completed least come first."""
+    started = bool(played.settled.throughput_tokens_per_s[0] >= 0)
+    classes = workload.classes([adapters])
+    rates, ranks = (column.repeat(classes.count[0]).tolist() for column in (classes.rate_per_s, classes.rank))
+    counts = (column[0].tolist() for column in (played.adapter_arrived, played.adapter_completed))
+    served = [
+        {"rate_per_s": rate, "rank": rank, "arrived": arrived, "completed": completed}
+        for rate, rank, arrived, completed in zip(rates, ranks, *counts, strict=False)
+        if started and arrived > 0
+    ]
+    shares = {"compute": played.compute_share, "load": played.load_share, "idle": played.idle_share}
+    return {
+        "seed": seed,
+        "ttft_quantiles_s": dict(zip(("p50", "p95", "p99"), played.ttft_quantiles_s[0].tolist(), strict=True)),
+        "steps": int(played.steps[0]),
+        "preemptions": int(played.preemptions[0]),
+        "disk_loads": int(played.disk_loads[0]),
+        "time_shares": {name: float(share[0]) for name, share in shares.items()},
+        "worst_served": sorted(served, key=lambda each: each["completed"] / each["arrived"])[:_SHOWN],
+    }
 
 
 def _memory(calibration: "Calibration", server: "ServerConfig") -> dict[str, float]:
@@ -144,7 +183,8 @@ def _warnings(calibration: "Calibration", settings: dict[str, int], status: str)
         for name, (low, high) in calibration.fitted_ranges.items()
         if name in given and not low <= given[name] <= high
     ]
-    return found + ([_REFUSED[status]] if status in _REFUSED else [])
+    failed = _REFUSED | {"step_limit": _BROKEN_OFF}
+    return found + ([failed[status]] if status in failed else [])
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -167,16 +207,41 @@ def _print(document: dict[str, Any]) -> None:
         },
     )
     print_facts("GPU memory", {text: gibibytes(memory[name]) for name, text in _MEMORY.items()})
+    if "events" in document:
+        _print_events(document["events"])
     _print_classes(document["classes"])
     print_warnings(document["warnings"])
     if document["serve_command"]:
         click.echo(document["serve_command"])
 
 
+def _print_events(events: dict[str, Any]) -> None:
+    shares = events["time_shares"]
+    print_facts(
+        f"Event by event, seed {events['seed']}",
+        {
+            "time to first token, 50, 95, 99 %": ", ".join(map(duration, events["ttft_quantiles_s"].values())),
+            "engine steps": shown(events["steps"]),
+            "preemptions": shown(events["preemptions"]),
+            "adapters read from disk": shown(events["disk_loads"]),
+            "time": ", ".join(
+                f"{percent(shares[name])} {text}"
+                for name, text in (("compute", "in steps"), ("load", "loading adapters"), ("idle", "idle"))
+            ),
+        },
+    )
+    rows = [
+        {"rate per s": each["rate_per_s"], "rank": each["rank"], "requests": each["arrived"]}
+        | {"completed": each["completed"]}
+        for each in events["worst_served"]
+    ]
+    print_table("Worst served adapters", rows)
+
+
 def _print_classes(classes: list[dict[str, Any]]) -> None:
     """Print the adapters by rate and rank, the worst served first and not too many of them."""
-    worst = sorted(classes, key=lambda each: each["service"])[:_SHOWN_CLASSES]
-    more = f", the worst served of {len(classes)} kinds" if len(classes) > _SHOWN_CLASSES else ""
+    worst = sorted(classes, key=lambda each: (math.isnan(each["service"]), each["service"]))[:_SHOWN]
+    more = f", the worst served of {len(classes)} kinds" if len(classes) > _SHOWN else ""
     rows = [
         {"rate per s": each["rate_per_s"], "rank": each["rank"], "adapters": each["adapters"]}
         | {"served %": each["service"] * 100.0}

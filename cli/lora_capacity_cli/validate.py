@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_capacity_cli.options import FILE, examples, format_option
+from lora_capacity_cli.options import FILE, engine_options, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json, print_table
 from lora_capacity_cli.runtime import prepare, progress_bar
 
@@ -23,7 +23,8 @@ _TITLES = {
 
 @click.command(
     epilog=examples(
-        "lora-capacity validate serving_runs.csv --engine steady --format json",
+        "lora-capacity validate serving_runs.csv --format json",
+        "lora-capacity validate serving_runs.csv --engine event --seed 1",
     )
 )
 @click.argument("runs", type=FILE)
@@ -34,11 +35,9 @@ _TITLES = {
     multiple=True,
     help="Calibration of the runs' model; once per model. [default: the bundled one of each model]",
 )
-@click.option(
-    "--engine", type=click.Choice(["steady"]), default="steady", show_default=True, help="Which twin predicts."
-)
+@engine_options
 @format_option
-def validate(runs: Path, given: tuple[str, ...], engine: str, output_format: str) -> None:
+def validate(runs: Path, given: tuple[str, ...], engine: str, seed: int, output_format: str) -> None:
     """Compare predictions with measured runs.
 
     RUNS is a CSV file, one serving run a row. Errors are in percent: SMAPE is 100/n · Σ |p − m| / (|p| + |m|).
@@ -49,7 +48,7 @@ def validate(runs: Path, given: tuple[str, ...], engine: str, output_format: str
     measured = read_runs(runs)
     calibrations = _calibrations(set(measured.model.tolist()), given)
     with progress_bar("runs") as progress:
-        predicted = predict_runs(measured, calibrations, engine, progress=progress)
+        predicted = predict_runs(measured, calibrations, engine, seed=seed, progress=progress)
     scores = score_runs(measured, predicted, engine)
     if output_format == "json":
         print_json(scores)

@@ -1,8 +1,9 @@
 """How many LoRA adapters one vLLM server can serve, and with how many slots: predicted, not tried out.
 
 First the nouns: a `Workload` of adapters and traffic; a server, with its `ModelShape`, `Gpu` and `ServerConfig`; a
-`Calibration` of what its steps cost. Then one verb, `simulate`, over what `build_scenarios` lays out. Then its uses:
-`recommend` the best configuration, and `predict_runs` with `score_runs` to compare with what was measured.
+`Calibration` of what its steps cost. Then two verbs over what `build_scenarios` lays out: `simulate`, from averages,
+and `play`, every step. Then their uses: `recommend` the best configuration, and `predict_runs` with `score_runs` to
+compare with what was measured.
 
 Names are loaded as they are first used, so that ``import lora_capacity`` itself costs nothing.
 """
@@ -17,15 +18,17 @@ if TYPE_CHECKING:
     from lora_capacity.memory import MemoryPlan, plan_memory
     from lora_capacity.optimize import Objective, Recommendation
     from lora_capacity.optimize import optimize as recommend
+    from lora_capacity.playing import play, play_workload
     from lora_capacity.server import Gpu, ModelShape, ServerConfig, VllmBehaviour
     from lora_capacity.status import Status
     from lora_capacity.sweep import grid, simulate
-    from lora_capacity.twin import Limit, Results, Scenarios, StayLaw, build_scenarios
+    from lora_capacity.twin import EventResults, Limit, Results, Scenarios, StayLaw, build_scenarios
     from lora_capacity.validation import Predictions, Runs, predict_runs, read_runs, score_runs
     from lora_capacity.workload import Workload
 
 __all__ = [
     "Calibration",
+    "EventResults",
     "FitReport",
     "Gpu",
     "InfeasibleError",
@@ -51,6 +54,8 @@ __all__ = [
     "grid",
     "load_calibration",
     "plan_memory",
+    "play",
+    "play_workload",
     "predict_runs",
     "read_runs",
     "recommend",
@@ -64,10 +69,11 @@ _HOMES = {
     "fitting": ("FitReport", "fit_calibration"),
     "memory": ("MemoryPlan", "plan_memory"),
     "optimize": ("Objective", "Recommendation", "recommend"),
+    "playing": ("play", "play_workload"),
     "server": ("Gpu", "ModelShape", "ServerConfig", "VllmBehaviour"),
     "status": ("Status",),
     "sweep": ("grid", "simulate"),
-    "twin": ("Limit", "Results", "Scenarios", "StayLaw", "build_scenarios"),
+    "twin": ("EventResults", "Limit", "Results", "Scenarios", "StayLaw", "build_scenarios"),
     "validation": ("Predictions", "Runs", "predict_runs", "read_runs", "score_runs"),
     "workload": ("Workload",),
 }

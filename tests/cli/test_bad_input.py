@@ -109,7 +109,9 @@ def test_bad_adapter_list(run: Run, workload: Path, table: str, fragments: list[
         (("--adapters", 8, "--max-loras", 4, "--gpu-memory-utilization", "nan"), ["gpu_memory_utilization", "nan"]),
         (("--adapters", 8, "--max-loras", 4, "--max-num-seqs", 0), ["max_num_seqs", "0"]),
         (("--adapters", 8, "--max-loras", 4, "--target-modules", "atention"), ["target_modules", "'attention'"]),
-        (("--adapters", 8, "--max-loras", 4, "--engine", "guess"), ["--engine", "steady"]),
+        (("--adapters", 8, "--max-loras", 4, "--engine", "guess"), ["--engine", "steady", "event"]),
+        (("--adapters", 8, "--max-loras", 4, "--engine", "event", "--seed", "-1"), ["--seed", "-1"]),
+        (("--adapters", 8, "--max-loras", 4, "--engine", "event", "--seed", "one"), ["--seed", "one"]),
         (("--adapters", 8, "--max-loras", 4, "--calibration", "llama"), ["calibration", "llama"]),
         (("--adapters", 8, "--max-loras", 4, "--calibration", "none.json"), ["none.json", "no such file"]),
         (("--adapters", 8, "--max-loras", 4, "--slots", 4), ["--slots"]),
@@ -238,6 +240,12 @@ def test_calibration_of_another_model_than_the_runs(run: Run) -> None:
     write_runs(RUN)
     (name,) = (each for each in bundled_names() if load_calibration(each).model.name != RUN["model"])
     assert_refused(run("validate", "runs.csv", "--calibration", name), "--calibration", RUN["model"])
+
+
+@pytest.mark.parametrize("options", [("--engine", "guess"), ("--engine", "event", "--seed", "1.5")])
+def test_bad_option_of_validate(run: Run, options) -> None:
+    write_runs(RUN)
+    assert_refused(run("validate", "runs.csv", *options), *options[-2:])
 
 
 def test_runs_without_rows(run: Run) -> None:

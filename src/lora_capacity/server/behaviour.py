@@ -45,6 +45,8 @@ class VllmBehaviour:
         running_adapters_in_use: Whether an adapter is in use as long as any of its requests runs; otherwise only when
             one is scheduled in the step at hand.
         restricts_target_modules: Whether slots can be reserved for chosen modules only (``lora_target_modules``).
+        full_prompt_must_fit: Whether a request is admitted only if there are KV blocks for its whole prompt, not just
+            for its first chunk.
     """
 
     version: str
@@ -59,6 +61,7 @@ class VllmBehaviour:
     counts_cuda_graphs: bool
     running_adapters_in_use: bool
     restricts_target_modules: bool
+    full_prompt_must_fit: bool
 
     @classmethod
     def for_version(cls, version: str) -> Self:
@@ -67,7 +70,9 @@ class VllmBehaviour:
         CUDA graphs change at 0.21 by the log message in 0.32.0's ``gpu_worker.py``. Asynchronous scheduling (0.14), the
         adapter rule (0.33, later than either source) and rank 1 and the end of vocabulary extension (0.12) are placed
         by common report; 0.92 of the memory together with the CUDA graphs that it makes up for; module choice, the
-        models with adapted embeddings and the limits of the largest GPUs at 0.32, where they were read.
+        models with adapted embeddings and the limits of the largest GPUs at 0.32, where they were read. That prompts
+        must fit whole is read in 0.19.0 and not in 0.18.1, and is seen in the schedules of 0.26, 0.32 and 0.33, not of
+        0.8.5, 0.13 and 0.14.
 
         Args:
             version: As ``vllm.__version__`` has it (``0.8.5``, ``0.32.0rc1``, ``v0.11.2.post1``).
@@ -98,6 +103,7 @@ class VllmBehaviour:
             counts_cuda_graphs=release >= (0, 21),
             running_adapters_in_use=release >= (0, 33),
             restricts_target_modules=release >= (0, 32),
+            full_prompt_must_fit=release >= (0, 19),
         )
 
     def batch_budget(self, gpu_memory_bytes: int) -> BatchBudget:

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from lora_capacity.calibration import Calibration, RunLengths
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.optimize import assess
+from lora_capacity.playing import play
 from lora_capacity.status import Status
 from lora_capacity.sweep import Progress
 from lora_capacity.twin import Scenarios, StayLaw, lay_out
 from lora_capacity.units import S_PER_HOUR
+from lora_capacity.validation.lengths import length_pairs
 from lora_capacity.validation.runs import STARVED_SHORTFALL, FloatArray, IntArray, Runs
 
 RUN_LENGTHS = RunLengths(
@@ -30,7 +32,7 @@ requests, of KV use times KV capacity over running requests."""
 _INPUT_TOKENS, _OUTPUT_TOKENS = 223.0, 197.0
 """Mean lengths of the published runs: for models of which no server started, where only the start is predicted."""
 
-ENGINES = ("steady",)
+ENGINES = ("steady", "event")
 """Twins that can be asked."""
 
 
@@ -66,6 +68,7 @@ def predict_runs(
     calibrations: Mapping[str, Calibration],
     engine: str = "steady",
     *,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Predictions:
     """Predict every run from its settings and traffic.
@@ -74,10 +77,14 @@ def predict_runs(
     asked for times the share that the model produced (``calibration.runs``). Runs of servers that did not start are
     predicted with the mean lengths and the mean duration of the model's other runs.
 
+    The event twin plays Poisson arrivals with lengths as `length_pairs` has them; ``starving_probability`` is the
+    steady twin's with either engine.
+
     Args:
         runs: The runs.
         calibrations: The calibration of every model that occurs, by model name.
-        engine: Which twin; so far ``steady``.
+        engine: Which twin, ``steady`` or ``event``.
+        seed: Whole number >= 0, of the event twin.
         progress: Called with the runs predicted and their total.
 
     Raises:
@@ -86,13 +93,15 @@ def predict_runs(
     if engine not in ENGINES:
         raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
     columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Predictions)}
-    places = []
+    places: list[IntArray] = []
     for model in dict.fromkeys(runs.model.tolist()):
         if model not in calibrations:
             known = ", ".join(calibrations) or "none"
             raise InputError(f"{runs.path}, model", model, f"a model with a calibration: {known}", "give a calibration")
         for rows in _same_length_limit(runs, np.flatnonzero(runs.model == model)):
             found = _predict(runs, rows, calibrations[model])
+            if engine == "event":
+                found |= _play(runs, rows, calibrations[model], seed, _from(progress, sum(map(len, places)), len(runs)))
             for name, parts in columns.items():
                 parts.append(found[name])
             places.append(rows)
@@ -108,7 +117,12 @@ def _same_length_limit(runs: Runs, rows: IntArray) -> list[IntArray]:
     return [rows[group == i] for i in range(int(group.max()) + 1)]
 
 
-def _predict(runs: Runs, rows: IntArray, calibration: Calibration) -> Mapping[str, np.ndarray]:
+def _from(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Return what tells of a part of the runs as of all."""
+    return None if progress is None else lambda done, _: progress(before + done, total)
+
+
+def _predict(runs: Runs, rows: IntArray, calibration: Calibration) -> dict[str, np.ndarray]:
     lengths = calibration.runs or RUN_LENGTHS
     scenarios, stays = lay_out_runs(runs, rows, calibration, lengths)
     asked = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows]
@@ -117,6 +131,25 @@ def _predict(runs: Runs, rows: IntArray, calibration: Calibration) -> Mapping[st
     share = _filled(produced / asked, 1.0).mean()
     columns = assess(calibration, scenarios, stays, threshold=1.0 - (1.0 - STARVED_SHORTFALL) / share)
     return columns | {"offered_tokens_per_s": runs.arrival_rate_per_s(lengths.max_pending)[rows] * asked}
+
+
+def _play(
+    runs: Runs, rows: IntArray, calibration: Calibration, seed: int, progress: Progress | None
+) -> dict[str, np.ndarray]:
+    """Return what the event twin sees in runs."""
+    lengths = calibration.runs or RUN_LENGTHS
+    scenarios, _ = lay_out_runs(runs, rows, calibration, lengths)
+    means = np.stack([scenarios.mean_input_tokens, scenarios.mean_output_tokens], axis=1)
+    pairs = []
+    for input_mean, output_mean in np.round(means, 1).tolist():
+        try:
+            pairs.append(length_pairs(input_mean, output_mean, lengths))
+        except InputError as error:
+            raise InputError(f"{runs.path}, mean_output_tokens", output_mean, error.allowed) from None
+    inputs, outputs = (np.stack(column) for column in zip(*pairs, strict=True))
+    settled = play(calibration, scenarios, inputs, outputs, seed=seed, progress=progress).settled
+    found = {name: np.asarray(getattr(settled, name)) for name in ("throughput_tokens_per_s", "itl_s", "ttft_s")}
+    return found | {"status": np.array([Status(code).label for code in np.asarray(settled.status)], dtype=object)}
 
 
 def lay_out_runs(

@@ -48,8 +48,8 @@ class Requests:
     def __len__(self) -> int:
         return int(self.arrival_s.size)
 
-    def select(self, rows: np.ndarray) -> Self:
-        """Return the requests at ``rows`` (indices or mask, ``[requests]``), in that order."""
+    def select(self, rows: np.ndarray | slice) -> Self:
+        """Return the requests at ``rows`` (indices, mask ``[requests]`` or slice), in that order."""
         return type(self)(self.arrival_s[rows], self.adapter[rows], self.input_tokens[rows], self.output_tokens[rows])
 
 

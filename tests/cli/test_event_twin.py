@@ -1,0 +1,91 @@
+"""Commands that ask the event twin, about a minute of a small server."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import WORKLOAD, Run
+from tests.cli.test_bad_input import RUN, write_runs
+from tests.cli.test_commands import answer
+
+SIMULATE = ("simulate", "--adapters", 15, "--max-loras", 8, "--engine", "event")
+"""Adapters and lengths such that all tests here share what is compiled."""
+
+MINUTE = WORKLOAD.replace("horizon_s: 3600", "horizon_s: 60")
+
+
+@pytest.fixture
+def minute(tmp_path: Path) -> Path:
+    path = tmp_path / "minute.yaml"
+    path.write_text(MINUTE, encoding="utf-8")
+    return path
+
+
+def test_simulate_plays_the_requests_of_its_seed(run: Run, minute: Path) -> None:
+    first, again, other = (answer(run(*SIMULATE, minute, "--seed", seed, "--format", "json")) for seed in (1, 1, 2))
+    assert first == again
+    assert first["prediction"]["throughput_tokens_per_s"] != other["prediction"]["throughput_tokens_per_s"]
+    assert (first["engine"], first["events"]["seed"]) == ("event", 1)
+    events = first["events"]
+    quantiles = list(events["ttft_quantiles_s"].values())
+    assert list(events["ttft_quantiles_s"]) == ["p50", "p95", "p99"]
+    assert quantiles == sorted(quantiles)
+    assert 0 < quantiles[0] < 60
+    assert sum(events["time_shares"].values()) == pytest.approx(1, abs=1e-5)
+    assert min(events["time_shares"].values()) > -1e-6
+    assert events["disk_loads"] == 15
+    assert events["steps"] > 100
+    assert events["preemptions"] == 0
+    worst = [each["completed"] / each["arrived"] for each in events["worst_served"]]
+    assert len(worst) == 12
+    assert worst == sorted(worst)
+    assert {(each["rate_per_s"], each["rank"]) for each in events["worst_served"]} <= {(0.4, 8), (0.2, 16)}
+    steady = answer(run("simulate", minute, "--adapters", 15, "--max-loras", 8, "--format", "json"))
+    assert "events" not in steady
+    assert set(first["prediction"]) == set(steady["prediction"])
+    assert first["prediction"]["itl_s"] == pytest.approx(steady["prediction"]["itl_s"], rel=0.2)
+
+
+def test_simulate_replays_a_trace_whatever_the_seed(run: Run, tmp_path: Path) -> None:
+    trace = "arrival_s,adapter,rank,input_tokens,output_tokens\n0,a,8,40,20\n10,b,8,60,30\n20,a,8,80,600\n60,b,8,9,9\n"
+    (tmp_path / "requests.csv").write_text(trace, encoding="utf-8")
+    path = tmp_path / "trace.yaml"
+    path.write_text("requests: {trace: requests.csv}\n", encoding="utf-8")
+    command = ("simulate", path, "--adapters", 2, "--max-loras", 1, "--engine", "event", "--format", "json")
+    found = answer(run(*command, "--seed", 3))
+    assert found["prediction"]["throughput_tokens_per_s"] == pytest.approx((60 + 90 + 680) / 60, rel=1e-3)
+    assert found["events"]["disk_loads"] == 2
+    assert found["events"]["worst_served"][0]["completed"] == 1
+    assert found["prediction"] == answer(run(*command, "--seed", 4))["prediction"]
+
+
+def test_simulate_prints_what_only_the_event_twin_tells(run: Run, minute: Path) -> None:
+    text = run(*SIMULATE, minute)
+    assert text.exit_code == 0
+    for words in ("seed 0", "time to first token, 50, 95, 99 %", "preemptions", "in steps", "Worst served adapters"):
+        assert words in text.stdout
+
+
+def test_simulate_of_a_server_that_does_not_start(run: Run, minute: Path) -> None:
+    command = (*SIMULATE, minute, "--gpu-memory-utilization", 0.3)
+    found = answer(run(*command, "--format", "json"))
+    assert found["prediction"]["status"] == "no_kv_cache"
+    assert found["prediction"]["throughput_tokens_per_s"] is None
+    assert found["events"]["worst_served"] == []
+    text = run(*command)
+    assert text.exit_code == 0
+    assert "nan" not in text.stdout
+
+
+def test_validate_by_the_event_twin(run: Run) -> None:
+    write_runs(RUN | {"duration_s": "60", "max_cpu_loras": "15"})
+    command = ("validate", "runs.csv", "--engine", "event", "--format", "json")
+    first, again, other = (run(*command, "--seed", seed) for seed in (1, 1, 2))
+    assert first.stdout == again.stdout != other.stdout
+    found = json.loads(first.stdout)
+    assert found["engine"] == "event"
+    assert found["models"][0]["runs"] == 1
+    assert all(math.isfinite(value) for name, value in found["models"][0].items() if name != "model")
+    assert found["models"] != answer(run("validate", "runs.csv", "--format", "json"))["models"]
