@@ -18,11 +18,17 @@ from jax import Array
 from lora_capacity.twin.inputs import Scenarios
 from lora_capacity.twin.stays import StayLaw
 
-BURST_FILL = 1.5
-"""How many times over the backlogs of the adapters in the slots must fill the batch until it stays full."""
+BURST_CV = 1.7
+"""Relative spread of the requests that one adapter in a slot keeps running: it comes with a backlog and drains it.
 
-BURST_WIDTH = 0.25
-"""How gradually that sets in, in the same unit."""
+Source: ``√(drain time / (2 · mean stay) − 1)`` for exponential stays, 1.1 to 1.5 for backlogs of 50 to 500, and more as
+the backlogs differ."""
+
+BURST_MARGIN = 2.25
+"""By how many standard deviations the requests that want to run must exceed the batch for it to stay full."""
+
+BURST_WIDTH = 0.45
+"""How gradually that sets in, in standard deviations."""
 
 TINY = 1e-9
 """Keeps quotients finite."""
@@ -118,7 +124,14 @@ def _crowded_share(scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: St
     backlog = fixed.rate * _backlog_wait_s(start.waiting, inactive * fixed.rate, fixed.rate, spread)
     turns = inactive * fixed.rate / (1.0 + backlog)
     running = (turns * (1.0 + backlog)).sum(axis=0) / jnp.maximum((turns * stays.drain(backlog)).sum(axis=0), TINY)
-    return jax.nn.sigmoid((scenarios.max_loras * running / fixed.most_running - BURST_FILL) / BURST_WIDTH)
+    width = burst_width(scenarios.max_loras)
+    excess = jnp.log(jnp.maximum(scenarios.max_loras * running, TINY) / fixed.most_running) / width - 0.5 * width
+    return jax.nn.sigmoid((excess - BURST_MARGIN) / BURST_WIDTH)
+
+
+def burst_width(max_loras: Array) -> Array:
+    """Standard deviation of the logarithm of the requests that the adapters in the slots want to run."""
+    return jnp.sqrt(jnp.log1p(BURST_CV**2 / max_loras))
 
 
 def _backlog_wait_s(waiting: Array, arrivals_per_s: Array, rate: Array, spread: Array) -> Array:

@@ -27,6 +27,7 @@ from lora_capacity.twin.cycle import (
     Cycle,
     Fixed,
     State,
+    burst_width,
     cycle_slots_free,
     cycle_slots_taken,
     resident_share,
@@ -43,11 +44,6 @@ Source: mean of the overloaded runs of the published H100 measurements (arXiv 25
 PASSED_OVER_KV_SHARE = 0.5
 """Share of the queue that the scheduler looks at in a step that a full KV cache ends: it stops at the first request
 that has its slot but no blocks, which stands anywhere in the queue."""
-
-BURST_CV = 1.4
-"""Relative spread of the requests that one adapter in a slot keeps running: it comes with a backlog and drains it.
-
-Source: ``√(drain time / (2 · mean stay) − 1)`` for exponential stays, 1.1 to 1.5 for backlogs of 50 to 500."""
 
 _INTERVALS = 16
 _STRETCH = 2.2
@@ -154,7 +150,7 @@ def _iterate(
     most_per_s = fixed.most_running / stay_s
     class_wanted = cycle.active * cycle.served_per_s * stay_s
     wanted = class_wanted.sum(axis=0) + scenarios.base_rate_per_s * guess.accepted * stay_s
-    fitting, full_share = _fit_in(wanted, fixed.most_running, BURST_CV / jnp.sqrt(scenarios.max_loras))
+    fitting, full_share = _fit_in(wanted, fixed.most_running, burst_width(scenarios.max_loras))
     overfull = jnp.maximum(start.waiting + dt * (fixed.offered_per_s - most_per_s), 0.0)
     bound_share = jnp.where(limited, full_share, jnp.where(overfull > 0.0, 1.0, 0.0))
     drained_per_s = (cycle.activations_per_s * (1.0 + cycle.backlog)).sum(axis=0)
@@ -213,9 +209,8 @@ def _iterate(
     return state, observed
 
 
-def _fit_in(wanted: Array, most: Array, spread: Array) -> tuple[Array, Array]:
-    """Mean of ``min(X, most)``, chance of ``X > most``; ``X`` log-normal with mean ``wanted``, relative ``spread``."""
-    width = jnp.sqrt(jnp.log1p(spread**2))
+def _fit_in(wanted: Array, most: Array, width: Array) -> tuple[Array, Array]:
+    """Mean of ``min(X, most)``, chance of ``X > most``; ``X`` log-normal with mean ``wanted``, ``width`` of its log."""
     margin = jnp.log(most / jnp.maximum(wanted, TINY)) / width
     over = jax.scipy.stats.norm.cdf(-margin - 0.5 * width)
     return wanted * jax.scipy.stats.norm.cdf(margin - 0.5 * width) + most * over, over
