@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from lora_capacity.errors import InfeasibleError, InputError
 from lora_capacity.optimize import Objective, assess, choose, critical_load, judge, optimize, starving_probability
-from lora_capacity.optimize.margin import load_factors
+from lora_capacity.optimize.margin import capacity_error, load_factors
 from lora_capacity.server import Gpu
 from lora_capacity.sweep import grid
 from lora_capacity.twin import build_scenarios
@@ -85,20 +85,22 @@ def test_the_chance_of_starving_is_that_of_a_lognormal_capacity():
 
 
 def test_the_second_load_tried_is_where_the_accepted_risk_ends():
-    factors = load_factors(0.05, 0.02, 4)
+    factors = load_factors(np.array([0.05]), 0.02, 4)[0]
     assert factors[0] == 1.0
     assert starving_probability(factors[1:2], 0.05).item() == pytest.approx(0.02)
-    assert (np.diff(load_factors(0.0, 0.5, 5)[1:]) > 0).all()
+    assert (np.diff(load_factors(np.array([0.0]), 0.5, 5)[0, 1:]) > 0).all()
 
 
 def test_a_server_starves_at_its_critical_load():
     scenarios = make_scenarios([20.0, 20.0], [0.63, 0.126], max_loras=[6, 12, 40], kv_cache_tokens=4e4, horizon_s=3e3)
-    found = assess(GPU_80, scenarios, STAYS, loads=3)
+    # A large accepted risk makes for small steps between the loads tried.
+    found = assess(GPU_80, scenarios, STAYS, risk=0.4, loads=13)
     at_critical = scenarios.replace(
         class_rate_per_s=scenarios.class_rate_per_s * found["critical_load"][:, np.newaxis].astype(np.float32)
     )
     beyond = assess(GPU_80, at_critical, STAYS)
-    inside = (found["critical_load"] > 1.0) & (found["critical_load"] < load_factors(0.05, 0.05, 3)[-1])
+    last = load_factors(capacity_error(GPU_80, scenarios), 0.4, 13)[:, -1]
+    inside = (found["critical_load"] > 1.0) & (found["critical_load"] < last)
     assert inside.any()
     np.testing.assert_allclose(beyond["service"][inside], 0.9, atol=INTERPOLATED)
     np.testing.assert_allclose(beyond["critical_load"][inside], 1.0, atol=INTERPOLATED)
@@ -314,3 +316,11 @@ def test_a_steeper_risk_is_a_safer_choice():
     margins = [best.critical_load for best in found.values()]
     assert margins == sorted(margins, reverse=True)
     assert margins[0] >= np.exp(norm.ppf(0.999) * 0.05) * (1.0 - INTERPOLATED)
+
+
+def test_few_contended_slots_add_to_the_error_of_the_capacity() -> None:
+    calibration = make_calibration(capacity_error=0.03)
+    scenarios = make_scenarios([[16], [16], [16], [400]], 1.0, max_loras=[4, 8, 16, 200])
+    few, more, one_each, many = capacity_error(calibration, scenarios)
+    assert few > more > one_each == 0.03
+    assert many == pytest.approx(0.03, rel=0.01)

@@ -24,7 +24,7 @@ BURST_CV = 1.7
 Source: ``√(drain time / (2 · mean stay) − 1)`` for exponential stays, 1.1 to 1.5 for backlogs of 50 to 500, and more as
 the backlogs differ."""
 
-BURST_MARGIN = 2.25
+BURST_MARGIN = 1.75
 """By how many standard deviations the requests that want to run must exceed the batch for it to stay full."""
 
 BURST_WIDTH = 0.45
