@@ -20,7 +20,7 @@ from lora_capacity.server import Gpu, ModelShape, VllmBehaviour
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB
 
-# Issue: 1 % on every started row.
+# Aim: 1 % on every started row.
 KV_TOLERANCE = 0.01
 # One more digit than asked for, so that a loss of the allocator's steps (up to 3 %) cannot hide.
 KV_TOLERANCE_FITTED = 0.003
