@@ -157,22 +157,7 @@ def _events(workload: "Workload", adapters: int, seed: int, played: "EventResult
 
 
 def _memory(calibration: "Calibration", server: "ServerConfig") -> dict[str, float]:
-    from lora_capacity.memory import plan_memory
-
-    plan = plan_memory(
-        calibration.model,
-        calibration.gpu,
-        calibration.memory,
-        behaviour=calibration.behaviour,
-        max_loras=server.max_loras,
-        max_lora_rank=server.max_lora_rank,
-        max_num_seqs=server.max_num_seqs,
-        max_num_batched_tokens=server.max_num_batched_tokens,
-        gpu_memory_utilization=server.gpu_memory_utilization,
-        max_model_len=server.max_model_len,
-        target_modules=server.reserved_modules,
-        block_size=server.block_size,
-    )
+    plan = calibration.plan_memory(server)
     return {name: float(getattr(plan, name)[0]) for name in _MEMORY}
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
-from lora_capacity.memory import MemoryModel
-from lora_capacity.server import Gpu, ModelShape, VllmBehaviour
+from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory
+from lora_capacity.server import Gpu, ModelShape, ServerConfig, VllmBehaviour
 from lora_capacity.workload import LengthDistribution
 
 SCHEMA_VERSION = 1
@@ -107,6 +107,23 @@ class Calibration:
             low, high = self.fitted_ranges.get(name, (-np.inf, np.inf))
             outside |= (values < low) | (values > high)
         return outside
+
+    def plan_memory(self, server: ServerConfig) -> MemoryPlan:
+        """Plan the GPU's memory of one server, ``[1]``."""
+        return plan_memory(
+            self.model,
+            self.gpu,
+            self.memory,
+            behaviour=self.behaviour,
+            max_loras=server.max_loras,
+            max_lora_rank=server.max_lora_rank,
+            max_num_seqs=server.max_num_seqs,
+            max_num_batched_tokens=server.max_num_batched_tokens,
+            gpu_memory_utilization=server.gpu_memory_utilization,
+            max_model_len=server.max_model_len,
+            target_modules=server.reserved_modules,
+            block_size=server.block_size,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a calibration file."""

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InfeasibleError
-from lora_capacity.memory import MemoryPlan, plan_memory
 from lora_capacity.optimize.choice import Columns, Objective
 from lora_capacity.optimize.problem import Problem
 from lora_capacity.optimize.recommendation import LIMITS, Candidate, MemoryMargin, Neighbour, Recommendation
@@ -153,25 +152,8 @@ def _runners_up(problem: Problem, columns: Columns, chosen: int) -> list[int]:
     return taken[1:]
 
 
-def _memory_plan(calibration: Calibration, server: ServerConfig) -> MemoryPlan:
-    return plan_memory(
-        calibration.model,
-        calibration.gpu,
-        calibration.memory,
-        behaviour=calibration.behaviour,
-        max_loras=server.max_loras,
-        max_lora_rank=server.max_lora_rank,
-        max_num_seqs=server.max_num_seqs,
-        max_num_batched_tokens=server.max_num_batched_tokens,
-        gpu_memory_utilization=server.gpu_memory_utilization,
-        max_model_len=server.max_model_len,
-        target_modules=server.reserved_modules,
-        block_size=server.block_size,
-    )
-
-
 def _memory_margin(calibration: Calibration, server: ServerConfig) -> MemoryMargin:
-    plan = _memory_plan(calibration, server)
+    plan = calibration.plan_memory(server)
     spare_tokens = plan.headroom_no_kv_cache_bytes.item() // calibration.model.kv_bytes_per_token
     return MemoryMargin(plan.kv_cache_tokens.item(), int(spare_tokens), plan.headroom_oom_bytes.item())
 
@@ -218,7 +200,7 @@ def _does_not_start(problem: Problem, columns: Columns) -> str:
     row = int(np.lexsort((columns["max_cpu_loras"], columns["max_loras"]))[0])
     names = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
     slots, settings = int(columns["max_loras"][row]), {name: int(columns[name][row]) for name in names}
-    plan = _memory_plan(problem.calibration, problem.server(int(columns["max_cpu_loras"][row]), slots, **settings))
+    plan = problem.calibration.plan_memory(problem.server(int(columns["max_cpu_loras"][row]), slots, **settings))
     lacking = -min(plan.headroom_no_kv_cache_bytes.item(), plan.headroom_oom_bytes.item()) / BYTES_PER_GIB
     return (
         f"no configuration starts: max_loras {slots} at max_lora_rank {settings['max_lora_rank']} lacks {lacking:.2f} "

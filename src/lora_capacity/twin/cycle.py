@@ -82,11 +82,17 @@ def cycle_slots_free(stays: StayLaw, fixed: Fixed, start: State, guess: State, s
 
 
 def cycle_slots_taken(
-    scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: State, guess: State, stay_s: Array, dt: Array
+    scenarios: Scenarios,
+    stays: StayLaw,
+    fixed: Fixed,
+    start: State,
+    guess: State,
+    crowded: Array,
+    stay_s: Array,
+    dt: Array,
 ) -> Cycle:
     """All slots in use: as one is given up it goes to an adapter that waits, with all its backlog."""
-    passes = start.touched.sum(axis=0) / jnp.maximum(fixed.adapters.sum(axis=0), TINY)
-    spread = 1.0 / (1.0 + passes)
+    spread = _age_spread(fixed, start)
     inactive = jnp.maximum(fixed.adapters - guess.active, 0.0)
     wait_s = _backlog_wait_s(guess.waiting, inactive * fixed.rate, fixed.rate, spread)
     backlog = fixed.rate * wait_s
@@ -94,7 +100,6 @@ def cycle_slots_taken(
 
     arriving = fixed.rate * guess.accepted
     drain_s = stay_s * stays.drain(backlog)
-    crowded = _crowded_share(scenarios, stays, fixed, start, spread)
     capped = guess.accepted < 0.999
     own_share = jnp.where(capped, jnp.minimum((guess.active * fixed.rate).sum(axis=0) / fixed.offered_per_s, 0.9), 0.0)
     closed_share = jnp.where(capped, 1.0, crowded)
@@ -118,8 +123,9 @@ def cycle_slots_taken(
     return Cycle(active, activations_per_s, served, open_share, backlog, jnp.broadcast_to(wait_s, backlog.shape))
 
 
-def _crowded_share(scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: State, spread: Array) -> Array:
+def crowded_share(scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: State) -> Array:
     """Share of the interval in which the backlogs of the adapters that get a slot overfill the batch."""
+    spread = _age_spread(fixed, start)
     inactive = jnp.maximum(fixed.adapters - start.active, 0.0)
     backlog = fixed.rate * _backlog_wait_s(start.waiting, inactive * fixed.rate, fixed.rate, spread)
     turns = inactive * fixed.rate / (1.0 + backlog)
@@ -132,6 +138,12 @@ def _crowded_share(scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: St
 def burst_width(max_loras: Array) -> Array:
     """Standard deviation of the logarithm of the requests that the adapters in the slots want to run."""
     return jnp.sqrt(jnp.log1p(BURST_CV**2 / max_loras))
+
+
+def _age_spread(fixed: Fixed, start: State) -> Array:
+    """``spread`` of `_backlog_wait_s`: from 1 at the start to 1/2 once every adapter has had a slot."""
+    passes = start.touched.sum(axis=0) / jnp.maximum(fixed.adapters.sum(axis=0), TINY)
+    return 1.0 / (1.0 + passes)
 
 
 def _backlog_wait_s(waiting: Array, arrivals_per_s: Array, rate: Array, spread: Array) -> Array:

@@ -28,6 +28,7 @@ from lora_capacity.twin.cycle import (
     Fixed,
     State,
     burst_width,
+    crowded_share,
     cycle_slots_free,
     cycle_slots_taken,
     resident_share,
@@ -121,9 +122,10 @@ def _balance(
     costs: Costs, scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: State, dt: Array
 ) -> tuple[State, _Observed]:
     """Find the balance of one interval by damped fixed-point iteration on step time, queue and accepted share."""
+    crowded = crowded_share(scenarios, stays, fixed, start)
 
     def iterate(guess: State, _: None) -> tuple[State, tuple[State, _Observed]]:
-        state, observed = _iterate(costs, scenarios, stays, fixed, start, guess, dt)
+        state, observed = _iterate(costs, scenarios, stays, fixed, start, guess, crowded, dt)
         return state, (state, observed)
 
     guess = start._replace(waiting=jnp.maximum(start.waiting, TINY))
@@ -138,13 +140,20 @@ def _middle_of_last_two(values: Array) -> Array:
 
 
 def _iterate(
-    costs: Costs, scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: State, guess: State, dt: Array
+    costs: Costs,
+    scenarios: Scenarios,
+    stays: StayLaw,
+    fixed: Fixed,
+    start: State,
+    guess: State,
+    crowded: Array,
+    dt: Array,
 ) -> tuple[State, _Observed]:
     stay_s = scenarios.mean_output_tokens * guess.step_s
     free = cycle_slots_free(stays, fixed, start, guess, stay_s, dt)
-    crowded = fixed.adapters.sum(axis=0) > scenarios.max_loras
-    limited = crowded & (free.active.sum(axis=0) > scenarios.max_loras)
-    taken = cycle_slots_taken(scenarios, stays, fixed, start, guess, stay_s, dt)
+    contended = fixed.adapters.sum(axis=0) > scenarios.max_loras
+    limited = contended & (free.active.sum(axis=0) > scenarios.max_loras)
+    taken = cycle_slots_taken(scenarios, stays, fixed, start, guess, crowded, stay_s, dt)
     cycle = Cycle(*(jnp.where(limited, a, b) for a, b in zip(taken, free, strict=True)))
 
     most_per_s = fixed.most_running / stay_s
