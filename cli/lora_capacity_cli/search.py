@@ -1,0 +1,106 @@
+"""What the commands that look for the best configuration share: their options, and the search itself."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lora_capacity.units import MS_PER_S
+from lora_capacity_cli.options import GRID, calibration_option, server_options, workload_argument
+from lora_capacity_cli.runtime import prepare, progress_bar
+
+if TYPE_CHECKING:
+    from lora_capacity.calibration import Calibration
+    from lora_capacity.optimize import Recommendation
+    from lora_capacity.workload import Workload
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--adapters", type=GRID, help="Numbers of adapters to consider. [default: all that can make sense]"),
+    click.option("--max-loras", type=GRID, help="Numbers of slots to consider. [default: all that can make sense]"),
+    click.option(
+        "--objective",
+        "goal",
+        type=click.Choice(["throughput", "fewest-slots", "most-adapters"]),
+        default="throughput",
+        show_default=True,
+        help="What to look for among the configurations that are unlikely to starve.",
+    ),
+    click.option(
+        "--within",
+        type=float,
+        default=0.01,
+        show_default=True,
+        help="Share of the best throughput that fewest-slots may give up.",
+    ),
+    click.option("--max-itl-ms", type=float, help="Longest mean inter-token latency allowed."),
+    click.option("--max-ttft-ms", type=float, help="Longest mean time to first token allowed."),
+    click.option(
+        "--starvation-threshold",
+        type=float,
+        default=0.1,
+        show_default=True,
+        help="Share below the offered load from which on throughput counts as starved.",
+    ),
+    click.option(
+        "--risk", type=float, default=0.05, show_default=True, help="Highest acceptable probability of starving."
+    ),
+)
+_NAMES = ("adapters", "max_loras", "goal", "within", "max_itl_ms", "max_ttft_ms", "starvation_threshold", "risk")
+
+
+def search_options(command: Command) -> Command:
+    """Add the workload and all that narrows the search; the command gets them as ``question``, for `recommend`."""
+
+    @functools.wraps(command)
+    def with_question(**given: Any) -> Any:
+        question = {name: given.pop(name) for name in ("workload", "calibration", "settings", *_NAMES)}
+        return command(**given, question=question)
+
+    decorated: Any = server_options(grids=True)(with_question)
+    for option in reversed((workload_argument, calibration_option, *_OPTIONS)):
+        decorated = option(decorated)
+    return decorated
+
+
+def recommend(question: dict[str, Any]) -> "tuple[Workload, Calibration, Recommendation]":
+    """Look for the best configuration, with progress on a terminal.
+
+    Args:
+        question: What `search_options` gathered.
+
+    Returns:
+        The workload and the calibration read, and the recommendation.
+    """
+    prepare()
+    from lora_capacity.calibration import load_calibration
+    from lora_capacity.optimize import Objective, optimize
+    from lora_capacity.workload import Workload
+
+    bounds_s = {
+        f"max_{name}_s": None if bound_ms is None else bound_ms / MS_PER_S
+        for name, bound_ms in (("itl", question["max_itl_ms"]), ("ttft", question["max_ttft_ms"]))
+    }
+    objective = Objective(goal=question["goal"], within=question["within"], **bounds_s)
+    path: Path = question["workload"]
+    asked = Workload.from_file(path)
+    known = load_calibration(question["calibration"])
+    settings = dict(question["settings"])
+    axes = {name: settings.pop(name, None) for name in ("max_num_batched_tokens", "max_num_seqs")}
+    with progress_bar("configurations") as progress:
+        found = optimize(
+            asked,
+            known,
+            adapters=question["adapters"],
+            max_loras=question["max_loras"],
+            **axes,
+            objective=objective,
+            settings=settings,
+            starvation_threshold=question["starvation_threshold"],
+            risk=question["risk"],
+            progress=progress,
+        )
+    return asked, known, found
