@@ -240,7 +240,8 @@ class Client:
         """Return a request for a streamed completion of an exact length.
 
         ``ignore_eos`` alone makes it so. ``min_tokens`` would too, but adds work to every step of the server, which the
-        traffic that is imitated does not.
+        traffic that is imitated does not. Special tokens are not skipped: a server sends nothing for a token without
+        text, and a model made to go on past its end generates many.
 
         Args:
             model: Name of the model or adapter.
@@ -249,7 +250,7 @@ class Client:
         """
         body = (
             f'{{"model":{json.dumps(model)},"prompt":[{prompt}],"max_tokens":{output_tokens},'
-            '"ignore_eos":true,"temperature":0.0,"stream":true,'
+            '"ignore_eos":true,"skip_special_tokens":false,"temperature":0.0,"stream":true,'
             '"stream_options":{"include_usage":true}}'
         ).encode()
         head = (

@@ -125,6 +125,9 @@ class LoadResult:
         return {
             "mean_input_tokens": float(requests.input_tokens.mean()),
             "mean_output_tokens": float(requests.output_tokens.mean()),
+            "std_input_tokens": float(requests.input_tokens.std()),
+            "std_output_tokens": float(requests.output_tokens.std()),
+            "max_output_tokens": int(requests.output_tokens.max()),
             "arrivals": int(np.count_nonzero(self.sent)),
             "completed": int(np.count_nonzero(completed)),
             "duration_s": self.duration_s,

@@ -30,6 +30,9 @@ ABOUT_COLUMNS = (
 MEASURED_COLUMNS = (
     "mean_input_tokens",
     "mean_output_tokens",
+    "std_input_tokens",
+    "std_output_tokens",
+    "max_output_tokens",
     "completed",
     "duration_s",
     "completed_input_tokens",

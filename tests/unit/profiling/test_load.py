@@ -170,6 +170,9 @@ def test_summary_by_hand() -> None:
     expected = {
         "mean_input_tokens": 25,
         "mean_output_tokens": 4.5,
+        "std_input_tokens": np.std([10, 20, 30, 40]),
+        "std_output_tokens": np.std([3, 1, 6, 8]),
+        "max_output_tokens": 8,
         "arrivals": 4,
         "completed": 3,
         "duration_s": 10,

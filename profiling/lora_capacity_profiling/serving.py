@@ -1,0 +1,148 @@
+"""One serving run: a workload sent to a server, with the server's metrics sampled meanwhile."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lora_capacity.errors import InputError
+from lora_capacity.workload import Workload
+from lora_capacity.workload.requests import Requests
+from lora_capacity_profiling.endpoint import Endpoint
+from lora_capacity_profiling.errors import ServerError
+from lora_capacity_profiling.load import LoadResult, Progress, at_once, run_load
+from lora_capacity_profiling.metrics import SAMPLE_INTERVAL_S, Sampler, Window
+from lora_capacity_profiling.runs import serving_run_row
+
+_SAMPLES, _LEAST_INTERVAL_S = 30, 1.0
+_WARM_UP_S = 300.0
+_WARM_UP_INPUT_TOKENS, _WARM_UP_OUTPUT_TOKENS = 32, 8
+
+
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """What became of one serving run.
+
+    Attributes:
+        workload: The traffic.
+        adapters: Adapters served.
+        result: What the client saw.
+        window: What the server's metrics said meanwhile.
+    """
+
+    workload: Workload
+    adapters: int
+    result: LoadResult
+    window: Window
+
+    def row(self, about: Mapping[str, object]) -> dict[str, object]:
+        """Return the run as a row of a table of serving runs.
+
+        Args:
+            about: What is not known from the workload: ``run_id``, ``model`` and the server's settings; see
+                :data:`~lora_capacity_profiling.runs.ABOUT_COLUMNS`.
+        """
+        columns = traffic_columns(self.workload, self.adapters)
+        return serving_run_row({**columns, "status": "ok", **about}, self.result, self.window)
+
+
+def traffic_columns(workload: Workload, adapters: int) -> dict[str, object]:
+    """Return what a table of serving runs says of the traffic: adapters, rates, ranks.
+
+    Args:
+        workload: The traffic.
+        adapters: Adapters served.
+    """
+    rates_per_s, ranks = workload.adapters.deal(adapters)
+    values, counts = np.unique(rates_per_s, return_counts=True)
+    return {
+        "max_cpu_loras": adapters,
+        "rates": _words(rates_per_s),
+        "ranks": _words(ranks),
+        "rate_values": _words(values),
+        "rate_counts": _words(counts),
+    }
+
+
+def serve_workload(
+    endpoint: Endpoint,
+    workload: Workload,
+    adapters: Sequence[str],
+    *,
+    base_model: str,
+    seed: int = 0,
+    sample_interval_s: float | None = None,
+    vocab_size: int = 1000,
+    on_progress: Progress | None = None,
+) -> Serving:
+    """Send a workload's requests to a server over its horizon; what still runs at its end is cancelled.
+
+    Args:
+        endpoint: The server, which serves all the adapters; see :func:`warm_up`.
+        workload: The traffic; its first adapters are those named here.
+        adapters: The server's names of the adapters, ``[adapters]``.
+        base_model: The server's name of the model.
+        seed: Seed of arrivals, lengths and prompts.
+        sample_interval_s: Seconds between samples of the server's metrics; by default a thirtieth of the horizon, but
+            from 1 to 10.
+        vocab_size: Prompts hold token numbers below it.
+        on_progress: Called once a second.
+
+    Raises:
+        InputError: If the workload has not so many adapters, or too many requests would be under way.
+        ServerError: If the server stops answering.
+    """
+    requests = workload.sample_requests(len(adapters), seed)
+    if not len(requests):
+        raise InputError("horizon_s", workload.horizon_s, "a time in which a request arrives", "lengthen it")
+    if sample_interval_s is None:
+        sample_interval_s = min(max(workload.horizon_s / _SAMPLES, _LEAST_INTERVAL_S), SAMPLE_INTERVAL_S)
+    with Sampler(endpoint, interval_s=sample_interval_s) as sampler:
+        result = run_load(
+            endpoint,
+            requests,
+            adapters,
+            base_model=base_model,
+            duration_s=workload.horizon_s,
+            max_pending=workload.max_pending,
+            vocab_size=vocab_size,
+            record_pieces=True,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    # All may have been answered before the horizon; nothing would have happened in the rest of it.
+    result = replace(result, duration_s=max(result.duration_s, workload.horizon_s))
+    return Serving(workload, len(adapters), result, sampler.window)
+
+
+def warm_up(endpoint: Endpoint, adapters: Sequence[str], *, base_model: str, vocab_size: int = 1000) -> None:
+    """Ask every adapter twice, so that all that a server does only once is done.
+
+    The first requests go to adapters: vLLM 0.32.0 for CPUs dies where the first goes to the base model.
+
+    Args:
+        endpoint: The server.
+        adapters: The server's names of the adapters; none where it serves the base model alone.
+        base_model: The server's name of the model.
+        vocab_size: Prompts hold token numbers below it.
+
+    Raises:
+        ServerError: If a request is not answered.
+    """
+    every = np.arange(len(adapters)) if adapters else np.array([-1])
+    for _ in range(2):
+        result = run_load(
+            endpoint, _equal(every), adapters, base_model=base_model, duration_s=_WARM_UP_S, vocab_size=vocab_size
+        )
+        if not result.completed.all():
+            why = next(iter(result.failures), f"no answer within {_WARM_UP_S:g} s")
+            raise ServerError(f"{endpoint.url} does not answer for every adapter: {why}")
+
+
+def _equal(adapter: np.ndarray) -> Requests:
+    sizes = np.ones(adapter.size, dtype=np.int64)
+    return at_once(adapter, sizes * _WARM_UP_INPUT_TOKENS, sizes * _WARM_UP_OUTPUT_TOKENS)
+
+
+def _words(numbers: np.ndarray) -> str:
+    return " ".join(f"{number:g}" for number in numbers.tolist())
