@@ -19,6 +19,7 @@ from lora_capacity.validation import (
     mape,
     predict_runs,
     read_runs,
+    run_lengths,
     score_runs,
     smape,
 )
@@ -149,6 +150,48 @@ def test_runs_become_configurations(tmp_path: Path, calibrations: dict[str, Cali
     assert total == pytest.approx([5.0, 4.8])
     assert np.asarray(scenarios.mean_output_tokens) == pytest.approx(200 * calibration.runs.output_share)
     assert np.asarray(scenarios.horizon_s).tolist() == [3600, 3600]
+
+
+SHORT = {
+    "mean_input_tokens": 20,
+    "mean_output_tokens": 30,
+    "std_input_tokens": 5,
+    "max_input_tokens": 40,
+    "std_output_tokens": 10,
+    "max_output_tokens": 60,
+}
+
+
+def test_recorded_lengths_take_the_place_of_the_published_ones(
+    tmp_path: Path, calibrations: dict[str, Calibration]
+) -> None:
+    assert calibrations[MODEL].runs is not None
+    runs = read(tmp_path, SHORT, {name: "" for name in SHORT if "mean" not in name})
+    assert runs.tells_lengths.tolist() == [True, False]
+    lengths = run_lengths(runs, np.arange(1), calibrations[MODEL].runs)
+    assert (lengths.output_share, lengths.output_std_tokens, lengths.max_output_tokens) == (1, 10, 60)
+    assert lengths.kv_tokens_per_request == pytest.approx(20 + (900 + 100) / 60 + 8)
+    assert run_lengths(runs, np.arange(2), calibrations[MODEL].runs) == calibrations[MODEL].runs
+
+
+@pytest.mark.parametrize("engine", ["steady", "event"])
+def test_short_requests_are_predicted(tmp_path: Path, calibrations: dict[str, Calibration], engine: str) -> None:
+    fixed = {"std_input_tokens": 0, "max_input_tokens": 20, "std_output_tokens": 0, "max_output_tokens": 30}
+    found = predict_runs(read(tmp_path, SHORT, SHORT | fixed, {"duration_s": 600}), calibrations, engine)
+    assert found.throughput_tokens_per_s[:2] == pytest.approx(4.8 * 50, rel=0.05)
+    assert found.throughput_tokens_per_s[2] == pytest.approx(4.8 * 420, rel=0.1)
+
+
+def test_requests_to_the_base_model_are_offered_too(tmp_path: Path, calibrations: dict[str, Calibration]) -> None:
+    runs = read(tmp_path, {"base_rate_per_s": 1.2, "arrivals": 21600, "completed": 21600})
+    assert runs.nominal_rate_per_s == pytest.approx([6.0])
+    found = predict_runs(runs, calibrations)
+    assert found.throughput_tokens_per_s == pytest.approx(6.0 * 420, rel=0.02)
+
+
+def test_recorded_bound_of_the_clients_tells_whether_they_were_held_back(tmp_path: Path) -> None:
+    held, free = {"arrivals": 17095, "max_pending": 100}, {"arrivals": 17050, "max_pending": 100}
+    assert read(tmp_path, held, free).arrival_rate_per_s(max_pending=26000) == pytest.approx([4.8, 17050 / 3600])
 
 
 def test_predictions_keep_the_order_of_the_runs(tmp_path: Path, calibrations: dict[str, Calibration]) -> None:

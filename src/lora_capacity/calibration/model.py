@@ -52,8 +52,12 @@ class RunLengths:
     max_pending: float
 
     def output_lengths(self, mean_tokens: float) -> LengthDistribution:
-        """Law of the output lengths with this mean."""
-        return LengthDistribution.from_moments(mean_tokens, self.output_std_tokens, 1, self.max_output_tokens)
+        """Law of the output lengths with this mean, spread as wide as these bounds allow at most."""
+        part = mean_tokens % 1.0
+        least = np.sqrt(part * (1.0 - part))
+        most = np.sqrt(max(mean_tokens - 1.0, 0.0) * max(self.max_output_tokens - mean_tokens, 0.0))
+        std_tokens = float(np.clip(self.output_std_tokens, least, max(most, least)))
+        return LengthDistribution.from_moments(mean_tokens, std_tokens, 1, self.max_output_tokens)
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,10 @@ def _run_lengths(source: str, content: object) -> RunLengths:
         raise InputError(field, type(content).__name__, f"an object with {', '.join(names)}")
     check_keys(field, content, names)
     values = {
-        name: check_number(f"{field}.{name}", content.get(name, "missing"), minimum=0, exclusive=True) for name in names
+        name: check_number(
+            f"{field}.{name}", content.get(name, "missing"), minimum=0, exclusive=name != "output_std_tokens"
+        )
+        for name in names
     }
     longest = int(values.pop("max_output_tokens"))
     return RunLengths(max_output_tokens=longest, **values)

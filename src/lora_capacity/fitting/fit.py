@@ -131,7 +131,7 @@ def fit_calibration(
             "held_back_by_scenario": measured.errors(held_back, held_back_itl_s),
             "microbenchmarks_alone": measured.errors(*measured.predict(problem.costs(alone))),
         }
-        capacity_error = measured.capacity_error(held_back)
+        capacity_error = measured.capacity_error(held_back, capacity_error)
     calibration = Calibration(
         name=name or f"{profile.model.name}-{profile.gpu.name}".lower(),
         model=profile.model,

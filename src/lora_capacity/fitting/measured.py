@@ -16,10 +16,11 @@ from lora_capacity.fitting.profile import FloatArray, Profile
 from lora_capacity.fitting.residuals import NAMES, build_costs
 from lora_capacity.memory import MemoryModel
 from lora_capacity.twin import Results, Scenarios, StayLaw, simulate_steady
-from lora_capacity.validation import RUN_LENGTHS, Runs, is_starved, lay_out_runs, read_runs, smape
+from lora_capacity.validation import RUN_LENGTHS, Runs, is_starved, lay_out_runs, read_runs, run_lengths, smape
 
 # Runs whose service lies between these tell how well the onset of starvation is predicted.
 _NEAR_CAPACITY = (0.5, 0.98)
+_FEWEST_NEAR = 5
 _BUSY_RUNNING = 20
 _RECORDED = {
     "mean_running": Column(required=False, blank=True, minimum=0),
@@ -80,11 +81,18 @@ class MeasuredRuns:
             "scenarios": {scenario: smapes(runs.scenario == scenario) for scenario in scenarios},
         }
 
-    def capacity_error(self, throughput: FloatArray) -> float:
-        """Root mean square of the log error of throughput over runs near the onset of starvation."""
+    def capacity_error(self, throughput: FloatArray, otherwise: float) -> float:
+        """Root mean square of the log error of throughput over runs near the onset of starvation.
+
+        Args:
+            throughput: Predictions in tokens/s, ``[runs]``.
+            otherwise: What to return where too few runs are near it to tell.
+        """
         measured = self.runs.throughput_tokens_per_s
         service = measured / self.offered_tokens_per_s
         near = (service > _NEAR_CAPACITY[0]) & (service < _NEAR_CAPACITY[1])
+        if np.count_nonzero(near) < _FEWEST_NEAR:
+            return otherwise
         return round(float(np.sqrt(np.mean(np.log(throughput[near] / measured[near]) ** 2))), 4)
 
 
@@ -97,12 +105,12 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
         memory: Its memory model.
 
     Raises:
-        InputError: If the table is malformed or no run of the model started.
+        InputError: If the table is malformed or no run of the model completed a request.
     """
     every = read_runs(path)
-    chosen = np.flatnonzero((every.model == profile.model.name) & every.started)
+    chosen = np.flatnonzero((every.model == profile.model.name) & every.started & (every.completed > 0))
     if not chosen.size:
-        raise InputError(f"{path}, model", profile.model.name, "a model with runs that started")
+        raise InputError(f"{path}, model", profile.model.name, "a model with runs that completed requests")
     recorded = {name: values[chosen] for name, values in read_table(path, _RECORDED).items()}
     runs, running, output_per_s = every.take(chosen), recorded["mean_running"], recorded["output_throughput"]
     server = Calibration(
@@ -118,6 +126,7 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
     asked_per_s = runs.mean_output_tokens * runs.completed / runs.duration_s
     lengths = replace(RUN_LENGTHS, output_share=round(float(np.median(output_per_s / asked_per_s)), 4))
     rows = np.arange(len(runs))
+    lengths = run_lengths(runs, rows, lengths)
     scenarios, stays = lay_out_runs(runs, rows, server, lengths)
     held = recorded["mean_kv_usage"] * np.asarray(scenarios.kv_cache_tokens) / running
     busy = (running > _BUSY_RUNNING) & np.isfinite(held)

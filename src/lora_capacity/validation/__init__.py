@@ -1,7 +1,7 @@
 """Predictions against measured runs: reading runs, predicting them, and scoring the predictions."""
 
 from lora_capacity.validation.lengths import length_pairs
-from lora_capacity.validation.predict import ENGINES, RUN_LENGTHS, Predictions, lay_out_runs, predict_runs
+from lora_capacity.validation.predict import ENGINES, RUN_LENGTHS, Predictions, lay_out_runs, predict_runs, run_lengths
 from lora_capacity.validation.runs import Runs, read_runs
 from lora_capacity.validation.scores import is_starved, mape, score_runs, smape
 
@@ -16,6 +16,7 @@ __all__ = [
     "mape",
     "predict_runs",
     "read_runs",
+    "run_lengths",
     "score_runs",
     "smape",
 ]

@@ -12,10 +12,12 @@ from lora_capacity.workload import LengthDistribution
 PAIRS = 8192
 """Pairs of lengths in a sample."""
 
-_SHORTEST_TOKENS, _LONGEST_INPUT_TOKENS, _INPUT_STD_TOKENS = 4, 1024, 248.0
-"""Prompts of the published runs.
+INPUT_STD_TOKENS = 248.0
+"""Spread of the prompts of the published runs.
 
-Source: ShareGPT as arXiv 2508.08343 drew from it."""
+Source: ShareGPT as arXiv 2508.08343 drew from it, as the next."""
+
+_SHORTEST_TOKENS, _LONGEST_INPUT_TOKENS = 4, 1024
 
 _HALVINGS = 12
 
@@ -23,7 +25,13 @@ Pairs = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 @lru_cache(maxsize=256)
-def length_pairs(input_mean_tokens: float, output_mean_tokens: float, lengths: RunLengths) -> Pairs:
+def length_pairs(
+    input_mean_tokens: float,
+    output_mean_tokens: float,
+    lengths: RunLengths,
+    input_std_tokens: float = INPUT_STD_TOKENS,
+    max_input_tokens: int | None = None,
+) -> Pairs:
     """Return prompt and answer lengths coupled so that running requests hold as much KV cache as measured.
 
     A running request holds ``(E[input · output] + E[output²]/2) / E[output]`` tokens and half a block. A Gaussian
@@ -34,6 +42,8 @@ def length_pairs(input_mean_tokens: float, output_mean_tokens: float, lengths: R
         input_mean_tokens: Mean prompt length.
         output_mean_tokens: Mean answer length.
         lengths: What else is known of them.
+        input_std_tokens: Standard deviation of the prompt lengths.
+        max_input_tokens: Longest prompt; by default that of the published runs, or four times the mean.
 
     Returns:
         Prompts and their answers, int32 ``[PAIRS]`` each; the same at every call.
@@ -42,7 +52,7 @@ def length_pairs(input_mean_tokens: float, output_mean_tokens: float, lengths: R
         InputError: If answers within the bounds cannot have this mean.
     """
     first, second = np.random.default_rng(0).standard_normal((2, PAIRS))
-    prompts = _prompts(input_mean_tokens)
+    prompts = _prompts(input_mean_tokens, input_std_tokens, max_input_tokens)
     answer = _quantiles(lengths.output_lengths(output_mean_tokens), first)
     low, high = -0.999, 0.0
     prompt = answer
@@ -54,12 +64,16 @@ def length_pairs(input_mean_tokens: float, output_mean_tokens: float, lengths: R
     return prompt.astype(np.int32), answer.astype(np.int32)
 
 
-def _prompts(mean_tokens: float) -> LengthDistribution:
-    """Return a law of prompts with this mean and, where it can have it, the published spread."""
+def _prompts(mean_tokens: float, std_tokens: float, max_tokens: int | None) -> LengthDistribution:
+    """Return a law of prompts with this mean and, where it can have it, this spread."""
     shortest = min(_SHORTEST_TOKENS, int(mean_tokens))
-    longest = max(_LONGEST_INPUT_TOKENS, int(np.ceil(4 * mean_tokens)))
-    widest = np.sqrt((mean_tokens - shortest) * (longest - mean_tokens))
-    return LengthDistribution.from_moments(mean_tokens, min(_INPUT_STD_TOKENS, 0.9 * widest), shortest, longest)
+    unknown = max(_LONGEST_INPUT_TOKENS, int(np.ceil(4 * mean_tokens)))
+    longest = unknown if max_tokens is None else max(max_tokens, int(np.ceil(mean_tokens)))
+    part = mean_tokens % 1.0
+    least, widest = np.sqrt(part * (1.0 - part)), np.sqrt((mean_tokens - shortest) * (longest - mean_tokens))
+    return LengthDistribution.from_moments(
+        mean_tokens, float(np.clip(std_tokens, least, max(0.9 * widest, least))), shortest, longest
+    )
 
 
 def _quantiles(law: LengthDistribution, normal: NDArray[np.float64]) -> NDArray[np.int64]:

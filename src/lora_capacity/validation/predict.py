@@ -14,8 +14,8 @@ from lora_capacity.status import Status
 from lora_capacity.sweep import Progress
 from lora_capacity.twin import Scenarios, StayLaw, lay_out
 from lora_capacity.units import S_PER_HOUR
-from lora_capacity.validation.lengths import length_pairs
-from lora_capacity.validation.runs import STARVED_SHORTFALL, FloatArray, IntArray, Runs
+from lora_capacity.validation.lengths import INPUT_STD_TOKENS, length_pairs
+from lora_capacity.validation.runs import LENGTH_COLUMNS, STARVED_SHORTFALL, FloatArray, IntArray, Runs
 
 RUN_LENGTHS = RunLengths(
     output_share=1.0,
@@ -98,7 +98,7 @@ def predict_runs(
         if model not in calibrations:
             known = ", ".join(calibrations) or "none"
             raise InputError(f"{runs.path}, model", model, f"a model with a calibration: {known}", "give a calibration")
-        for rows in _same_length_limit(runs, np.flatnonzero(runs.model == model)):
+        for rows in _alike(runs, np.flatnonzero(runs.model == model)):
             found = _predict(runs, rows, calibrations[model])
             if engine == "event":
                 found |= _play(runs, rows, calibrations[model], seed, _from(progress, sum(map(len, places)), len(runs)))
@@ -111,10 +111,17 @@ def predict_runs(
     return Predictions(**{name: np.concatenate(parts)[order] for name, parts in columns.items()})
 
 
-def _same_length_limit(runs: Runs, rows: IntArray) -> list[IntArray]:
-    """Split rows by ``max_model_len``, which is one for all configurations that are laid out together."""
-    _, group = np.unique(runs.max_model_len[rows], return_inverse=True)
-    return [rows[group == i] for i in range(int(group.max()) + 1)]
+def _alike(runs: Runs, rows: IntArray) -> list[IntArray]:
+    """Split rows by what is one for all configurations that are laid out together: ``max_model_len`` and lengths.
+
+    Answers of recorded lengths are those of one workload; where nothing is recorded, the model's other runs help out.
+    """
+    _, workload = np.unique(runs.scenario[rows].astype(str), return_inverse=True)
+    told = runs.tells_lengths[rows]
+    keys = [runs.max_model_len[rows], np.where(told, workload, -1)]
+    keys += [np.where(told, getattr(runs, name)[rows], -1.0) for name in LENGTH_COLUMNS]
+    _, group = np.unique(np.stack(keys, axis=1), axis=0, return_inverse=True)
+    return [rows[group.reshape(-1) == i] for i in range(int(group.max()) + 1)]
 
 
 def _from(progress: Progress | None, before: int, total: int) -> Progress | None:
@@ -123,7 +130,7 @@ def _from(progress: Progress | None, before: int, total: int) -> Progress | None
 
 
 def _predict(runs: Runs, rows: IntArray, calibration: Calibration) -> dict[str, np.ndarray]:
-    lengths = calibration.runs or RUN_LENGTHS
+    lengths = run_lengths(runs, rows, calibration.runs or RUN_LENGTHS)
     scenarios, stays = lay_out_runs(runs, rows, calibration, lengths)
     asked = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows]
     produced = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows] * lengths.output_share
@@ -137,19 +144,49 @@ def _play(
     runs: Runs, rows: IntArray, calibration: Calibration, seed: int, progress: Progress | None
 ) -> dict[str, np.ndarray]:
     """Return what the event twin sees in runs."""
-    lengths = calibration.runs or RUN_LENGTHS
+    lengths = run_lengths(runs, rows, calibration.runs or RUN_LENGTHS)
     scenarios, _ = lay_out_runs(runs, rows, calibration, lengths)
     means = np.stack([scenarios.mean_input_tokens, scenarios.mean_output_tokens], axis=1)
+    prompts: tuple[float, int | None] = (INPUT_STD_TOKENS, None)
+    if runs.tells_lengths[rows[0]]:
+        prompts = (float(runs.std_input_tokens[rows[0]]), int(runs.max_input_tokens[rows[0]]))
     pairs = []
     for input_mean, output_mean in np.round(means, 1).tolist():
         try:
-            pairs.append(length_pairs(input_mean, output_mean, lengths))
+            pairs.append(length_pairs(input_mean, output_mean, lengths, *prompts))
         except InputError as error:
             raise InputError(f"{runs.path}, mean_output_tokens", output_mean, error.allowed) from None
     inputs, outputs = (np.stack(column) for column in zip(*pairs, strict=True))
     settled = play(calibration, scenarios, inputs, outputs, seed=seed, progress=progress).settled
     found = {name: np.asarray(getattr(settled, name)) for name in ("throughput_tokens_per_s", "itl_s", "ttft_s")}
     return found | {"status": np.array([Status(code).label for code in np.asarray(settled.status)], dtype=object)}
+
+
+def run_lengths(runs: Runs, rows: IntArray, otherwise: RunLengths) -> RunLengths:
+    """Return what is known of the request lengths of some runs.
+
+    Where all of them tell the spread, answers had the length asked for, independently of the prompts; a running request
+    then holds ``E[input] + E[output²] / (2 · E[output])`` tokens and half a block.
+
+    Args:
+        runs: The runs.
+        rows: Which of them.
+        otherwise: What holds where the runs do not tell.
+    """
+    if not runs.tells_lengths[rows].all():
+        return otherwise
+    inputs, outputs, std = (
+        float(getattr(runs, name)[rows].mean())
+        for name in ("mean_input_tokens", "mean_output_tokens", "std_output_tokens")
+    )
+    held = inputs + (outputs**2 + std**2) / (2.0 * outputs) + 8.0
+    return RunLengths(
+        output_share=1.0,
+        output_std_tokens=std,
+        max_output_tokens=int(runs.max_output_tokens[rows].max()),
+        kv_tokens_per_request=held,
+        max_pending=otherwise.max_pending,
+    )
 
 
 def lay_out_runs(
@@ -175,12 +212,12 @@ def lay_out_runs(
         class_count=runs.class_count[rows],
         class_rate_per_s=runs.class_rate_per_s[rows] * scale,
         class_rank=runs.mean_rank[rows, np.newaxis],
-        base_rate_per_s=0.0,
+        base_rate_per_s=runs.base_rate_per_s[rows] * scale[:, 0],
         mean_input_tokens=_filled(runs.mean_input_tokens[rows], _INPUT_TOKENS),
         mean_output_tokens=output_tokens,
         kv_tokens_per_request=lengths.kv_tokens_per_request,
         horizon_s=_filled(runs.duration_s[rows], S_PER_HOUR),
-        max_pending=lengths.max_pending,
+        max_pending=np.where(np.isnan(runs.max_pending[rows]), lengths.max_pending, runs.max_pending[rows]),
         adapters=runs.max_cpu_loras[rows],
         max_loras=runs.max_loras[rows],
         max_lora_rank=runs.max_lora_rank[rows],

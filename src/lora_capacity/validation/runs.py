@@ -28,6 +28,9 @@ STARVED_SHORTFALL = 0.1
 
 Source: definition of arXiv 2508.08343."""
 
+LENGTH_COLUMNS = ("std_input_tokens", "max_input_tokens", "std_output_tokens", "max_output_tokens")
+"""Columns that tell, beside the means, from what law request lengths were drawn."""
+
 _STATUSES = {status.label: status for status in (Status.OK, Status.NO_KV_CACHE, Status.OOM)}
 _MEASURED = (
     "mean_input_tokens",
@@ -56,6 +59,12 @@ _COLUMNS = {
     "max_num_seqs": Column("integer", required=False, minimum=1),
     "max_num_batched_tokens": Column("integer", required=False, minimum=1),
     "max_model_len": Column("integer", required=False, minimum=1),
+    "base_rate_per_s": Column(required=False, minimum=0),
+    "max_pending": Column("integer", required=False, minimum=1),
+    "std_input_tokens": Column(required=False, minimum=0),
+    "max_input_tokens": Column("integer", required=False, minimum=1),
+    "std_output_tokens": Column(required=False, minimum=0),
+    "max_output_tokens": Column("integer", required=False, minimum=1),
 } | {name: Column(blank=True, minimum=0, exclusive=name in _POSITIVE) for name in _MEASURED}
 
 
@@ -77,6 +86,14 @@ class Runs:
         max_num_seqs: Most requests in a step.
         max_num_batched_tokens: Most tokens in a step.
         max_model_len: Longest sequence in tokens; NaN: as long as the model takes.
+        base_rate_per_s: Requests per second without an adapter, as asked for.
+        max_pending: Most unanswered requests that the clients held.
+        std_input_tokens: Standard deviation of the law that prompt lengths were drawn from; NaN: not recorded, as the
+            next three. Where those of the answers are recorded, every answer had the length asked for, whatever its
+            prompt's.
+        max_input_tokens: Longest prompt of that law.
+        std_output_tokens: Standard deviation of the law of answer lengths.
+        max_output_tokens: Longest answer of that law.
         class_count: Adapters of each class, ``[runs, classes]``.
         class_rate_per_s: Requests per second of one adapter of the class, as asked for, ``[runs, classes]``.
         mean_rank: Mean rank of the adapters.
@@ -101,6 +118,12 @@ class Runs:
     max_num_seqs: IntArray
     max_num_batched_tokens: IntArray
     max_model_len: FloatArray
+    base_rate_per_s: FloatArray
+    max_pending: FloatArray
+    std_input_tokens: FloatArray
+    max_input_tokens: FloatArray
+    std_output_tokens: FloatArray
+    max_output_tokens: FloatArray
     class_count: FloatArray
     class_rate_per_s: FloatArray
     mean_rank: FloatArray
@@ -130,8 +153,13 @@ class Runs:
 
     @property
     def nominal_rate_per_s(self) -> FloatArray:
-        """Requests per second that the adapters ask for together, ``[runs]``."""
-        return np.asarray((self.class_count * self.class_rate_per_s).sum(axis=1))
+        """Requests per second asked for, of all adapters and the base model together, ``[runs]``."""
+        return np.asarray((self.class_count * self.class_rate_per_s).sum(axis=1) + self.base_rate_per_s)
+
+    @property
+    def tells_lengths(self) -> NDArray[np.bool_]:
+        """Whether the spread of the request lengths is recorded, ``[runs]``."""
+        return np.asarray(~np.isnan(np.stack([getattr(self, name) for name in LENGTH_COLUMNS])).any(axis=0))
 
     def arrival_rate_per_s(self, max_pending: float, share: float = 0.95) -> FloatArray:
         """Requests per second that really came, ``[runs]``.
@@ -140,10 +168,11 @@ class Runs:
         could not send was offered all the same.
 
         Args:
-            max_pending: Most unanswered requests that the clients could hold.
+            max_pending: Most unanswered requests that the clients could hold, where that is not recorded.
             share: Share of it from which on clients count as held back.
         """
-        free = self.arrivals - self.completed < share * max_pending  # False where not recorded
+        most = np.where(np.isnan(self.max_pending), max_pending, self.max_pending)
+        free = self.arrivals - self.completed < share * most  # False where not recorded
         recorded = np.where(free, self.arrivals, np.nan) / self.duration_s
         return np.where(free, recorded, self.nominal_rate_per_s)
 
@@ -153,7 +182,8 @@ def read_runs(path: str | Path) -> Runs:
 
     Needed are ``model, max_loras, max_cpu_loras, max_lora_rank, ranks, rates, mean_input_tokens, mean_output_tokens,
     completed, duration_s, input_throughput, output_throughput, mean_itl_ms, mean_ttft_ms, status``; used where present
-    are ``set, scenario, rate_values, rate_counts, arrivals, max_num_seqs, max_num_batched_tokens, max_model_len``.
+    are ``set, scenario, rate_values, rate_counts, arrivals, max_num_seqs, max_num_batched_tokens, max_model_len,
+    base_rate_per_s, max_pending`` and, where the lengths were exact, the four of `LENGTH_COLUMNS`.
     Lists (``rates``, ``ranks``, ``rate_values``, ``rate_counts``) stand in one cell with blanks between. Without
     ``rate_values`` and ``rate_counts`` the ``rates`` are dealt in turn to the adapters. Rows of a server that did not
     start (``status`` ``oom`` or ``no_kv_cache``) may leave all measured columns empty.
@@ -186,6 +216,8 @@ def read_runs(path: str | Path) -> Runs:
         max_num_seqs=_with_default(table["max_num_seqs"], MAX_NUM_SEQS),
         max_num_batched_tokens=_with_default(table["max_num_batched_tokens"], MAX_NUM_BATCHED_TOKENS),
         max_model_len=table["max_model_len"],
+        base_rate_per_s=np.nan_to_num(table["base_rate_per_s"]),
+        **{name: table[name] for name in ("max_pending", *LENGTH_COLUMNS)},
         class_count=counts,
         class_rate_per_s=rates,
         mean_rank=np.array([_numbers(path, row, "ranks", text).mean() for row, text in enumerate(table["ranks"])]),
