@@ -156,7 +156,6 @@ SHORT = {
     "mean_input_tokens": 20,
     "mean_output_tokens": 30,
     "std_input_tokens": 5,
-    "max_input_tokens": 40,
     "std_output_tokens": 10,
     "max_output_tokens": 60,
 }
@@ -176,7 +175,7 @@ def test_recorded_lengths_take_the_place_of_the_published_ones(
 
 @pytest.mark.parametrize("engine", ["steady", "event"])
 def test_short_requests_are_predicted(tmp_path: Path, calibrations: dict[str, Calibration], engine: str) -> None:
-    fixed = {"std_input_tokens": 0, "max_input_tokens": 20, "std_output_tokens": 0, "max_output_tokens": 30}
+    fixed = {"std_input_tokens": 0, "std_output_tokens": 0, "max_output_tokens": 30}
     found = predict_runs(read(tmp_path, SHORT, SHORT | fixed, {"duration_s": 600}), calibrations, engine)
     assert found.throughput_tokens_per_s[:2] == pytest.approx(4.8 * 50, rel=0.05)
     assert found.throughput_tokens_per_s[2] == pytest.approx(4.8 * 420, rel=0.1)

@@ -30,7 +30,6 @@ def length_pairs(
     output_mean_tokens: float,
     lengths: RunLengths,
     input_std_tokens: float = INPUT_STD_TOKENS,
-    max_input_tokens: int | None = None,
 ) -> Pairs:
     """Return prompt and answer lengths coupled so that running requests hold as much KV cache as measured.
 
@@ -43,7 +42,6 @@ def length_pairs(
         output_mean_tokens: Mean answer length.
         lengths: What else is known of them.
         input_std_tokens: Standard deviation of the prompt lengths.
-        max_input_tokens: Longest prompt; by default that of the published runs, or four times the mean.
 
     Returns:
         Prompts and their answers, int32 ``[PAIRS]`` each; the same at every call.
@@ -52,7 +50,7 @@ def length_pairs(
         InputError: If answers within the bounds cannot have this mean.
     """
     first, second = np.random.default_rng(0).standard_normal((2, PAIRS))
-    prompts = _prompts(input_mean_tokens, input_std_tokens, max_input_tokens)
+    prompts = _prompts(input_mean_tokens, input_std_tokens)
     answer = _quantiles(lengths.output_lengths(output_mean_tokens), first)
     low, high = -0.999, 0.0
     prompt = answer
@@ -64,11 +62,10 @@ def length_pairs(
     return prompt.astype(np.int32), answer.astype(np.int32)
 
 
-def _prompts(mean_tokens: float, std_tokens: float, max_tokens: int | None) -> LengthDistribution:
+def _prompts(mean_tokens: float, std_tokens: float) -> LengthDistribution:
     """Return a law of prompts with this mean and, where it can have it, this spread."""
     shortest = min(_SHORTEST_TOKENS, int(mean_tokens))
-    unknown = max(_LONGEST_INPUT_TOKENS, int(np.ceil(4 * mean_tokens)))
-    longest = unknown if max_tokens is None else max(max_tokens, int(np.ceil(mean_tokens)))
+    longest = max(_LONGEST_INPUT_TOKENS, int(np.ceil(4 * mean_tokens)))
     part = mean_tokens % 1.0
     least, widest = np.sqrt(part * (1.0 - part)), np.sqrt((mean_tokens - shortest) * (longest - mean_tokens))
     return LengthDistribution.from_moments(

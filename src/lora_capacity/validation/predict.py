@@ -15,7 +15,7 @@ from lora_capacity.sweep import Progress
 from lora_capacity.twin import Scenarios, StayLaw, lay_out
 from lora_capacity.units import S_PER_HOUR
 from lora_capacity.validation.lengths import INPUT_STD_TOKENS, length_pairs
-from lora_capacity.validation.runs import LENGTH_COLUMNS, STARVED_SHORTFALL, FloatArray, IntArray, Runs
+from lora_capacity.validation.runs import STARVED_SHORTFALL, FloatArray, IntArray, Runs
 
 RUN_LENGTHS = RunLengths(
     output_share=1.0,
@@ -114,12 +114,11 @@ def predict_runs(
 def _alike(runs: Runs, rows: IntArray) -> list[IntArray]:
     """Split rows by what is one for all configurations that are laid out together: ``max_model_len`` and lengths.
 
-    Answers of recorded lengths are those of one workload; where nothing is recorded, the model's other runs help out.
+    Recorded lengths are those of one workload; where none are recorded, the model's other runs help out.
     """
     _, workload = np.unique(runs.scenario[rows].astype(str), return_inverse=True)
-    told = runs.tells_lengths[rows]
-    keys = [runs.max_model_len[rows], np.where(told, workload, -1)]
-    keys += [np.where(told, getattr(runs, name)[rows], -1.0) for name in LENGTH_COLUMNS]
+    workload = np.where(runs.scenario[rows] == "", -2 - np.arange(rows.size), workload)
+    keys = [runs.max_model_len[rows], np.where(runs.tells_lengths[rows], workload, -1)]
     _, group = np.unique(np.stack(keys, axis=1), axis=0, return_inverse=True)
     return [rows[group.reshape(-1) == i] for i in range(int(group.max()) + 1)]
 
@@ -147,13 +146,12 @@ def _play(
     lengths = run_lengths(runs, rows, calibration.runs or RUN_LENGTHS)
     scenarios, _ = lay_out_runs(runs, rows, calibration, lengths)
     means = np.stack([scenarios.mean_input_tokens, scenarios.mean_output_tokens], axis=1)
-    prompts: tuple[float, int | None] = (INPUT_STD_TOKENS, None)
-    if runs.tells_lengths[rows[0]]:
-        prompts = (float(runs.std_input_tokens[rows[0]]), int(runs.max_input_tokens[rows[0]]))
+    told = runs.tells_lengths[rows].all()
+    input_std_tokens = float(runs.std_input_tokens[rows].mean()) if told else INPUT_STD_TOKENS
     pairs = []
     for input_mean, output_mean in np.round(means, 1).tolist():
         try:
-            pairs.append(length_pairs(input_mean, output_mean, lengths, *prompts))
+            pairs.append(length_pairs(input_mean, output_mean, lengths, input_std_tokens))
         except InputError as error:
             raise InputError(f"{runs.path}, mean_output_tokens", output_mean, error.allowed) from None
     inputs, outputs = (np.stack(column) for column in zip(*pairs, strict=True))

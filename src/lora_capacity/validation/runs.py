@@ -28,8 +28,8 @@ STARVED_SHORTFALL = 0.1
 
 Source: definition of arXiv 2508.08343."""
 
-LENGTH_COLUMNS = ("std_input_tokens", "max_input_tokens", "std_output_tokens", "max_output_tokens")
-"""Columns that tell, beside the means, from what law request lengths were drawn."""
+LENGTH_COLUMNS = ("std_input_tokens", "std_output_tokens", "max_output_tokens")
+"""Columns that tell, beside the means, how long requests were."""
 
 _STATUSES = {status.label: status for status in (Status.OK, Status.NO_KV_CACHE, Status.OOM)}
 _MEASURED = (
@@ -62,7 +62,6 @@ _COLUMNS = {
     "base_rate_per_s": Column(required=False, minimum=0),
     "max_pending": Column("integer", required=False, minimum=1),
     "std_input_tokens": Column(required=False, minimum=0),
-    "max_input_tokens": Column("integer", required=False, minimum=1),
     "std_output_tokens": Column(required=False, minimum=0),
     "max_output_tokens": Column("integer", required=False, minimum=1),
 } | {name: Column(blank=True, minimum=0, exclusive=name in _POSITIVE) for name in _MEASURED}
@@ -88,12 +87,10 @@ class Runs:
         max_model_len: Longest sequence in tokens; NaN: as long as the model takes.
         base_rate_per_s: Requests per second without an adapter, as asked for.
         max_pending: Most unanswered requests that the clients held.
-        std_input_tokens: Standard deviation of the law that prompt lengths were drawn from; NaN: not recorded, as the
-            next three. Where those of the answers are recorded, every answer had the length asked for, whatever its
-            prompt's.
-        max_input_tokens: Longest prompt of that law.
-        std_output_tokens: Standard deviation of the law of answer lengths.
-        max_output_tokens: Longest answer of that law.
+        std_input_tokens: Standard deviation of the prompt lengths; NaN: not recorded, as the next two. Where all three
+            are recorded, every answer had the length asked for, whatever its prompt's.
+        std_output_tokens: Standard deviation of the answer lengths.
+        max_output_tokens: Longest answer.
         class_count: Adapters of each class, ``[runs, classes]``.
         class_rate_per_s: Requests per second of one adapter of the class, as asked for, ``[runs, classes]``.
         mean_rank: Mean rank of the adapters.
@@ -121,7 +118,6 @@ class Runs:
     base_rate_per_s: FloatArray
     max_pending: FloatArray
     std_input_tokens: FloatArray
-    max_input_tokens: FloatArray
     std_output_tokens: FloatArray
     max_output_tokens: FloatArray
     class_count: FloatArray
@@ -183,7 +179,7 @@ def read_runs(path: str | Path) -> Runs:
     Needed are ``model, max_loras, max_cpu_loras, max_lora_rank, ranks, rates, mean_input_tokens, mean_output_tokens,
     completed, duration_s, input_throughput, output_throughput, mean_itl_ms, mean_ttft_ms, status``; used where present
     are ``set, scenario, rate_values, rate_counts, arrivals, max_num_seqs, max_num_batched_tokens, max_model_len,
-    base_rate_per_s, max_pending`` and, where the lengths were exact, the four of `LENGTH_COLUMNS`.
+    base_rate_per_s, max_pending`` and, where the lengths were exact, the three of `LENGTH_COLUMNS`.
     Lists (``rates``, ``ranks``, ``rate_values``, ``rate_counts``) stand in one cell with blanks between. Without
     ``rate_values`` and ``rate_counts`` the ``rates`` are dealt in turn to the adapters. Rows of a server that did not
     start (``status`` ``oom`` or ``no_kv_cache``) may leave all measured columns empty.
