@@ -10,6 +10,8 @@ import click
 DEFAULT_CALIBRATION = "llama-3.1-8b-instruct-h100-64gb"
 MAX_GRID_VALUES = 10_000
 
+_SEED_UNHEARD = "--seed changes nothing, since the steady twin draws no requests; it is for --engine event"
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -91,13 +93,6 @@ calibration_option = click.option(
 
 def engine_options(command: Command) -> Command:
     """Add ``--engine`` and ``--seed`` to a command."""
-    seed = click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Requests that the event twin plays; equal seeds give equal answers.",
-    )
     engine = click.option(
         "--engine",
         type=click.Choice(["steady", "event"]),
@@ -105,7 +100,36 @@ def engine_options(command: Command) -> Command:
         show_default=True,
         help="Which twin predicts: steady (averages, instant) or event (every engine step, takes longer).",
     )
-    return engine(seed(command))
+    return engine(seed_option(command))
+
+
+def seed_option(command: Command) -> Command:
+    """Add ``--seed``; the command gets a number, and the user a warning where no event twin hears of it."""
+
+    @functools.wraps(command)
+    def with_seed(**given: Any) -> Any:
+        if given["seed"] is not None and given.get("engine") == "steady":
+            click.echo(click.style("warning: ", fg="yellow") + _SEED_UNHEARD, err=True)
+        return command(**given | {"seed": given["seed"] or 0})
+
+    seed = click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        help="Requests that the event twin plays; equal seeds give equal answers. [default: 0]",
+    )
+    decorated: Any = seed(with_seed)
+    return decorated
+
+
+def seeds_option(default: int) -> Callable[[Command], Command]:
+    """Return what adds ``--seeds``, how often each configuration is played."""
+    return click.option(
+        "--seeds",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="Times that the event twin plays a configuration, each with requests of another seed, from --seed on.",
+    )
 
 
 def server_options(*, grids: bool) -> Callable[[Command], Command]:

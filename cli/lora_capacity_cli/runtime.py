@@ -26,6 +26,36 @@ def prepare() -> None:
             enable_compilation_cache(folder)
 
 
+def join_processes(address: str | None) -> bool:
+    """Become one of several processes that share the work, before JAX is used for anything else.
+
+    Args:
+        address: ``auto`` for what JAX finds out from the cluster's scheduler; or the coordinator's address, the number
+            of this process and of all: ``HOST:PORT,NUMBER/ALL``; None for a process alone.
+
+    Returns:
+        Whether this is the process that answers: the first, or the only one.
+
+    Raises:
+        InputError: If the address is neither, or the others cannot be found.
+    """
+    if address is None:
+        return True
+    import jax
+
+    from lora_capacity.errors import InputError
+
+    allowed = "auto, or HOST:PORT,NUMBER/ALL such as 10.0.0.1:1234,0/2"
+    host, _, place = address.partition(",")
+    number, _, every = place.partition("/")
+    try:
+        given = (None, None, None) if address == "auto" else (host, int(every), int(number))
+        jax.distributed.initialize(*given)
+    except (ValueError, RuntimeError) as error:
+        raise InputError("--processes", address, allowed, " ".join(str(error).split())) from None
+    return jax.process_index() == 0
+
+
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
     """Show a bar on stderr, where that is a terminal, until the block ends.
@@ -37,9 +67,17 @@ def progress_bar(what: str) -> Iterator[Progress]:
         yield lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

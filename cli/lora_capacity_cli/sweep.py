@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,23 +14,30 @@ from lora_capacity_cli.options import (
     FILE,
     GRID,
     calibration_option,
+    engine_options,
     examples,
     format_option,
+    seeds_option,
     server_options,
     workload_argument,
 )
 from lora_capacity_cli.output import print_facts, print_json
-from lora_capacity_cli.runtime import prepare, progress_bar
+from lora_capacity_cli.runtime import join_processes, prepare, progress_bar
 
 if TYPE_CHECKING:
     import pyarrow
 
+    from lora_capacity.calibration import Calibration
+    from lora_capacity.workload import Workload
+
 _SUFFIXES = (".parquet", ".csv")
+_REFUSED = ("oom", "no_kv_cache")
 
 
 @click.command(
     epilog=examples(
         "lora-capacity sweep examples/many_idle.yaml --adapters 8:384:8 --max-loras 8:384:8 -o grid.parquet",
+        "lora-capacity sweep examples/few_busy.yaml --adapters 8:40:4 --max-loras 4,8,16 --engine event -o grid.csv",
     )
 )
 @workload_argument
@@ -39,6 +47,14 @@ _SUFFIXES = (".parquet", ".csv")
 @click.option(
     "-o", "--output", type=FILE, required=True, metavar="FILE", help="Table to write, .parquet or .csv by its name."
 )
+@engine_options
+@seeds_option(1)
+@click.option(
+    "--processes",
+    metavar="auto|HOST:PORT,NUMBER/ALL",
+    help="This is one of several processes, on one host or many, that share the sweep: the first one's address, the "
+    "number of this one from 0 on, and how many there are. The first writes the table.",
+)
 @server_options(grids=True)
 @format_option
 def sweep(
@@ -47,35 +63,47 @@ def sweep(
     adapters: tuple[int, ...],
     max_loras: tuple[int, ...],
     output: Path,
+    engine: str,
+    seed: int,
+    seeds: int,
+    processes: str | None,
     settings: dict[str, Any],
     output_format: str,
 ) -> None:
     """Predict every configuration of a grid.
 
     WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
+
+    The event twin takes a fraction of a second per configuration. What it has played is kept in FILE.parts until the
+    table is written: when interrupted, the same command goes on.
     """
     _check_output(output)
     prepare()
+    answers = join_processes(processes)
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.sweep import grid, simulate, table
-    from lora_capacity.twin import StayLaw, build_scenarios
+    from lora_capacity.sweep import grid
     from lora_capacity.workload import Workload
 
     asked = Workload.from_file(workload)
     known = load_calibration(calibration)
     axes = {name: values for name, values in settings.items() if name in ("max_num_seqs", "max_num_batched_tokens")}
     fixed = {name: value for name, value in settings.items() if name not in axes}
-    scenarios = build_scenarios(asked, known, **grid(adapters, max_loras, **axes), **fixed)
-    with progress_bar("configurations") as progress:
-        results = simulate(known, scenarios, StayLaw.of_lengths(asked.output_tokens), progress=progress)
-    columns = table(scenarios, results)
+    points = grid(adapters, max_loras, **axes)
+    parts = output.with_name(f"{output.name}.parts")
+    if engine == "event":
+        columns = _played(asked, known, points, fixed, range(seed, seed + seeds), parts)
+    else:
+        columns = _averaged(asked, known, points, fixed)
+    if not answers:
+        return
     _write(output, columns)
-    started = [status not in ("oom", "no_kv_cache") for status in columns["status"].tolist()]
+    shutil.rmtree(parts, ignore_errors=True)
     summary = {
         "file": str(output),
         "calibration": known.name,
-        "configurations": len(started),
-        "started": sum(started),
+        "engine": engine,
+        "configurations": len(columns["status"]),
+        "started": sum(status not in _REFUSED for status in columns["status"].tolist()),
         "starved": int(columns["starved"].sum()),
         "columns": list(columns),
     }
@@ -86,6 +114,45 @@ def sweep(
             f"{output}",
             {name: f"{summary[name]:,}" for name in ("configurations", "started", "starved")},
         )
+
+
+def _averaged(
+    workload: "Workload", calibration: "Calibration", points: dict[str, Any], fixed: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what the steady twin predicts."""
+    from lora_capacity.sweep import simulate, table
+    from lora_capacity.twin import StayLaw, build_scenarios
+
+    scenarios = build_scenarios(workload, calibration, **points, **fixed)
+    with progress_bar("configurations") as progress:
+        results = simulate(calibration, scenarios, StayLaw.of_lengths(workload.output_tokens), progress=progress)
+    return table(scenarios, results)
+
+
+def _played(
+    workload: "Workload",
+    calibration: "Calibration",
+    points: dict[str, Any],
+    fixed: dict[str, Any],
+    seeds: range,
+    parts: Path,
+) -> dict[str, Any]:
+    """Return what happens in the event twin, a row per configuration and seed."""
+    import numpy as np
+
+    from lora_capacity.playing import event_table, play_workload
+    from lora_capacity.twin import build_scenarios
+
+    repeated = {name: np.repeat(column, len(seeds)) for name, column in points.items()}
+    seed = np.resize(np.array(seeds), len(repeated["adapters"]))
+    scenarios = build_scenarios(workload, calibration, **repeated, **fixed)
+    try:
+        with progress_bar("configurations") as progress:
+            played = play_workload(calibration, scenarios, workload, seed=seed, parts=parts, progress=progress)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
+        raise
+    return {"seed": seed} | event_table(scenarios, played)
 
 
 def _check_output(output: Path) -> None:

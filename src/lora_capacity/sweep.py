@@ -2,7 +2,7 @@
 
 A sweep is cut into chunks of one shape, so that it compiles once, and small enough that a chunk stays in a core's
 cache. With several devices a chunk is sharded over them; on the CPU, whose single device runs such a chunk on one core,
-as many chunks are in flight as there are cores.
+as many chunks are in flight as there are cores. The processes of a `jax.distributed` job share the chunks out.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from lora_capacity._hosts import gather, own_share
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError
@@ -96,7 +97,8 @@ def simulate(
 ) -> Results:
     """Run the steady twin over configurations, in chunks of one shape and on all local devices.
 
-    It compiles once per number of classes (rounded up to a multiple of 4), whatever the number of configurations.
+    In a `jax.distributed` job every process calls it with the same configurations, and gets all answers. It compiles
+    once per number of classes (rounded up to a multiple of 4), whatever the number of configurations.
 
     Args:
         calibration: Whose costs hold.
@@ -120,14 +122,16 @@ def simulate(
     def run(start: int) -> Results:
         return _run_chunk(costs, jax.device_put(_padded(host, start, size), split), law)
 
-    starts = range(0, configs, size)
+    starts = own_share(range(0, configs, size))
     parts = []
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // len(devices)) if on_cpu else 1) as pool:
-        for start, part in zip(starts, pool.map(run, starts), strict=True):
+        for number, part in enumerate(pool.map(run, starts), start=1):
             parts.append(part)
             if progress is not None:
-                progress(min(start + size, configs), configs)
-    results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:configs], *parts)
+                progress(configs * number // len(starts), configs)
+    known: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    rows = np.concatenate([np.minimum(np.arange(start, start + size), configs - 1) for start in starts])
+    results: Results = gather(rows, known)
     return dataclasses.replace(results, class_service=results.class_service[:, :classes])
 
 

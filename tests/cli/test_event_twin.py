@@ -2,13 +2,16 @@
 
 import json
 import math
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import WORKLOAD, Run
 from tests.cli.test_bad_input import RUN, write_runs
-from tests.cli.test_commands import answer
+from tests.cli.test_commands import answer, command_line, read_rows
 
 SIMULATE = ("simulate", "--adapters", 15, "--max-loras", 8, "--engine", "event")
 """Adapters and lengths such that all tests here share what is compiled."""
@@ -89,3 +92,63 @@ def test_validate_by_the_event_twin(run: Run) -> None:
     assert found["models"][0]["runs"] == 1
     assert all(math.isfinite(value) for name, value in found["models"][0].items() if name != "model")
     assert found["models"] != answer(run("validate", "runs.csv", "--format", "json"))["models"]
+
+
+def test_sweep_by_the_event_twin(run: Run, minute: Path) -> None:
+    grid = ("--adapters", "12,15", "--max-loras", 8, "--engine", "event", "--seed", 1, "--seeds", 2)
+    found = answer(run("sweep", minute, *grid, "-o", "grid.csv", "--format", "json"))
+    assert (found["engine"], found["configurations"], found["started"]) == ("event", 4, 4)
+    rows = read_rows(Path("grid.csv"))
+    assert list(rows[0]) == found["columns"]
+    assert [(row["max_cpu_loras"], row["seed"]) for row in rows] == [("12", "1"), ("12", "2"), ("15", "1"), ("15", "2")]
+    alone = answer(run(*SIMULATE, minute, "--seed", 2, "--format", "json"))
+    assert float(rows[3]["ttft_s"]) == pytest.approx(alone["prediction"]["ttft_s"])
+    assert float(rows[3]["ttft_p95_s"]) == pytest.approx(alone["events"]["ttft_quantiles_s"]["p95"])
+    assert int(rows[3]["steps"]) == alone["events"]["steps"]
+    worst = alone["events"]["worst_served"][0]
+    assert float(rows[3]["worst_service"]) == pytest.approx(worst["completed"] / worst["arrived"])
+    assert [path.name for path in Path().iterdir() if path.name.startswith(("grid", ".grid"))] == ["grid.csv"]
+
+
+def test_an_interrupted_sweep_goes_on(run: Run, minute: Path) -> None:
+    grid = ("--adapters", "1:40", "--max-loras", "1:8", "--engine", "event", "-o", "grid.parquet")
+    process = subprocess.Popen(
+        command_line("sweep", minute, *grid), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    parts = Path("grid.parquet.parts")
+    try:
+        deadline = time.monotonic() + 120
+        while not list(parts.glob("*.msgpack")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert (process.returncode, stdout.strip()) == (130, "")
+    assert stderr.strip() == f"interrupted; the same command goes on from what is in {parts}"
+    assert not Path("grid.parquet").exists()
+    before = {path: path.stat().st_mtime_ns for path in parts.glob("*.msgpack")}
+    assert before
+    other = run("sweep", minute, *grid, "--seed", 5)
+    assert other.exit_code == 2
+    assert "delete the folder" in other.stderr
+    assert {path: path.stat().st_mtime_ns for path in parts.glob("*.msgpack")} == before
+    assert answer(run("sweep", minute, *grid, "--format", "json"))["configurations"] == 40 * 8 - 28
+    assert not parts.exists()
+
+
+def test_a_seed_that_changes_nothing_is_not_passed_over_in_silence(run: Run, minute: Path) -> None:
+    command = ("simulate", minute, "--adapters", 15, "--max-loras", 8, "--format", "json")
+    plain, seeded = run(*command), run(*command, "--seed", 1)
+    assert plain.stderr == ""
+    assert seeded.stdout == plain.stdout
+    assert "warning: --seed changes nothing" in seeded.stderr
+
+
+@pytest.mark.parametrize("place", ["here", "localhost:1,2/2", "localhost:1,a/2"])
+def test_processes_that_cannot_be(run: Run, minute: Path, place: str) -> None:
+    grid = ("--adapters", 8, "--max-loras", 8, "-o", "grid.csv")
+    result = run("sweep", minute, *grid, "--processes", place)
+    assert result.exit_code == 2
+    assert "--processes" in result.stderr
+    assert "HOST:PORT,NUMBER/ALL" in result.stderr

@@ -1,0 +1,293 @@
+"""Batches of configurations: which go together, how many fit into memory, and how one is run.
+
+The loop of a batch turns until its last server is done, so servers with about as much to do go together. Sizes are
+rounded up, so that batches share what was compiled.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from numpy.typing import NDArray
+
+from lora_capacity.calibration import Calibration
+from lora_capacity.errors import InputError
+from lora_capacity.status import Status
+from lora_capacity.twin import Results, Scenarios
+from lora_capacity.twin.events import EventResults, RequestTables, lay_out_requests, simulate_events
+from lora_capacity.twin.events.requests import TICKS
+from lora_capacity.twin.events.simulation import initial_state, lay_out_servers
+from lora_capacity.workload import Requests
+
+WIDTH_CPU, WIDTH_ACCELERATOR = 64, 4096
+"""Most configurations in a batch and on a device: more leave a core's cache, fewer use less of its vector units."""
+
+NARROWEST = 16
+"""Fewest, if there are so many: below, a turn costs almost as much as one of twice as many."""
+
+BATCHES_PER_CORE = 4
+"""Batches that each core should get at least, so that in none a short configuration waits long for the longest."""
+
+MEMORY_SHARE = 0.5
+"""Share of the free memory that batches may take."""
+
+_LAYOUT_STEP = 1024
+"""Requests that tables are laid out in steps of."""
+
+_MARGIN = 1.5
+"""Requests laid out per request that the steady twin sees completed, where clients hold requests back."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Configurations that are played together.
+
+    Attributes:
+        rows: Which, ``[rows]``.
+        width: How many it is filled up to.
+        requests: Requests that each has room for.
+    """
+
+    rows: NDArray[np.int64]
+    width: int
+    requests: int
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How configurations are cut into batches and run.
+
+    Attributes:
+        calibration: Whose costs and vLLM version hold.
+        most: Most requests that each configuration can need, ``[configs]``.
+        work: About how many turns each takes, ``[configs]``.
+        adapters: Most adapters of a configuration, rounded.
+        longest_output: Longest answer, tokens.
+        at_once: Batches that run at the same time.
+        memory_bytes: What they may take together.
+    """
+
+    calibration: Calibration
+    most: NDArray[np.int64]
+    work: NDArray[np.float64]
+    adapters: int
+    longest_output: int
+    at_once: int
+    memory_bytes: float
+
+    @classmethod
+    def plan(cls, calibration: Calibration, host: Any, steady: Results, longest_output: int) -> Self:
+        """Size configurations by what the steady twin says of them."""
+        devices = jax.local_devices()
+        on_cpu = devices[0].platform == "cpu"
+        return cls(
+            calibration,
+            _most_requests(host, steady),
+            expected_turns(host, steady),
+            _rounded(int(host.class_count.sum(axis=1).max()) + 1) - 1,
+            (1 << longest_output.bit_length()) - 1,
+            max(1, (os.cpu_count() or 1) // len(devices)) if on_cpu else 1,
+            MEMORY_SHARE * free_memory_bytes(),
+        )
+
+    @property
+    def configs(self) -> int:
+        """Number of configurations."""
+        return self.most.size
+
+    @property
+    def must_fit(self) -> bool:
+        """Whether this vLLM admits a request only if there are KV blocks for its whole prompt."""
+        return self.calibration.behaviour.full_prompt_must_fit
+
+    def cut(self, wanted: NDArray[np.bool_]) -> list[Batch]:
+        """Return batches of the configurations wanted, ``[configs]``; the longest first, for an even end.
+
+        Raises:
+            InputError: If a configuration alone needs more memory than there is.
+        """
+        order = np.flatnonzero(wanted)[np.argsort(-self.work[wanted], kind="stable")]
+        widest, batches = self._widest(order.size), []
+        while order.size:
+            width = widest
+            while width * self._bytes(self._room(order[:width])) > self.memory_bytes / self.at_once:
+                if width == _devices():
+                    raise self._too_large(order[:width])
+                width = max(width // 2, _devices())
+            batches.append(Batch(order[:width], width, self._room(order[:width])))
+            order = order[width:]
+        return batches
+
+    def _widest(self, configs: int) -> int:
+        """Return a width that fills cores or devices several times over, a power of two for each device."""
+        on_cpu = jax.local_devices()[0].platform == "cpu"
+        share = configs / (self.at_once * _devices() * jax.process_count())
+        if not on_cpu:
+            return _devices() * min(_power(share), WIDTH_ACCELERATOR)
+        least, several = min(_power(share), NARROWEST), _power(share / BATCHES_PER_CORE)
+        return _devices() * min(max(several, least), WIDTH_CPU)
+
+    def _room(self, rows: NDArray[np.int64]) -> int:
+        return _rounded(int(self.most[rows].max()) + _LAYOUT_STEP)
+
+    def _bytes(self, requests: int) -> float:
+        return bytes_per_configuration(requests, self.adapters, self.longest_output)
+
+    def _too_large(self, rows: NDArray[np.int64]) -> InputError:
+        needed = int(self.most[rows].max())
+        allowed = int(needed * self.memory_bytes / self.at_once / (rows.size * self._bytes(self._room(rows))))
+        return InputError(
+            "horizon_s",
+            f"one in which up to {needed} requests arrive",
+            f"at most about {allowed} requests, which fill the memory",
+            "simulate a shorter time, or set max_pending",
+        )
+
+    def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> EventResults:
+        """Play a batch and return its configurations, adapters in the order of their classes."""
+        padded = _padded(tables, self.adapters, batch, self.longest_output)
+        simulate = _sharded(self.must_fit)
+        played: Any = simulate(self.calibration.costs, _filled(part, batch.width), padded)
+        count = len(batch.rows)
+        results: Any = jax.tree.map(lambda values: np.asarray(values)[:count], played)
+        class_of = np.asarray(tables.class_of)
+        class_of = np.pad(class_of, [(0, 0), (0, self.adapters - class_of.shape[1])], constant_values=-1)
+        by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), axis=1, kind="stable")
+        ordered: EventResults = dataclasses.replace(
+            results,
+            adapter_arrived=np.take_along_axis(results.adapter_arrived, by_class, axis=1),
+            adapter_completed=np.take_along_axis(results.adapter_completed, by_class, axis=1),
+        )
+        return ordered
+
+
+def _devices() -> int:
+    return jax.local_device_count()
+
+
+@functools.cache
+def _sharded(must_fit: bool) -> Callable[..., EventResults]:
+    """Return the compiled twin; each local device turns its own share until that is done."""
+    simulate = functools.partial(simulate_events, full_prompt_must_fit=must_fit)
+    spec: Any = PartitionSpec
+    split, whole = spec("configs"), spec()
+    mesh = Mesh(np.array(jax.local_devices()), ("configs",))
+    shards = jax.shard_map(simulate, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False)
+    jitted: Callable[..., EventResults] = jax.jit(shards)
+    return jitted
+
+
+def free_memory_bytes() -> float:
+    """Return the memory that is free: of the devices together, or of this machine."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if all("bytes_limit" in each for each in stats):
+        return float(sum(each["bytes_limit"] - each.get("bytes_in_use", 0) for each in stats))
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return float(os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
+
+
+@functools.cache
+def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -> int:
+    """Return what a configuration takes on the device: its tables and its state, which turns change in place.
+
+    Args:
+        requests: Requests that it has room for.
+        adapters: Adapters that it has room for.
+        longest_output: Longest answer, tokens.
+    """
+    columns: Any = {
+        field.name: np.full((1, 1) if field.name.startswith("class_") else 1, Status.OOM, np.float32)
+        for field in dataclasses.fields(Scenarios)
+    }
+    scenario = Scenarios(**columns)
+    none = np.zeros(0, dtype=int)
+    tables = lay_out_requests(scenario, [Requests(none, none, none, none)], [none], seed=None)
+    tables = _padded(tables, adapters, Batch(np.arange(1), 1, requests), longest_output)
+    state = jax.eval_shape(lambda s, t: initial_state(s, lay_out_servers(s), t), scenario, tables)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((tables, state)))
+
+
+def _most_requests(host: Any, steady: Results) -> NDArray[np.int64]:
+    """Return the most requests that each configuration can need."""
+    starts = host.status <= Status.OUTSIDE_CALIBRATION
+    rate = (host.class_count * host.class_rate_per_s).sum(axis=1) + host.base_rate_per_s
+    arriving = rate * host.horizon_s
+    arriving = arriving + 6.0 * np.sqrt(arriving) + 1.0  # beyond six standard deviations is never
+    completed = np.where(starts, steady.completed_per_s * host.horizon_s, 0.0)
+    most = np.where(starts, np.minimum(arriving, _MARGIN * completed + host.max_pending + 1.0), 1.0)
+    return np.ceil(most / _LAYOUT_STEP).astype(np.int64) * _LAYOUT_STEP
+
+
+def expected_turns(host: Any, steady: Results) -> NDArray[np.float64]:
+    """Return about how many turns each configuration takes, ``[configs]``: a step, an admission, a look in vain.
+
+    A step takes a turn, and so does every admission after its first, ``m − 1 + e^(−m)`` where ``m`` requests are
+    admitted in a step on average. A step that admits looks once more if others wait, unless the batch is full.
+
+    Source: turns of 288 configurations of the example workloads, of which it predicts the logarithm to 0.05.
+    """
+    steps = host.horizon_s / steady.step_time_s
+    admitted = steady.completed_per_s * steady.step_time_s
+    none_admitted = np.exp(-admitted)
+    waits = steady.mean_waiting / (1.0 + steady.mean_waiting)
+    full = np.minimum(steady.mean_running / host.max_num_seqs, 1.0)
+    looks = waits * (1.0 - 0.75 * full**2) * (1.0 - none_admitted)
+    turns: NDArray[np.float64] = np.nan_to_num(steps * (admitted + none_admitted + looks))
+    return turns
+
+
+def _filled(part: Any, size: int) -> Scenarios:
+    """Fill a batch up with servers that do not start."""
+    more = size - len(part.status)
+    status: Any = np.pad(part.status, (0, more), constant_values=Status.OOM)
+    filled: Scenarios = dataclasses.replace(_edge(part, more), status=status)
+    return filled
+
+
+def _padded(tables: RequestTables, adapters: int, batch: Batch, longest_output: int) -> RequestTables:
+    """Widen tables to ``adapters``, behind which stands the base model, and to the width and requests of the batch."""
+    host: Any = jax.tree.map(np.asarray, tables)
+    more = adapters - host.rank.shape[1]
+    longer = batch.requests - host.arrival.shape[1]
+    far = np.iinfo(np.int32).max
+
+    def wide(values: NDArray[Any], fill: int, columns: int = more) -> NDArray[Any]:
+        return np.pad(values, [(0, 0), (0, columns)], constant_values=fill)
+
+    table = np.pad(host.table, [(0, 0), (0, longer), (0, 0)])
+    adapter = table[..., 0]
+    adapter[adapter == host.rank.shape[1]] = adapters
+    padded = dataclasses.replace(
+        host,
+        arrival=wide(host.arrival, far, longer),
+        table=table,
+        head=np.concatenate([wide(host.head[:, :-1], int(TICKS)), host.head[:, -1:]], axis=1),
+        rank=wide(host.rank, 0),
+        class_of=wide(host.class_of, -1),
+        arrived=wide(host.arrived, 0),
+        longest_output=longest_output,
+    )
+    rows: RequestTables = _edge(padded, batch.width - len(host.arrival))
+    return rows
+
+
+def _edge(tree: Any, more: int) -> Any:
+    """Repeat the last configuration."""
+    return jax.tree.map(lambda v: np.pad(v, [(0, more)] + [(0, 0)] * (v.ndim - 1), mode="edge"), tree)
+
+
+def _power(size: float) -> int:
+    """Return the next power of two."""
+    return 1 << int(np.ceil(np.log2(max(size, 1.0))))
+
+
+def _rounded(size: int) -> int:
+    """Return the next number of the form 2^n or 1.5 · 2^n that is a multiple of 16."""
+    power = max(16, 1 << (size - 1).bit_length())
+    return power * 3 // 4 if power >= 64 and size <= power * 3 // 4 else power

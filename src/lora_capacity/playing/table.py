@@ -1,0 +1,38 @@
+"""What the event twin says of many configurations, as a table."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_capacity.sweep import table
+from lora_capacity.twin import Scenarios
+from lora_capacity.twin.events import EventResults
+
+QUANTILES = ("p50", "p95", "p99")
+"""Names of the quantiles of times to first token."""
+
+_TOLD = ("preemptions", "disk_loads", "steps", "compute_share", "load_share", "idle_share")
+
+
+def event_table(scenarios: Scenarios, played: EventResults, threshold: float = 0.1) -> dict[str, NDArray[Any]]:
+    """Return configurations and what happened as named columns.
+
+    Args:
+        scenarios: The configurations.
+        played: What happened in them.
+        threshold: Share below the offered load from which throughput counts as starved.
+
+    Returns:
+        The columns of `lora_capacity.sweep.table`, ``[configs]``, then ``ttft_p50_s``, ``ttft_p95_s``, ``ttft_p99_s``,
+        ``preemptions``, ``disk_loads``, ``steps``, ``compute_share``, ``load_share``, ``idle_share`` and
+        ``worst_service``, the smallest share of an adapter's requests that were completed.
+    """
+    columns = table(scenarios, played.settled, threshold)
+    for name, values_s in zip(QUANTILES, np.asarray(played.ttft_quantiles_s).T, strict=True):
+        columns[f"ttft_{name}_s"] = values_s
+    columns |= {name: np.asarray(getattr(played, name)) for name in _TOLD}
+    arrived, completed = np.asarray(played.adapter_arrived), np.asarray(played.adapter_completed)
+    service = np.divide(completed, arrived, out=np.ones(arrived.shape, np.float32), where=arrived > 0).min(axis=1)
+    told = ~np.isnan(columns["throughput_tokens_per_s"])
+    return columns | {"worst_service": np.where(told, service, np.nan)}

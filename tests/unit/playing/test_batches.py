@@ -1,0 +1,89 @@
+"""Batches hold what fits into memory and goes together."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from lora_capacity.playing import _batches, play
+from lora_capacity.playing._batches import Batches, bytes_per_configuration, expected_turns
+from lora_capacity.sweep import simulate
+from lora_capacity.twin.events import draw_requests, simulate_events
+from tests.examples import STAYS, make_calibration, make_scenarios
+
+CALIBRATION = make_calibration()
+MEMORY = 0.2
+"""What is counted for a configuration, against what the compiler plans, which also holds intermediate values."""
+
+INPUTS, OUTPUTS = np.array([40, 300, 500]), np.array([60, 10, 190])
+
+
+def make_plan(**changes: object) -> Batches:
+    given = {
+        "calibration": CALIBRATION,
+        "most": np.full(100, 4096),
+        "work": np.random.default_rng(0).random(100),
+        "adapters": 31,
+        "longest_output": 255,
+        "at_once": 2,
+        "memory_bytes": 1e12,
+    }
+    return Batches(**given | changes)
+
+
+def test_every_configuration_is_in_one_batch_the_longest_first() -> None:
+    plan = make_plan()
+    wanted = np.arange(100) % 3 > 0
+    batches = plan.cut(wanted)
+    rows = np.concatenate([batch.rows for batch in batches])
+    assert sorted(rows.tolist()) == np.flatnonzero(wanted).tolist()
+    assert plan.work[rows].tolist() == sorted(plan.work[wanted], reverse=True)
+    assert {batch.width for batch in batches} == {16}
+
+
+@pytest.mark.parametrize(("configs", "width"), [(1, 1), (3, 2), (10, 8), (60, 16), (500, 64), (5000, 64)])
+def test_few_configurations_keep_all_cores_busy(configs: int, width: int) -> None:
+    plan = make_plan(most=np.full(configs, 4096), work=np.ones(configs))
+    assert plan.cut(plan.work > 0)[0].width == width
+
+
+def test_batches_fit_into_the_memory() -> None:
+    most = np.where(np.arange(100) % 5, 4096, 2**17)
+    each = [bytes_per_configuration(_batches._rounded(n + 1024), 31, 255) for n in (4096, 2**17)]
+    plan = make_plan(most=most, work=most.astype(float), memory_bytes=2 * 4.5 * each[1])
+    widths = [batch.width for batch in plan.cut(most > 0)]
+    assert widths[:5] == [4] * 5
+    assert widths[-1] > 4
+    assert widths[-1] * each[0] <= 4.5 * each[1]
+
+
+@pytest.mark.parametrize("load", [2.0, 20.0])
+def test_the_memory_counted_is_what_the_compiler_plans(load: float) -> None:
+    scenarios = make_scenarios([8.0, 8.0], [0.2 * load, 0.1 * load], max_loras=np.full(8, 4), horizon_s=300.0)
+    tables = draw_requests(scenarios, INPUTS, OUTPUTS, seed=0)
+    requests, adapters = tables.arrival.shape[1], tables.rank.shape[1]
+    tables = dataclasses.replace(tables, longest_output=255)
+    planned = jax.jit(simulate_events).lower(CALIBRATION.costs, scenarios, tables).compile().memory_analysis()
+    assert planned is not None
+    counted = 8 * bytes_per_configuration(requests, adapters, 255)
+    total = planned.argument_size_in_bytes + planned.temp_size_in_bytes + planned.output_size_in_bytes
+    assert counted == pytest.approx(total, rel=MEMORY)
+
+
+def test_the_turns_expected_are_about_those_taken() -> None:
+    adapters = np.array([4, 8, 12, 16, 24, 32, 12, 24])
+    scenarios = make_scenarios(
+        np.stack([adapters / 2, adapters / 2], axis=1),
+        [0.8, 0.3],
+        max_loras=[4, 4, 2, 16, 8, 2, 12, 1],
+        max_num_seqs=[256, 256, 256, 256, 16, 256, 4, 256],
+        kv_cache_tokens=2e5,
+        mean_input_tokens=INPUTS.mean(),
+        mean_output_tokens=OUTPUTS.mean(),
+        horizon_s=300.0,
+        max_pending=500.0,
+    )
+    expected = expected_turns(jax.tree.map(np.asarray, scenarios), simulate(CALIBRATION, scenarios, STAYS))
+    turns = play(CALIBRATION, scenarios, INPUTS, OUTPUTS).turns
+    np.testing.assert_allclose(np.log(expected / turns), 0.0, atol=0.25)
