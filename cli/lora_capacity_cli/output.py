@@ -8,10 +8,21 @@ from typing import Any
 
 import click
 
-from lora_capacity.units import BYTES_PER_GIB, MS_PER_S
+from lora_capacity.display import bound_words, duration, gibibytes, percent, shown
+
+__all__ = [
+    "bound_words",
+    "duration",
+    "gibibytes",
+    "percent",
+    "print_facts",
+    "print_json",
+    "print_table",
+    "print_warnings",
+    "shown",
+]
 
 _PLAIN_WIDTH = 132
-_LONG_S = 10.0
 
 
 def print_json(document: Any) -> None:
@@ -64,43 +75,6 @@ def print_warnings(sentences: Iterable[str]) -> None:
     """Print what the user should know, a line each."""
     for sentence in sentences:
         click.echo(click.style("warning: ", fg="yellow") + sentence)
-
-
-def shown(value: Any) -> str:
-    """Return a value as tables show it: three significant digits, thousands with commas, a dash for no number."""
-    if hasattr(value, "item"):
-        value = value.item()
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value)
-
-
-def duration(value_s: float) -> str:
-    """Return a time as tables show it: in milliseconds, from ten seconds on in seconds."""
-    if math.isnan(value_s):
-        return "–"
-    return f"{shown(value_s)} s" if value_s >= _LONG_S else f"{shown(value_s * MS_PER_S)} ms"
-
-
-def percent(share: float) -> str:
-    """Return a share as tables show it."""
-    return "–" if math.isnan(share) else f"{shown(100.0 * share)} %"
-
-
-def gibibytes(value_bytes: float) -> str:
-    """Return an amount of memory as tables show it."""
-    return "–" if math.isnan(value_bytes) else f"{value_bytes / BYTES_PER_GIB:.2f} GiB"
-
-
-def bound_words(limit: str) -> str:
-    """Return what holds a server back, in words; a dash where it does not start."""
-    return {"": "–", "none": "nothing", "kv_cache": "KV cache"}.get(limit, limit.replace("_", " "))
 
 
 def _print(renderable: Any) -> None:

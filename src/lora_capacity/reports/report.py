@@ -1,0 +1,143 @@
+"""A recommendation with its surroundings, ready to be drawn and told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_capacity.calibration import Calibration
+from lora_capacity.optimize import Recommendation
+from lora_capacity.optimize.problem import Problem
+from lora_capacity.reports.landscape import Curve, Landscape, run_at
+from lora_capacity.reports.sensitivity import Change, changes
+from lora_capacity.sweep import Progress, with_classes
+from lora_capacity.twin import build_scenarios
+from lora_capacity.workload import Workload
+
+_COLUMNS, _ROWS, _POINTS = 46, 34, 120
+_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class ClassService:
+    """Adapters of one rate and rank, or of rates close by, and how they fare.
+
+    Attributes:
+        adapters: How many there are.
+        rate_per_s: Requests per second of one of them, mean.
+        rank: Their rank, mean.
+        service: Share of their requests that is completed.
+        service_beyond: The same at the load at which the server starves.
+    """
+
+    adapters: int
+    rate_per_s: float
+    rank: float
+    service: float
+    service_beyond: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """A recommendation with its surroundings.
+
+    Attributes:
+        workload: What was asked for.
+        calibration: Model, GPU and coefficients.
+        found: The recommendation.
+        landscape: A grid of configurations around it.
+        curve: The configurations with as many slots, with intervals.
+        classes: How adapters of each rate and rank fare, busiest first.
+        changes: What small changes would do.
+    """
+
+    workload: Workload
+    calibration: Calibration
+    found: Recommendation
+    landscape: Landscape
+    curve: Curve
+    classes: tuple[ClassService, ...]
+    changes: tuple[Change, ...]
+
+    def figures(self) -> dict[str, str]:
+        """Return every figure as an SVG document that stands alone, in light colours, by name."""
+        from lora_capacity.reports.figures import all_figures
+
+        return all_figures(self)
+
+    def html(self, *, title: str = "LoRA capacity report", note: str = "") -> str:
+        """Return the report as one HTML document without references to anything outside it.
+
+        Args:
+            title: Its heading.
+            note: Where and when it was made, shown below the heading.
+        """
+        from lora_capacity.reports.page import page
+
+        return page(self, title, note)
+
+
+def build_report(
+    workload: Workload,
+    calibration: Calibration,
+    found: Recommendation,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Predict the surroundings of a recommendation by the steady twin.
+
+    Args:
+        workload: What was asked for.
+        calibration: Model, GPU and coefficients.
+        found: What `recommend` answered for them.
+        settings: Server settings that it was given, by vLLM's names.
+        progress: Called with the parts done and their total.
+
+    Returns:
+        The report.
+    """
+    problem = problem_of(workload, calibration, found, settings)
+    best, parts = found.best, 4
+
+    def done(part: int) -> None:
+        if progress is not None:
+            progress(part, parts)
+
+    landscape = Landscape.around(problem, best, _COLUMNS, _ROWS)
+    done(1)
+    curve = Curve.through(problem, best, int(landscape.adapters[-1]), _POINTS)
+    done(2)
+    classes = _classes(problem, found)
+    done(3)
+    report = Report(workload, calibration, found, landscape, curve, classes, changes(problem, best, found.server))
+    done(4)
+    return report
+
+
+def problem_of(
+    workload: Workload, calibration: Calibration, found: Recommendation, settings: Mapping[str, Any] | None
+) -> Problem:
+    """Return the question whose answer a recommendation is, with its batch limits and free adapters and slots."""
+    given = {name: value for name, value in (settings or {}).items() if value is not None}
+    batch = {name: getattr(found.server, name) for name in ("max_num_seqs", "max_num_batched_tokens")}
+    return Problem(
+        workload, calibration, found.objective, given | batch, {}, None, None, found.threshold, found.risk
+    )
+
+
+def _classes(problem: Problem, found: Recommendation) -> tuple[ClassService, ...]:
+    best = found.best
+    scenarios = build_scenarios(
+        problem.workload, problem.calibration, [best.max_cpu_loras] * 2, best.max_loras, **problem.settings
+    )
+    load = np.array([1.0, max(best.critical_load, 1.0)])
+    merged: Any = with_classes(scenarios, min(_CLASSES, scenarios.class_count.shape[1]))
+    service = run_at(problem, scenarios, load, classes=_CLASSES).class_service
+    count, rate, rank = (np.asarray(values)[0] for values in (merged.class_count, merged.class_rate_per_s, merged.class_rank))
+    return tuple(
+        ClassService(round(float(count[i])), float(rate[i]), float(rank[i]), float(service[0, i]), float(service[1, i]))
+        for i in np.lexsort((rank, -rate))
+        if count[i] > 0
+    )

@@ -1,0 +1,160 @@
+"""What small changes would do: each predicted anew, one at a time."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_capacity.optimize.choice import Columns
+from lora_capacity.optimize.margin import assess
+from lora_capacity.optimize.problem import Problem
+from lora_capacity.optimize.recommendation import Candidate
+from lora_capacity.server import ServerConfig
+from lora_capacity.sweep import with_classes
+from lora_capacity.twin import Scenarios, StayLaw, build_scenarios
+from lora_capacity.units import BYTES_PER_GIB
+from lora_capacity.workload import LengthDistribution
+
+LONGER = 1.1
+"""Factor by which answers are made longer."""
+
+_LOADS = 25
+_CLASSES = 16
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change and what it would do; NaN where the server would not start.
+
+    Attributes:
+        words: What is changed.
+        margin: Difference in the load at which the server starves, in times the offered load.
+        itl_s: Difference in the mean inter-token latency.
+        ttft_s: Difference in the mean time to first token.
+        throughput_tokens_per_s: Difference in throughput.
+        status: `Status` label of the changed server.
+    """
+
+    words: str
+    margin: float
+    itl_s: float
+    ttft_s: float
+    throughput_tokens_per_s: float
+    status: str
+
+
+def changes(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[Change, ...]:
+    """Predict what small changes of the load, the server and the choice would do.
+
+    Args:
+        problem: Workload and calibration.
+        best: The recommended configuration.
+        server: Its settings.
+
+    Returns:
+        The changes that are possible, each against the recommended configuration.
+    """
+    configurations = _configurations(problem, best, server)
+    words = list(configurations)
+    columns = {
+        name: np.array([{**_settings(best), **configurations[each]}[name] for each in words]) for name in _settings(best)
+    }
+    fixed = {name: value for name, value in problem.settings.items() if name not in columns}
+    scenarios = build_scenarios(problem.workload, problem.calibration, **columns, **fixed)
+    scenarios = _with_load_and_memory(problem, scenarios, words)
+    found = _assess(problem, scenarios, problem.workload.output_tokens)
+    longer = _longer_answers(problem, best, fixed)
+    if longer is not None:
+        words.append("answers 10 % longer")
+        found = {name: np.concatenate([column, longer[name]]) for name, column in found.items()}
+    return _against_the_first(words, found)
+
+
+def _settings(best: Candidate) -> dict[str, int]:
+    return {
+        "adapters": best.max_cpu_loras,
+        "max_loras": best.max_loras,
+        "max_lora_rank": best.max_lora_rank,
+        "max_num_seqs": best.max_num_seqs,
+        "max_num_batched_tokens": best.max_num_batched_tokens,
+    }
+
+
+_MORE_LOAD, _MORE_MEMORY, _LESS_MEMORY = "one more request per second", "one more GiB of memory", "one GiB less memory"
+
+
+def _configurations(problem: Problem, best: Candidate, server: ServerConfig) -> dict[str, Mapping[str, int]]:
+    """Return the settings that differ, by what is changed; the first is the recommendation itself."""
+    found: dict[str, Mapping[str, int]] = {"": {}, _MORE_LOAD: {}, _MORE_MEMORY: {}, _LESS_MEMORY: {}}
+    available, rank = problem.workload.adapters.max_count, best.max_lora_rank
+    adapters = best.max_cpu_loras
+    if (available is None or adapters < available) and problem.workload.adapters.max_rank([adapters + 1])[0] <= rank:
+        found["one more adapter"] = {"adapters": adapters + 1}
+    if best.max_loras < adapters:
+        found["one more slot"] = {"max_loras": best.max_loras + 1}
+    if best.max_loras > 1:
+        found["one slot fewer"] = {"max_loras": best.max_loras - 1}
+    higher = [allowed for allowed in server.behaviour.max_lora_ranks if allowed > rank]
+    if higher:
+        found[f"the next rank, {higher[0]}"] = {"max_lora_rank": higher[0]}
+    if 2 * best.max_num_seqs <= best.max_num_batched_tokens:
+        found["max_num_seqs doubled"] = {"max_num_seqs": 2 * best.max_num_seqs}
+    found["max_num_batched_tokens doubled"] = {"max_num_batched_tokens": 2 * best.max_num_batched_tokens}
+    return found
+
+
+def _with_load_and_memory(problem: Problem, scenarios: Scenarios, words: list[str]) -> Scenarios:
+    host: Any = with_classes(scenarios, min(_CLASSES, scenarios.class_count.shape[1]))
+    offered_per_s = (host.class_count * host.class_rate_per_s).sum(axis=1) + host.base_rate_per_s
+    load = np.where(np.array(words) == _MORE_LOAD, 1.0 + 1.0 / offered_per_s, 1.0)
+    tokens = BYTES_PER_GIB / problem.calibration.model.kv_bytes_per_token
+    more = np.select([np.array(words) == _MORE_MEMORY, np.array(words) == _LESS_MEMORY], [tokens, -tokens], 0.0)
+    changed: Scenarios = dataclasses.replace(
+        host,
+        class_rate_per_s=(host.class_rate_per_s * load[:, None]).astype(host.class_rate_per_s.dtype),
+        base_rate_per_s=(host.base_rate_per_s * load).astype(host.base_rate_per_s.dtype),
+        kv_cache_tokens=np.maximum(host.kv_cache_tokens + more, 1.0).astype(host.kv_cache_tokens.dtype),
+    )
+    return changed
+
+
+def _longer_answers(problem: Problem, best: Candidate, fixed: Mapping[str, Any]) -> Columns | None:
+    """Predict the recommended server with longer answers, unless recorded requests or its longest one forbid it."""
+    workload = problem.workload
+    lengths = workload.output_tokens
+    longer = LengthDistribution.from_histogram(np.rint(lengths.tokens * LONGER), lengths.probability)
+    longest = workload.input_tokens.max + longer.max
+    limit = fixed.get("max_model_len") or problem.calibration.model.max_position_embeddings
+    if workload.trace is not None or longest > limit:
+        return None
+    changed = dataclasses.replace(workload, output_tokens=longer)
+    columns = {name: np.array([value]) for name, value in _settings(best).items()}
+    scenarios = build_scenarios(changed, problem.calibration, **columns, **fixed)
+    return _assess(problem, with_classes(scenarios, min(_CLASSES, scenarios.class_count.shape[1])), longer)
+
+
+def _assess(problem: Problem, scenarios: Scenarios, lengths: LengthDistribution) -> Columns:
+    return assess(
+        problem.calibration,
+        scenarios,
+        StayLaw.of_lengths(lengths),
+        threshold=problem.threshold,
+        risk=problem.risk,
+        loads=_LOADS,
+    )
+
+
+def _against_the_first(words: list[str], found: Columns) -> tuple[Change, ...]:
+    names = ("itl_s", "ttft_s", "throughput_tokens_per_s")
+    differences = {name: found[name].astype(np.float64) - float(found[name][0]) for name in names}
+    return tuple(
+        Change(
+            words=words[i],
+            margin=float(found["critical_load"][i] - found["critical_load"][0]),
+            **{name: float(column[i]) for name, column in differences.items()},
+            status=str(found["status"][i]),
+        )
+        for i in range(1, len(words))
+    )
