@@ -1,11 +1,14 @@
 """``lora-capacity optimize``: the best numbers of adapters and slots."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_capacity.units import MS_PER_S
-from lora_capacity_cli.options import examples, format_option
+from lora_capacity_cli.files import check_output
+from lora_capacity_cli.heat import print_map
+from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import (
     bound_words,
     duration,
@@ -17,10 +20,12 @@ from lora_capacity_cli.output import (
     print_warnings,
     shown,
 )
+from lora_capacity_cli.report import SUFFIXES, write_report
 from lora_capacity_cli.search import recommend, search_options
 
 if TYPE_CHECKING:
     from lora_capacity.optimize import Candidate, Recommendation
+    from lora_capacity.reports import Landscape
 
 
 @click.command(
@@ -30,20 +35,27 @@ if TYPE_CHECKING:
     )
 )
 @search_options
+@click.option("--report", "page", type=FILE, metavar="FILE.html", help="Also write the report, see `report`.")
 @format_option
-def optimize(question: dict[str, Any], output_format: str) -> None:
+def optimize(question: dict[str, Any], page: Path | None, output_format: str) -> None:
     """Recommend how many adapters to serve and how many slots to reserve.
 
     WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
     """
-    _, _, found = recommend(question)
+    if page is not None:
+        check_output("--report", page, SUFFIXES)
+    workload, calibration, found = recommend(question)
+    if page is not None:
+        write_report("--report", page, question, workload, calibration, found)
     if output_format == "json":
         print_json(found.to_json())
     else:
-        _print_recommendation(found)
+        from lora_capacity.reports import survey
+
+        _print_recommendation(found, survey(workload, calibration, found, settings=question["settings"]))
 
 
-def _print_recommendation(found: "Recommendation") -> None:
+def _print_recommendation(found: "Recommendation", land: "Landscape") -> None:
     best = found.best
     print_facts(
         f"Serve {best.max_cpu_loras:,} adapters (max_cpu_loras) with {best.max_loras:,} slots (max_loras)",
@@ -66,6 +78,7 @@ def _print_recommendation(found: "Recommendation") -> None:
     for sentence in found.explanation:
         click.echo(sentence)
     click.echo()
+    print_map(land)
     print_table("Runners-up, each with other slots", [_row(each) for each in found.runners_up])
     print_warnings(found.warnings)
     click.echo(found.server.serve_command(found.model))

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,11 @@ __all__ = [
     "print_table",
     "print_warnings",
     "shown",
+    "terminal",
 ]
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PLAIN_WIDTH = 132
 
@@ -77,9 +81,14 @@ def print_warnings(sentences: Iterable[str]) -> None:
         click.echo(click.style("warning: ", fg="yellow") + sentence)
 
 
-def _print(renderable: Any) -> None:
+def terminal() -> "Console":
+    """Return where tables go: stdout, without colours where that is no terminal."""
     from rich.console import Console
 
     # A pipe has no width of its own; rich would cut at 80 columns.
     width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-    Console(width=width, highlight=False, emoji=False, markup=False).print(renderable)
+    return Console(width=width, highlight=False, emoji=False, markup=False)
+
+
+def _print(renderable: Any) -> None:
+    terminal().print(renderable)

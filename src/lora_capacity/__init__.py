@@ -2,8 +2,8 @@
 
 First the nouns: a `Workload` of adapters and traffic; a server, with its `ModelShape`, `Gpu` and `ServerConfig`; a
 `Calibration` of what its steps cost. Then two verbs over what `build_scenarios` lays out: `simulate`, from averages,
-and `play`, every step. Then their uses: `recommend` the best configuration, and `predict_runs` with `score_runs` to
-compare with what was measured.
+and `play`, every step. Then their uses: `recommend` the best configuration, `build_report` of it, and `predict_runs`
+with `score_runs` to compare with what was measured.
 
 Names are loaded as they are first used, so that ``import lora_capacity`` itself costs nothing.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_capacity.optimize import Objective, Recommendation
     from lora_capacity.optimize import optimize as recommend
     from lora_capacity.playing import play, play_workload
+    from lora_capacity.reports import Report, build_report
     from lora_capacity.server import Gpu, ModelShape, ServerConfig, VllmBehaviour
     from lora_capacity.status import Status
     from lora_capacity.sweep import grid, simulate
@@ -40,6 +41,7 @@ __all__ = [
     "Objective",
     "Predictions",
     "Recommendation",
+    "Report",
     "Results",
     "Runs",
     "Scenarios",
@@ -48,6 +50,7 @@ __all__ = [
     "StayLaw",
     "VllmBehaviour",
     "Workload",
+    "build_report",
     "build_scenarios",
     "bundled_names",
     "fit_calibration",
@@ -70,6 +73,7 @@ _HOMES = {
     "memory": ("MemoryPlan", "plan_memory"),
     "optimize": ("Objective", "Recommendation", "recommend"),
     "playing": ("play", "play_workload"),
+    "reports": ("Report", "build_report"),
     "server": ("Gpu", "ModelShape", "ServerConfig", "VllmBehaviour"),
     "status": ("Status",),
     "sweep": ("grid", "simulate"),

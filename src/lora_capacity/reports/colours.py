@@ -1,7 +1,7 @@
 """Colours of figures: a sequential map whose lightness grows evenly, so that it reads in grey and to the colour-blind.
 
-Lightness in OKLab is linear along the map, in light and in dark; only hue and chroma bend. More ink means more on a light
-page, more light on a dark one.
+Lightness in OKLab is linear along the map, in light and in dark; only hue and chroma bend. More ink means more on a
+light page, more light on a dark one.
 
 Source: OKLab, B. Ottosson, "A perceptual color space for image processing", 2020.
 """
@@ -38,7 +38,7 @@ def ramp(*, dark: bool = False, steps: int = STEPS) -> list[str]:
 
 
 def srgb(lch: ArrayLike) -> NDArray[np.float64]:
-    """Return gamma-encoded sRGB in 0 to 1 of OKLab lightness, chroma and hue in degrees, ``[colours, 3]``; unclipped."""
+    """Return gamma-encoded sRGB, unclipped, of OKLab lightness, chroma and hue in degrees, ``[colours, 3]``."""
     lightness, chroma, hue = np.asarray(lch, np.float64).T
     lab = np.stack([lightness, chroma * np.cos(np.radians(hue)), chroma * np.sin(np.radians(hue))], axis=1)
     linear = (lab @ _TO_LMS.T) ** 3 @ _TO_RGB.T

@@ -73,7 +73,11 @@ def panel(curve: Curve, quantity: Quantity, best: int, slots: int, risk: float) 
     parts.append(svg.line(zip(xs, places, strict=True), class_="curve"))
     parts.append(_mark(across(float(best)), up(float(values[np.searchsorted(curve.adapters, best)])), bottom))
     parts.append(svg.text(f"{quantity.name}, {quantity.unit}", 0.0, 13.0, class_="axis strong"))
-    parts.append(svg.element("g", svg.element("path", class_="hair", d=""), svg.element("circle", r=3.5, class_="dot"), class_="hover"))
+    parts.append(
+        svg.element(
+            "g", svg.element("path", class_="hair", d=""), svg.element("circle", r=3.5, class_="dot"), class_="hover"
+        )
+    )
     return svg.drawing(
         WIDTH,
         HEIGHT,
@@ -161,4 +165,5 @@ def _describe(curve: Curve, quantity: Quantity, best: int) -> str:
         place = np.searchsorted(curve.adapters, best)
         ends = [float(_axis_values(each[quantity.key], quantity)[place]) for each in (curve.low, curve.high)]
         told += f", 90 % interval {shown(ends[0])} to {shown(ends[1])}"
-    return f"{told}; {shown(float(values[0]))} at {curve.adapters[0]} and {shown(float(values[-1]))} at {curve.adapters[-1]}"
+    first, last = (f"{shown(float(values[i]))} at {curve.adapters[i]}" for i in (0, -1))
+    return f"{told}; {first} and {last}"

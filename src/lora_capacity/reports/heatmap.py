@@ -1,4 +1,4 @@
-"""Maps over adapters and slots: a number in colour, with the regions that matter drawn over it, and what binds where."""
+"""Maps over adapters and slots: a number in colour, with regions drawn over it, and what binds where."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -218,7 +218,9 @@ def describe_bounds(land: Landscape) -> str:
 
 
 def _pattern(name: str, region: str) -> str:
-    angle, gap = {"starved": (45, 7), "risky": (45, 14), "too_slow": (90, 7), "no_kv_cache": (-45, 5), "oom": (0, 4)}[region]
+    angle, gap = {"starved": (45, 7), "risky": (45, 14), "too_slow": (90, 7), "no_kv_cache": (-45, 5), "oom": (0, 4)}[
+        region
+    ]
     return svg.hatch(f"{name}-{region}", angle, gap, f"hatch {region}")
 
 
@@ -245,7 +247,11 @@ def _axes(frame: Frame) -> str:
     title = svg.text("slots S, max_loras ↑", 0.0, frame.ys[-1] - 8.0, class_="axis")
     return (
         svg.axis_x(frame.across, frame.ys[0], "adapters A, max_cpu_loras →", 10 if wide else 5)
-        + svg.axis_y(svg.Scale(max(frame.up.low, 1.0), frame.up.high, frame.up(max(frame.up.low, 1.0)), frame.up.end, log=True), frame.xs[0], 9)
+        + svg.axis_y(
+            svg.Scale(max(frame.up.low, 1.0), frame.up.high, frame.up(max(frame.up.low, 1.0)), frame.up.end, log=True),
+            frame.xs[0],
+            9,
+        )
         + title
     )
 
@@ -257,7 +263,8 @@ def _legend(metric: Metric, land: Landscape, frame: Frame, name: str) -> str:
     low, high = (value * metric.scale for value in span(metric, land))
     scale = svg.Scale(low, high, left, right, log=metric.log)
     bar = "".join(
-        svg.element("rect", class_=f"c{step}", x=left + step * size, y=18.0, width=size, height=8.0) for step in range(STEPS)
+        svg.element("rect", class_=f"c{step}", x=left + step * size, y=18.0, width=size, height=8.0)
+        for step in range(STEPS)
     )
     return svg.element(
         "g",

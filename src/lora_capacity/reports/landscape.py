@@ -95,8 +95,10 @@ class Curve:
         adapters = _stepped(best.max_cpu_loras, best.max_loras, max(most_adapters, best.max_cpu_loras), points)
         found = problem.assess(adapters, best.max_loras)
         faster, slower = (_paced(problem, adapters, best.max_loras, sign * Z_90) for sign in (-1.0, 1.0))
-        low = {name: np.fmin(faster[name], slower[name]) for name in faster}
-        high = {name: np.fmax(faster[name], slower[name]) for name in faster}
+        # The prediction lies within, even where a quantity does not move one way with the server's speed.
+        every = {name: np.stack([found[name], faster[name], slower[name]]) for name in faster}
+        low = {name: np.fmin.reduce(each) for name, each in every.items()}
+        high = {name: np.fmax.reduce(each) for name, each in every.items()}
         return cls(adapters, found, low, high, problem.judge(found))
 
 

@@ -119,7 +119,10 @@ def _key_figures(report: "Report") -> Markup:
     )
     return node(
         "dl",
-        *(node("div", node("dt", name), node("dd", *_number(value), node("small", more))) for name, value, more in told),
+        *(
+            node("div", node("dt", name), node("dd", *_number(value), node("small", more)))
+            for name, value, more in told
+        ),
         class_="key-figures",
     )
 
@@ -162,8 +165,8 @@ def _around(report: "Report") -> Markup:
             "div",
             figure(
                 joined(_map(wide, "wide"), _map(narrow, "narrow")),
-                "Hatched: starved; loosely hatched: too likely to starve. The line surrounds what keeps up. The ring is "
-                "the recommendation.",
+                "Hatched: starved; loosely hatched: too likely to starve. The line surrounds what keeps up. The ring "
+                "is the recommendation.",
                 node("span", f" {hint}", class_="js"),
             ),
             _readout(report),
@@ -181,7 +184,7 @@ def _map(drawing: str, width: str) -> Markup:
 def _regions_told(report: "Report") -> str:
     found = report.found
     return (
-        f"Every cell is one server. Beyond the line it falls {percent(found.threshold)} or more below the offered load, or "
+        f"Every cell is one server. Beyond the line it falls {percent(found.threshold)} or more below the load, or "
         f"is more than {percent(found.risk)} likely to, given how far off the calibration may be."
     )
 
@@ -246,9 +249,7 @@ def _bounds(report: "Report") -> Markup:
     return node(
         "section",
         node("h2", "What holds each configuration back"),
-        node(
-            "div", figure(bound_map(land, *figures.BOUNDS), ""), node("ul", *items, class_="bounds"), class_="pairs"
-        ),
+        node("div", figure(bound_map(land, *figures.BOUNDS), ""), node("ul", *items, class_="bounds"), class_="pairs"),
     )
 
 
@@ -266,8 +267,8 @@ def _service_and_changes(report: "Report") -> Markup:
         node("h2", "What small changes would do"),
         node(
             "p",
-            f"It starves at {shown(critical)} times this load. Each change alone, predicted anew; a point is 1 % of the "
-            "load.",
+            f"It starves at {shown(critical)} times this load. Each change alone, predicted anew; a point is 1 % of "
+            "the load.",
         ),
         figure(change_figure(report.changes, critical), ""),
         tabled("The changes as a table", change_table(report.changes)),
@@ -298,7 +299,9 @@ def _data(report: "Report") -> str:
             {
                 "key": metric.key,
                 "title": f"{metric.name}, {metric.unit}",
-                "codes": "".join("." if code < 0 else np.base_repr(code, 36).lower() for code in codes(metric, land).ravel().tolist()),
+                "codes": "".join(
+                    "." if code < 0 else np.base_repr(code, 36).lower() for code in codes(metric, land).ravel().tolist()
+                ),
                 "text": [metric.tell(float(land.values[metric.key][r, c])) for r, c in cells],
                 "ticks": [legend_of(metric, land, width) for width in widths],
             }

@@ -15,7 +15,7 @@ _ASSUMPTIONS = (
     "Rates and lengths do not change over the time looked at; bursts come through the arrival process alone.",
     "One GPU and one base model; no prefix cache, no speculative decoding, no other load on the machine.",
     "Every adapter is kept in host memory once it has been loaded; each is read from disk once.",
-    "Adapters have no priority: a waiting request is passed over while its adapter has no slot, in the order of arrival.",
+    "Adapters have no priority: requests are tried in the order of arrival, those without a slot passed over.",
     "Means over the time looked at, which begins with an empty server.",
 )
 
@@ -59,9 +59,7 @@ def _lengths(lengths: LengthDistribution) -> str:
 def _calibration(report: "Report") -> Markup:
     known = report.calibration
     source = {str(name).replace("_", " "): _told(value) for name, value in known.provenance.items()}
-    ranges = "; ".join(
-        f"{name} {low:g} to {high:g}" for name, (low, high) in known.fitted_ranges.items()
-    )
+    ranges = "; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in known.fitted_ranges.items())
     held = known.accuracy.get("held_back_by_scenario", {})
     errors = {
         "throughput, held back": _smape(held, "throughput_smape"),

@@ -98,7 +98,7 @@ def build_report(
     Returns:
         The report.
     """
-    problem = problem_of(workload, calibration, found, settings)
+    problem = _problem_of(workload, calibration, found, settings)
     best, parts = found.best, 4
 
     def done(part: int) -> None:
@@ -116,15 +116,35 @@ def build_report(
     return report
 
 
-def problem_of(
+def survey(
+    workload: Workload,
+    calibration: Calibration,
+    found: Recommendation,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    columns: int = 30,
+    rows: int = 12,
+) -> Landscape:
+    """Predict a grid of configurations around a recommendation.
+
+    Args:
+        workload: What was asked for.
+        calibration: Model, GPU and coefficients.
+        found: What `recommend` answered for them.
+        settings: Server settings that it was given, by vLLM's names.
+        columns: About how many numbers of adapters.
+        rows: About how many numbers of slots.
+    """
+    return Landscape.around(_problem_of(workload, calibration, found, settings), found.best, columns, rows)
+
+
+def _problem_of(
     workload: Workload, calibration: Calibration, found: Recommendation, settings: Mapping[str, Any] | None
 ) -> Problem:
     """Return the question whose answer a recommendation is, with its batch limits and free adapters and slots."""
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     batch = {name: getattr(found.server, name) for name in ("max_num_seqs", "max_num_batched_tokens")}
-    return Problem(
-        workload, calibration, found.objective, given | batch, {}, None, None, found.threshold, found.risk
-    )
+    return Problem(workload, calibration, found.objective, given | batch, {}, None, None, found.threshold, found.risk)
 
 
 def _classes(problem: Problem, found: Recommendation) -> tuple[ClassService, ...]:
@@ -135,7 +155,9 @@ def _classes(problem: Problem, found: Recommendation) -> tuple[ClassService, ...
     load = np.array([1.0, max(best.critical_load, 1.0)])
     merged: Any = with_classes(scenarios, min(_CLASSES, scenarios.class_count.shape[1]))
     service = run_at(problem, scenarios, load, classes=_CLASSES).class_service
-    count, rate, rank = (np.asarray(values)[0] for values in (merged.class_count, merged.class_rate_per_s, merged.class_rank))
+    count, rate, rank = (
+        np.asarray(values)[0] for values in (merged.class_count, merged.class_rate_per_s, merged.class_rank)
+    )
     return tuple(
         ClassService(round(float(count[i])), float(rate[i]), float(rank[i]), float(service[0, i]), float(service[1, i]))
         for i in np.lexsort((rank, -rate))

@@ -20,7 +20,7 @@ from lora_capacity.workload import LengthDistribution
 LONGER = 1.1
 """Factor by which answers are made longer."""
 
-_LOADS = 25
+_LOADS = 13
 _CLASSES = 16
 
 
@@ -59,7 +59,8 @@ def changes(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[Ch
     configurations = _configurations(problem, best, server)
     words = list(configurations)
     columns = {
-        name: np.array([{**_settings(best), **configurations[each]}[name] for each in words]) for name in _settings(best)
+        name: np.array([{**_settings(best), **configurations[each]}[name] for each in words])
+        for name in _settings(best)
     }
     fixed = {name: value for name, value in problem.settings.items() if name not in columns}
     scenarios = build_scenarios(problem.workload, problem.calibration, **columns, **fixed)

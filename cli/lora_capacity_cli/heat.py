@@ -1,0 +1,75 @@
+"""A map of throughput over adapters and slots in a terminal: colours where there are any, shades of grey elsewhere."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_capacity.display import shown
+from lora_capacity_cli.output import terminal
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from lora_capacity.reports import Landscape
+
+_SHADES = " ░▒▓█"
+_SIGNS = {"starved": "·", "risky": ":", "too_slow": "'", "no_kv_cache": "x", "oom": "x", "impossible": " "}
+_LEGEND = {"·": "starved", ":": "risky", "'": "too slow", "x": "does not start", "o": "recommended"}
+_CELL = 2
+_DARK_INK, _LIGHT_INK = "#15171c", "#ffffff"
+
+
+def print_map(land: "Landscape") -> None:
+    """Print throughput in colour, one cell per configuration, more slots higher up."""
+    from rich.text import Text
+
+    from lora_capacity.reports.colours import ramp
+
+    console = terminal()
+    colours = ramp(dark=True, steps=16) if console.color_system in ("256", "truecolor") and not console.no_color else []
+    console.print(Text("Throughput by adapters, across, and slots, up", style="bold"))
+    used: set[str] = set()
+    for row in reversed(range(land.slots.size)):
+        line = Text(f"{land.slots[row]:>7,} ")
+        for column in range(land.adapters.size):
+            _add_cell(line, land, row, column, colours, used)
+        console.print(line)
+    console.print(Text(f"{'':8}{_ruler(land)}  adapters"))
+    scale = f"{'dark to bright' if colours else '░▒▓█'} 0 to {shown(_most(land))} tokens/s"
+    legend = [f"{sign} {words}" for sign, words in _LEGEND.items() if sign in used]
+    console.print(Text(f"{'':8}{scale};  {',  '.join(legend)}"))
+    click.echo()
+
+
+def _add_cell(line: "Text", land: "Landscape", row: int, column: int, colours: list[str], used: set[str]) -> None:
+    """Append one configuration: its throughput as a colour or a shade, its verdict as a sign."""
+    verdict = land.verdict[row, column]
+    sign = "o" if (column, row) == land.best else _SIGNS.get(verdict, " ")
+    used.add(sign)
+    share = float(land.values["throughput_tokens_per_s"][row, column]) / max(_most(land), 1e-9)
+    if verdict == "impossible" or not share >= 0:
+        line.append(sign * _CELL)
+    elif colours:
+        step = min(int(share * len(colours)), len(colours) - 1)
+        ink = _LIGHT_INK if step < len(colours) // 2 else _DARK_INK
+        line.append(sign.center(_CELL) if sign == "o" else sign * _CELL, style=f"{ink} on {colours[step]}")
+    elif sign == " ":
+        line.append(_SHADES[1 + min(int(share * 4), 3)] * _CELL)
+    else:
+        line.append(sign.ljust(_CELL) if sign == "o" else sign * _CELL)
+
+
+def _most(land: "Landscape") -> float:
+    import numpy as np
+
+    throughput = land.values["throughput_tokens_per_s"]
+    return float(np.nanmax(throughput)) if np.isfinite(throughput).any() else 0.0
+
+
+def _ruler(land: "Landscape") -> str:
+    """Return numbers of adapters below their columns, a few of them."""
+    ruler = ""
+    for column in range(0, land.adapters.size, 5):
+        ruler = ruler.ljust(_CELL * column)
+        ruler += f"{land.adapters[column]:,}"
+    return ruler

@@ -1,0 +1,108 @@
+"""What a report says agrees with what the twin says of the same configurations."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lora_capacity import Recommendation, StayLaw, Workload, build_scenarios, load_calibration, simulate
+from lora_capacity.reports import Report, build_report, survey
+from tests.unit.reports.conftest import SETTINGS
+
+
+def test_recommendation_is_on_the_grid_and_keeps_up(report: Report) -> None:
+    land, best = report.landscape, report.found.best
+    column, row = land.best
+    assert (land.adapters[column], land.slots[row]) == (best.max_cpu_loras, best.max_loras)
+    assert land.verdict[row, column] == "acceptable"
+    assert land.values["throughput_tokens_per_s"][row, column] == pytest.approx(best.throughput_tokens_per_s, rel=1e-3)
+
+
+def test_grid_shows_every_region(report: Report) -> None:
+    assert {"acceptable", "risky", "starved", "impossible"} <= set(report.landscape.verdict.ravel())
+    assert {"no_kv_cache", "oom"} & set(report.landscape.verdict.ravel())
+    assert {"slots", "impossible"} <= set(report.landscape.bound.ravel())
+
+
+def test_more_slots_than_adapters_are_impossible_and_nothing_else_is(report: Report) -> None:
+    land = report.landscape
+    up, across = np.meshgrid(land.slots, land.adapters, indexing="ij")
+    assert ((land.verdict == "impossible") == (up > across)).all()
+
+
+def test_intervals_hold_the_prediction(report: Report) -> None:
+    curve = report.curve
+    for name, low in curve.low.items():
+        values, high = curve.values[name], curve.high[name]
+        assert (low <= values).all(), name
+        assert (high >= values).all(), name
+        assert (high > low).any(), name
+    assert curve.adapters[0] >= report.found.best.max_loras
+    assert report.found.best.max_cpu_loras in curve.adapters
+
+
+def test_an_overloaded_server_that_is_slower_completes_less_by_as_much(report: Report) -> None:
+    # Far beyond capacity throughput is the server's speed: 90 % of a lognormal of the calibration's error and more.
+    curve, error = report.curve, report.calibration.capacity_error
+    width = np.log(curve.high["throughput_tokens_per_s"][-1] / curve.low["throughput_tokens_per_s"][-1])
+    assert width > 0.9 * 2 * 1.645 * error
+
+
+def test_classes_are_those_of_the_workload(report: Report) -> None:
+    assert sum(each.adapters for each in report.classes) == report.found.best.max_cpu_loras
+    assert [each.rate_per_s for each in report.classes] == pytest.approx([0.2, 0.1])
+    assert all(0 <= each.service_beyond <= each.service <= 1 for each in report.classes)
+
+
+def test_more_load_longer_answers_and_dearer_slots_cost_margin(report: Report) -> None:
+    margin = {each.words: each.margin for each in report.changes}
+    assert margin["one more request per second"] < -0.01
+    assert margin["answers 10 % longer"] < -0.01
+    assert margin["one more adapter"] < 0
+    assert margin["the next rank, 128"] < 0
+
+
+def test_changed_load_agrees_with_a_workload_of_that_load(report: Report, workload: Workload) -> None:
+    best = report.found.best
+    scenarios = build_scenarios(workload, report.calibration, [best.max_cpu_loras] * 2, best.max_loras, **SETTINGS)
+    offered_per_s = np.asarray((scenarios.class_count * scenarios.class_rate_per_s).sum(axis=1))
+    load = 1.0 + np.array([0.0, 1.0]) / offered_per_s
+    more = dataclasses.replace(scenarios, class_rate_per_s=scenarios.class_rate_per_s * load[:, None])
+    results = simulate(report.calibration, more, StayLaw.of_lengths(workload.output_tokens))
+    change = next(each for each in report.changes if each.words == "one more request per second")
+    assert change.itl_s == pytest.approx(float(results.itl_s[1] - results.itl_s[0]), abs=1e-4)
+
+
+def test_adapters_that_there_are_not_are_not_drawn() -> None:
+    few = Workload.from_mapping(
+        {
+            "adapters": {"mix": {"rates_per_s": [0.5], "ranks": [8]}},
+            "requests": {
+                "input_tokens": {"mean": 100, "std": 0, "min": 100, "max": 100},
+                "output_tokens": {"mean": 50, "std": 0, "min": 50, "max": 50},
+            },
+        }
+    )
+    from lora_capacity import recommend
+
+    calibration = load_calibration("llama-3.1-8b-instruct-h100-64gb")
+    found = recommend(few, calibration, adapters=[1], max_loras=[1])
+    built = build_report(few, calibration, found)
+    assert built.landscape.best == (0, 0)
+    assert "one slot fewer" not in {each.words for each in built.changes}
+    assert built.html()
+
+
+def test_survey_is_a_coarser_grid(report: Report, found: Recommendation) -> None:
+    coarse = survey(report.workload, report.calibration, found, settings=SETTINGS, columns=10, rows=5)
+    assert coarse.verdict.shape < report.landscape.verdict.shape
+    column, row = coarse.best
+    assert (coarse.adapters[column], coarse.slots[row]) == (found.best.max_cpu_loras, found.best.max_loras)
+
+
+def test_progress_reaches_its_end(report: Report) -> None:
+    seen = []
+    build_report(
+        report.workload, report.calibration, report.found, settings=SETTINGS, progress=lambda *part: seen.append(part)
+    )
+    assert seen[-1][0] == seen[-1][1]
