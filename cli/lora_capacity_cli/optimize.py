@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "lora-capacity optimize examples/few_busy.yaml",
         "lora-capacity optimize examples/many_idle.yaml --objective fewest-slots --max-itl-ms 60 --format json",
+        "lora-capacity optimize examples/few_busy.yaml --engine event",
     )
 )
 @search_options

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_capacity.units import MS_PER_S
-from lora_capacity_cli.options import GRID, calibration_option, server_options, workload_argument
+from lora_capacity_cli.options import (
+    GRID,
+    calibration_option,
+    engine_options,
+    seeds_option,
+    server_options,
+    workload_argument,
+)
 from lora_capacity_cli.runtime import prepare, progress_bar
 
 if TYPE_CHECKING:
@@ -49,7 +56,20 @@ _OPTIONS = (
         "--risk", type=float, default=0.05, show_default=True, help="Highest acceptable probability of starving."
     ),
 )
-_NAMES = ("adapters", "max_loras", "goal", "within", "max_itl_ms", "max_ttft_ms", "starvation_threshold", "risk")
+_ENGINE = (engine_options, seeds_option(2))
+_NAMES = (
+    "engine",
+    "seed",
+    "seeds",
+    "adapters",
+    "max_loras",
+    "goal",
+    "within",
+    "max_itl_ms",
+    "max_ttft_ms",
+    "starvation_threshold",
+    "risk",
+)
 
 
 def search_options(command: Command) -> Command:
@@ -61,7 +81,7 @@ def search_options(command: Command) -> Command:
         return command(**given, question=question)
 
     decorated: Any = server_options(grids=True)(with_question)
-    for option in reversed((workload_argument, calibration_option, *_OPTIONS)):
+    for option in reversed((workload_argument, calibration_option, *_OPTIONS, *_ENGINE)):
         decorated = option(decorated)
     return decorated
 
@@ -101,6 +121,9 @@ def recommend(question: dict[str, Any]) -> "tuple[Workload, Calibration, Recomme
             settings=settings,
             starvation_threshold=question["starvation_threshold"],
             risk=question["risk"],
+            engine=question["engine"],
+            seed=question["seed"],
+            seeds=question["seeds"],
             progress=progress,
         )
     return asked, known, found

@@ -8,6 +8,7 @@ from scipy.stats import norm
 from lora_capacity.errors import InfeasibleError, InputError
 from lora_capacity.optimize import Objective, assess, choose, critical_load, judge, optimize, starving_probability
 from lora_capacity.optimize.margin import capacity_error, load_factors
+from lora_capacity.playing import play_workload
 from lora_capacity.server import Gpu
 from lora_capacity.sweep import grid
 from lora_capacity.twin import build_scenarios
@@ -324,3 +325,51 @@ def test_few_contended_slots_add_to_the_error_of_the_capacity() -> None:
     few, more, one_each, many = capacity_error(calibration, scenarios)
     assert few > more > one_each == 0.03
     assert many == pytest.approx(0.03, rel=0.01)
+
+
+def test_the_event_twin_settles_what_the_steady_twin_finds():
+    workload = make_workload(AdapterMix([2.0, 1.0], [16]), horizon_s=300.0, max_pending=2000)
+    question = (workload, GPU_80)
+    steady, found = optimize(*question), optimize(*question, engine="event", seed=3, seeds=2)
+    assert (steady.engine, steady.second_opinion) == ("steady", None)
+    assert found.engine == "event"
+    opinion = found.second_opinion
+    assert (opinion.chosen.max_cpu_loras, opinion.chosen.max_loras) == (
+        steady.best.max_cpu_loras,
+        steady.best.max_loras,
+    )
+    assert opinion.chosen.throughput_tokens_per_s == pytest.approx(steady.best.throughput_tokens_per_s, rel=MERGED)
+    assert 0 < opinion.spread < 0.1
+    best = found.best
+    assert best.starving_probability <= 0.05
+    # Played on its own, with the mean of the same seeds.
+    scenarios = build_scenarios(workload, GPU_80, [best.max_cpu_loras] * 2, best.max_loras)
+    played = play_workload(GPU_80, scenarios, workload, seed=[3, 4]).settled
+    assert best.throughput_tokens_per_s == pytest.approx(played.throughput_tokens_per_s.mean(), rel=1e-5)
+    assert best.itl_s == pytest.approx(played.itl_s.mean(), rel=1e-5)
+    off = opinion.differences(best)
+    assert off["itl_s"] == pytest.approx(opinion.of_best.itl_s / best.itl_s - 1.0)
+    assert any("The event twin settled it, with 2 seeds" in sentence for sentence in found.explanation)
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert document["second_opinion"]["differences"] == pytest.approx(off)
+    verdicts = {neighbour.change: neighbour.verdict for neighbour in found.neighbours}
+    assert set(verdicts) <= {"one more adapter", "one more slot", "one slot fewer"}
+
+
+def test_the_event_twin_keeps_to_the_numbers_asked_for():
+    workload = make_workload(AdapterMix([2.0, 1.0], [16]), horizon_s=120.0, max_pending=2000)
+    found = optimize(workload, GPU_80, adapters=[6, 9, 12], max_loras=[4, 6], engine="event", seeds=1)
+    assert found.best.max_cpu_loras in (6, 9, 12)
+    assert found.best.max_loras in (4, 6)
+    assert found.second_opinion.spread == 0.0
+
+
+def test_where_nothing_keeps_up_the_event_twin_says_so_too():
+    workload = make_workload(AdapterMix([40.0], [16]), horizon_s=60.0, max_pending=500)
+    with pytest.raises(InfeasibleError, match="no configuration keeps up with its load"):
+        optimize(workload, GPU_80, adapters=[20, 40], max_loras=[2, 4], engine="event")
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(InputError, match=r"engine.*did you mean 'event'"):
+        optimize(BUSY, GPU_80, engine="events")

@@ -1,21 +1,33 @@
 """Recommends how many adapters to serve on one GPU, and with how many slots."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.errors import InfeasibleError
+from lora_capacity.errors import InfeasibleError, InputError, check_number, nearest_hint
 from lora_capacity.optimize.choice import Columns, Objective
 from lora_capacity.optimize.problem import Problem
-from lora_capacity.optimize.recommendation import LIMITS, Candidate, MemoryMargin, Neighbour, Recommendation
+from lora_capacity.optimize.recommendation import (
+    LIMITS,
+    Candidate,
+    MemoryMargin,
+    Neighbour,
+    Recommendation,
+    SecondOpinion,
+)
 from lora_capacity.optimize.search import join, search
+from lora_capacity.optimize.settle import POINT, Played, Point, settle
 from lora_capacity.server import ServerConfig
 from lora_capacity.sweep import Progress
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import Workload
+
+ENGINES = ("steady", "event")
+"""Twins that can decide."""
 
 _LOADS = 13
 _RUNNERS_UP = 5
@@ -36,9 +48,15 @@ def optimize(
     settings: Mapping[str, Any] | None = None,
     starvation_threshold: float = 0.1,
     risk: float = 0.05,
+    engine: str = "steady",
+    seed: int = 0,
+    seeds: int = 2,
     progress: Progress | None = None,
 ) -> Recommendation:
     """Recommend how many adapters to serve and how many slots to reserve.
+
+    The steady twin looks everywhere. With the event twin as engine, that one plays the configurations near the best,
+    and decides among them.
 
     Args:
         workload: Adapters and traffic.
@@ -51,10 +69,15 @@ def optimize(
         settings: Other server settings by vLLM's names.
         starvation_threshold: Share below the offered load from which throughput counts as starved, above 0.
         risk: Highest acceptable probability of starving, given the calibration's error, above 0, at most 0.5.
-        progress: Called with the combinations of token budget and batch limit done, and their total.
+        engine: Which twin decides, ``steady`` or ``event``.
+        seed: First seed of the event twin's requests, >= 0.
+        seeds: How many; with 1 the chance of an hour is not known, and left out of the margin to starvation.
+        progress: Called with the combinations of token budget and batch limit done, and their total; then with the
+            configurations played and their total, for every round of the event twin.
 
     Returns:
-        The recommendation: within one adapter and one slot of the best by the twin.
+        The recommendation: by the steady twin within one adapter and one slot of the best; by the event twin the best
+        of those that it played, at most a few percent of adapters from where it begins to starve.
 
     Raises:
         InputError: If a value is not allowed.
@@ -72,26 +95,66 @@ def optimize(
         starvation_threshold,
         risk,
     )
+    if engine not in ENGINES:
+        raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
+    first = int(check_number("seed", seed, minimum=0, integer=True))
+    count = int(check_number("seeds", seeds, minimum=1, integer=True))
     parts = []
     for done, combination in enumerate(problem.combinations, start=1):
         parts.append(search(problem, combination))
         if progress is not None:
             progress(done, len(problem.combinations))
     columns = join(parts)
+    if engine == "event":
+        return _settled(problem, columns, Played(problem, first, count, progress))
     chosen = problem.choose(columns)
     if chosen is None:
         raise InfeasibleError(_closest(problem, columns))
-    return _recommend(problem, columns, chosen)
+    return _recommend(problem, columns, chosen, lambda points: _assess(problem, points))
 
 
-def _recommend(problem: Problem, columns: Columns, chosen: int) -> Recommendation:
-    """Look again at what is shown, under more loads, and put it in words and numbers."""
+def _assess(problem: Problem, points: Sequence[Point]) -> Columns:
+    """Let the steady twin look at configurations under many loads."""
+    adapters, slots, budgets, seqs = np.array(points).T
+    return problem.assess(adapters, slots, _LOADS, max_num_batched_tokens=budgets, max_num_seqs=seqs)
+
+
+def _settled(problem: Problem, steady: Columns, played: Played) -> Recommendation:
+    """Let the event twin choose, and the steady twin say what it thinks of that."""
+    columns = settle(problem, steady, played)
+    chosen = problem.choose(columns) if columns else None
+    if chosen is None:
+        raise InfeasibleError(_closest(problem, columns or steady))
+    best = _point_of(columns, chosen)
+    found = _recommend(problem, columns, chosen, played.assess)
+    own = problem.choose(steady)
+    taken = best if own is None else _point_of(steady, own)
+    of_best, of_taken = Candidate.from_columns(_assess(problem, [best, taken]))
+    opinion = SecondOpinion(
+        of_best=of_best,
+        chosen=of_taken,
+        chosen_played=Candidate.from_columns(played.assess([taken]))[0],
+        seeds=len(played.seeds),
+        spread=float(played.assess([best])["spread"][0]),
+    )
+    return dataclasses.replace(found, engine="event", second_opinion=opinion)
+
+
+def _point_of(columns: Columns, row: int) -> Point:
+    adapters, slots, budget, seqs = (int(columns[name][row]) for name in POINT)
+    return adapters, slots, budget, seqs
+
+
+def _recommend(
+    problem: Problem, columns: Columns, chosen: int, assess: Callable[[Sequence[Point]], Columns]
+) -> Recommendation:
+    """Look again at what is shown, and put it in words and numbers."""
     neighbours = _neighbours(problem, columns, chosen)
     rows = [chosen, *_runners_up(problem, columns, chosen)]
-    shown = ("max_cpu_loras", "max_loras", "max_num_batched_tokens", "max_num_seqs")
-    points = np.stack([columns[name] for name in shown])[:, [*rows, *[chosen] * len(neighbours)]]
-    points[:2, len(rows) :] += np.array([_NEIGHBOURS[change] for change in neighbours], np.int64).reshape(-1, 2).T
-    found = problem.assess(points[0], points[1], _LOADS, max_num_batched_tokens=points[2], max_num_seqs=points[3])
+    adapters, slots, budget, seqs = _point_of(columns, chosen)
+    steps = [_NEIGHBOURS[change] for change in neighbours]
+    changed = [(adapters + adapter, slots + slot, budget, seqs) for adapter, slot in steps]
+    found = assess([*(_point_of(columns, row) for row in rows), *changed])
     verdicts, candidates = problem.judge(found), Candidate.from_columns(found)
     best = candidates[0]
     server = problem.server(

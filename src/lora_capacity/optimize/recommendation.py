@@ -27,6 +27,8 @@ _VERDICTS = {
     "oom": "out of GPU memory",
 }
 
+_COMPARED = ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_usage")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -118,6 +120,38 @@ class MemoryMargin:
 
 
 @dataclass(frozen=True)
+class SecondOpinion:
+    """What the steady twin says where the event twin has decided.
+
+    Attributes:
+        of_best: The recommended configuration as the steady twin predicts it.
+        chosen: The configuration that the steady twin would take, as it predicts it.
+        chosen_played: The same as the event twin plays it.
+        seeds: How often the event twin played each configuration at each load.
+        spread: Standard deviation over seeds of the logarithm of the throughput, of configurations with the
+            recommended slots: with the calibration's error what the margin to starvation is held against.
+    """
+
+    of_best: Candidate
+    chosen: Candidate
+    chosen_played: Candidate
+    seeds: int
+    spread: float
+
+    def differences(self, best: Candidate) -> dict[str, float]:
+        """Return how far the steady twin's figures of the recommended configuration lie from the event twin's.
+
+        Args:
+            best: The recommended configuration as the event twin plays it.
+
+        Returns:
+            Shares of the event twin's figures, by name; positive where the steady twin says more.
+        """
+        pairs = {name: (getattr(self.of_best, name), getattr(best, name)) for name in _COMPARED}
+        return {name: steady / event - 1.0 if event else math.nan for name, (steady, event) in pairs.items()}
+
+
+@dataclass(frozen=True)
 class Recommendation:
     """The configuration to run.
 
@@ -134,6 +168,8 @@ class Recommendation:
         runners_up: The best of other slot counts and settings, best first, at most five.
         counts: Configurations looked at, by verdict (`Neighbour.verdict`).
         warnings: What the user should know, one sentence each.
+        engine: The twin whose predictions these are, ``steady`` or ``event``.
+        second_opinion: What the steady twin says, if the event twin has decided.
     """
 
     calibration: str
@@ -148,6 +184,8 @@ class Recommendation:
     runners_up: tuple[Candidate, ...]
     counts: Mapping[str, int]
     warnings: tuple[str, ...]
+    engine: str = "steady"
+    second_opinion: SecondOpinion | None = None
 
     @property
     def explanation(self) -> tuple[str, ...]:
@@ -160,6 +198,30 @@ class Recommendation:
             f"Of {sum(self.counts.values())} configurations looked at, "
             + ", ".join(f"{count} {_VERDICTS[verdict]}" for verdict, count in sorted(self.counts.items()))
             + ".",
+            *self._compared(),
+        )
+
+    def _compared(self) -> tuple[str, ...]:
+        """Which twin said what."""
+        other, best = self.second_opinion, self.best
+        if other is None:
+            return ()
+        off = other.differences(best)
+        told = (
+            f"The event twin settled it, with {other.seeds} seeds that differ by {other.spread:.1%} in throughput. Of "
+            f"the same configuration the steady twin predicts {off['throughput_tokens_per_s']:+.1%} throughput, "
+            f"{off['itl_s']:+.1%} inter-token latency and {off['ttft_s']:+.1%} time to first token"
+        )
+        taken = (other.chosen.max_cpu_loras, other.chosen.max_loras)
+        if taken == (best.max_cpu_loras, best.max_loras):
+            return (f"{told}, and would take it too.",)
+        played = other.chosen_played
+        return (
+            f"{told}.",
+            f"The steady twin would take {taken[0]} adapters with {taken[1]} slots for "
+            f"{other.chosen.throughput_tokens_per_s:.0f} tokens/s; played, it makes "
+            f"{played.throughput_tokens_per_s:.0f} of {played.offered_tokens_per_s:.0f} tokens/s, and its chance of "
+            f"starving is {played.starving_probability:.2g}.",
         )
 
     def _load_margin(self) -> tuple[str, ...]:
@@ -193,7 +255,9 @@ class Recommendation:
         "starving_probability", "limit_beyond", "kv_cache_tokens", "spare_kv_cache_tokens", "spare_bytes"},
         "neighbours": [{"change", "verdict", "gain_tokens_per_s", "candidate": {Candidate}}], "runners_up":
         [{Candidate}], "looked_at": {verdict: count}, "server": {vLLM's names}, "serve_command", "explanation":
-        [sentences], "warnings": [sentences]}``, where ``{Candidate}`` has the fields of `Candidate`.
+        [sentences], "warnings": [sentences], "engine", "second_opinion"}``, where ``{Candidate}`` has the fields of
+        `Candidate`; ``second_opinion`` is null or ``{"of_best": {Candidate}, "chosen": {Candidate}, "chosen_played":
+        {Candidate}, "seeds", "spread", "differences": {name: share}}``.
         """
         best = self.best
         content = {
@@ -222,6 +286,9 @@ class Recommendation:
             "serve_command": self.server.serve_command(self.model),
             "explanation": list(self.explanation),
             "warnings": list(self.warnings),
+            "engine": self.engine,
+            "second_opinion": self.second_opinion
+            and asdict(self.second_opinion) | {"differences": self.second_opinion.differences(best)},
         }
         plain: dict[str, Any] = _without_nan(content)
         return plain

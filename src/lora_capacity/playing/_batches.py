@@ -113,16 +113,22 @@ class Batches:
             InputError: If a configuration alone needs more memory than there is.
         """
         order = np.flatnonzero(wanted)[np.argsort(-self.work[wanted], kind="stable")]
-        widest, batches = self._widest(order.size), []
+        widest, common, batches = self._widest(order.size), self._room(order), []
         while order.size:
-            width = widest
-            while width * self._bytes(self._room(order[:width])) > self.memory_bytes / self.at_once:
+            width, room = widest, common  # one shape is compiled once
+            if not self._fits(width, room):
+                room = self._room(order[:width])
+            while not self._fits(width, room):
                 if width == _devices():
                     raise self._too_large(order[:width])
                 width = max(width // 2, _devices())
-            batches.append(Batch(order[:width], width, self._room(order[:width])))
+                room = self._room(order[:width])
+            batches.append(Batch(order[:width], width, room))
             order = order[width:]
         return batches
+
+    def _fits(self, width: int, requests: int) -> bool:
+        return width * self._bytes(requests) <= self.memory_bytes / self.at_once
 
     def _widest(self, configs: int) -> int:
         """Return a width that fills cores or devices several times over, a power of two for each device."""
@@ -134,7 +140,7 @@ class Batches:
         return _devices() * min(max(several, least), WIDTH_CPU)
 
     def _room(self, rows: NDArray[np.int64]) -> int:
-        return _rounded(int(self.most[rows].max()) + _LAYOUT_STEP)
+        return _rounded(int(self.most[rows].max(initial=0)) + _LAYOUT_STEP)
 
     def _bytes(self, requests: int) -> float:
         return bytes_per_configuration(requests, self.adapters, self.longest_output)

@@ -39,7 +39,7 @@ def test_every_configuration_is_in_one_batch_the_longest_first() -> None:
     rows = np.concatenate([batch.rows for batch in batches])
     assert sorted(rows.tolist()) == np.flatnonzero(wanted).tolist()
     assert plan.work[rows].tolist() == sorted(plan.work[wanted], reverse=True)
-    assert {batch.width for batch in batches} == {16}
+    assert {(batch.width, batch.requests) for batch in batches} == {(16, batches[0].requests)}
 
 
 @pytest.mark.parametrize(("configs", "width"), [(1, 1), (3, 2), (10, 8), (60, 16), (500, 64), (5000, 64)])
