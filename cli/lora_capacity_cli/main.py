@@ -11,6 +11,7 @@ from lora_capacity_cli.calibrations import calibrations
 from lora_capacity_cli.fit import fit
 from lora_capacity_cli.optimize import optimize
 from lora_capacity_cli.options import examples
+from lora_capacity_cli.profile import profile
 from lora_capacity_cli.report import report
 from lora_capacity_cli.simulate import simulate
 from lora_capacity_cli.sweep import sweep
@@ -62,5 +63,5 @@ def main() -> None:
     """Predict how many LoRA adapters one vLLM server can serve, and with how many slots on the GPU."""
 
 
-for command in (optimize, report, simulate, sweep, validate, fit, calibrations):
+for command in (optimize, report, simulate, sweep, validate, profile, fit, calibrations):
     main.add_command(command)

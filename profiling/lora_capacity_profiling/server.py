@@ -53,6 +53,11 @@ def flag_words(flags: Mapping[str, FlagValue]) -> list[str]:
     return words
 
 
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return variables of an environment for a record: values of what may be a secret are left out."""
+    return {name: "(secret)" if _SECRET.search(name) else value for name, value in environment.items()}
+
+
 @dataclass(eq=False)
 class Server:
     """A server that answers; as a context manager it is stopped at the end if it was started here.
@@ -229,9 +234,7 @@ class Server:
             "url": self.url,
             "command": list(self.command),
             "flags": dict(self.flags),
-            "environment": {
-                name: "(secret)" if _SECRET.search(name) else value for name, value in self.environment.items()
-            },
+            "environment": without_secrets(self.environment),
             "start_s": self.start_s,
         }
 

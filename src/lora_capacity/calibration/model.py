@@ -240,9 +240,11 @@ def load_calibration(name_or_path: str | Path) -> Calibration:
 
 
 def _with_units(coefficients: Any) -> dict[str, dict[str, Any]]:
+    """Return coefficients with their units; those that a kind of device does not have, 0 by default, are left out."""
     return {
-        entry.name: {"value": float(getattr(coefficients, entry.name)), "unit": _unit(entry.name)}
+        entry.name: {"value": value, "unit": _unit(entry.name)}
         for entry in dataclasses.fields(coefficients)
+        if (value := float(getattr(coefficients, entry.name))) != entry.default
     }
 
 
@@ -256,10 +258,12 @@ def _without_units(cls: Any, field: str, content: object) -> Any:
         raise InputError(field, type(content).__name__, f"an object with {', '.join(names)}")
     check_keys(field, content, names)
     values = {}
-    for name in names:
-        given = content.get(name)
+    for entry in dataclasses.fields(cls):
+        if entry.name not in content and entry.default is not dataclasses.MISSING:
+            continue
+        given = content.get(entry.name)
         value = given.get("value", "missing") if isinstance(given, Mapping) else "missing"
-        values[name] = check_number(f"{field}.{name}", value, minimum=0)
+        values[entry.name] = check_number(f"{field}.{entry.name}", value, minimum=0)
     return cls(**values)
 
 

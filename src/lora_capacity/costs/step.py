@@ -26,6 +26,10 @@ class StepCosts:
         small_step_factor: How much more a different adapter costs in a step of fewer than 128 tokens (1: twice as
             much).
         passed_over_s: Each waiting request that the scheduler passes over because its adapter has no slot.
+        decode_token_s: Each decode token, on top: on a CPU the processor that computes also samples, and shares memory
+            with what hands the tokens out, while prefill tokens go through the matrices together.
+        lora_token_rank_s: Each token in a server with adapters, times the server's ``max_lora_rank``: vLLM's kernels
+            for CPUs copy the adapter's matrices for every token, in the place of the GPU's grid of blocks.
     """
 
     base_s: ArrayLike
@@ -40,6 +44,8 @@ class StepCosts:
     adapter_rank_s: ArrayLike
     small_step_factor: ArrayLike
     passed_over_s: ArrayLike
+    decode_token_s: ArrayLike = 0.0
+    lora_token_rank_s: ArrayLike = 0.0
 
 
 @struct.dataclass
@@ -80,9 +86,12 @@ def step_time_s(
 ) -> Array:
     """Time of one engine step, adapter loads apart.
 
-    ``base + lora + (token + lora_token) · tokens + prefill_token · prefill_tokens + kv_token · kv_tokens +
-    expand_block · expand_blocks + shrink_block · shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank)
-    · (1 + small_step_factor · small) + passed_over_s · passed_over``.
+    ``base + lora + (token + lora_token + lora_token_rank · max_lora_rank) · tokens + prefill_token · prefill_tokens +
+    decode_token · (tokens - prefill_tokens) + kv_token · kv_tokens + expand_block · expand_blocks + shrink_block ·
+    shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank) · (1 + small_step_factor · small) +
+    passed_over_s · passed_over``.
+
+    A GPU has no ``decode_token`` and no ``lora_token_rank``, a CPU no blocks and no ``prefill_token``.
 
     It leaves out that launches overlap with compute, and that steps above the largest captured CUDA graph are
     launched one kernel at a time.
@@ -108,8 +117,9 @@ def step_time_s(
     return jnp.asarray(
         step.base_s
         + step.lora_s
-        + (step.token_s + step.lora_token_s) * tokens
+        + (step.token_s + step.lora_token_s + step.lora_token_rank_s * max_lora_rank) * tokens
         + step.prefill_token_s * prefill_tokens
+        + step.decode_token_s * jnp.subtract(tokens, prefill_tokens)
         + step.kv_token_s * kv_tokens
         + step.expand_block_s * expand_blocks
         + step.shrink_block_s * shrink_blocks

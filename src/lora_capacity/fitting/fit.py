@@ -14,31 +14,13 @@ from scipy.optimize import least_squares
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs, LoraKernels
 from lora_capacity.fitting.measured import MeasuredRuns, read_measured
+from lora_capacity.fitting.priors import priors
 from lora_capacity.fitting.profile import FloatArray, Profile, read_profile
 from lora_capacity.fitting.residuals import NAMES, benchmark_residuals, build_costs, run_residuals
 from lora_capacity.memory import fit_memory
 
 Progress = Callable[[int, int], None]
 
-# Where coefficients are believed to lie before anything is measured, and how firmly: centre and standard deviation of
-# the logarithm. They decide only what the measurements leave open, such as the rank's share when all adapters had one
-# rank.
-_PRIORS: dict[str, tuple[float, float]] = {
-    "base_s": (12e-3, 0.5),
-    "lora_s": (1.5e-3, 0.7),
-    "token_s": (30e-6, 0.5),
-    "expand_block_s": (1.5e-9, 0.5),
-    "shrink_block_s": (0.3e-9, 0.7),
-    "adapter_s": (0.15e-3, 0.7),
-    "adapter_rank_s": (4e-6, 0.5),
-    "small_step_factor": (0.8, 0.4),
-    "passed_over_s": (0.35e-6, 0.3),
-}
-# A large data-centre GPU: memory bandwidth, and matrix products as far as serving reaches.
-_BANDWIDTH_BYTES_PER_S = 2.0e12
-_COMPUTE_FLOP_PER_S = 3.5e14
-_PREFILL_SHARE_ON_TOP = 0.4
-_HOST_PRIOR_SPREAD = 0.4
 _MAX_EVALUATIONS = 50
 # The published runs predicted from microbenchmarks alone were off by 0.036; allow for more where nothing was checked.
 _CAPACITY_ERROR_WITHOUT_RUNS = 0.05
@@ -99,7 +81,8 @@ def fit_calibration(
         InputError: If a table is missing or malformed, or holds nothing of the model.
     """
     profile = read_profile(profile_dir, model)
-    memory, memory_report = fit_memory(profile.model, profile.gpu, profile.kv_capacity)
+    given = profile.device == "cpu" or "kv_cache_memory_bytes" in profile.server
+    memory, memory_report = fit_memory(profile.model, profile.gpu, profile.kv_capacity, kv_cache_is_given=given)
     measured = None if runs is None else read_measured(Path(runs), profile, memory)
     problem = _Problem(profile, measured)
     scenarios = [] if measured is None else sorted(set(measured.runs.scenario))
@@ -116,7 +99,7 @@ def fit_calibration(
     best, errors = problem.solve(np.ones(problem.run_count))
     advance()
     accuracy: dict[str, Any] = {
-        "coefficient_errors": {key: round(float(error), 4) for key, error in zip(NAMES, errors, strict=True)},
+        "coefficient_errors": {key: round(float(error), 4) for key, error in zip(problem.names, errors, strict=True)},
         "kv_capacity": {
             "rows": memory_report.started_rows,
             "mean_error": round(memory_report.kv_mean_error, 6),
@@ -171,21 +154,21 @@ class _Problem:
     """The least-squares problem of one profile; compiled once, solved for any weighting of the runs."""
 
     def __init__(self, profile: Profile, measured: MeasuredRuns | None) -> None:
-        self._model = profile.model
+        self._model, self._device = profile.model, profile.device
+        self.names = NAMES[profile.device]
         loads = profile.loading
         ranks = np.stack([np.ones_like(loads["rank"]), loads["rank"]], axis=1)
         slope = np.linalg.lstsq(ranks, loads["disk_s"], rcond=None)[0]
         self._disk = (max(float(slope[0]), 0.0), max(float(slope[1]), 0.0))
-        host_s = float(np.median(loads["host_s"]))
-        priors = _PRIORS | _first_principles(profile) | {"host_s": (host_s, _HOST_PRIOR_SPREAD)}
-        self._centre = np.log([priors[name][0] for name in NAMES])
-        self._spread = np.array([priors[name][1] for name in NAMES])
+        beliefs = priors(profile)
+        self._centre = np.log([beliefs[name][0] for name in self.names])
+        self._spread = np.array([beliefs[name][1] for name in self.names])
         benchmarks = benchmark_residuals(profile)
         of_runs = None if measured is None else _residuals_of(measured)
         self.run_count = 0 if measured is None else len(measured.runs)
 
         def residuals(log_coefficients: jax.Array) -> jax.Array:
-            costs = build_costs(self._model, log_coefficients, self._disk)
+            costs = build_costs(self._model, self._device, log_coefficients, self._disk)
             parts = [benchmarks(costs)]
             if of_runs is not None:
                 parts.append(of_runs(costs).ravel())
@@ -196,7 +179,7 @@ class _Problem:
 
     def costs(self, log_coefficients: FloatArray) -> Costs:
         """Costs as plain floats, to the digits that a fit can tell."""
-        costs = build_costs(self._model, jnp.asarray(log_coefficients), self._disk)
+        costs = build_costs(self._model, self._device, jnp.asarray(log_coefficients), self._disk)
         rounded: Costs = jax.tree.map(lambda value: float(f"{float(value):.5g}"), costs)
         return replace(rounded, kernels=LoraKernels.of_model(self._model))
 
@@ -221,19 +204,6 @@ class _Problem:
         found = least_squares(residuals, self._centre, jac=jacobian, loss="soft_l1", max_nfev=_MAX_EVALUATIONS)
         covariance = np.linalg.inv(found.jac.T @ found.jac)
         return found.x, np.sqrt(np.diag(covariance))
-
-
-def _first_principles(profile: Profile) -> dict[str, tuple[float, float]]:
-    """Priors that follow from shapes: reading the KV cache, computing a prompt, moving activations to LoRA kernels."""
-    model = profile.model
-    moved = sum(module.input_size + 2 * sum(module.output_sizes) for module in model.linear_modules)
-    activation_bytes = model.num_layers * model.dtype_bytes * moved
-    prompt_s = 2.0 * model.weight_bytes / model.dtype_bytes / _COMPUTE_FLOP_PER_S
-    return {
-        "kv_token_s": (model.kv_bytes_per_token / _BANDWIDTH_BYTES_PER_S, 0.3),
-        "prefill_token_s": (_PREFILL_SHARE_ON_TOP * prompt_s, 1.0 if profile.tells_prefill else 0.3),
-        "lora_token_s": (activation_bytes / _BANDWIDTH_BYTES_PER_S, 0.3),
-    }
 
 
 def _fitted_ranges(profile: Profile, measured: MeasuredRuns | None) -> dict[str, tuple[float, float]]:

@@ -118,7 +118,7 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
         model=profile.model,
         gpu=profile.gpu,
         vllm_version=str(profile.server["vllm_version"]),
-        costs=build_costs(profile.model, jnp.zeros(len(NAMES)), (0.0, 0.0)),
+        costs=build_costs(profile.model, profile.device, jnp.zeros(len(NAMES[profile.device])), (0.0, 0.0)),
         memory=memory,
         fitted_ranges={},
         capacity_error=0.0,

@@ -56,6 +56,7 @@ _PUBLISHED_MODELS = {
     ),
 }
 
+_MANY_PROMPTS = 1000  # fewer, sent at once, are over before the server has filled a step
 _NUMBER = Column(minimum=0)
 _MAYBE = Column(required=False, blank=True, minimum=0)
 _TABLES: dict[str, dict[str, Column]] = {
@@ -98,6 +99,8 @@ _TABLES: dict[str, dict[str, Column]] = {
     },
 }
 _REQUIRED_KEYS = ("model_shape", "gpu", "server")
+DEVICES = ("gpu", "cpu")
+"""What a server computes on, which decides what its step time is made of."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,11 @@ class Profile:
         model: Layer shapes.
         gpu: The GPU.
         server: The server's version and settings, by vLLM's names.
+        device: ``gpu`` or ``cpu``.
         kv_capacity: Starts: slots, rank, KV cache or why none.
         decode: Closed batches without adapters: ``batch``, ``output_tokens``, ``step_s``.
-        prefill: Prompts answered by one token: ``input_tokens``, ``prompts``, ``duration_s``.
+        prefill: Prompts answered by one token: ``input_tokens``, ``prompts``, ``duration_s``, and whether they came one
+            at a time, ``alone``.
         adapters: Closed batches with adapters: ``running``, ``max_loras``, ``max_lora_rank``, ``unique``,
             ``output_tokens``, ``step_s``.
         loading: Loads: ``rank``, ``host_s``, ``disk_s``.
@@ -121,6 +126,7 @@ class Profile:
     model: ModelShape
     gpu: Gpu
     server: dict[str, Any]
+    device: str
     kv_capacity: CapacityRows
     decode: Table
     prefill: Table
@@ -154,7 +160,7 @@ def read_profile(folder: str | Path, model: str | None = None) -> Profile:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(str(folder), "no such folder", "a profile folder")
-    shape, gpu, server = _describe(folder, model)
+    shape, gpu, server, device = _describe(folder, model)
     tables = {name: _rows(folder / f"{name}.csv", columns, shape.name) for name, columns in _TABLES.items()}
     decode, prefill = _split_backbone(tables["backbone_latency"])
     behaviour = VllmBehaviour.for_version(str(server["vllm_version"]))
@@ -164,6 +170,7 @@ def read_profile(folder: str | Path, model: str | None = None) -> Profile:
         shape,
         gpu,
         server,
+        device,
         capacity,
         decode,
         prefill,
@@ -172,7 +179,7 @@ def read_profile(folder: str | Path, model: str | None = None) -> Profile:
     )
 
 
-def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[str, Any]]:
+def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[str, Any], str]:
     path = folder / "profile.json"
     if not path.exists():
         known = ", ".join(_PUBLISHED_MODELS)
@@ -180,7 +187,7 @@ def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[st
             raise InputError("model", None, f"one of {known}", f"{folder} has no profile.json, so say which model")
         if model not in _PUBLISHED_MODELS:
             raise InputError("model", model, f"one of {known}", nearest_hint(model, _PUBLISHED_MODELS))
-        return _PUBLISHED_MODELS[model], _PUBLISHED_GPU, dict(_PUBLISHED_SERVER)
+        return _PUBLISHED_MODELS[model], _PUBLISHED_GPU, dict(_PUBLISHED_SERVER), "gpu"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -195,7 +202,14 @@ def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[st
     for key in _PUBLISHED_SERVER:
         if key not in server:
             raise InputError(f"{path}: server.{key}", "missing", f"the server's {', '.join(_PUBLISHED_SERVER)}")
-    return shape, Gpu.from_json(content["gpu"]), server
+    return shape, Gpu.from_json(content["gpu"]), server, _device(path, content)
+
+
+def _device(path: Path, content: dict[str, Any]) -> str:
+    device = content.get("device", DEVICES[0])
+    if device not in DEVICES:
+        raise InputError(f"{path}: device", device, ", ".join(DEVICES))
+    return str(device)
 
 
 def _rows(path: Path, columns: dict[str, Column], model: str) -> Table:
@@ -209,7 +223,10 @@ def _rows(path: Path, columns: dict[str, Column], model: str) -> Table:
 def _split_backbone(table: Table) -> tuple[Table, Table]:
     step_ms = np.where(np.isnan(table["median_step_ms"]), table["median_itl_ms"], table["median_step_ms"])
     decoding = (table["output_tokens"] > 1) & (step_ms > 0)
-    prefilling = (table["output_tokens"] == 1) & (table["num_prompts"] >= 1000)
+    prefilling = (table["output_tokens"] == 1) & (table["num_prompts"] >= _MANY_PROMPTS)
+    alone = (table["output_tokens"] == 1) & (table["batch_size"] == 1)
+    # Prompts by themselves tell less of a busy server: they count where nothing else is measured.
+    prefilling = prefilling if prefilling.any() else alone
     decode = {
         "batch": table["batch_size"][decoding],
         "output_tokens": table["output_tokens"][decoding],
@@ -219,6 +236,7 @@ def _split_backbone(table: Table) -> tuple[Table, Table]:
         "input_tokens": table["input_tokens"][prefilling],
         "prompts": table["num_prompts"][prefilling],
         "duration_s": table["duration"][prefilling],
+        "alone": alone[prefilling],
     }
     return decode, prefill
 
@@ -273,4 +291,5 @@ def _capacity_rows(
         gpu_memory_utilization=float(server["gpu_memory_utilization"]),
         max_model_len=int(server.get("max_model_len", model.max_position_embeddings)),
         behaviour=behaviour,
+        block_size=int(server.get("block_size", behaviour.block_size)),
     )

@@ -1,6 +1,7 @@
 """How far predictions of given coefficients lie from measurements, in standard deviations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,22 +15,22 @@ from lora_capacity.twin import Scenarios, StayLaw, simulate_steady
 
 FloatArray = NDArray[np.float64]
 
-STEP_NAMES = (
+_EVERY_DEVICE = (
     "base_s",
     "lora_s",
     "token_s",
-    "prefill_token_s",
     "lora_token_s",
     "kv_token_s",
-    "expand_block_s",
-    "shrink_block_s",
     "adapter_s",
     "adapter_rank_s",
-    "small_step_factor",
     "passed_over_s",
+    "host_s",
 )
-LOAD_NAMES = ("host_s",)
-NAMES = (*STEP_NAMES, *LOAD_NAMES)
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "gpu": (*_EVERY_DEVICE, "prefill_token_s", "expand_block_s", "shrink_block_s", "small_step_factor"),
+    "cpu": (*_EVERY_DEVICE, "decode_token_s", "lora_token_rank_s"),
+}
+"""Coefficients that a device has, in the order in which they are fitted; it has no others."""
 
 # Relative standard deviations: repeats of a step time, and what a model of a few coefficients may miss in a run.
 _STEP_SPREAD = 0.03
@@ -39,12 +40,14 @@ _RUN_STEP_SPREAD = 0.05
 _BLOCK_TOKENS = 16
 
 
-def build_costs(model: ModelShape, log_coefficients: Array, disk: tuple[float, float]) -> Costs:
-    """Put coefficients, given by their logarithms in the order of ``NAMES``, into place."""
-    value = dict(zip(NAMES, jnp.exp(log_coefficients), strict=True))
+def build_costs(model: ModelShape, device: str, log_coefficients: Array, disk: tuple[float, float]) -> Costs:
+    """Put coefficients, given by their logarithms in the order of the device's ``NAMES``, into place."""
+    value = dict(zip(NAMES[device], jnp.exp(log_coefficients), strict=True))
+    host_s = value.pop("host_s")
+    nothing = {entry.name: 0.0 for entry in fields(StepCosts)}
     return Costs(
-        step=StepCosts(**{name: value[name] for name in STEP_NAMES}),
-        loads=LoadCosts(host_s=value["host_s"], disk_s=disk[0], disk_rank_s=disk[1]),
+        step=StepCosts(**nothing | value),
+        loads=LoadCosts(host_s=host_s, disk_s=disk[0], disk_rank_s=disk[1]),
         kernels=LoraKernels.of_model(model),
     )
 
@@ -52,8 +55,8 @@ def build_costs(model: ModelShape, log_coefficients: Array, disk: tuple[float, f
 def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
     """Closed batches with and without adapters, and prompts answered by one token.
 
-    Prompts that come one at a time also cost the server's front end; that part is a straight line through the rows,
-    so only what a longer prompt adds is compared.
+    Prompts also cost the server's front end, each the same, so only what a longer prompt adds is compared: its tokens,
+    and a larger part of a step, unless each prompt has a step to itself.
     """
     decode, prefill, adapters = profile.decode, profile.prefill, profile.adapters
     budget = float(profile.server["max_num_batched_tokens"])
@@ -65,7 +68,7 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
         step = costs.step
         bare_s = (
             step.base_s
-            + step.token_s * decode["batch"]
+            + (step.token_s + step.decode_token_s) * decode["batch"]
             + step.kv_token_s * held_tokens(decode["batch"], decode["output_tokens"])
         )
         lora_s = step_time_s(
@@ -83,9 +86,11 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
             jnp.log(lora_s / adapters["step_s"]) / _STEP_SPREAD,
         ]
         if profile.tells_prefill:
-            per_prompt_s = (prefill["duration_s"] - prefill["duration_s"].mean()) / prefill["prompts"].mean()
+            per_prompt_s = prefill["duration_s"] / prefill["prompts"]
+            per_prompt_s = per_prompt_s - per_prompt_s.mean()
             longer = prefill["input_tokens"] - prefill["input_tokens"].mean()
-            predicted_s = longer * (step.token_s + step.prefill_token_s + step.base_s / budget)
+            steps = np.where(prefill["alone"], 0.0, 1.0 / budget)
+            predicted_s = longer * (step.token_s + step.prefill_token_s + step.base_s * steps)
             scale_s = float(np.abs(per_prompt_s).mean())
             parts.append((predicted_s - per_prompt_s) / (_PREFILL_SPREAD * scale_s))
         return jnp.concatenate(parts)

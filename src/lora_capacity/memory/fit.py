@@ -123,7 +123,9 @@ def score_memory(model: ModelShape, gpu: Gpu, memory: MemoryModel, rows: Capacit
     )
 
 
-def fit_memory(model: ModelShape, gpu: Gpu, rows: CapacityRows) -> tuple[MemoryModel, MemoryReport]:
+def fit_memory(
+    model: ModelShape, gpu: Gpu, rows: CapacityRows, *, kv_cache_is_given: bool = False
+) -> tuple[MemoryModel, MemoryReport]:
     """Fit the memory model to reported KV caches by robust least squares; no coefficient is negative.
 
     Coefficients that the rows cannot tell apart stay near usual values: the sampler's bytes need rows that differ in
@@ -133,6 +135,8 @@ def fit_memory(model: ModelShape, gpu: Gpu, rows: CapacityRows) -> tuple[MemoryM
         model: Layer shapes.
         gpu: Memory of the GPU.
         rows: At least one of a started server.
+        kv_cache_is_given: Whether the servers were told the size of their KV cache, as those on a CPU always are: it is
+            then the same whatever the slots, and nothing is to be learnt of what else takes memory.
 
     Returns:
         The model, and how well it tells the very rows it was fitted to.
@@ -143,6 +147,10 @@ def fit_memory(model: ModelShape, gpu: Gpu, rows: CapacityRows) -> tuple[MemoryM
     started = rows.take(np.flatnonzero(np.isfinite(rows.kv_cache_tokens)))
     if not started.kv_cache_tokens.size:
         raise InputError("kv_cache_tokens", "none", "at least one server that started")
+    if kv_cache_is_given:
+        given_bytes = float(np.median(started.kv_cache_tokens)) * model.kv_bytes_per_token
+        memory = replace(_START, cuda_graph_bytes_per_layer=0.0, kv_cache_memory_bytes=given_bytes)
+        return memory, score_memory(model, gpu, memory, rows)
     start = np.array([getattr(_START, name) for name in _FITTED])
     # The cache reported is rounded down to blocks; on average half a block was left over.
     measured = started.kv_cache_tokens + started.block_size / 2

@@ -18,6 +18,7 @@ IntArray = NDArray[np.int64]
 _VOCAB_PADDING = 64
 _LORA_VOCAB_PADDING = 256
 _BLOCK_ID_BYTES = 4
+_OPTIONAL = ("kv_cache_memory_bytes",)
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class MemoryModel:
         sampler_bytes_per_logit: Bytes alive per request and vocabulary entry when the sampler peaks.
         compile_scratch_bytes: Scratch alive beside the largest activations when the first forward pass is compiled.
         cuda_graph_bytes_per_layer: Memory of the captured CUDA graphs per decoder layer.
+        kv_cache_memory_bytes: Memory of the KV cache where the server is told it (``--kv-cache-memory-bytes``, or
+            ``VLLM_CPU_KVCACHE_SPACE`` on a CPU); None: it takes what is left.
     """
 
     other_bytes: float
@@ -37,14 +40,16 @@ class MemoryModel:
     sampler_bytes_per_logit: float
     compile_scratch_bytes: float
     cuda_graph_bytes_per_layer: float
+    kv_cache_memory_bytes: float | None = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            check_number(f"memory.{entry.name}", getattr(self, entry.name), minimum=0)
+            if getattr(self, entry.name) is not None or entry.name not in _OPTIONAL:
+                check_number(f"memory.{entry.name}", getattr(self, entry.name), minimum=0)
 
     def to_json(self) -> dict[str, float]:
         """Return the coefficients as a JSON object."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -58,7 +63,7 @@ class MemoryModel:
         names = [entry.name for entry in fields(cls)]
         check_keys("memory", content, names)
         for name in names:
-            if name not in content:
+            if name not in content and name not in _OPTIONAL:
                 raise InputError(f"memory.{name}", "missing", "a number >= 0")
         return cls(**content)
 
@@ -113,9 +118,10 @@ def plan_memory(
 ) -> MemoryPlan:
     """Plan the GPU's memory as a starting vLLM server does.
 
-    KV bytes = utilization · memory − (weights + slots) − activations − other (− CUDA graphs, from 0.21). Every slot is
-    reserved in full, at ``max_lora_rank``, whatever the adapters' ranks. The server runs out of memory when what comes
-    before the KV cache exceeds the GPU's memory, or else utilization · memory plus CUDA graphs not counted in it does.
+    KV bytes = utilization · memory − (weights + slots) − activations − other (− CUDA graphs, from 0.21), or what the
+    server is told. Every slot is reserved in full, at ``max_lora_rank``, whatever the adapters' ranks. The server runs
+    out of memory when what comes before the KV cache exceeds the GPU's memory, or else utilization · memory plus CUDA
+    graphs not counted in it does.
 
     Leaves out tensor parallelism, quantized weights or KV caches, LoRA on multimodal parts.
 
@@ -159,6 +165,10 @@ def plan_memory(
     graphs = np.full(slots.shape, memory.cuda_graph_bytes_per_layer * model.num_layers)
     graphs_counted = graphs if behaviour.counts_cuda_graphs else np.zeros_like(graphs)
     kv_bytes = limit - resident - activations - other - graphs_counted
+    given_bytes = memory.kv_cache_memory_bytes
+    if given_bytes is not None:
+        kv_bytes = np.full(slots.shape, float(given_bytes))
+        limit = kv_bytes + resident + activations + other + graphs_counted
     stepped_bytes = resident - bare - slots * slot_bytes(model, behaviour, rank, target_modules)
     block_bytes = block_size * model.kv_bytes_per_token
     spare_kv = kv_bytes - -(-length // block_size) * block_bytes
@@ -169,7 +179,8 @@ def plan_memory(
     return MemoryPlan(
         status=np.select([spare < 0, spare_kv < 0], [Status.OOM, Status.NO_KV_CACHE], Status.OK).astype(np.int64),
         kv_cache_tokens=np.maximum(kv_bytes // block_bytes, 0).astype(np.int64) * block_size,
-        kv_cache_tokens_continuous=(kv_bytes + stepped_bytes) / model.kv_bytes_per_token,
+        kv_cache_tokens_continuous=(kv_bytes + (stepped_bytes if given_bytes is None else 0.0))
+        / model.kv_bytes_per_token,
         kv_cache_bytes=kv_bytes,
         weight_bytes=np.broadcast_to(bare, slots.shape).astype(np.float64),
         slot_bytes=(resident - bare).astype(np.float64),

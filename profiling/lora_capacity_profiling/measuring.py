@@ -1,0 +1,343 @@
+"""Measuring one point of a campaign on a server that runs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_capacity.units import MS_PER_S
+from lora_capacity.workload import Workload
+from lora_capacity.workload.requests import BASE_MODEL
+from lora_capacity_profiling.campaign import AdapterBatch, Decode, KvCapacity, Loading, Point, Prefill, ServingRun
+from lora_capacity_profiling.endpoint import Endpoint
+from lora_capacity_profiling.errors import ServerError
+from lora_capacity_profiling.load import LoadResult, at_once, run_load
+from lora_capacity_profiling.planning import CLOSED_LOOP_WAVES, ServerPlan, ranks_of
+from lora_capacity_profiling.serving import serve_workload, warm_up
+
+_LONGEST_S = 1800.0
+_FEWEST_GAPS = 4  # in which the whole batch ran; with fewer, all gaps count
+_BUNDLED = 0.05  # share of tokens that came together with others, from which on a median gap means nothing
+_OUTLIER_SPREAD = 0.1
+_MOST_EXTRA_REPEATS = 2
+_LEAST_LOAD_MS = 1e-3
+_WARM_UP_OUTPUT_TOKENS = 16
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server that points are measured on.
+
+    Attributes:
+        endpoint: Where it is.
+        plan: What it was started as.
+        adapter_names: Its names of the adapters, by rank.
+        base_model: Its name of the model, as it is written into rows too.
+        max_num_seqs: Most requests in a step.
+        max_num_batched_tokens: Most tokens in a step.
+        max_model_len: Longest sequence in tokens, where it was told.
+        kv_cache_tokens: Tokens that its KV cache holds; NaN where it does not tell.
+        vocab_size: Words of the model.
+        gpu: Name of the GPU.
+        repeats: How often a latency is measured.
+    """
+
+    endpoint: Endpoint
+    plan: ServerPlan
+    adapter_names: Mapping[int, Sequence[str]]
+    base_model: str
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int | None
+    kv_cache_tokens: float
+    vocab_size: int
+    gpu: str
+    repeats: int
+
+    def adapters(self, rank: int, count: int) -> list[str]:
+        """Return the names of the first adapters of a rank.
+
+        Raises:
+            ServerError: If there are not so many.
+        """
+        names = self.adapter_names.get(rank, ())
+        if len(names) < count:
+            raise ServerError(f"the server has {len(names)} adapters of rank {rank}, and {count} are needed")
+        return list(names[:count])
+
+    def closed_loop(
+        self, names: Sequence[str], count: int, batch: int, input_tokens: int, output_tokens: int
+    ) -> LoadResult:
+        """Send equal requests, so many at once, dealt in turn to adapters (or to the base model, without any).
+
+        Raises:
+            ServerError: If not all are answered.
+        """
+        adapter = np.arange(count) % len(names) if names else np.full(count, BASE_MODEL)
+        ones = np.ones(count, dtype=np.int64)
+        result = run_load(
+            self.endpoint,
+            at_once(adapter, ones * input_tokens, ones * output_tokens),
+            names,
+            base_model=self.base_model,
+            duration_s=_LONGEST_S,
+            max_pending=batch,
+            vocab_size=self.vocab_size,
+            record_pieces=True,
+        )
+        if not result.completed.all():
+            why = next(iter(result.failures), f"no answer within {_LONGEST_S:g} s")
+            raise ServerError(f"{int((~result.completed).sum())} of {count} requests were not answered: {why}")
+        return result
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a point gave.
+
+    Attributes:
+        table: Table that its row belongs to.
+        row: The row.
+        repeats: What each repeat gave.
+        unit: Their unit.
+    """
+
+    table: str
+    row: Row
+    repeats: tuple[float, ...]
+    unit: str = "ms"
+
+
+def prepare(target: Target) -> None:
+    """Have a server do all that it does only once: load adapters, and set up batches of every size.
+
+    Raises:
+        ServerError: If it does not answer.
+    """
+    names = [name for names in target.adapter_names.values() for name in names]
+    warm_up(target.endpoint, names, base_model=target.base_model, vocab_size=target.vocab_size)
+    if any(isinstance(point, Decode | AdapterBatch | ServingRun) for point in target.plan.points):
+        one = names[: max(target.plan.max_loras, 1)]
+        for batch in (target.max_num_seqs, 1):
+            target.closed_loop(one, batch, batch, 1, _WARM_UP_OUTPUT_TOKENS)
+
+
+def measure(point: Point, target: Target) -> Measured:
+    """Measure a point.
+
+    Latencies are measured ``repeats`` times, and up to twice more where repeats are more than 10 % apart; the row is
+    that of the median repeat.
+
+    Args:
+        point: The point; a start is told by the server that runs.
+        target: The server that it belongs to.
+
+    Raises:
+        InputError: If so many connections cannot be opened.
+        ServerError: If the server does not answer as it should.
+    """
+    match point:
+        case Decode():
+            return _repeated("backbone_latency", target, "mean_itl_ms", lambda: _decode(point, target))
+        case Prefill():
+            return _repeated("backbone_latency", target, "mean_ttft_ms", lambda: _prefill(point, target))
+        case AdapterBatch():
+            return _repeated("adapter_latency", target, "mean_itl_ms", lambda: _adapter_batch(point, target))
+        case Loading():
+            return _repeated("adapter_loading", target, "mean_disk_load_ms", lambda: _loading(point, target))
+        case ServingRun():
+            return _serving(point, target)
+        case KvCapacity():
+            raise TypeError("a start is no point to measure")
+
+
+def _repeated(table: str, target: Target, column: str, once: Callable[[], Row]) -> Measured:
+    rows = [once() for _ in range(target.repeats)]
+    for _ in range(_MOST_EXTRA_REPEATS):
+        values = [row[column] for row in rows]
+        if len(rows) < 2 or max(values) <= min(values) * (1.0 + _OUTLIER_SPREAD):
+            break
+        rows.append(once())
+    rows.sort(key=lambda row: float(row[column]))
+    # Of an even number the lower of the two in the middle: what disturbs a server only ever slows it down.
+    return Measured(table, rows[(len(rows) - 1) // 2], tuple(round(row[column], 4) for row in rows))
+
+
+def _decode(point: Decode, target: Target) -> Row:
+    result = target.closed_loop([], point.batch_size, point.batch_size, 1, point.output_tokens)
+    return {
+        **_backbone(point.batch_size, 1, result, target),
+        **_gaps(result, point.batch_size),
+        "output_tokens": point.output_tokens,
+        "mean_running": point.batch_size,
+        "max_running": point.batch_size,
+        "mean_tpot_ms": MS_PER_S * float(result.tpot_s.mean()),
+    }
+
+
+def _prefill(point: Prefill, target: Target) -> Row:
+    result = target.closed_loop([], point.num_prompts, point.batch_size, point.input_tokens, 1)
+    return {**_backbone(point.batch_size, point.input_tokens, result, target), "output_tokens": 1}
+
+
+def _backbone(batch: int, input_tokens: int, result: LoadResult, target: Target) -> Row:
+    return {
+        "model": target.base_model,
+        "batch_size": batch,
+        "input_tokens": input_tokens,
+        "mean_ttft_ms": MS_PER_S * float(result.ttft_s.mean()),
+        "duration": result.duration_s,
+        "num_prompts": len(result.requests),
+        "kv_cache_tokens": _known(target.kv_cache_tokens),
+    }
+
+
+def _adapter_batch(point: AdapterBatch, target: Target) -> Row:
+    names = target.adapters(point.max_lora_rank, point.served_adapters)
+    result = target.closed_loop(names, point.batch_size, point.batch_size, 1, point.output_tokens)
+    return {
+        "model": target.base_model,
+        "max_num_seqs": target.max_num_seqs,
+        "max_loras": point.max_loras,
+        "served_adapters": point.served_adapters,
+        "max_lora_rank": point.max_lora_rank,
+        "adapter_rank": point.max_lora_rank,
+        "input_tokens": 1,
+        "output_tokens": point.output_tokens,
+        "mean_running": point.batch_size,
+        "mean_unique_adapters": point.served_adapters,
+        **_gaps(result, point.batch_size),
+    }
+
+
+def _gaps(result: LoadResult, batch: int) -> Row:
+    """Return the time between tokens while the whole batch ran, from its last first token to its first last one."""
+    begin_s, end_s = float(result.first_token_s.max()), float(result.last_token_s.min())
+    whole = [times[(times >= begin_s) & (times <= end_s)] for times in result.piece_s]
+    if min(times.size for times in whole) <= _FEWEST_GAPS:
+        whole = list(result.piece_s)
+    gaps_s = np.concatenate([np.diff(times) for times in whole])
+    pieces = sum(times.size for times in result.piece_s)
+    tokens_per_piece = float(result.requests.output_tokens.sum()) / max(pieces, 1)
+    if not gaps_s.size or gaps_s.sum() <= 0:
+        raise ServerError("the server sent all tokens of an answer at once; is its stream interval 1?")
+    mean_s = float(gaps_s.mean()) / tokens_per_piece
+    together = float(np.mean(gaps_s < 0.1 * mean_s)) + tokens_per_piece - 1.0
+    median_s = float(np.median(gaps_s)) if together < _BUNDLED else mean_s
+    return {
+        "mean_itl_ms": MS_PER_S * mean_s,
+        "median_itl_ms": MS_PER_S * median_s,
+        "output_throughput": batch / mean_s,
+    }
+
+
+def _loading(point: Loading, target: Target) -> Row:
+    """Return what switching adapters adds to the time to first token, from host memory and from disk.
+
+    The server has one slot. Asking the same adapter again loads nothing; asking in turn as many as host memory holds
+    loads each from there; asking in turn twice as many reads each from disk.
+    """
+    names = target.adapters(point.adapter_rank, point.adapters)
+    held = names[: target.plan.max_cpu_loras]
+    same_s = _first_token_s(target, names[:1], point.adapters * point.rounds)
+    host_s = _first_token_s(target, held, len(held) * point.rounds)
+    disk_s = _first_token_s(target, names, len(names) * point.rounds)
+    return {
+        "model": target.base_model,
+        "max_lora_rank": point.max_lora_rank,
+        "adapter_rank": point.adapter_rank,
+        "max_loras": 1,
+        "max_cpu_loras": target.plan.max_cpu_loras,
+        "disk_loads": len(names) * point.rounds,
+        "mean_disk_load_ms": max(MS_PER_S * (disk_s - host_s), _LEAST_LOAD_MS),
+        "memory_loads": len(held) * point.rounds,
+        "mean_memory_load_ms": max(MS_PER_S * (host_s - same_s), _LEAST_LOAD_MS),
+    }
+
+
+def _first_token_s(target: Target, names: Sequence[str], count: int) -> float:
+    """Return the mean time to first token of the middle half of requests that follow each other, seconds."""
+    target.closed_loop(names, len(names), 1, 1, 1)  # brings those in that are held
+    times_s: NDArray[np.float64] = np.sort(target.closed_loop(names, count, 1, 1, 1).ttft_s)
+    quarter = times_s.size // 4
+    return float(times_s[quarter : times_s.size - quarter].mean())
+
+
+def _serving(point: ServingRun, target: Target) -> Measured:
+    ranks = ranks_of(point)
+    of_rank = {rank: iter(target.adapters(rank, ranks.count(rank))) for rank in set(ranks)}
+    names = [next(of_rank[rank]) for rank in ranks]
+    shares = np.array([point.rate_shares[i % len(point.rate_shares)] for i in range(len(ranks))])
+    capacity_per_s = _capacity_per_s(point, target, names, shares)
+    scale = point.load * capacity_per_s / shares.sum()
+    rates_per_s = [float(f"{share * scale:.4g}") for share in point.rate_shares]
+    workload = _workload(point, rates_per_s)
+    serving = serve_workload(
+        target.endpoint, workload, names, base_model=target.base_model, vocab_size=target.vocab_size
+    )
+    if serving.result.failures:
+        raise ServerError(f"requests failed: {next(iter(serving.result.failures))}")
+    about = {
+        "run_id": f"slots{point.max_loras}-rank{point.max_lora_rank}/adapters{len(names)}-load{point.load:g}",
+        "set": "profile",
+        "scenario": f"rank{point.max_lora_rank}-load{point.load:g}",
+        "model": target.base_model,
+        "max_loras": point.max_loras,
+        "max_lora_rank": point.max_lora_rank,
+        "max_num_seqs": target.max_num_seqs,
+        "max_num_batched_tokens": target.max_num_batched_tokens,
+        "max_model_len": "" if target.max_model_len is None else target.max_model_len,
+        "gpu": target.gpu,
+    }
+    row = serving.row(about)
+    throughput = float(str(row["input_throughput"])) + float(str(row["output_throughput"]))
+    return Measured("serving_runs", row, (round(throughput, 3),), "tokens_per_s")
+
+
+def _workload(point: ServingRun, rates_per_s: list[float]) -> Workload:
+    return Workload.from_mapping(
+        {
+            "adapters": {"mix": {"rates_per_s": rates_per_s, "ranks": list(point.ranks)}},
+            "requests": {"input_tokens": _law(point.input_tokens), "output_tokens": _law(point.output_tokens)},
+            "horizon_s": point.horizon_s,
+        }
+    )
+
+
+def _law(law: tuple[tuple[str, float], ...]) -> dict[str, float]:
+    return {name: int(value) if name in ("min", "max") else value for name, value in law}
+
+
+def _capacity_per_s(point: ServingRun, target: Target, names: list[str], shares: NDArray[np.float64]) -> float:
+    """Return how many requests of this kind per second the server answers when it always has all that it can hold."""
+    count = CLOSED_LOOP_WAVES * target.max_num_seqs
+    workload = _workload(point, [1.0])
+    random = np.random.default_rng(0)
+    result = run_load(
+        target.endpoint,
+        at_once(
+            random.choice(len(names), count, p=shares / shares.sum()),
+            workload.input_tokens.sample(random, count),
+            workload.output_tokens.sample(random, count),
+        ),
+        names,
+        base_model=target.base_model,
+        duration_s=_LONGEST_S,
+        max_pending=target.max_num_seqs,
+        vocab_size=target.vocab_size,
+    )
+    if not result.completed.all():
+        raise ServerError(f"requests failed: {next(iter(result.failures), 'not answered in time')}")
+    # The middle half: at the beginning the batch fills, at the end it empties.
+    ends_s = np.sort(result.last_token_s)
+    first, last = count // 4, 3 * count // 4
+    return float((last - first) / (ends_s[last] - ends_s[first]))
+
+
+def _known(value: float) -> object:
+    return "" if math.isnan(value) else value
