@@ -43,5 +43,6 @@ def test_no_path_of_one_machine_nor_registry_host(committed: list[Path]) -> None
 
 
 def test_no_measured_table_is_committed(committed: list[Path]) -> None:
-    tables = [path for path in committed if path.suffix in (".csv", ".parquet")]
+    ours = REPOSITORY / "tests" / "data"  # recorded by the project's own command
+    tables = [path for path in committed if path.suffix in (".csv", ".parquet") and ours not in path.parents]
     assert [path.name for path in tables if any(part in path.stem for part in MEASURED_TABLES)] == []

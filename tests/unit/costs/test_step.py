@@ -32,6 +32,8 @@ UNITS = {
     "adapter_s": (20, 20),
     "adapter_rank_s": (20 * 32, 20 * 32),
     "passed_over_s": (300, 300),
+    "decode_token_s": (50, 50),
+    "lora_token_rank_s": (200 * 32, 60 * 32),
 }
 
 

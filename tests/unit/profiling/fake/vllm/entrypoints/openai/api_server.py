@@ -120,8 +120,10 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mode
 
 async def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    for name in ("model", "host", "max-loras"):
+    for name in ("model", "served-model-name", "host"):
         parser.add_argument(f"--{name}")
+    for name in ("loras", "cpu-loras", "lora-rank", "num-seqs", "num-batched-tokens"):
+        parser.add_argument(f"--max-{name}")
     parser.add_argument("--port", type=int)
     parser.add_argument("--enable-lora", action="store_true")
     parser.add_argument("--lora-modules", nargs="*", default=[])
