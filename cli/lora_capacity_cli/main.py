@@ -8,6 +8,7 @@ import click
 
 from lora_capacity.errors import InfeasibleError, LoraCapacityError
 from lora_capacity_cli.calibrations import calibrations
+from lora_capacity_cli.compare import compare
 from lora_capacity_cli.fit import fit
 from lora_capacity_cli.optimize import optimize
 from lora_capacity_cli.options import examples
@@ -63,5 +64,5 @@ def main() -> None:
     """Predict how many LoRA adapters one vLLM server can serve, and with how many slots on the GPU."""
 
 
-for command in (optimize, report, simulate, sweep, validate, profile, fit, calibrations):
+for command in (optimize, report, simulate, sweep, compare, validate, profile, fit, calibrations):
     main.add_command(command)

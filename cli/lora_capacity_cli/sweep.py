@@ -1,15 +1,11 @@
 """``lora-capacity sweep``: a grid of configurations into a table."""
 
-import contextlib
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_capacity.errors import InputError
 from lora_capacity_cli.options import (
     FILE,
     GRID,
@@ -23,14 +19,12 @@ from lora_capacity_cli.options import (
 )
 from lora_capacity_cli.output import print_facts, print_json
 from lora_capacity_cli.runtime import join_processes, prepare, progress_bar
+from lora_capacity_cli.tables import check_output, parts_folder, write_table
 
 if TYPE_CHECKING:
-    import pyarrow
-
     from lora_capacity.calibration import Calibration
     from lora_capacity.workload import Workload
 
-_SUFFIXES = (".parquet", ".csv")
 _REFUSED = ("oom", "no_kv_cache")
 
 
@@ -77,7 +71,7 @@ def sweep(
     The event twin takes a fraction of a second per configuration. What it has played is kept in FILE.parts until the
     table is written: when interrupted, the same command goes on.
     """
-    _check_output(output)
+    check_output(output)
     prepare()
     answers = join_processes(processes)
     from lora_capacity.calibration import load_calibration
@@ -89,14 +83,14 @@ def sweep(
     axes = {name: values for name, values in settings.items() if name in ("max_num_seqs", "max_num_batched_tokens")}
     fixed = {name: value for name, value in settings.items() if name not in axes}
     points = grid(adapters, max_loras, **axes)
-    parts = output.with_name(f"{output.name}.parts")
+    parts = parts_folder(output)
     if engine == "event":
         columns = _played(asked, known, points, fixed, range(seed, seed + seeds), parts)
     else:
         columns = _averaged(asked, known, points, fixed)
     if not answers:
         return
-    _write(output, columns)
+    write_table(output, columns)
     shutil.rmtree(parts, ignore_errors=True)
     summary = {
         "file": str(output),
@@ -153,51 +147,3 @@ def _played(
         click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
         raise
     return {"seed": seed} | event_table(scenarios, played)
-
-
-def _check_output(output: Path) -> None:
-    """Refuse a table that cannot be written before anything is computed."""
-    if output.suffix.lower() not in _SUFFIXES:
-        raise InputError("--output", str(output), f"a name that ends in {' or '.join(_SUFFIXES)}")
-    if not output.parent.is_dir():
-        raise InputError("--output", str(output), "a file in a folder that exists")
-    if output.is_dir():
-        raise InputError("--output", str(output), "a file, not a folder")
-
-
-def _write(output: Path, columns: dict[str, Any]) -> None:
-    """Write a table whole or not at all: a reader never sees half of it."""
-    import pyarrow
-
-    content = pyarrow.table(columns)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-        os.close(handle)
-        try:
-            _write_as(output.suffix.lower(), content, name)
-            Path(name).chmod(0o666 & ~_umask())
-            Path(name).replace(output)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as error:
-        raise InputError("--output", str(output), f"a file that can be written ({error.strerror})") from None
-
-
-def _write_as(suffix: str, content: "pyarrow.Table", name: str) -> None:
-    if suffix == ".csv":
-        from pyarrow import csv
-
-        csv.write_csv(content, name)
-    else:
-        from pyarrow import parquet
-
-        parquet.write_table(content, name)
-
-
-def _umask() -> int:
-    """Return the mask that new files get; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration, bundled_names, load_calibration
+    from lora_capacity.comparison import compare_twins, summarise_comparison
     from lora_capacity.errors import InfeasibleError, InputError, LoraCapacityError
     from lora_capacity.fitting import FitReport, fit_calibration
     from lora_capacity.memory import MemoryPlan, plan_memory
@@ -53,6 +54,7 @@ __all__ = [
     "build_report",
     "build_scenarios",
     "bundled_names",
+    "compare_twins",
     "fit_calibration",
     "grid",
     "load_calibration",
@@ -64,10 +66,12 @@ __all__ = [
     "recommend",
     "score_runs",
     "simulate",
+    "summarise_comparison",
 ]
 
 _HOMES = {
     "calibration": ("Calibration", "bundled_names", "load_calibration"),
+    "comparison": ("compare_twins", "summarise_comparison"),
     "errors": ("InfeasibleError", "InputError", "LoraCapacityError"),
     "fitting": ("FitReport", "fit_calibration"),
     "memory": ("MemoryPlan", "plan_memory"),

@@ -152,3 +152,33 @@ def test_processes_that_cannot_be(run: Run, minute: Path, place: str) -> None:
     assert result.exit_code == 2
     assert "--processes" in result.stderr
     assert "HOST:PORT,NUMBER/ALL" in result.stderr
+
+
+def test_compare(run: Run, minute: Path) -> None:
+    grid = ("--adapters", "12,15", "--max-loras", 8, "--seeds", 1)
+    found = answer(run("compare", minute, *grid, "-o", "both.csv", "--format", "json"))
+    counts = ["configurations", "compared", "differ"]
+    assert list(found) == ["calibration", "tolerance", "seeds", *counts, "regimes", "worst"]
+    assert (found["configurations"], found["compared"], found["seeds"]) == (2, 2, [0])
+    rows = read_rows(Path("both.csv"))
+    assert [row["max_cpu_loras"] for row in rows] == ["12", "15"]
+    alone = answer(run(*SIMULATE, minute, "--format", "json"))
+    assert float(rows[1]["itl_s"]) == pytest.approx(alone["prediction"]["itl_s"])
+    steady = answer(run("simulate", minute, "--adapters", 15, "--max-loras", 8, "--format", "json"))
+    assert float(rows[1]["steady_itl_s"]) == pytest.approx(steady["prediction"]["itl_s"])
+    assert sum(row["differs"] == "true" for row in rows) == found["differ"] == len(found["worst"])
+    text = run("compare", minute, *grid)
+    assert text.exit_code == 0
+    assert "By regime" in text.stdout
+    assert "nan" not in text.stdout
+
+
+def test_optimize_by_the_event_twin(run: Run, minute: Path) -> None:
+    command = ("optimize", minute, "--adapters", "12,15", "--max-loras", 8, "--engine", "event", "--seeds", 1)
+    command += ("--starvation-threshold", 0.4)  # what is still running after a minute is not completed
+    found = answer(run(*command, "--format", "json"))
+    assert found["engine"] == "event"
+    assert found["second_opinion"]["seeds"] == 1
+    text = run(*command)
+    assert text.exit_code == 0
+    assert "The event twin settled it" in text.stdout
