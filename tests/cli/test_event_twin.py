@@ -174,8 +174,9 @@ def test_compare(run: Run, minute: Path) -> None:
 
 
 def test_optimize_by_the_event_twin(run: Run, minute: Path) -> None:
-    command = ("optimize", minute, "--adapters", "12,15", "--max-loras", 8, "--engine", "event", "--seeds", 1)
-    command += ("--starvation-threshold", 0.4)  # what is still running after a minute is not completed
+    # What is still running after a minute is not completed.
+    lenient = ("--starvation-threshold", 0.4)
+    command = ("optimize", minute, *lenient, "--adapters", "12,15", "--max-loras", 8, "--engine", "event", "--seeds", 1)
     found = answer(run(*command, "--format", "json"))
     assert found["engine"] == "event"
     assert found["second_opinion"]["seeds"] == 1
