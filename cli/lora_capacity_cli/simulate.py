@@ -162,12 +162,7 @@ def _memory(calibration: "Calibration", server: "ServerConfig") -> dict[str, flo
 
 
 def _warnings(calibration: "Calibration", settings: dict[str, int], status: str) -> list[str]:
-    given = {"adapters": settings["max_cpu_loras"]} | settings
-    found = [
-        f"{name} {given[name]} lies outside {low:g} to {high:g}, which the calibration was fitted over"
-        for name, (low, high) in calibration.fitted_ranges.items()
-        if name in given and not low <= given[name] <= high
-    ]
+    found = calibration.extrapolations(adapters=settings["max_cpu_loras"], **settings)
     failed = _REFUSED | {"step_limit": _BROKEN_OFF}
     return found + ([failed[status]] if status in failed else [])
 

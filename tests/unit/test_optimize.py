@@ -293,7 +293,7 @@ def test_the_answer_is_json_and_says_what_to_run():
 
 def test_extrapolation_is_said():
     found = optimize(BUSY, make_calibration(fitted_ranges={"adapters": (100.0, 200.0), "max_loras": (1.0, 64.0)}))
-    assert any(warning.startswith(f"adapters {found.best.max_cpu_loras} is outside") for warning in found.warnings)
+    assert any(warning.startswith(f"adapters {found.best.max_cpu_loras} lies outside") for warning in found.warnings)
     assert not any(warning.startswith("max_loras") for warning in found.warnings)
     assert found.best.status == "outside_calibration"
 

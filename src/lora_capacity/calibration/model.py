@@ -112,6 +112,19 @@ class Calibration:
             outside |= (values < low) | (values > high)
         return outside
 
+    def extrapolations(self, **settings: float) -> list[str]:
+        """Say in a sentence each which settings of one configuration lie outside the range that was fitted over.
+
+        Args:
+            **settings: Values by setting name; names without a fitted range are ignored.
+        """
+        return [
+            f"{name} {settings[name]:g} lies outside {low:g} to {high:g}, which the calibration was fitted over: "
+            "an extrapolation"
+            for name, (low, high) in self.fitted_ranges.items()
+            if name in settings and self.outside(**{name: settings[name]})
+        ]
+
     def plan_memory(self, server: ServerConfig) -> MemoryPlan:
         """Plan the GPU's memory of one server, ``[1]``."""
         return plan_memory(

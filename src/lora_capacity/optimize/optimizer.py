@@ -222,11 +222,8 @@ def _memory_margin(calibration: Calibration, server: ServerConfig) -> MemoryMarg
 
 
 def _warnings(problem: Problem, best: Candidate) -> tuple[str, ...]:
-    warnings = []
-    for name, (low, high) in problem.calibration.fitted_ranges.items():
-        value = best.max_cpu_loras if name == "adapters" else getattr(best, name, low)
-        if not low <= value <= high:
-            warnings.append(f"{name} {value} is outside the calibration's range {low:g} to {high:g}: an extrapolation")
+    settings = {name: getattr(best, name) for name in ("max_cpu_loras", "max_lora_rank", *POINT[1:])}
+    warnings = problem.calibration.extrapolations(adapters=best.max_cpu_loras, **settings)
     available = problem.workload.adapters.max_count
     if best.max_cpu_loras == available:
         warnings.append(f"all {available} adapters of the workload are served: the server may have room for more")

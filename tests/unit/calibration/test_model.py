@@ -153,3 +153,8 @@ def test_behaviour_and_output_lengths_follow_from_what_is_stored() -> None:
     lengths = RUNS.output_lengths(190.0)
     assert [lengths.mean, lengths.std] == pytest.approx([190.0, 207.0])
     assert (lengths.min, lengths.max) == (1, 1024)
+
+
+def test_what_lies_outside_is_told_by_name():
+    found = make_calibration().extrapolations(adapters=600, max_loras=8, max_num_seqs=3)
+    assert found == ["adapters 600 lies outside 8 to 384, which the calibration was fitted over: an extrapolation"]
