@@ -10,6 +10,7 @@ from lora_capacity.errors import InfeasibleError, LoraCapacityError
 from lora_capacity_cli.calibrations import calibrations
 from lora_capacity_cli.compare import compare
 from lora_capacity_cli.fit import fit
+from lora_capacity_cli.observe import observe
 from lora_capacity_cli.optimize import optimize
 from lora_capacity_cli.options import examples
 from lora_capacity_cli.profile import profile
@@ -17,6 +18,7 @@ from lora_capacity_cli.report import report
 from lora_capacity_cli.simulate import simulate
 from lora_capacity_cli.sweep import sweep
 from lora_capacity_cli.validate import validate
+from lora_capacity_cli.verify import verify
 
 INFEASIBLE = 1
 BAD_INPUT = 2
@@ -37,6 +39,8 @@ class Commands(click.Group):
         except InfeasibleError as error:
             code = _complain(str(error), INFEASIBLE)
         except LoraCapacityError as error:
+            for note in getattr(error, "__notes__", []):
+                click.echo(note, err=True)
             code = _complain(str(error), BAD_INPUT)
         except click.Abort:
             code = INTERRUPTED
@@ -64,5 +68,5 @@ def main() -> None:
     """Predict how many LoRA adapters one vLLM server can serve, and with how many slots on the GPU."""
 
 
-for command in (optimize, report, simulate, sweep, compare, validate, profile, fit, calibrations):
+for command in (optimize, report, simulate, sweep, compare, validate, verify, observe, profile, fit, calibrations):
     main.add_command(command)

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 Progress = Callable[[int, int], None]
 
@@ -15,9 +16,19 @@ def cache_dir() -> Path:
     return Path(base) / "lora-capacity" / "jax"
 
 
-def prepare() -> None:
-    """Let JAX keep what it compiles from one command to the next; a folder that cannot be written is done without."""
+def prepare(*, on_cpu: bool = False) -> None:
+    """Let JAX keep what it compiles from one command to the next; a folder that cannot be written is done without.
+
+    Args:
+        on_cpu: Whether to leave the GPU alone, for commands that start a server on it.
+    """
     from lora_capacity.sweep import enable_compilation_cache
+
+    if on_cpu:
+        import jax
+
+        config: Any = jax.config
+        config.update("jax_platforms", "cpu")
 
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
         folder = cache_dir()

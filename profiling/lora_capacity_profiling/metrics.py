@@ -9,7 +9,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Self
@@ -31,6 +31,9 @@ _KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 _TTFT = ("vllm:time_to_first_token_seconds",)
 _ITL = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
 _E2E = ("vllm:e2e_request_latency_seconds",)
+_QUEUED, _SERVED = ("vllm:request_queue_time_seconds",), ("vllm:request_inference_time_seconds",)
+_INPUT, _OUTPUT = ("vllm:request_prompt_tokens",), ("vllm:request_generation_tokens",)
+_MAX_LORA = re.compile(r'^vllm:lora_requests_info\{[^\n]*?\bmax_lora="(\d+)"', re.MULTILINE)
 _WANTED = (
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
@@ -40,9 +43,13 @@ _WANTED = (
     "vllm:request_success_total",
     "vllm:cache_config_info",
     *_KV_USAGE,
-    *(f"{name}_{part}" for name in (*_TTFT, *_ITL, *_E2E) for part in ("bucket", "sum", "count")),
+    *(
+        f"{name}_{part}"
+        for name in (*_TTFT, *_ITL, *_E2E, *_QUEUED, *_SERVED, *_INPUT, *_OUTPUT)
+        for part in ("bucket", "sum", "count")
+    ),
 )
-_FINISHED = ("stop", "length")
+_FINISHED, _BROKEN_OFF = ("stop", "length"), ("abort", "error")
 
 _LINE = re.compile(r'(?P<name>[\w:]+)(?:\{(?P<labels>(?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(?P<value>\S+)')
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -82,7 +89,7 @@ def parse_prometheus(text: str, names: Iterable[str]) -> dict[str, list[Series]]
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Times that a server counted by how long they were, over all its engines.
+    """Times that a server counted by how long they were, over all its engines; or lengths, then in tokens throughout.
 
     Attributes:
         bounds_s: Upper bounds of the buckets, ascending, the last infinite, seconds ``[buckets]``.
@@ -139,11 +146,17 @@ class Snapshot:
         prompt_tokens: Prompt tokens processed.
         generation_tokens: Tokens generated.
         completed: Requests answered in full.
+        broken_off: Requests that ended in another way.
         ttft: Times to first token, from arrival at the server.
         itl: Times between tokens.
         e2e: Times from arrival to the last token.
+        queued: Times that requests that ended had waited for their place in the batch.
+        served: Times that they had it.
+        input_tokens: Prompt lengths of requests that ended; what are seconds of a `Histogram` are tokens here.
+        output_tokens: Their answers' lengths; likewise.
         kv_cache_tokens: Tokens that the KV cache holds, over all engines; NaN where the process that answers does not
             know, as in 0.8.5: its log does.
+        max_loras: Adapter slots; None where the server has not said so, as before its first request.
     """
 
     running: float
@@ -153,10 +166,16 @@ class Snapshot:
     prompt_tokens: float
     generation_tokens: float
     completed: float
+    broken_off: float
     ttft: Histogram
     itl: Histogram
     e2e: Histogram
+    queued: Histogram
+    served: Histogram
+    input_tokens: Histogram
+    output_tokens: Histogram
     kv_cache_tokens: float
+    max_loras: int | None = None
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -176,10 +195,16 @@ class Snapshot:
             prompt_tokens=_total(found, "vllm:prompt_tokens_total"),
             generation_tokens=_total(found, "vllm:generation_tokens_total"),
             completed=_total(found, "vllm:request_success_total", finished_reason=_FINISHED),
+            broken_off=_total(found, "vllm:request_success_total", finished_reason=_BROKEN_OFF),
             ttft=_histogram(found, _TTFT),
             itl=_histogram(found, _ITL),
             e2e=_histogram(found, _E2E),
+            queued=_histogram(found, _QUEUED),
+            served=_histogram(found, _SERVED),
+            input_tokens=_histogram(found, _INPUT),
+            output_tokens=_histogram(found, _OUTPUT),
             kv_cache_tokens=_kv_cache_tokens(found),
+            max_loras=_max_loras(text),
         )
 
     @classmethod
@@ -237,6 +262,12 @@ def _kv_cache_tokens(found: Mapping[str, list[Series]]) -> float:
     return tokens or float("nan")
 
 
+def _max_loras(text: str) -> int | None:
+    # One line tells; there may be a megabyte of them.
+    match = _MAX_LORA.search(text)
+    return None if match is None else int(match[1])
+
+
 @dataclass(frozen=True, eq=False)
 class Window:
     """Samples of a server over a time; arrays ``[samples]``.
@@ -266,6 +297,18 @@ class Window:
     first: Snapshot
     last: Snapshot
     missed: int = 0
+
+    @classmethod
+    def of(cls, samples: Sequence[tuple[float, Snapshot]], missed: int = 0) -> Self:
+        """Gather samples.
+
+        Args:
+            samples: When each was taken, seconds of any origin, ascending, and what it said; one at least.
+            missed: Samples that the server did not answer.
+        """
+        arrays = {name: np.array([getattr(each, name) for _, each in samples], dtype=np.float64) for name in _SAMPLED}
+        at_s = np.array([at_s for at_s, _ in samples]) - samples[0][0]
+        return cls(at_s=at_s, first=samples[0][1], last=samples[-1][1], missed=missed, **arrays)
 
     def summary(self) -> dict[str, float]:
         """Return means and largest values by the column names of a table of serving runs; NaN where unknown."""
@@ -335,9 +378,7 @@ class Sampler:
         samples = list(self._samples)
         if not samples:
             raise ServerError(f"{self.endpoint.url}/metrics answered none of {self._missed} samples")
-        arrays = {name: np.array([getattr(each, name) for _, each in samples], dtype=np.float64) for name in _SAMPLED}
-        at_s = np.array([at_s for at_s, _ in samples]) - samples[0][0]
-        return Window(at_s=at_s, first=samples[0][1], last=samples[-1][1], missed=self._missed, **arrays)
+        return Window.of(samples, self._missed)
 
     def _run(self) -> None:
         due_s = time.monotonic()

@@ -1,9 +1,14 @@
-"""A serving run as one row of a table that ``fit --runs`` and ``validate`` read."""
+"""A serving run as a row of a table that ``fit --runs`` and ``validate`` read, and adding rows to such a table."""
 
+import contextlib
+import csv
+import io
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from lora_capacity.errors import check_keys
+from lora_capacity.errors import InputError, check_keys
 from lora_capacity_profiling.load import LoadResult
 from lora_capacity_profiling.metrics import Window
 
@@ -22,6 +27,8 @@ ABOUT_COLUMNS = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_model_len",
+    "base_rate_per_s",
+    "max_pending",
     "status",
     "gpu",
 )
@@ -67,15 +74,99 @@ def serving_run_row(
     Raises:
         InputError: If a name is unknown.
     """
-    check_keys("about", about, ABOUT_COLUMNS)
     measured: dict[str, float] = {}
     if result is not None:
         measured |= result.summary()
     if window is not None:
         measured |= window.summary()
+    return run_row(about, measured)
+
+
+def run_row(about: Mapping[str, object], measured: Mapping[str, float]) -> dict[str, object]:
+    """Return one row with all columns; what is not known, or NaN, is empty text.
+
+    Args:
+        about: As for :func:`serving_run_row`.
+        measured: What was measured, by names of :data:`MEASURED_COLUMNS`; others are left out.
+
+    Raises:
+        InputError: If a name of ``about`` is unknown.
+    """
+    check_keys("about", about, ABOUT_COLUMNS)
     row = {name: about.get(name, "") for name in ABOUT_COLUMNS}
     return row | {name: _cell(measured.get(name)) for name in MEASURED_COLUMNS}
 
 
 def _cell(value: float | None) -> object:
     return "" if value is None or math.isnan(value) else value
+
+
+def append_runs(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add rows to a table of serving runs, made if absent; whatever happens, the file is the old or the new one.
+
+    Columns that the table lacks are added to it; those that a row lacks are left empty.
+
+    Args:
+        path: The table, CSV.
+        rows: Rows as `serving_run_row` makes them; none: only makes sure that the table can be written.
+
+    Raises:
+        InputError: If the file is no table of serving runs, or cannot be written. The rows are then the note of the
+            exception, lest they be lost.
+    """
+    try:
+        _append(path, rows)
+    except InputError as error:
+        if rows:
+            error.add_note(f"not saved:\n{as_csv(rows)}")
+        raise
+
+
+def _append(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    columns, lines = _read(path)
+    columns += [name for name in (*ABOUT_COLUMNS, *MEASURED_COLUMNS) if name not in columns]
+    text = as_csv([*lines, *rows], columns)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(str(path), error.strerror or str(error), "a table that can be written") from None
+
+
+def as_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = (*ABOUT_COLUMNS, *MEASURED_COLUMNS)) -> str:
+    """Return a table as CSV text with a header line."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return columns and rows of a table; none where there is no file."""
+    allowed = "a table of serving runs"
+    if not path.exists():
+        return [], []
+    if not path.is_file():  # writing would put a file in place of a device
+        raise InputError(str(path), "no ordinary file", allowed)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(str(path), getattr(error, "strerror", None) or str(error), allowed) from None
+    columns = list(reader.fieldnames or [])
+    if columns and "max_cpu_loras" not in columns:
+        raise InputError(str(path), f"columns {', '.join(columns)}", allowed, "give another file")
+    if any(None in row or None in row.values() for row in rows):
+        raise InputError(str(path), "rows of different lengths", allowed)
+    return columns, rows

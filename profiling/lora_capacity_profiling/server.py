@@ -25,6 +25,9 @@ FlagValue = str | int | float | bool | list[str] | tuple[str, ...]
 Progress = Callable[[float, str], None]
 """Told, a few times a second while a server starts, the seconds since and the last line of its log."""
 
+SECRET = "(secret)"
+"""What stands in a record for the value of a variable that may be a secret."""
+
 _ENTRY_POINT = ("-m", "vllm.entrypoints.openai.api_server")
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)  # in the name of a variable
 _POLL_S = 0.25
@@ -55,7 +58,7 @@ def flag_words(flags: Mapping[str, FlagValue]) -> list[str]:
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     """Return variables of an environment for a record: values of what may be a secret are left out."""
-    return {name: "(secret)" if _SECRET.search(name) else value for name, value in environment.items()}
+    return {name: SECRET if _SECRET.search(name) else value for name, value in environment.items()}
 
 
 @dataclass(eq=False)
@@ -66,6 +69,7 @@ class Server:
         endpoint: Where it is.
         version: vLLM's version, as the server states it.
         models: Names that it serves: the base model's and those of the adapters it was started with.
+        adapters: Those of the adapters alone, in the server's order.
         flags: What it was started with, by vLLM's names; empty for one found running.
         command: The whole command line; empty likewise.
         environment: What was added to the environment; empty likewise.
@@ -76,6 +80,7 @@ class Server:
     endpoint: Endpoint
     version: str = ""
     models: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     flags: Mapping[str, FlagValue] = field(default_factory=dict)
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -282,6 +287,7 @@ class Server:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) and "id" in entry for entry in entries):
             raise ServerError(f"{self.url}/v1/models names no models; it is no vLLM server")
         self.models = tuple(str(entry["id"]) for entry in entries)
+        self.adapters = tuple(str(entry["id"]) for entry in entries if entry.get("parent"))
 
     def _ask(self, path: str) -> dict[str, Any]:
         status, body = self.endpoint.get(path, timeout_s=_ANSWER_S)

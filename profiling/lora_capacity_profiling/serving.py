@@ -1,5 +1,6 @@
 """One serving run: a workload sent to a server, with the server's metrics sampled meanwhile."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,11 +12,13 @@ from lora_capacity.workload.requests import Requests
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.load import LoadResult, Progress, at_once, run_load
-from lora_capacity_profiling.metrics import SAMPLE_INTERVAL_S, Sampler, Window
+from lora_capacity_profiling.metrics import SAMPLE_INTERVAL_S, Sampler, Snapshot, Window
 from lora_capacity_profiling.runs import serving_run_row
 
 _SAMPLES, _LEAST_INTERVAL_S = 30, 1.0
 _WARM_UP_S = 300.0
+_DRAIN_S = 30.0
+_DRAIN_POLL_S = 0.5
 _WARM_UP_INPUT_TOKENS, _WARM_UP_OUTPUT_TOKENS = 32, 8
 
 
@@ -47,7 +50,7 @@ class Serving:
 
 
 def traffic_columns(workload: Workload, adapters: int) -> dict[str, object]:
-    """Return what a table of serving runs says of the traffic: adapters, rates, ranks.
+    """Return what a table of serving runs says of the traffic: adapters, rates, ranks, and what clients hold.
 
     Args:
         workload: The traffic.
@@ -61,6 +64,8 @@ def traffic_columns(workload: Workload, adapters: int) -> dict[str, object]:
         "ranks": _words(ranks),
         "rate_values": _words(values),
         "rate_counts": _words(counts),
+        "base_rate_per_s": workload.base_rate_per_s,
+        "max_pending": "" if workload.max_pending is None else workload.max_pending,
     }
 
 
@@ -137,6 +142,63 @@ def warm_up(endpoint: Endpoint, adapters: Sequence[str], *, base_model: str, voc
         if not result.completed.all():
             why = next(iter(result.failures), f"no answer within {_WARM_UP_S:g} s")
             raise ServerError(f"{endpoint.url} does not answer for every adapter: {why}")
+
+
+def rehearse(
+    endpoint: Endpoint,
+    workload: Workload,
+    adapters: Sequence[str],
+    duration_s: float,
+    *,
+    base_model: str,
+    vocab_size: int = 1000,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> None:
+    """Send a workload's requests for a while, drop what is unanswered then, and wait until the server is idle.
+
+    A server that has just been asked for batches of such sizes does not meet them for the first time in a run.
+
+    Args:
+        endpoint: The server, warmed up by :func:`warm_up`.
+        workload: The traffic.
+        adapters: The server's names of the adapters, ``[adapters]``.
+        duration_s: Seconds of traffic; none: nothing is sent.
+        base_model: The server's name of the model.
+        vocab_size: Prompts hold token numbers below it.
+        seed: Seed of the requests; another one than the run's.
+        on_progress: Called once a second.
+
+    Raises:
+        ServerError: If the server stops answering, or still has requests half a minute later.
+    """
+    if duration_s > 0:
+        for_a_while = replace(workload, horizon_s=duration_s) if workload.trace is None else workload
+        requests = for_a_while.sample_requests(len(adapters), seed)
+        if len(requests):
+            run_load(
+                endpoint,
+                requests,
+                adapters,
+                base_model=base_model,
+                duration_s=duration_s,
+                max_pending=workload.max_pending,
+                vocab_size=vocab_size,
+                seed=seed,
+                on_progress=on_progress,
+            )
+    until_s = time.monotonic() + _DRAIN_S
+    while (left := _pending(endpoint)) > 0:
+        if time.monotonic() > until_s:
+            raise ServerError(
+                f"{endpoint.url} still has {left:g} requests of others; verify on a server without traffic"
+            )
+        time.sleep(_DRAIN_POLL_S)
+
+
+def _pending(endpoint: Endpoint) -> float:
+    snapshot = Snapshot.of(endpoint)
+    return snapshot.running + snapshot.waiting
 
 
 def _equal(adapter: np.ndarray) -> Requests:

@@ -16,7 +16,7 @@ from tests.cli.conftest import WORKLOAD, Run
 from tests.cli.test_bad_input import RUN, write_runs
 
 LLAMA, QWEN = "llama-3.1-8b-instruct", "qwen-2.5-7b-instruct"
-COMMANDS = ("optimize", "report", "simulate", "sweep", "validate", "fit", "calibrations")
+COMMANDS = ("optimize", "report", "simulate", "sweep", "validate", "verify", "observe", "fit", "calibrations")
 COLUMNS = [
     "max_cpu_loras",
     "max_loras",

@@ -112,7 +112,8 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
     if not chosen.size:
         raise InputError(f"{path}, model", profile.model.name, "a model with runs that completed requests")
     recorded = {name: values[chosen] for name, values in read_table(path, _RECORDED).items()}
-    runs, running, output_per_s = every.take(chosen), recorded["mean_running"], recorded["output_throughput"]
+    runs, output_per_s = every.take(chosen), recorded["output_throughput"]
+    running = np.where(recorded["mean_running"] > 0, recorded["mean_running"], np.nan)
     server = Calibration(
         name="draft",
         model=profile.model,

@@ -128,25 +128,29 @@ def adapter_rows(noisy: Callable[[float], float]) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture
-def profile(tmp_path: Path) -> Path:
-    """A profile folder of a made-up server."""
+def write_profile(folder: Path) -> None:
+    """Write a profile folder of a made-up server."""
     rng = np.random.default_rng(20)
 
     def noisy(value: float) -> float:
         return value * float(1 + NOISE * rng.standard_normal())
 
-    write(tmp_path / "kv_capacity.csv", kv_capacity_rows())
-    write(tmp_path / "backbone_latency.csv", backbone_rows(noisy))
-    write(tmp_path / "adapter_latency.csv", adapter_rows(noisy))
+    write(folder / "kv_capacity.csv", kv_capacity_rows())
+    write(folder / "backbone_latency.csv", backbone_rows(noisy))
+    write(folder / "adapter_latency.csv", adapter_rows(noisy))
     loads = [(8, 8), (16, 16), (32, 32)]
     names = ("max_lora_rank", "adapter_rank", "mean_disk_load_ms", "mean_memory_load_ms")
     write(
-        tmp_path / "adapter_loading.csv",
+        folder / "adapter_loading.csv",
         ({"model": MODEL.name, **dict(zip(names, (a, b, 10 + 0.5 * b, 4.0), strict=True))} for a, b in loads),
     )
     description = {"model_shape": MODEL.to_json(), "gpu": GPU.to_json(), "server": SERVER}
-    (tmp_path / "profile.json").write_text(json.dumps(description))
+    (folder / "profile.json").write_text(json.dumps(description))
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    write_profile(tmp_path)
     return tmp_path
 
 

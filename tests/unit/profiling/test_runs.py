@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from lora_capacity_profiling.load import at_once, run_load
 from lora_capacity_profiling.metrics import Sampler
-from lora_capacity_profiling.runs import ABOUT_COLUMNS, MEASURED_COLUMNS, serving_run_row
+from lora_capacity_profiling.runs import (
+    ABOUT_COLUMNS,
+    MEASURED_COLUMNS,
+    append_runs,
+    run_row,
+    serving_run_row,
+)
 from lora_capacity_profiling.server import Server
 
 from lora_capacity.errors import InputError
@@ -57,6 +63,58 @@ def test_columns_are_those_of_the_published_table(measurements_dir: Path) -> Non
     with (measurements_dir / "serving_runs.csv").open(newline="") as file:
         published = set(next(csv.reader(file)))
     added = {"max_num_seqs", "max_num_batched_tokens", "max_model_len"}
-    added |= {"std_input_tokens", "std_output_tokens", "max_output_tokens"}
+    added |= {"base_rate_per_s", "max_pending", "std_input_tokens", "std_output_tokens", "max_output_tokens"}
     unknown_to_a_client = {"busy_s"}
     assert published - unknown_to_a_client | added == {*ABOUT_COLUMNS, *MEASURED_COLUMNS}
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_are_added_and_what_was_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "runs.csv"
+    append_runs(path, [])
+    assert table(path) == []
+    append_runs(path, [run_row({**ABOUT, "run_id": "1"}, {"completed": 5, "arrivals": float("nan")})])
+    append_runs(path, [run_row({**ABOUT, "run_id": "2"}, {"completed": 6})])
+    assert [(row["run_id"], row["completed"], row["arrivals"]) for row in table(path)] == [
+        ("1", "5", ""),
+        ("2", "6", ""),
+    ]
+    assert list(tmp_path.glob("deep/.*")) == []
+
+
+def test_table_of_other_columns_keeps_them(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text('note,max_cpu_loras,run_id\n"a, ""b""",3,old\n', encoding="utf-8-sig")
+    append_runs(path, [run_row({"run_id": "new", "max_cpu_loras": 4}, {})])
+    rows = table(path)
+    assert [(row["run_id"], row["max_cpu_loras"], row["note"]) for row in rows] == [
+        ("old", "3", 'a, "b"'),
+        ("new", "4", ""),
+    ]
+    assert list(rows[0])[:3] == ["note", "max_cpu_loras", "run_id"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [("a,b\n1,2\n", "columns a, b"), ("run_id,max_cpu_loras\n1\n", "different lengths"), ("\udcff", "utf-8")],
+)
+def test_what_is_no_table_of_runs_is_left_alone(tmp_path: Path, content: str, text: str) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text(content, encoding="utf-8", errors="surrogateescape")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=text):
+        append_runs(path, [run_row(ABOUT, {})])
+    assert path.read_bytes() == before
+
+
+def test_row_that_cannot_be_saved_is_in_the_note(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError) as error:
+        append_runs(tmp_path / "file" / "runs.csv", [run_row({"run_id": "lost"}, {})])
+    assert "\nlost," in error.value.__notes__[0]
+    with pytest.raises(InputError, match="no ordinary file"):
+        append_runs(Path("/dev/full"), [])

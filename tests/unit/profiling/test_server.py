@@ -60,7 +60,7 @@ def test_flags_become_words() -> None:
 def test_server_starts_tells_about_itself_and_stops(launch: Launch) -> None:
     told = []
     server = launch(on_progress=lambda elapsed_s, line: told.append((elapsed_s, line)))
-    assert (server.version, server.models) == ("0.32.0", ("fake", "a0", "a1"))
+    assert (server.version, server.models, server.adapters) == ("0.32.0", ("fake", "a0", "a1"), ("a0", "a1"))
     assert told
     assert told == sorted(told)
     server.check()

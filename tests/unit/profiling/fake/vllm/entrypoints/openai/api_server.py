@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 MODE = os.environ.get("FAKE_VLLM", "ok")
 STEP_S = float(os.environ.get("FAKE_VLLM_STEP_S", "0"))
@@ -25,10 +26,15 @@ REFUSALS = {
     "oom": "(EngineCore pid=7) ERROR 11-24 18:25:09 [core.py:1] torch.OutOfMemoryError: CUDA out of memory. Tried to "
     "allocate 1.00 GiB.",
 }
+LIMITS = ("max-num-seqs", "max-num-batched-tokens", "max-model-len", "gpu-memory-utilization", "block-size")
+TIMES = ("time_to_first_token", "inter_token_latency", "request_queue_time", "request_inference_time")
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
 
-state = {"running": 0, "completed": 0, "prompt": 0, "generated": 0, "most_running": 0, "connections": 0}
+state = {"running": 0, "completed": 0, "prompt": 0, "generated": 0, "most_running": 0, "connections": 0, "slots": 1}
 bodies: list[dict] = []
+asked_s: dict[str, float] = {}
+times: dict[str, list[float]] = {name: [] for name in TIMES}
+lengths: dict[str, list[float]] = {name: [] for name in ("request_prompt_tokens", "request_generation_tokens")}
 
 
 def metrics() -> str:
@@ -43,11 +49,23 @@ def metrics() -> str:
     lines = [f'vllm:{name}{{engine="0",model_name="fake"}} {value}' for name, value in values.items()]
     lines.append(f'vllm:request_success_total{{engine="0",finished_reason="length"}} {state["completed"]}')
     lines.append('vllm:cache_config_info{block_size="16",num_gpu_blocks="100",engine="0"} 1.0')
+    for name, seen_s in asked_s.items():
+        labels = f'max_lora="{state["slots"]}",running_lora_adapters="{name}",waiting_lora_adapters=""'
+        lines.append(f"vllm:lora_requests_info{{{labels}}} {seen_s}")
+    for name, numbers in {**{f"{name}_seconds": each for name, each in times.items()}, **lengths}.items():
+        for bound in ("0.01", "0.1", "10", "100", "+Inf"):
+            count = sum(number <= float(bound) for number in numbers)
+            lines.append(f'vllm:{name}_bucket{{le="{bound}"}} {count}')
+        lines += [f"vllm:{name}_sum {sum(numbers)}", f"vllm:{name}_count {len(numbers)}"]
     return "\n".join(lines) + "\n"
 
 
 def answer(status: int, body: str, kind: str = "application/json") -> bytes:
     return f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def card(name: str, base: str) -> dict[str, str | None]:
+    return {"id": name, "parent": None if name == base else base}
 
 
 def chunk(text: str) -> bytes:
@@ -63,6 +81,9 @@ async def complete(body: dict, writer: asyncio.StreamWriter, models: list[str]) 
     if body["model"] not in models:
         writer.write(answer(404, json.dumps({"error": {"message": f"The model `{body['model']}` does not exist."}})))
         return True
+    if body["model"] != models[0]:
+        asked_s[body["model"]] = time.time()
+    began_s, first_s = time.monotonic(), 0.0
     state["running"] += 1
     state["most_running"] = max(state["running"], state["most_running"])
     try:
@@ -72,12 +93,20 @@ async def complete(body: dict, writer: asyncio.StreamWriter, models: list[str]) 
                 await asyncio.sleep(STEP_S)
             if MODE == "breaks" and index == 2:
                 return False
+            first_s = first_s or time.monotonic()
             writer.write(TOKEN)
             await writer.drain()
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
         writer.write(chunk(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"))
         writer.write(chunk("data: [DONE]\n\n") + b"0\r\n\r\n")
         await writer.drain()
+        times["time_to_first_token"].append(first_s - began_s)
+        times["request_queue_time"].append(0.0)
+        times["request_inference_time"].append(time.monotonic() - began_s)
+        more = body["max_tokens"] - 1
+        times["inter_token_latency"] += [(time.monotonic() - first_s) / max(more, 1)] * more
+        lengths["request_prompt_tokens"].append(len(body["prompt"]))
+        lengths["request_generation_tokens"].append(body["max_tokens"])
         state["completed"] += 1
         state["prompt"] += len(body["prompt"])
         state["generated"] += body["max_tokens"]
@@ -101,13 +130,15 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mode
             elif path == "/version":
                 writer.write(answer(200, "odd" if MODE == "odd" else '{"version": "0.32.0"}'))
             elif path == "/v1/models":
-                writer.write(answer(200, json.dumps({"data": [{"id": name} for name in models]})))
+                writer.write(answer(200, json.dumps({"data": [card(name, models[0]) for name in models]})))
             elif path == "/metrics":
                 writer.write(answer(200, metrics(), "text/plain"))
             elif path == "/fake/state":
                 writer.write(answer(200, json.dumps({**state, "bodies": bodies})))
             elif path == "/v1/completions":
-                if MODE == "sick":
+                if MODE == "mute":
+                    await asyncio.sleep(3600)
+                if MODE in ("sick", "failing"):
                     writer.write(answer(500, "Internal Server Error", "text/plain"))
                 else:
                     keep = await complete(body, writer, models)
@@ -118,14 +149,21 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mode
     writer.close()
 
 
+def check_ranks(options: argparse.Namespace) -> None:
+    """Refuse adapters of too large a rank in vLLM's words."""
+    for module in options.lora_modules:
+        config = Path(module.partition("=")[2]) / "adapter_config.json"
+        if config.exists() and (rank := json.loads(config.read_text())["r"]) > int(options.max_lora_rank):
+            sys.exit(f"ValueError: LoRA rank {rank} is greater than max_lora_rank {options.max_lora_rank}.")
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    for name in ("model", "served-model-name", "host"):
+    for name in ("model", "host", "dtype", "max-loras", "max-cpu-loras", "max-lora-rank", "served-model-name", *LIMITS):
         parser.add_argument(f"--{name}")
-    for name in ("loras", "cpu-loras", "lora-rank", "num-seqs", "num-batched-tokens"):
-        parser.add_argument(f"--max-{name}")
     parser.add_argument("--port", type=int)
-    parser.add_argument("--enable-lora", action="store_true")
+    for name in ("enable-lora", "no-enable-prefix-caching"):
+        parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--lora-modules", nargs="*", default=[])
     options = parser.parse_args()
     sys.stderr.write("INFO 11-24 18:25:09 [launcher.py:1] vLLM API server version 0.32.0\n")
@@ -143,7 +181,9 @@ async def main() -> None:
             child.stdout.readline()
     if MODE == "slow":
         time.sleep(60)
-    models = ["fake", *(each.partition("=")[0] for each in options.lora_modules)]
+    check_ranks(options)
+    state["slots"] = int(options.max_loras or 1)
+    models = [options.served_model_name or "fake", *(each.partition("=")[0] for each in options.lora_modules)]
     server = await asyncio.start_server(
         lambda reader, writer: serve(reader, writer, models), options.host, options.port, backlog=2048
     )

@@ -1,0 +1,258 @@
+"""``lora-capacity verify``: a prediction tried on the real server."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_capacity.errors import InputError, LoraCapacityError
+from lora_capacity_cli.comparison import compare, print_comparison
+from lora_capacity_cli.options import FILE, examples, format_option
+from lora_capacity_cli.output import print_json
+from lora_capacity_cli.runtime import prepare
+from lora_capacity_cli.search import recommend, search_options
+from lora_capacity_cli.servers import stages, start_options
+
+if TYPE_CHECKING:
+    from lora_capacity_profiling.trial import Measured, Trial
+
+    from lora_capacity.calibration import Calibration
+    from lora_capacity.server import ServerConfig
+    from lora_capacity.workload import Workload
+
+DISAGREES = 3
+_START_S = 60.0
+
+
+@click.command(
+    epilog=examples(
+        "lora-capacity verify my_workload.yaml --calibration calibration.json --profile my_profile --neighbours",
+        "lora-capacity verify my_workload.yaml --calibration calibration.json --url http://127.0.0.1:8000",
+    )
+)
+@search_options
+@start_options
+@click.option("--url", help="Server to try, which is left running; in place of --model.")
+@click.option("--neighbours", is_flag=True, help="Try also one adapter or slot more and one slot fewer.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="How long each configuration is measured.",
+)
+@click.option(
+    "--warm-up",
+    "warm_up_s",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it gets traffic of the kind before that.",
+)
+@click.option(
+    "--predict-with",
+    "twin",
+    type=click.Choice(["event", "steady"]),
+    default="event",
+    show_default=True,
+    help="Twin to compare with: event plays the very requests that are sent; steady answers from averages.",
+)
+@click.option(
+    "--traffic-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the requests sent."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="Largest relative error of the throughput that still agrees.",
+)
+@click.option(
+    "--itl-tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.2,
+    show_default=True,
+    help="The same of the inter-token latency.",
+)
+@click.option(
+    "--folder",
+    type=FILE,
+    default=Path("verify"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the server's logs, the adapters and the runs go.",
+)
+@click.option(
+    "--runs",
+    "runs_file",
+    type=FILE,
+    metavar="FILE.csv",
+    help="Table that the runs are added to, for `fit --runs` and `validate`. [default: serving_runs.csv in --folder]",
+)
+@format_option
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    question: dict[str, Any],
+    start: dict[str, Any],
+    profiled: dict[str, Any],
+    url: str | None,
+    neighbours: bool,
+    folder: Path,
+    runs_file: Path | None,
+    output_format: str,
+    **how: Any,
+) -> None:
+    """Run the recommended configuration on the real server, and compare with what was predicted.
+
+    WORKLOAD is a YAML or JSON file of adapters and traffic. Its best configuration is looked for as `optimize` does,
+    or given: with both --adapters and --max-loras every combination of theirs is tried. For each, vLLM is started with
+    random adapters, asked for every adapter, warmed up, and sent the workload's requests for --seconds; or a server
+    that runs already (--url) is, once.
+
+    Exit code 0: predicted and measured agree; 3: they do not; 1: nothing is feasible; 2: something given cannot be
+    used, or the server failed; 130: interrupted. They agree where throughput and inter-token latency differ by at most
+    --tolerance and --itl-tolerance, and where a server does not start that was predicted not to.
+    """
+    if (url is None) == (start["model"] is None):
+        raise InputError("--url", url, "one of --url, --model and --profile", "say which server to try")
+    axes = ("max_num_seqs", "max_num_batched_tokens")
+    settings = {name: (value,) if name in axes else value for name, value in profiled.items()}
+    question["settings"] = settings | question["settings"]
+    prepare(on_cpu=True)
+    from lora_capacity_profiling.deployment import Deployment
+    from lora_capacity_profiling.runs import append_runs
+    from lora_capacity_profiling.trial import Trial
+
+    from lora_capacity.validation import predict_outcomes
+
+    table = runs_file or folder / "serving_runs.csv"
+    workload, calibration, servers = _points(question, url, neighbours)
+    workload = _for_a_while(workload, how["seconds"])
+    site = Deployment(shape=calibration.model, folder=folder, **start) if url is None else url
+    append_runs(table, [])  # before anything takes minutes
+    predicted = predict_outcomes(workload, calibration, servers, how["twin"], seed=how["traffic_seed"])
+    about = {"set": "verify", "scenario": question["workload"].stem, "model": calibration.model.name}
+    about["gpu"] = calibration.gpu.name
+    vocab_size = calibration.model.vocab_size
+    trial = Trial(workload, site, about, table, how["warm_up_s"], how["traffic_seed"], vocab_size)
+    with _measured(trial, servers) as measured:
+        document = {
+            "calibration": calibration.name,
+            "model": calibration.model.name,
+            "seconds": workload.horizon_s,
+            "engine": how["twin"],
+            "seed": how["traffic_seed"],
+            **{name: how[name] for name in ("warm_up_s", "tolerance", "itl_tolerance")},
+            "runs_file": str(table),
+            "configurations": len(servers),
+            **compare(calibration, servers, predicted, measured, (how["tolerance"], how["itl_tolerance"])),
+        }
+        if output_format == "json":
+            print_json(document)
+        elif measured:
+            print_comparison(document)
+    if not document["agrees"]:
+        ctx.exit(DISAGREES)
+
+
+@contextlib.contextmanager
+def _measured(trial: "Trial", servers: "list[ServerConfig]") -> "Iterator[list[Measured]]":
+    """Try one configuration after the other; what ends that early is raised again after the block has told the rest."""
+    start_s = 0.0 if isinstance(trial.site, str) else _START_S
+    titles = [f"A {server.max_cpu_loras} S {server.max_loras}" for server in servers]
+    found: list[Measured] = []
+    failure: BaseException | None = None
+    try:
+        with stages(titles, start_s + trial.warm_up_s + trial.workload.horizon_s) as shown:
+            for server in servers:
+                found.append(trial.measure(server, shown.begin()))
+    except (LoraCapacityError, KeyboardInterrupt) as error:
+        failure = error
+    yield found
+    if isinstance(failure, KeyboardInterrupt):
+        click.echo(f"interrupted: {len(found)} of {len(servers)} runs are in {trial.table}", err=True)
+        raise click.Abort
+    if failure is not None:
+        raise failure
+
+
+def _points(
+    question: dict[str, Any], url: str | None, neighbours: bool
+) -> "tuple[Workload, Calibration, list[ServerConfig]]":
+    """Return workload, calibration and the configurations to try, the recommended one first."""
+    if url is not None:
+        if neighbours:
+            raise InputError("--neighbours", True, "servers started here (--model)", "a running one has its settings")
+        question = question | _settings_of(url, question)
+    adapters, slots = question["adapters"], question["max_loras"]
+    if adapters is None or slots is None:
+        workload, calibration, found = recommend(question)
+        best = [found.best, *(each.candidate for each in found.neighbours if neighbours)]
+        names = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
+        chosen = [{name: getattr(candidate, name) for name in names} for candidate in best]
+        return workload, calibration, [_server(workload, calibration, question, each) for each in chosen]
+    if neighbours:
+        raise InputError("--neighbours", True, "a search: not both --adapters and --max-loras", "give more values")
+    from lora_capacity.calibration import load_calibration
+    from lora_capacity.sweep import grid
+    from lora_capacity.workload import Workload
+
+    workload, calibration = Workload.from_file(question["workload"]), load_calibration(question["calibration"])
+    columns = grid(adapters, slots)
+    pairs = zip(columns["adapters"].tolist(), columns["max_loras"].tolist(), strict=True)
+    given = [{"max_cpu_loras": count, "max_loras": slot} for count, slot in pairs]
+    return workload, calibration, [_server(workload, calibration, question, each) for each in given]
+
+
+def _settings_of(url: str, question: dict[str, Any]) -> dict[str, Any]:
+    """Return how many adapters and slots a running server has, as far as they are not given or can be asked for."""
+    from lora_capacity_profiling.metrics import Snapshot
+    from lora_capacity_profiling.server import Server
+
+    server = Server.attach(url)
+    adapters = question["adapters"] or (len(server.adapters),)
+    slots, told = question["max_loras"], Snapshot.of(server.endpoint).max_loras
+    if adapters == (0,):
+        raise InputError("--url", url, "a server with adapters", "start it with --enable-lora and --lora-modules")
+    if slots is None and told is None:
+        raise InputError("--max-loras", None, "the server's number of slots", "it does not tell before it is asked")
+    if slots is not None and told is not None and slots != (told,):
+        raise InputError("--max-loras", slots[0], f"{told}, which the server has", "leave it out")
+    slots = slots or (told,)
+    for name, values in (("--adapters", adapters), ("--max-loras", slots)):
+        if len(values) != 1:
+            raise InputError(name, f"{len(values)} values", "one value, the running server's")
+    return {"adapters": adapters, "max_loras": slots}
+
+
+def _server(
+    workload: "Workload", calibration: "Calibration", question: dict[str, Any], chosen: dict[str, Any]
+) -> "ServerConfig":
+    from lora_capacity.server import ServerConfig
+    from lora_capacity.server.behaviour import smallest_max_lora_rank
+
+    settings = {name: _single(name, value, chosen) for name, value in question["settings"].items()}
+    needed = int(workload.adapters.max_rank([chosen["max_cpu_loras"]])[0])
+    settings.setdefault("max_lora_rank", smallest_max_lora_rank(needed, calibration.behaviour))
+    return ServerConfig.with_defaults(calibration.behaviour, calibration.gpu, calibration.model, **settings | chosen)
+
+
+def _single(name: str, value: Any, chosen: dict[str, Any]) -> Any:
+    """Return the value of a setting that a search could choose from several."""
+    if name not in ("max_num_seqs", "max_num_batched_tokens"):
+        return value
+    if len(value) > 1 and name not in chosen:
+        raise InputError(f"--{name.replace('_', '-')}", f"{len(value)} values", "one value, without a search")
+    return value[0]
+
+
+def _for_a_while(workload: "Workload", seconds: float) -> "Workload":
+    """Return the workload observed for so long; a trace that is shorter for as long as it is."""
+    if workload.trace is not None:
+        seconds = min(seconds, workload.horizon_s)
+    return dataclasses.replace(workload, horizon_s=seconds)

@@ -1,0 +1,240 @@
+"""A serving run read off the metrics of a server that nobody here loads, such as one in production.
+
+What vLLM's metrics tell is counted over all requests together. They do not tell which adapters are resident, nor how
+often each is asked for, nor the limits that the server was started with: that must come from whoever runs it.
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lora_capacity.errors import InputError, check_number
+from lora_capacity.units import MS_PER_S
+from lora_capacity_profiling.endpoint import Endpoint
+from lora_capacity_profiling.errors import ServerError
+from lora_capacity_profiling.metrics import SAMPLE_INTERVAL_S, Histogram, Snapshot, Window
+
+Progress = Callable[[float], None]
+"""Told, with every sample, the seconds since the first."""
+
+_POLL_S = 0.2
+_TIMEOUT_S = 30.0
+_LORA = re.compile(r"^vllm:lora_requests_info\{([^\n]*)\} (\S+)", re.MULTILINE)
+_NAMES = re.compile(r'\b(?:running|waiting)_lora_adapters="([^"]*)"')
+_COUNTED = ("prompt_tokens", "generation_tokens", "completed", "broken_off")
+_SETTLED = 20.0
+_FEW_SAMPLES = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What a server said over a time.
+
+    Attributes:
+        window: Its metrics.
+        adapters_seen: Adapters that requests were for; None where the server does not tell.
+        max_loras: Its adapter slots; None likewise.
+        interrupted: Whether an interrupt ended the time early.
+    """
+
+    window: Window
+    adapters_seen: frozenset[str] | None
+    max_loras: int | None
+    interrupted: bool = False
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first to the last sample."""
+        return float(self.window.at_s[-1])
+
+    def measured(self) -> dict[str, float]:
+        """Return counts, throughput and latencies by the column names of a table of serving runs.
+
+        Latencies are the server's own: they begin as a request arrives there. Tokens are those of requests that ended
+        in the time.
+
+        Raises:
+            ServerError: If no request was completed, or the server was started anew meanwhile.
+        """
+        first, last = self.window.first, self.window.last
+        self._check()
+        completed = last.completed - first.completed
+        broken_off = _zero_if_unknown(last.broken_off - first.broken_off)
+        left = (last.running + last.waiting) - (first.running + first.waiting)
+        inputs, outputs = last.input_tokens.since(first.input_tokens), last.output_tokens.since(first.output_tokens)
+        mean_input, mean_output = (
+            total / completed if math.isnan(lengths.mean_s) else lengths.mean_s
+            for lengths, total in (
+                (inputs, last.prompt_tokens - first.prompt_tokens),
+                (outputs, last.generation_tokens - first.generation_tokens),
+            )
+        )
+        return {
+            "mean_input_tokens": mean_input,
+            "mean_output_tokens": mean_output,
+            "arrivals": max(round(completed + broken_off + left), 0),
+            "completed": completed,
+            "duration_s": self.duration_s,
+            "completed_input_tokens": completed * mean_input,
+            "completed_output_tokens": completed * mean_output,
+            "input_throughput": completed * mean_input / self.duration_s,
+            "output_throughput": completed * mean_output / self.duration_s,
+            **_latencies("ttft", last.ttft.since(first.ttft)),
+            **_latencies("itl", last.itl.since(first.itl)),
+            **self._occupancy(),
+        }
+
+    def _occupancy(self) -> dict[str, float]:
+        """Return how full the server was: of few samples only what was also counted between them."""
+        first, last, known = self.window.first, self.window.last, self.window.summary()
+        if self.window.at_s.size < _FEW_SAMPLES:
+            known = {"preemptions": known["preemptions"]}
+        # Little's law: requests in a place are the time that each spends there, times how many come.
+        for name, before, after in (
+            ("mean_running", first.served, last.served),
+            ("mean_waiting", first.queued, last.queued),
+        ):
+            if (times := after.since(before)).count > 0:
+                known[name] = times.sum_s / self.duration_s
+        return known
+
+    def _check(self) -> None:
+        first, last = self.window.first, self.window.last
+        check_number("window", self.duration_s, minimum=0, exclusive=True)
+        for name in _COUNTED:
+            if getattr(last, name) < getattr(first, name):
+                raise ServerError(
+                    f"{name} fell from {getattr(first, name):g} to {getattr(last, name):g}: the server was "
+                    "started anew in the time observed, or the order is wrong"
+                )
+        if not last.completed - first.completed > 0:
+            raise ServerError("no request was completed in the time observed; observe for longer")
+        if not last.itl.since(first.itl).count > 0:
+            raise ServerError("no answer of two tokens or more was given in the time observed; observe for longer")
+
+    def doubts(self, adapters: int) -> list[str]:
+        """Return, in sentences, what of the metrics does not go with what is said of the server.
+
+        Args:
+            adapters: How many it is said to serve.
+        """
+        found = []
+        mean_s = self.window.last.e2e.since(self.window.first.e2e).mean_s
+        if self.duration_s < _SETTLED * mean_s:
+            found.append(
+                f"requests take {mean_s:.3g} s, much of the {self.duration_s:.0f} s observed: many began before or "
+                "ended after"
+            )
+        if self.adapters_seen is not None and len(self.adapters_seen) > adapters:
+            found.append(f"requests came for {len(self.adapters_seen)} adapters, more than the {adapters} given")
+        if self.window.last.broken_off > self.window.first.broken_off:
+            count = self.window.last.broken_off - self.window.first.broken_off
+            found.append(f"{count:.0f} requests were broken off; their tokens are counted as those of completed ones")
+        if self.window.missed:
+            found.append(f"the server did not answer {self.window.missed} times")
+        return found
+
+
+def observe_server(url: str, duration_s: float, on_progress: Progress | None = None) -> Observation:
+    """Sample a server's metrics for a time; an interrupt ends that time early.
+
+    Args:
+        url: Address of the server.
+        duration_s: Seconds to observe.
+        on_progress: Called a few times a second.
+
+    Raises:
+        InputError: If the address or the time cannot be used.
+        ServerError: If it does not answer at the beginning, or never again.
+    """
+    check_number("window", duration_s, minimum=0, exclusive=True)
+    endpoint = Endpoint.from_url(url)
+    started_s = time.monotonic()
+    texts, missed, interrupted = [(0.0, _ask(endpoint))], 0, False
+    interval_s = min(SAMPLE_INTERVAL_S, duration_s / 2)
+    try:
+        for number in range(1, math.ceil(duration_s / interval_s - 1e-9) + 1):
+            due_s = min(number * interval_s, duration_s)
+            while (now_s := time.monotonic() - started_s) < due_s:
+                if on_progress is not None:
+                    on_progress(now_s)
+                time.sleep(min(_POLL_S, due_s - now_s))
+            try:
+                texts.append((time.monotonic() - started_s, _ask(endpoint)))
+            except ServerError:
+                missed += 1
+    except KeyboardInterrupt:
+        if len(texts) < 2:
+            raise
+        interrupted = True
+    if len(texts) < 2:
+        raise ServerError(f"{url}/metrics answered at the beginning and never again")
+    return replace(_observation(texts, missed), interrupted=interrupted)
+
+
+def read_dumps(paths: Sequence[Path], duration_s: float | None = None) -> Observation:
+    """Read answers of a server's /metrics, saved to files in order of time.
+
+    Args:
+        paths: The files, two or more.
+        duration_s: Seconds from the first to the last, evenly spaced; by default the files' own times say.
+
+    Raises:
+        InputError: If there are fewer than two files, one cannot be read, or their times do not ascend.
+        ServerError: If one holds no metrics of vLLM.
+    """
+    if len(paths) < 2:
+        raise InputError("dumps", f"{len(paths)} file", "two files or more, an earlier and a later one")
+    texts: list[tuple[float, str]] = []
+    for place, path in enumerate(paths):
+        try:
+            text, changed_s = path.read_text(encoding="utf-8", errors="replace"), path.stat().st_mtime
+        except OSError as error:
+            raise InputError(str(path), error.strerror or str(error), "a file with an answer of /metrics") from None
+        at_s = changed_s if duration_s is None else duration_s * place / (len(paths) - 1)
+        if texts and at_s <= texts[-1][0]:
+            raise InputError(str(path), "not later than the one before", "files in order of time", "or give the window")
+        texts.append((at_s, text))
+    return _observation(texts, 0)
+
+
+def _ask(endpoint: Endpoint) -> str:
+    status, body = endpoint.get("/metrics", timeout_s=_TIMEOUT_S)
+    if status != 200:
+        raise ServerError(f"{endpoint.url}/metrics answers with status {status}")
+    text = body.decode(errors="replace")
+    Snapshot.from_text(text)
+    return text
+
+
+def _observation(texts: Sequence[tuple[float, str]], missed: int) -> Observation:
+    window = Window.of([(at_s, Snapshot.from_text(text)) for at_s, text in texts], missed)
+    return Observation(window, _seen(texts[0][1], texts[-1][1]), window.last.max_loras)
+
+
+def _seen(first: str, last: str) -> frozenset[str] | None:
+    """Return the adapters of which requests ran or waited meanwhile.
+
+    A series stands for a combination of adapters; its value is when that was last seen, so those that changed were.
+    """
+    before, after = dict(_LORA.findall(first)), dict(_LORA.findall(last))
+    if not after:
+        return None
+    changed = [labels for labels, value in after.items() if before.get(labels) != value]
+    names = (name for labels in changed for group in _NAMES.findall(labels) for name in group.split(","))
+    return frozenset(name for name in names if name)
+
+
+def _latencies(name: str, times: Histogram) -> dict[str, float]:
+    return {
+        f"mean_{name}_ms": MS_PER_S * times.mean_s,
+        f"median_{name}_ms": MS_PER_S * times.quantile_s(0.5),
+        f"p99_{name}_ms": MS_PER_S * times.quantile_s(0.99),
+    }
+
+
+def _zero_if_unknown(value: float) -> float:
+    return 0.0 if math.isnan(value) else value

@@ -1,0 +1,110 @@
+"""Serving runs read off metrics: of the fake server, and of answers recorded from vLLM 0.32.0 for CPUs."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lora_capacity_profiling.errors import ServerError
+from lora_capacity_profiling.load import at_once, run_load
+from lora_capacity_profiling.observing import observe_server, read_dumps
+from lora_capacity_profiling.server import Server
+from lora_capacity_profiling.serving import warm_up
+
+from lora_capacity.errors import InputError
+
+RECORDED = Path(__file__).parent / "data"
+DUMPS = [RECORDED / f"metrics-0.32.0-{number}.txt" for number in range(3)]
+
+
+def test_server_under_the_load_of_others(launch: Callable[..., Server]) -> None:
+    server = launch(step_s=0.01)
+    warm_up(server.endpoint, ["a0", "a1"], base_model="fake")
+    requests = at_once(np.zeros(60), np.full(60, 30), np.full(60, 10))
+    load = threading.Timer(
+        0.3, lambda: run_load(server.endpoint, requests, ["a0"], base_model="fake", duration_s=60, max_pending=6)
+    )
+    load.start()
+    told: list[float] = []
+    found = observe_server(server.url, 3.0, told.append)
+    load.join()
+    measured = found.measured()
+    assert told == sorted(told)
+    assert found.duration_s == pytest.approx(3.0, abs=0.5)
+    assert (measured["completed"], measured["arrivals"]) == (60, 60)
+    assert (measured["mean_input_tokens"], measured["mean_output_tokens"]) == (30, 10)
+    assert measured["input_throughput"] == pytest.approx(60 * 30 / found.duration_s)
+    assert measured["mean_itl_ms"] >= 10
+    assert measured["mean_ttft_ms"] >= 10
+    assert 0 < measured["mean_running"] <= 6
+    assert (found.adapters_seen, found.max_loras, found.interrupted) == (frozenset({"a0"}), 2, False)
+    assert found.doubts(2) == []
+    assert "requests came for 1 adapters, more than the 0 given" in found.doubts(0)
+
+
+def test_idle_server_makes_no_run(launch: Callable[..., Server]) -> None:
+    found = observe_server(launch().url, 0.4)
+    assert found.adapters_seen is None
+    with pytest.raises(ServerError, match="no request was completed in the time observed; observe for longer"):
+        found.measured()
+
+
+def test_server_that_is_gone_meanwhile(launch: Callable[..., Server]) -> None:
+    server = launch()
+    timer = threading.Timer(0.3, server.stop)
+    timer.start()
+    with pytest.raises(ServerError, match="answered at the beginning and never again"):
+        observe_server(server.url, 1.5)
+    timer.join()
+    with pytest.raises(ServerError, match="cannot be reached"):
+        observe_server(server.url, 1.0)
+
+
+def test_recorded_answers(tmp_path: Path) -> None:
+    found = read_dumps(DUMPS, duration_s=50.0)
+    measured = found.measured()
+    # What the client that was there saw in these 50 s.
+    assert (measured["completed"], found.max_loras, len(found.adapters_seen or ())) == (130, 2, 4)
+    assert (measured["completed_input_tokens"], measured["completed_output_tokens"]) == (7714, 4057)
+    assert measured["mean_ttft_ms"] == pytest.approx(60, rel=0.2)  # the client's includes the way there
+    assert measured["mean_running"] == pytest.approx(130 * (0.06 + 30.2 * 0.0093) / 50, rel=0.1)  # Little's law
+    assert measured["duration_s"] == 50
+    assert 0 < measured["mean_itl_ms"] < 100
+    assert "mean_kv_usage" not in measured  # three samples do not tell
+    assert found.window.last.kv_cache_tokens == 1024**3 / (2 * 4 * 4 * 32 * 2)
+    for place, path in enumerate(DUMPS):
+        copy = tmp_path / path.name
+        copy.write_bytes(path.read_bytes())
+        os.utime(copy, (time.time(), 1000.0 + 25 * place))
+    by_time = read_dumps([tmp_path / path.name for path in DUMPS])
+    assert by_time.measured() == measured
+
+
+@pytest.mark.parametrize(
+    ("paths", "error", "text"),
+    [
+        (DUMPS[:1], InputError, "two files or more"),
+        ([DUMPS[0], RECORDED / "none.txt"], InputError, "No such file"),
+        ([DUMPS[0], Path(__file__)], ServerError, "no metric of vLLM"),
+    ],
+)
+def test_unusable_files(paths: list[Path], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        read_dumps(paths, 10.0)
+
+
+def test_server_started_anew_meanwhile() -> None:
+    with pytest.raises(ServerError, match=r"completed fell from \d+ to \d+|tokens fell from"):
+        read_dumps(DUMPS[::-1], 10.0).measured()
+
+
+def test_files_in_the_wrong_order(tmp_path: Path) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    for file, at_s in zip(files, (20, 10), strict=True):
+        file.write_bytes(DUMPS[0].read_bytes())
+        os.utime(file, (at_s, at_s))
+    with pytest.raises(InputError, match="files in order of time"):
+        read_dumps(files)
