@@ -169,7 +169,7 @@ def time_reference(calibration: Calibration, batch: int) -> dict[str, float]:
     for i in range(0, batch, 16):
         host = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], scenarios)
         count = int(tables.arrived[i].sum())
-        adapter, inputs, outputs, _ = np.asarray(tables.table)[i, :count].T
+        adapter, inputs, outputs = np.asarray(tables.table)[i, :count].T
         arrival_s = np.asarray(tables.arrival)[i, :count] * (REFERENCE_S / 2**30)
         step = {name: float(value) for name, value in vars(calibration.costs.step).items()}
 

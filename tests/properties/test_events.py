@@ -71,6 +71,7 @@ def fixed_shape(tables: RequestTables) -> RequestTables:
         tables,
         arrival=jnp.pad(tables.arrival, ((0, 0), (0, missing)), constant_values=late),
         table=jnp.pad(tables.table, ((0, 0), (0, missing), (0, 0))),
+        following=jnp.pad(tables.following, ((0, 0), (0, missing))),
         longest_output=63,
     )
 

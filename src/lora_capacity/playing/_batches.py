@@ -273,6 +273,7 @@ def _padded(tables: RequestTables, adapters: int, batch: Batch, longest_output: 
         host,
         arrival=wide(host.arrival, far, longer),
         table=table,
+        following=wide(host.following, 0, longer),
         head=np.concatenate([wide(host.head[:, :-1], int(TICKS)), host.head[:, -1:]], axis=1),
         rank=wide(host.rank, 0),
         class_of=wide(host.class_of, -1),

@@ -55,7 +55,7 @@ def test_requests_of_an_adapter_are_chained_and_the_given_ones_left_alone() -> N
     tables = lay_out_requests(scenarios(), [REQUESTS], [[0, 1]], seed=None)
     base = tables.rank.shape[1]
     np.testing.assert_array_equal(tables.table[0, :4, 0], [1, 0, base, 1])
-    np.testing.assert_array_equal(tables.table[0, :4, 3], [3, TICKS, TICKS, TICKS])
+    np.testing.assert_array_equal(tables.following[0, :4], [3, TICKS, TICKS, TICKS])
     np.testing.assert_array_equal(tables.head[0, [0, 1, base]], [1, 0, 2])
     np.testing.assert_allclose(tables.arrival[0, :4] * 10.0 / TICKS, REQUESTS.arrival_s, atol=1e-8)
     np.testing.assert_array_equal(tables.rank[0, :2], [8, 16])

@@ -23,16 +23,14 @@ from lora_capacity.twin.events._state import (
     PREEMPTIONS,
     RUN,
     SEND,
-    SENT,
+    WINDOW,
     Building,
     Partial,
     Server,
     State,
     blocks,
 )
-
-WINDOW = 4
-"""Arrivals that a turn looks at."""
+from lora_capacity.twin.events.requests import RequestTables
 
 
 class Choice(NamedTuple):
@@ -160,20 +158,21 @@ def send(server: Server, arrival: Array, s: State) -> State:
         now=now,
         sent=sent,
         room=jnp.where(sending & ~more, target, s.room),
-        table=put(s.table, held, number, jnp.broadcast_to(s.now, held.shape), SENT),
+        sent_at=put(s.sent_at, held, number, jnp.broadcast_to(s.now, held.shape)),
     )
 
 
-def arrange(server: Server, disk_s: Array, s: State) -> tuple[State, Array]:
+def arrange(server: Server, requests: RequestTables, disk_s: Array, s: State) -> tuple[State, Array]:
     """Keep the running requests, or admit one that waits, or preempt one; say which adapter became active (-1: none).
 
     Args:
         server: The configurations.
+        requests: The requests of each.
         disk_s: Time to read each adapter from disk, s, ``[configs, adapters]``.
         s: The state.
     """
     choice = apart(lambda s: _choose(server, s), s)
-    outcome = apart(lambda s, choice: _decide(server, s, choice), s, choice)
+    outcome = apart(lambda s, choice: _decide(server, requests, s, choice), s, choice)
     move = outcome.move
     s = s._replace(
         mode=outcome.mode,
@@ -231,14 +230,15 @@ def _choose(server: Server, s: State) -> Choice:
         place=place,
         from_preempted=from_preempted,
         sampled=jnp.where(from_preempted, waiting_sampled, 0),
-        request=jnp.clip(request, 0, s.table.shape[1] - 1),
+        request=jnp.clip(request, 0, s.sent_at.shape[1] - 1),
     )
 
 
-def _decide(server: Server, s: State, c: Choice) -> Outcome:
+def _decide(server: Server, requests: RequestTables, s: State, c: Choice) -> Outcome:
     """See whether the first request that waits fits, and what becomes of the one that the turn is about."""
     b, part = s.building, s.partial
-    adapter, prompt, output, following, sent = pick(s.table, c.request).T
+    adapter, prompt, output = pick(requests.table, c.request).astype(jnp.int32).T
+    following, sent = pick(requests.following, c.request), pick(s.sent_at, c.request)
     length = prompt + c.sampled
     tokens = jnp.minimum(length, c.budget)
     fits = c.found & (blocks(jnp.where(server.full_prompt_must_fit, length, tokens)) <= c.free)

@@ -23,7 +23,7 @@ FAR = 2**30
 SEND, KEEP, ADMIT, RUN, DONE = range(5)
 """What comes next: requests arrive, running ones are kept, waiting ones admitted, the step runs; or nothing more."""
 
-ADAPTER, INPUT, OUTPUT, NEXT, SENT = range(5)
+ADAPTER, INPUT, OUTPUT = range(3)
 
 LAST_BLOCK, LAST_NEEDED = 3, 4
 """Columns of the table of requests."""
@@ -33,6 +33,9 @@ COMPUTING, LOADING, RUNNING, WAITING, KV_BLOCKS, ADAPTERS, STREAMING, TTFT = ran
 
 REQUESTS, TOKENS, NEXT_TOKENS, STEPS, HOST_LOADS, DISK_LOADS, PREEMPTIONS = range(7)
 """Places of ``State.counts``."""
+
+WINDOW = 4
+"""Arrivals that a turn looks at."""
 
 BINS_PER_DOUBLING = 16
 """Bins of the histogram of times to first token per factor of 2, from `SHORTEST_S` on: a resolution of 4 %."""
@@ -117,8 +120,8 @@ class State(NamedTuple):
         streaming: Requests with a first but not a last token.
         building: The step being put together.
         partial: The request in the batch that does not decode yet.
-        table: Adapter, prompt tokens, answer tokens, next request of the same adapter and, in ticks, when a request is
-            sent: later than it arrives if clients hold it back; ``[configs, requests, 5]``.
+        sent_at: When each request is sent, ticks: later than it arrives if clients hold it back;
+            ``[configs, requests]``.
         head: First request of each adapter not yet admitted, the base model last, ``[adapters + 1, configs]``.
         key: The same, but ``-1 - place`` where a preempted one comes first,
             ``[adapters + 1, configs]``.
@@ -168,7 +171,7 @@ class State(NamedTuple):
     streaming: Array
     building: Building
     partial: Partial
-    table: Array
+    sent_at: Array
     head: Array
     key: Array
     last: Array

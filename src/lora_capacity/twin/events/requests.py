@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike
 
 from lora_capacity.errors import InputError
 from lora_capacity.status import Status
-from lora_capacity.twin.events._scheduler import WINDOW
-from lora_capacity.twin.events._state import BLOCK_TOKENS, FAR
+from lora_capacity.twin.events._state import BLOCK_TOKENS, FAR, WINDOW
 from lora_capacity.twin.inputs import Scenarios
 from lora_capacity.workload import BASE_MODEL, Requests
 
@@ -26,8 +25,8 @@ class RequestTables:
 
     Attributes:
         arrival: Arrival in ticks of the configuration's horizon, int32 ``[configs, requests]``.
-        table: Adapter, prompt tokens, answer tokens, next request of the same adapter, int32
-            ``[configs, requests, 4]``.
+        table: Adapter, prompt tokens, answer tokens, ``[configs, requests, 3]``; int16 if that holds them, else int32.
+        following: Next request of the same adapter, int32 ``[configs, requests]``.
         head: First request of each adapter, the base model last, int32 ``[configs, adapters + 1]``.
         rank: Rank of each adapter, ``[configs, adapters]``; padding has 0.
         class_of: Class of each adapter in the scenarios, int32 ``[configs, adapters]``; padding has -1.
@@ -37,6 +36,7 @@ class RequestTables:
 
     arrival: Array
     table: Array
+    following: Array
     head: Array
     rank: Array
     class_of: Array
@@ -119,17 +119,18 @@ def lay_out_requests(
     blocks = np.asarray(scenarios.kv_cache_tokens, dtype=int) // BLOCK_TOKENS - 1
     starts = np.asarray(scenarios.status) <= Status.OUTSIDE_CALIBRATION
     for i, given in enumerate(requests):
-        longest = int((given.input_tokens + given.output_tokens).max(initial=1)) - 1
-        if starts[i] and -(-longest // BLOCK_TOKENS) > blocks[i]:
+        needed = int((given.input_tokens + given.output_tokens).max(initial=1)) - 1
+        if starts[i] and -(-needed // BLOCK_TOKENS) > blocks[i]:
             allowed = f"at most the KV cache, {blocks[i] * BLOCK_TOKENS} tokens"
-            raise InputError(
-                "input_tokens + output_tokens", longest + 1, allowed, "use fewer slots or shorter requests"
-            )
+            raise InputError("input_tokens + output_tokens", needed + 1, allowed, "use fewer slots or shorter requests")
     size = 1024 * -(-max(max(len(given) for given in requests) + WINDOW, 1) // 1024)
     adapters = 16 * -(-(max(np.size(own) for own in classes) + 1) // 16) - 1
     configs = len(requests)
     arrival = np.full((configs, size), np.iinfo(np.int32).max, dtype=np.int32)
-    table = np.zeros((configs, size, 4), dtype=np.int32)
+    longest = max(int(given.output_tokens.max(initial=1)) for given in requests)
+    largest = max(adapters, longest, *(int(given.input_tokens.max(initial=1)) for given in requests))
+    table = np.zeros((configs, size, 3), dtype=np.int16 if largest <= np.iinfo(np.int16).max else np.int32)
+    following = np.zeros((configs, size), dtype=np.int32)
     head = np.full((configs, adapters + 1), TICKS, dtype=np.int32)
     rank, class_of = np.zeros((configs, adapters)), np.full((configs, adapters), -1, dtype=np.int32)
     arrived = np.zeros((configs, adapters), dtype=np.int32)
@@ -144,16 +145,17 @@ def lay_out_requests(
         adapter = np.where(given.adapter == BASE_MODEL, adapters, np.append(place, 0)[given.adapter])
         ticks = np.round(given.arrival_s / float(scenarios.horizon_s[i]) * TICKS)
         arrival[i, :count] = np.minimum(ticks, np.iinfo(np.int32).max)
-        table[i, :count] = np.stack([adapter, given.input_tokens, given.output_tokens, _following(adapter)], axis=1)
+        table[i, :count] = np.stack([adapter, given.input_tokens, given.output_tokens], axis=1)
+        following[i, :count] = _following(adapter)
         present, first = np.unique(adapter, return_index=True)
         head[i, present] = first
         arrived[i] = np.bincount(adapter, minlength=adapters + 1)[:adapters]
         class_of[i, : own.size] = own[order]
         rank[i, : own.size] = np.asarray(scenarios.class_rank)[i][own[order]]
-    longest = max(int(given.output_tokens.max(initial=1)) for given in requests)
     return RequestTables(
         arrival=jnp.asarray(arrival),
         table=jnp.asarray(table),
+        following=jnp.asarray(following),
         head=jnp.asarray(head),
         rank=jnp.asarray(rank),
         class_of=jnp.asarray(class_of),

@@ -69,7 +69,7 @@ def summarise(scenarios: Scenarios, server: Server, requests: RequestTables, s: 
     sums = jnp.where(told, s.sums, jnp.nan)
     mean = sums / horizon_s
     nan = jnp.where(told, 0.0, jnp.nan)
-    arrived, completed = requests.arrived, _completed(s)
+    arrived, completed = requests.arrived, _completed(requests, s)
     noted = s.histogram.sum(axis=1)
     offered_per_s = (scenarios.class_count * scenarios.class_rate_per_s).sum(axis=1) + scenarios.base_rate_per_s
     classes = scenarios.class_count.shape[1]
@@ -105,14 +105,14 @@ def summarise(scenarios: Scenarios, server: Server, requests: RequestTables, s: 
     )
 
 
-def _completed(s: State) -> Array:
+def _completed(requests: RequestTables, s: State) -> Array:
     """Count the requests of each adapter that have left the server, ``[configs, adapters]``."""
     row = jnp.arange(s.step.shape[0])[:, None]
     running = (jnp.arange(s.log.shape[1]) < s.logged[:, None]) & (s.log[..., 1] >= s.step[:, None])
     request, owner, _ = (column.T for column in s.preempted)
     preempted = (request >= 0) & (jnp.arange(request.shape[1]) < s.places[:, None])
     part = s.partial.request[:, None]
-    adapter = s.table[..., ADAPTER]
+    adapter = requests.table[..., ADAPTER].astype(jnp.int32)
     completed = s.admitted_by_adapter.T
     for index, member in (
         (adapter[row, s.log[..., 0]], running),

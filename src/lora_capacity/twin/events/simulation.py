@@ -75,7 +75,7 @@ def simulate_events(
     def turn(carry: tuple[State, Array]) -> tuple[State, Array]:
         state, turns = carry
         turns = turns + alive(state)
-        return turn_all(costs, server, adapters, requests.arrival, disk_s, state), turns
+        return turn_all(costs, server, adapters, requests, disk_s, state), turns
 
     none = jnp.zeros_like(adapters)
     state, turns = jax.lax.while_loop(unfinished, turn, (state, none))
@@ -88,22 +88,22 @@ def alive(state: State) -> Array:
     return (state.mode != DONE) | noting
 
 
-def turn_all(costs: Costs, server: Server, adapters: Array, arrival: Array, disk_s: Array, s: State) -> State:
+def turn_all(costs: Costs, server: Server, adapters: Array, requests: RequestTables, disk_s: Array, s: State) -> State:
     """Take one turn of every server.
 
     Args:
         costs: What steps and loads cost.
         server: The configurations.
         adapters: Adapters of each, ``[configs]``.
-        arrival: Arrivals, ticks, ``[configs, requests]``.
+        requests: The requests of each.
         disk_s: Time to read each adapter from disk, s, ``[configs, adapters]``.
         s: The state, ``[configs, …]``.
     """
     crowded = adapters > server.max_loras
     work = apart(lambda s: assembled(costs, server, crowded, s), s)
     s = run(server, s, work)
-    s = send(server, arrival, s)
-    s, newcomer = arrange(server, disk_s, s)
+    s = send(server, requests.arrival, s)
+    s, newcomer = arrange(server, requests, disk_s, s)
     newcomer = jnp.where(crowded, newcomer, -1)
 
     def note(carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -210,7 +210,7 @@ def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables)
         streaming=none,
         building=fresh,
         partial=Partial(none - 1, none, none, none),
-        table=jnp.concatenate([requests.table, requests.arrival[..., None]], axis=2),
+        sent_at=requests.arrival,
         head=requests.head.T,
         key=requests.head.T,
         last=across(NEVER, adapters + 1).at[adapters].set(FAR),
