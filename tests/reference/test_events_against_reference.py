@@ -20,7 +20,7 @@ from lora_capacity.twin.events.simulation import assembled, initial_state, lay_o
 from lora_capacity.workload import BASE_MODEL, Requests
 from tests.reference.scheduler import Behaviour, Config, Simulation, StepState, simulate
 
-ADAPTERS, LONGEST, TURNS = 6, 48, 1200
+ADAPTERS, LONGEST, TURNS = 6, 48, 2400
 HORIZON_S = 1024.0
 TICK_S = HORIZON_S / 2**30
 
@@ -166,7 +166,7 @@ def turns_of(scenarios: Scenarios, tables: RequestTables, full_prompt_must_fit: 
             state.counts[engine.PREEMPTIONS],
             state.completed,
         )
-        return turn_all(COSTS, server, adapters, tables.arrival, disk_s, state), seen
+        return turn_all(COSTS, server, adapters, tables, disk_s, state), seen
 
     state, seen = jax.lax.scan(turn, initial_state(scenarios, server, tables), length=TURNS)
     return jax.tree.map(lambda values: values[:, 0], seen), state
@@ -218,7 +218,7 @@ def test_same_steps(case: tuple[Requests, Config, int | None]) -> None:
         assert row == right, f"step {i}"
     assert len(rows) == len(expected)
     delays = result.first_token_s - result.sent_s
-    assert int(state.histogram.sum()) == delays.size
+    assert int(state.histogram[:, : engine.BINS].sum()) == delays.size
     assert float(state.sums[engine.TTFT, 0]) == pytest.approx(delays.sum(), rel=1e-6)
 
 
@@ -270,4 +270,11 @@ def test_results_are_sums_over_the_steps() -> None:
     assert float(settled.itl_s[0]) == pytest.approx(gaps, rel=1e-5)
     assert float(settled.ttft_s[0]) == pytest.approx(np.mean(result.first_token_s - result.sent_s), rel=1e-5)
     assert int(found.preemptions[0]) == sum(row.preempted for row in rows) > 0
+    waited_s = np.array([min(step.start_s for step in result.steps if n in step.state.scheduled) for n in range(40)])
+    worst_s = np.zeros(ADAPTERS)
+    np.maximum.at(worst_s, requests.adapter, waited_s - result.sent_s)
+    np.testing.assert_allclose(found.adapter_worst_wait_s[0, :ADAPTERS], worst_s, rtol=1e-6)
+    assert int(found.max_running[0]) == max(row.running for row in rows)
+    assert int(found.max_adapters[0]) == max(row.adapters for row in rows)
+    assert float(found.max_kv_usage[0]) == pytest.approx(max(row.blocks for row in rows) / 30)
     assert float(found.compute_share[0] + found.load_share[0]) == pytest.approx(seconds.sum() / HORIZON_S, rel=1e-5)

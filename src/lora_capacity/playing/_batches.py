@@ -169,6 +169,7 @@ class Batches:
             results,
             adapter_arrived=np.take_along_axis(results.adapter_arrived, by_class, axis=1),
             adapter_completed=np.take_along_axis(results.adapter_completed, by_class, axis=1),
+            adapter_worst_wait_s=np.take_along_axis(results.adapter_worst_wait_s, by_class, axis=1),
         )
         return ordered
 

@@ -11,7 +11,18 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from lora_capacity.twin.events._arrays import add, add_across, apart, pick, pick_across, places, put, put_across, total
+from lora_capacity.twin.events._arrays import (
+    add,
+    add_across,
+    after,
+    apart,
+    pick,
+    pick_across,
+    places,
+    put,
+    put_across,
+    total,
+)
 from lora_capacity.twin.events._state import (
     ADMIT,
     DONE,
@@ -21,6 +32,7 @@ from lora_capacity.twin.events._state import (
     LAST_NEEDED,
     NEVER,
     PREEMPTIONS,
+    REJOINED,
     RUN,
     SEND,
     WINDOW,
@@ -341,12 +353,18 @@ def _join_or_leave(s: State, move: Move, pop: Array, started: Array) -> State:
     leaving = jnp.stack([sign, sign * blocks(tokens - 1), sign * tokens, 0 * sign, 0 * sign], axis=1)
     ring = add(s.ring, sign != 0, move.finish & mask, leaving)
     ring = add(ring, grows != 0, last_block & mask, grows, LAST_BLOCK)
+    cell = move.finish & mask
+    together, stands = pick(ring, cell)[:, 0], pick(s.leaver, cell)
+    number = move.request + jnp.where(started, 0, REJOINED)
+    chosen = (sign > 0) & (_scrambled(number) % jnp.maximum(together, 1).astype(jnp.uint32) == 0)
+    undone = (sign < 0) & (stands >= 0) & (stands & (REJOINED - 1) == move.request)
     logged = s.logged + (sign > 0) - pop
     size = s.first.shape[1]
     noted = jnp.stack([move.sent, s.step], axis=1)
     first_put = s.first_put + started
     return s._replace(
         ring=ring,
+        leaver=put(s.leaver, after(stands + 1, chosen | undone), cell, jnp.where(chosen, number, -1)),
         phase=s.phase + jnp.where(places(s.phase) == phase, grows, 0),
         logged=logged,
         log_lost=jnp.maximum(s.log_lost, logged - s.log.shape[1]),
@@ -354,6 +372,12 @@ def _join_or_leave(s: State, move: Move, pop: Array, started: Array) -> State:
         first_put=first_put,
         overflow=s.overflow | (first_put - s.first_got > size),
     )
+
+
+def _scrambled(number: Array) -> Array:
+    """Return a whole number of which all bits depend on those of another, uint32."""
+    mixed = number.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
+    return (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA77) >> 8
 
 
 def _requeue(s: State, move: Move, preempt: Array, sampled: Array) -> State:
@@ -387,6 +411,8 @@ def _dequeue(s: State, move: Move, admit: Array, from_preempted: Array, place: A
     used = 1 + jnp.max(jnp.where(filled, places(request), -1), axis=0)
     head = jnp.where(fresh, move.following, pick_across(s.head, move.adapter))
     key = jnp.where(again & (next_place >= 0), -1 - next_place, head)
+    waited = s.now - move.sent
+    worst = pick_across(s.worst_wait, move.adapter)
     bit = jnp.left_shift(jnp.uint32(1), (move.request & 31).astype(jnp.uint32))
     return s._replace(
         taken=s.taken + fresh,
@@ -395,6 +421,7 @@ def _dequeue(s: State, move: Move, admit: Array, from_preempted: Array, place: A
         preempted=(request, adapter, sampled),
         places=jnp.where(again, used, s.places),
         preempted_waiting=s.preempted_waiting - again,
+        worst_wait=put_across(s.worst_wait, after(worst, fresh), move.adapter, jnp.maximum(worst, waited)),
         admitted=add(s.admitted, fresh, move.request >> 5, bit),
         admitted_by_block=add_across(s.admitted_by_block, fresh, move.request >> 10, 1),
         admitted_by_adapter=add_across(s.admitted_by_adapter, fresh, move.adapter, 1),

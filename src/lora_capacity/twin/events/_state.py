@@ -17,6 +17,9 @@ BLOCK_TOKENS = 16
 NEVER = -1
 """``last`` of an adapter that has not been used; steps count from 1."""
 
+REJOINED = 2**29
+"""Added to the number of a request that joins the decoding ones again; more than there are requests."""
+
 FAR = 2**30
 """Later than any tick, above any number of a request."""
 
@@ -28,17 +31,20 @@ ADAPTER, INPUT, OUTPUT = range(3)
 LAST_BLOCK, LAST_NEEDED = 3, 4
 """Columns of the table of requests."""
 
-COMPUTING, LOADING, RUNNING, WAITING, KV_BLOCKS, ADAPTERS, STREAMING, TTFT = range(8)
+COMPUTING, LOADING, RUNNING, WAITING, KV_BLOCKS, ADAPTERS, STREAMING, SCHEDULING, TTFT = range(9)
 """Places of ``State.sums``."""
 
 REQUESTS, TOKENS, NEXT_TOKENS, STEPS, HOST_LOADS, DISK_LOADS, PREEMPTIONS = range(7)
 """Places of ``State.counts``."""
 
+FIRST_TOKEN, LATER_TOKENS, WHOLE_ANSWER = range(3)
+"""Places of ``State.histogram``: time to the first token, mean time of each later one, time to the last."""
+
 WINDOW = 4
 """Arrivals that a turn looks at."""
 
 BINS_PER_DOUBLING = 16
-"""Bins of the histogram of times to first token per factor of 2, from `SHORTEST_S` on: a resolution of 4 %."""
+"""Bins of the histograms of times per factor of 2, from `SHORTEST_S` on: a resolution of 4 %."""
 
 SHORTEST_S = 2.0**-10
 
@@ -54,6 +60,7 @@ class Server(NamedTuple):
     max_loras: Array
     max_lora_rank: Array
     max_pending: Array
+    warmup: Array
     horizon: Array
     tick_s: Array
     full_prompt_must_fit: Array
@@ -133,6 +140,8 @@ class State(NamedTuple):
             ``[adapters + 1, configs]``.
         ring: By step: requests that leave, their blocks, their tokens, requests that got their last block,
             adapters that it needs last, ``[configs, steps, 5]``.
+        leaver: By step: one of the requests that leave, drawn evenly, -1 if there is none; `REJOINED` added to its
+            number if it was preempted; ``[configs, steps]``.
         phase: Decoding requests that need a block, by step modulo `BLOCK_TOKENS`, ``[16, configs]``.
         limit: `Limit` that ended admission in the latest step.
         log: Last admissions: request, step of its last token, ``last`` of its adapter before, ``[configs, log, 3]``.
@@ -149,9 +158,13 @@ class State(NamedTuple):
         first_put: First tokens so far.
         first_got: Those noted.
         ends: When the latest steps ended, ticks, ``[configs, first]``.
-        histogram: Times to first token by bin, ``[configs, bins]``.
-        sums: Integrals over time and sums of times, s, float32 ``[8, configs]``.
-        sums_lost: What rounding took off them, float32 ``[8, configs]``.
+        histogram: Requests by time, ``[configs, 3 · bins]``.
+        worst_wait: Longest wait of each adapter's requests for their admission, ticks, ``[adapters + 1, configs]``.
+        most: Most running requests, adapters of a step and KV blocks in use, ``[3, configs]``.
+        sums: Integrals over time and sums of times, s, float32 ``[9, configs]``.
+        sums_lost: What rounding took off them, float32 ``[9, configs]``.
+        series: Time and what had added up by then, at the last step to end in each of as many equal parts of the
+            horizon, float32 ``[configs, samples, 7]``.
         counts: What happened within the horizon, ``[7, configs]``.
         overflow: Whether an array was too small to go on, bool.
     """
@@ -179,6 +192,7 @@ class State(NamedTuple):
     earlier: Array
     distance: Array
     ring: Array
+    leaver: Array
     phase: Array
     limit: Array
     log: Array
@@ -195,8 +209,11 @@ class State(NamedTuple):
     first_got: Array
     ends: Array
     histogram: Array
+    worst_wait: Array
+    most: Array
     sums: Array
     sums_lost: Array
+    series: Array
     counts: Array
     overflow: Array
 
@@ -217,6 +234,7 @@ class Work(NamedTuple):
     host_loads: Array
     disk_loads: Array
     compute_s: Array
+    scheduling_s: Array
     load_s: Array
 
 

@@ -6,17 +6,29 @@ from jax import Array
 
 from lora_capacity.twin.events._arrays import add, after, pick, places, put, total
 from lora_capacity.twin.events._state import (
+    ADAPTERS,
     BINS,
     BINS_PER_DOUBLING,
     FAR,
+    FIRST_TOKEN,
+    KV_BLOCKS,
+    LATER_TOKENS,
+    OUTPUT,
+    REJOINED,
+    REQUESTS,
     RUN,
+    RUNNING,
     SEND,
     SHORTEST_S,
+    TOKENS,
+    WAITING,
+    WHOLE_ANSWER,
     Building,
     Server,
     State,
     Work,
 )
+from lora_capacity.twin.events.requests import RequestTables
 from lora_capacity.twin.results import Limit
 
 
@@ -34,26 +46,29 @@ def passed_over(s: State) -> Array:
     return jnp.where(stop < 0, in_front, s.preempted_waiting + stop - admitted)
 
 
-def run(server: Server, s: State, work: Work) -> State:
+def run(server: Server, requests: RequestTables, s: State, work: Work) -> State:
     """Let the step that was put together run, if it is ready, and take out the requests that it finishes."""
     b = s.building
     runs = s.mode == RUN
     load = jnp.round(work.load_s / server.tick_s).astype(jnp.int32)
     compute = jnp.maximum(jnp.round(work.compute_s / server.tick_s), 1.0).astype(jnp.int32)
     end = jnp.where(runs, s.now + load + compute, s.now)
-    observed_s = jnp.maximum(jnp.minimum(end, server.horizon) - s.now, 0) * server.tick_s
+    start = jnp.maximum(s.now, server.warmup)
+    observed_s = jnp.maximum(jnp.minimum(end, server.horizon) - start, 0) * server.tick_s
     cell = s.step & (s.ring.shape[1] - 1)
     leaving, leaving_blocks, leaving_tokens, last_block, last_needed = (
         jnp.where(runs, value, 0) for value in pick(s.ring, cell).T
     )
-    inside = runs & (end <= server.horizon)
+    inside = runs & (end <= server.horizon) & (s.now >= server.warmup)
     rates = (s.running, s.waiting, server.kv_blocks - s.free, work.adapters, s.streaming)
     loading_s = jnp.minimum(load * server.tick_s, observed_s)
+    scheduling_s = jnp.where(runs, jnp.minimum(work.scheduling_s, observed_s - loading_s), 0.0)
     s, delay_s, noted_end = _note_first_token(server, s)
+    s, first_end = _note_leaver(server, requests, s, inside, cell, end, leaving)
     sums, lost = _add(
         s.sums,
         s.sums_lost,
-        jnp.stack([observed_s - loading_s, loading_s, *(rate * observed_s for rate in rates), delay_s]),
+        jnp.stack([observed_s - loading_s, loading_s, *(rate * observed_s for rate in rates), scheduling_s, delay_s]),
     )
     events = (
         leaving,
@@ -64,6 +79,8 @@ def run(server: Server, s: State, work: Work) -> State:
         work.disk_loads,
         0,
     )
+    counts = s.counts + jnp.where(inside, jnp.stack([jnp.broadcast_to(event, s.step.shape) for event in events]), 0)
+    used = jnp.stack([s.running, work.adapters, server.kv_blocks - s.free])
     here = places(s.phase) == s.step & 15
     zero = jnp.zeros_like(s.step)
     fresh = Building(zero, zero, zero, zero, zero > 0, zero - FAR, zero, zero, jnp.zeros_like(b.disk_s))
@@ -82,10 +99,12 @@ def run(server: Server, s: State, work: Work) -> State:
         ring=put(s.ring, after(leaving, runs), cell, jnp.zeros((cell.shape[0], s.ring.shape[2]))),
         phase=s.phase - jnp.where(here, last_block, 0),
         limit=jnp.where(runs, _limit(server, s), s.limit),
-        ends=put(s.ends, after(noted_end, runs), s.step & (s.ends.shape[1] - 1), end),
+        ends=put(s.ends, after(jnp.minimum(noted_end, first_end), runs), s.step & (s.ends.shape[1] - 1), end),
+        most=jnp.where(inside, jnp.maximum(s.most, used), s.most),
         sums=sums,
         sums_lost=lost,
-        counts=s.counts + jnp.where(inside, jnp.stack([jnp.broadcast_to(event, s.step.shape) for event in events]), 0),
+        series=_sample(server, s, runs, end, sums, counts),
+        counts=counts,
     )
 
 
@@ -103,16 +122,53 @@ def _note_first_token(server: Server, s: State) -> tuple[State, Array, Array]:
     sent, when = pick(s.first, s.first_got & (s.first.shape[1] - 1)).T
     ready = (s.first_got < s.first_put) & (when < s.step)
     end = pick(s.ends, when & (s.ends.shape[1] - 1))
-    counts = ready & (end <= server.horizon)
+    counts = ready & (end <= server.horizon) & (end > server.warmup)
     delay_s = jnp.where(counts, (end - sent) * server.tick_s, 0.0)
-    place = jnp.log2(jnp.maximum(delay_s, SHORTEST_S) / SHORTEST_S) * BINS_PER_DOUBLING
-    place = jnp.minimum(place.astype(jnp.int32), BINS - 1)
-    histogram = add(s.histogram, counts, place, 1)
+    histogram = add(s.histogram, counts, _bin(delay_s, FIRST_TOKEN), 1)
     return (
         s._replace(histogram=histogram, first_got=s.first_got + ready, first_put=jnp.where(sent >= 0, s.first_put, 0)),
         delay_s,
         end,
     )
+
+
+def _note_leaver(
+    server: Server, requests: RequestTables, s: State, inside: Array, cell: Array, end: Array, leaving: Array
+) -> tuple[State, Array]:
+    """Note the times of the request that stands for those that the step finishes, as often as there are such."""
+    leaver = pick(s.leaver, cell)
+    told = inside & (leaver >= 0)
+    request = jnp.maximum(leaver, 0) & (REJOINED - 1)
+    output = pick(requests.table, request)[:, OUTPUT].astype(jnp.int32)
+    first_end = pick(s.ends, (s.step - output + 1) & (s.ends.shape[1] - 1))
+    sent = pick(s.sent_at, request)
+    whole_s = (end - sent) * server.tick_s
+    later_s = (end - first_end) * server.tick_s / jnp.maximum(output - 1, 1)
+    follows = told & (leaver < REJOINED) & (output > 1) & (output <= s.ends.shape[1] - 1)
+    histogram = add(s.histogram, after(whole_s, told), _bin(whole_s, WHOLE_ANSWER), leaving)
+    histogram = add(histogram, follows, _bin(later_s, LATER_TOKENS), leaving)
+    s = s._replace(
+        histogram=histogram,
+        leaver=put(s.leaver, after(leaver + 1, s.mode == RUN), cell, -1),
+        sent=jnp.where(sent >= 0, s.sent, 0),
+    )
+    return s, first_end
+
+
+def _bin(time_s: Array, which: int) -> Array:
+    place = jnp.log2(jnp.maximum(time_s, SHORTEST_S) / SHORTEST_S) * BINS_PER_DOUBLING
+    return which * BINS + jnp.minimum(place.astype(jnp.int32), BINS - 1)
+
+
+def _sample(server: Server, s: State, runs: Array, end: Array, sums: Array, counts: Array) -> Array:
+    """Overwrite the sample of the part of the horizon in which a step ends."""
+    samples = s.series.shape[1]
+    if samples == 0:
+        return s.series
+    part = jnp.minimum((end / server.horizon * samples).astype(jnp.int32), samples - 1)
+    added = [sums[place] for place in (RUNNING, WAITING, KV_BLOCKS, ADAPTERS)]
+    row = jnp.stack([end * server.tick_s, *added, *counts[jnp.array([REQUESTS, TOKENS])].astype(jnp.float32)], axis=1)
+    return put(s.series, runs & (end <= server.horizon), part, row)
 
 
 def _add(sums: Array, lost: Array, values: Array) -> tuple[Array, Array]:

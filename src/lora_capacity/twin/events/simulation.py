@@ -11,6 +11,7 @@ exceed ``max_model_len``; prefix caching.
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from lora_capacity.costs import Costs, step_time_s
 from lora_capacity.status import Status
@@ -48,7 +49,13 @@ PREEMPTED_PLACES = 128
 
 
 def simulate_events(
-    costs: Costs, scenarios: Scenarios, requests: RequestTables, *, full_prompt_must_fit: bool = False
+    costs: Costs,
+    scenarios: Scenarios,
+    requests: RequestTables,
+    *,
+    full_prompt_must_fit: bool = False,
+    warmup_s: ArrayLike = 0.0,
+    samples: int = 0,
 ) -> EventResults:
     """Play every engine step of every configuration up to its horizon; pure, to be jitted.
 
@@ -58,16 +65,19 @@ def simulate_events(
         requests: The requests of each.
         full_prompt_must_fit: Whether a request is admitted only if there are KV blocks for its whole prompt, not just
             for its first chunk.
+        warmup_s: Time at the beginning that means, quantiles, maxima and counts leave out, but for those by adapter or
+            class; one value or ``[configs]``.
+        samples: Parts of the horizon whose means are told as a series; 0 for none.
 
     Returns:
         What happened, ``[configs]``.
 
     Status: ``step_limit`` where more preempted requests wait, or are more deeply nested, than there is room for.
     """
-    server = lay_out_servers(scenarios, full_prompt_must_fit)
+    server = lay_out_servers(scenarios, full_prompt_must_fit, warmup_s)
     adapters = jnp.asarray(scenarios.class_count.sum(axis=1), jnp.int32)
     disk_s = jnp.asarray(costs.loads.disk_s + costs.loads.disk_rank_s * requests.rank, jnp.float32)
-    state = initial_state(scenarios, server, requests)
+    state = initial_state(scenarios, server, requests, samples)
 
     def unfinished(carry: tuple[State, Array]) -> Array:
         return alive(carry[0]).any()
@@ -101,7 +111,7 @@ def turn_all(costs: Costs, server: Server, adapters: Array, requests: RequestTab
     """
     crowded = adapters > server.max_loras
     work = apart(lambda s: assembled(costs, server, crowded, s), s)
-    s = run(server, s, work)
+    s = run(server, requests, s, work)
     s = send(server, requests.arrival, s)
     s, newcomer = arrange(server, requests, disk_s, s)
     newcomer = jnp.where(crowded, newcomer, -1)
@@ -155,11 +165,12 @@ def assembled(costs: Costs, server: Server, crowded: Array, s: State) -> Work:
         host_loads=host_loads,
         disk_loads=b.first_touched,
         compute_s=compute_s.astype(jnp.float32),
+        scheduling_s=jnp.asarray(costs.step.passed_over_s * passed, jnp.float32),
         load_s=jnp.asarray(costs.loads.host_s * host_loads + b.disk_s, jnp.float32),
     )
 
 
-def lay_out_servers(scenarios: Scenarios, full_prompt_must_fit: bool = False) -> Server:
+def lay_out_servers(scenarios: Scenarios, full_prompt_must_fit: bool = False, warmup_s: ArrayLike = 0.0) -> Server:
     """Return the configurations as whole numbers, ``[configs]``; vLLM keeps one KV block for itself."""
 
     def whole(values: Array) -> Array:
@@ -173,13 +184,14 @@ def lay_out_servers(scenarios: Scenarios, full_prompt_must_fit: bool = False) ->
         max_loras=whole(scenarios.max_loras),
         max_lora_rank=whole(scenarios.max_lora_rank),
         max_pending=whole(scenarios.max_pending),
+        warmup=none + jnp.round(jnp.asarray(warmup_s) / scenarios.horizon_s * TICKS).astype(jnp.int32),
         horizon=none + TICKS,
         tick_s=jnp.asarray(scenarios.horizon_s / TICKS, jnp.float32),
         full_prompt_must_fit=none + full_prompt_must_fit > 0,
     )
 
 
-def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables) -> State:
+def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables, samples: int = 0) -> State:
     """Return empty servers before the first arrival; those that do not start are done."""
     configs, adapters = requests.rank.shape
     size = requests.arrival.shape[1]
@@ -218,6 +230,7 @@ def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables)
         earlier=across(NEVER, adapters + 1),
         distance=across(0, adapters + 1),
         ring=filled(0, 1 << requests.longest_output.bit_length(), 5),
+        leaver=filled(-1, 1 << requests.longest_output.bit_length()),
         phase=across(0, BLOCK_TOKENS),
         limit=none,
         log=filled(0, LOG, 3),
@@ -233,9 +246,12 @@ def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables)
         first_put=none,
         first_got=none,
         ends=filled(0, most_first),
-        histogram=filled(0, BINS),
-        sums=jnp.zeros((8, configs), jnp.float32),
-        sums_lost=jnp.zeros((8, configs), jnp.float32),
+        histogram=filled(0, 3 * BINS),
+        worst_wait=across(0, adapters + 1),
+        most=across(0, 3),
+        sums=jnp.zeros((9, configs), jnp.float32),
+        sums_lost=jnp.zeros((9, configs), jnp.float32),
+        series=jnp.zeros((configs, samples, 7), jnp.float32),
         counts=across(0, 7),
         overflow=none > 0,
     )
