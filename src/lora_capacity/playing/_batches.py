@@ -1,7 +1,8 @@
 """Batches of configurations: which go together, how many fit into memory, and how one is run.
 
-The loop of a batch turns until its last server is done, so servers with about as much to do go together. Sizes are
-rounded up, so that batches share what was compiled.
+The loop of a batch turns until its last server is done, and each turn goes through as many adapters as the server with
+the most has: servers with about as many adapters and about as much to do go together. Sizes are rounded up, so that
+batches share what was compiled.
 """
 
 import dataclasses
@@ -40,6 +41,8 @@ MEMORY_SHARE = 0.5
 _LAYOUT_STEP = 1024
 """Requests that tables are laid out in steps of."""
 
+_OF_ADAPTERS = ("adapter_arrived", "adapter_completed", "adapter_worst_wait_s")
+
 _MARGIN = 1.5
 """Requests laid out per request that the steady twin sees completed, where clients hold requests back."""
 
@@ -52,11 +55,13 @@ class Batch:
         rows: Which, ``[rows]``.
         width: How many it is filled up to.
         requests: Requests that each has room for.
+        adapters: Adapters that each has room for.
     """
 
     rows: NDArray[np.int64]
     width: int
     requests: int
+    adapters: int
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Batches:
         calibration: Whose costs and vLLM version hold.
         most: Most requests that each configuration can need, ``[configs]``.
         work: About how many turns each takes, ``[configs]``.
-        adapters: Most adapters of a configuration, rounded.
+        adapters: Adapters of each, rounded, ``[configs]``.
         longest_output: Longest answer, tokens.
         at_once: Batches that run at the same time.
         memory_bytes: What they may take together.
@@ -76,7 +81,7 @@ class Batches:
     calibration: Calibration
     most: NDArray[np.int64]
     work: NDArray[np.float64]
-    adapters: int
+    adapters: NDArray[np.int64]
     longest_output: int
     at_once: int
     memory_bytes: float
@@ -90,7 +95,7 @@ class Batches:
             calibration,
             _most_requests(host, steady),
             expected_turns(host, steady),
-            _rounded(int(host.class_count.sum(axis=1).max()) + 1) - 1,
+            np.array([_rounded(int(count) + 1) - 1 for count in host.class_count.sum(axis=1)]),
             (1 << longest_output.bit_length()) - 1,
             max(1, (os.cpu_count() or 1) // len(devices)) if on_cpu else 1,
             MEMORY_SHARE * free_memory_bytes(),
@@ -112,23 +117,39 @@ class Batches:
         Raises:
             InputError: If a configuration alone needs more memory than there is.
         """
-        order = np.flatnonzero(wanted)[np.argsort(-self.work[wanted], kind="stable")]
-        widest, common, batches = self._widest(order.size), self._room(order), []
+        widest = self._widest(int(wanted.sum()))
+        batches = [
+            batch for rows in self._alike(wanted, self.at_once * widest) for batch in self._cut_alike(rows, widest)
+        ]
+        return sorted(batches, key=lambda batch: -self.work[batch.rows].max())
+
+    def _cut_alike(self, order: NDArray[np.int64], widest: int) -> list[Batch]:
+        adapters, common, batches = int(self.adapters[order].max()), self._room(order), []
         while order.size:
             width, room = widest, common  # one shape is compiled once
-            if not self._fits(width, room):
+            if not self._fits(width, room, adapters):
                 room = self._room(order[:width])
-            while not self._fits(width, room):
+            while not self._fits(width, room, adapters):
                 if width == _devices():
-                    raise self._too_large(order[:width])
+                    raise self._too_large(order[:width], adapters)
                 width = max(width // 2, _devices())
                 room = self._room(order[:width])
-            batches.append(Batch(order[:width], width, room))
+            batches.append(Batch(order[:width], width, room, adapters))
             order = order[width:]
         return batches
 
-    def _fits(self, width: int, requests: int) -> bool:
-        return width * self._bytes(requests) <= self.memory_bytes / self.at_once
+    def _alike(self, wanted: NDArray[np.bool_], least: int) -> list[NDArray[np.int64]]:
+        """Group configurations by their adapters, at least so many in a group if there are; the longest first."""
+        groups: list[NDArray[np.int64]] = []
+        for adapters in np.unique(self.adapters[wanted]):
+            rows = np.flatnonzero(wanted & (self.adapters == adapters))
+            if groups and min(groups[-1].size, rows.size) < least:
+                rows = np.concatenate([groups.pop(), rows])
+            groups.append(rows[np.argsort(-self.work[rows], kind="stable")])
+        return groups
+
+    def _fits(self, width: int, requests: int, adapters: int) -> bool:
+        return width * self._bytes(requests, adapters) <= self.memory_bytes / self.at_once
 
     def _widest(self, configs: int) -> int:
         """Return a width that fills cores or devices several times over, a power of two for each device."""
@@ -142,12 +163,12 @@ class Batches:
     def _room(self, rows: NDArray[np.int64]) -> int:
         return _rounded(int(self.most[rows].max(initial=0)) + _LAYOUT_STEP)
 
-    def _bytes(self, requests: int) -> float:
-        return bytes_per_configuration(requests, self.adapters, self.longest_output)
+    def _bytes(self, requests: int, adapters: int) -> float:
+        return bytes_per_configuration(requests, adapters, self.longest_output)
 
-    def _too_large(self, rows: NDArray[np.int64]) -> InputError:
+    def _too_large(self, rows: NDArray[np.int64], adapters: int) -> InputError:
         needed = int(self.most[rows].max())
-        allowed = int(needed * self.memory_bytes / self.at_once / (rows.size * self._bytes(self._room(rows))))
+        allowed = int(needed * self.memory_bytes / self.at_once / (rows.size * self._bytes(self._room(rows), adapters)))
         return InputError(
             "horizon_s",
             f"one in which up to {needed} requests arrive",
@@ -157,21 +178,24 @@ class Batches:
 
     def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> EventResults:
         """Play a batch and return its configurations, adapters in the order of their classes."""
-        padded = _padded(tables, self.adapters, batch, self.longest_output)
+        padded = _padded(tables, batch, self.longest_output)
         simulate = _sharded(self.must_fit)
         played: Any = simulate(self.calibration.costs, _filled(part, batch.width), padded)
         count = len(batch.rows)
         results: Any = jax.tree.map(lambda values: np.asarray(values)[:count], played)
         class_of = np.asarray(tables.class_of)
-        class_of = np.pad(class_of, [(0, 0), (0, self.adapters - class_of.shape[1])], constant_values=-1)
+        class_of = np.pad(class_of, [(0, 0), (0, batch.adapters - class_of.shape[1])], constant_values=-1)
         by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), axis=1, kind="stable")
         ordered: EventResults = dataclasses.replace(
             results,
-            adapter_arrived=np.take_along_axis(results.adapter_arrived, by_class, axis=1),
-            adapter_completed=np.take_along_axis(results.adapter_completed, by_class, axis=1),
-            adapter_worst_wait_s=np.take_along_axis(results.adapter_worst_wait_s, by_class, axis=1),
+            **{name: self._by_adapter(getattr(results, name), by_class) for name in _OF_ADAPTERS},
         )
         return ordered
+
+    def _by_adapter(self, values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
+        """Return values of adapters in another order, as wide as for the configuration with the most."""
+        missing = int(self.adapters.max()) - values.shape[1]
+        return np.pad(np.take_along_axis(values, order, axis=1), [(0, 0), (0, missing)])
 
 
 def _devices() -> int:
@@ -215,7 +239,7 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -
     scenario = Scenarios(**columns)
     none = np.zeros(0, dtype=int)
     tables = lay_out_requests(scenario, [Requests(none, none, none, none)], [none], seed=None)
-    tables = _padded(tables, adapters, Batch(np.arange(1), 1, requests), longest_output)
+    tables = _padded(tables, Batch(np.arange(1), 1, requests, adapters), longest_output)
     state = jax.eval_shape(lambda s, t: initial_state(s, lay_out_servers(s), t), scenario, tables)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((tables, state)))
 
@@ -257,10 +281,10 @@ def _filled(part: Any, size: int) -> Scenarios:
     return filled
 
 
-def _padded(tables: RequestTables, adapters: int, batch: Batch, longest_output: int) -> RequestTables:
-    """Widen tables to ``adapters``, behind which stands the base model, and to the width and requests of the batch."""
+def _padded(tables: RequestTables, batch: Batch, longest_output: int) -> RequestTables:
+    """Widen tables to the sizes of the batch, the base model behind its adapters."""
     host: Any = jax.tree.map(np.asarray, tables)
-    more = adapters - host.rank.shape[1]
+    more = batch.adapters - host.rank.shape[1]
     longer = batch.requests - host.arrival.shape[1]
     far = np.iinfo(np.int32).max
 
@@ -269,7 +293,7 @@ def _padded(tables: RequestTables, adapters: int, batch: Batch, longest_output: 
 
     table = np.pad(host.table, [(0, 0), (0, longer), (0, 0)])
     adapter = table[..., 0]
-    adapter[adapter == host.rank.shape[1]] = adapters
+    adapter[adapter == host.rank.shape[1]] = batch.adapters
     padded = dataclasses.replace(
         host,
         arrival=wide(host.arrival, far, longer),

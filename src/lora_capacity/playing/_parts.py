@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lora_capacity.errors import InputError
 from lora_capacity.twin import Results
-from lora_capacity.twin.events import EventResults
+from lora_capacity.twin.events import EventResults, Series
 
 _MANIFEST = "parts.json"
 _SUFFIX = ".msgpack"
@@ -56,7 +56,7 @@ class Parts:
 
     def load(self) -> list[Part]:
         """Return the batches that are there."""
-        nothing = dataclasses.replace(_nothing(EventResults), settled=_nothing(Results))
+        nothing = dataclasses.replace(_nothing(EventResults), settled=_nothing(Results), series=_nothing(Series))
         template = {"rows": None, "results": nothing}
         found = [
             serialization.from_bytes(template, path.read_bytes()) for path in sorted(self.folder.glob(f"*{_SUFFIX}"))

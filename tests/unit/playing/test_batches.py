@@ -24,7 +24,7 @@ def make_plan(**changes: object) -> Batches:
         "calibration": CALIBRATION,
         "most": np.full(100, 4096),
         "work": np.random.default_rng(0).random(100),
-        "adapters": 31,
+        "adapters": np.full(100, 31),
         "longest_output": 255,
         "at_once": 2,
         "memory_bytes": 1e12,
@@ -42,9 +42,17 @@ def test_every_configuration_is_in_one_batch_the_longest_first() -> None:
     assert {(batch.width, batch.requests) for batch in batches} == {(16, batches[0].requests)}
 
 
+def test_configurations_with_about_as_many_adapters_go_together() -> None:
+    adapters = np.repeat([31, 63, 383], [40, 10, 50])
+    batches = make_plan(adapters=adapters).cut(np.ones(100, dtype=bool))
+    assert {batch.adapters for batch in batches} == {63, 383}  # too few have 63 for batches of their own
+    for batch in batches:
+        assert np.all((adapters[batch.rows] == 383) == (batch.adapters == 383))
+
+
 @pytest.mark.parametrize(("configs", "width"), [(1, 1), (3, 2), (10, 8), (60, 16), (500, 64), (5000, 64)])
 def test_few_configurations_keep_all_cores_busy(configs: int, width: int) -> None:
-    plan = make_plan(most=np.full(configs, 4096), work=np.ones(configs))
+    plan = make_plan(most=np.full(configs, 4096), work=np.ones(configs), adapters=np.full(configs, 31))
     assert plan.cut(plan.work > 0)[0].width == width
 
 
