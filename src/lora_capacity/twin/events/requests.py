@@ -82,7 +82,8 @@ def draw_requests(
         rate = np.append(rates[i][own], base[i])
         size = rng.poisson(rate.sum() * horizon_s[i])
         if cut is None or size < cut[i]:
-            arrival_s = np.sort(rng.random(size)) * horizon_s[i]
+            spacing = np.cumsum(rng.exponential(size=size + 1))  # uniform times in order, without sorting
+            arrival_s = spacing[:-1] / spacing[-1] * horizon_s[i]
         else:
             arrival_s = np.cumsum(rng.exponential(1.0 / rate.sum(), cut[i]))
             arrival_s = arrival_s[arrival_s < horizon_s[i]]
@@ -166,7 +167,8 @@ def lay_out_requests(
 
 def _following(adapter: np.ndarray) -> np.ndarray:
     """Return the next request of the same adapter for each."""
-    order = np.argsort(adapter, kind="stable")
+    narrow = adapter.astype(np.int16) if adapter.max(initial=0) <= np.iinfo(np.int16).max else adapter
+    order = np.argsort(narrow, kind="stable")  # radix sort if narrow
     following = np.full(adapter.size, TICKS, dtype=np.int32)
     same = adapter[order[1:]] == adapter[order[:-1]]
     following[order[:-1][same]] = order[1:][same]
