@@ -1,7 +1,7 @@
 """The event twin: nothing is lost, nothing exceeds its bound, and servers do not see each other."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -31,6 +31,11 @@ Case = tuple[Scenarios, RequestTables]
 @cache
 def compiled() -> Any:
     return jax.jit(simulate_events)
+
+
+@cache
+def sampled(warmup_s: float) -> Any:
+    return jax.jit(partial(simulate_events, warmup_s=warmup_s, samples=10))
 
 
 @st.composite
@@ -159,9 +164,33 @@ def test_a_server_with_time_and_room_answers_like_an_infinite_one() -> None:
     scenarios = Scenarios(*leaves)
     flat = Costs(StepCosts(0.01, *([0.0] * 11)), LoadCosts(0.0, 0.0, 0.0), LoraKernels(1.0, 1.0, 1.0))
     tables = draw_requests(scenarios, np.array([1]), np.array([50]), seed=3)
-    settled = jax.jit(simulate_events)(flat, scenarios, tables).settled
+    found = jax.jit(simulate_events)(flat, scenarios, tables)
+    settled = found.settled
     arrived = float(tables.arrived[0].sum()) / 1000.0
     # Served from the step after they arrive; the last 0.5 s are not finished.
     assert float(settled.mean_running[0]) == pytest.approx(arrived * 50 * 0.01, rel=0.01)
     assert float(settled.itl_s[0]) == pytest.approx(0.01, rel=1e-4)
     assert 0.01 <= float(settled.ttft_s[0]) <= 0.02
+    np.testing.assert_allclose(found.tpot_quantiles_s[0], 0.01, rtol=0.04)
+    np.testing.assert_allclose(found.e2e_quantiles_s[0], 49.5 * 0.01 + float(settled.ttft_s[0]) - 0.005, rtol=0.04)
+    assert np.all(found.adapter_worst_wait_s[0] <= 0.01 + 1e-6)
+
+
+@settings(max_examples=10)
+@given(cases())
+def test_a_series_adds_up_and_a_warm_up_is_left_out(case: Case) -> None:
+    whole, late = sampled(0.0)(COSTS, *case), sampled(HORIZON_S / 2)(COSTS, *case)
+    end_s = np.asarray(whole.series.end_s)
+    spans_s = np.diff(end_s, axis=1, prepend=0.0)
+    for mean, series in (
+        (whole.settled.completed_per_s, whole.series.completed_per_s),
+        (whole.settled.mean_running, whole.series.running),
+        (whole.settled.kv_usage, whole.series.kv_usage),
+    ):
+        inside = (np.nan_to_num(np.asarray(series)) * spans_s).sum(axis=1)
+        # The last step may end beyond the horizon, and what is idle has nothing.
+        np.testing.assert_allclose(inside, np.asarray(mean) * HORIZON_S, rtol=1e-4, atol=0.4 * np.max(inside) / 10)
+    second = end_s > HORIZON_S / 2
+    completed = (np.nan_to_num(np.asarray(whole.series.completed_per_s)) * spans_s * second).sum(axis=1)
+    np.testing.assert_allclose(np.asarray(late.settled.completed_per_s) * HORIZON_S / 2, completed, atol=40)
+    np.testing.assert_array_equal(whole.adapter_completed, late.adapter_completed)

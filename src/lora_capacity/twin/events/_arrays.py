@@ -45,6 +45,14 @@ def add(values: Array, when: Array, index: Array, more: ArrayLike, column: int |
     return changed.reshape(values.shape)
 
 
+def add_several(values: Array, when: Array, index: Array, more: ArrayLike) -> Array:
+    """Add to ``values[config, index]`` where ``when`` holds, several times; both ``[times, configs]``."""
+    configs, size = values.shape
+    place = jnp.where(when, size * jnp.arange(configs, dtype=jnp.int32) + index, FAR)
+    changed: Array = values.reshape(-1).at[place].add(jnp.asarray(more, values.dtype), mode="drop")
+    return changed.reshape(values.shape)
+
+
 def put_across(values: Array, when: Array, index: Array, new: ArrayLike) -> Array:
     """Replace ``values[index, config]`` where ``when`` holds."""
     changed: Array = (

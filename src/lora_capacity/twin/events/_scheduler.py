@@ -32,11 +32,11 @@ from lora_capacity.twin.events._state import (
     LAST_NEEDED,
     NEVER,
     PREEMPTIONS,
-    REJOINED,
     RUN,
     SEND,
     WINDOW,
     Building,
+    Followed,
     Partial,
     Server,
     State,
@@ -353,18 +353,13 @@ def _join_or_leave(s: State, move: Move, pop: Array, started: Array) -> State:
     leaving = jnp.stack([sign, sign * blocks(tokens - 1), sign * tokens, 0 * sign, 0 * sign], axis=1)
     ring = add(s.ring, sign != 0, move.finish & mask, leaving)
     ring = add(ring, grows != 0, last_block & mask, grows, LAST_BLOCK)
-    cell = move.finish & mask
-    together, stands = pick(ring, cell)[:, 0], pick(s.leaver, cell)
-    number = move.request + jnp.where(started, 0, REJOINED)
-    chosen = (sign > 0) & (_scrambled(number) % jnp.maximum(together, 1).astype(jnp.uint32) == 0)
-    undone = (sign < 0) & (stands >= 0) & (stands & (REJOINED - 1) == move.request)
     logged = s.logged + (sign > 0) - pop
     size = s.first.shape[1]
     noted = jnp.stack([move.sent, s.step], axis=1)
     first_put = s.first_put + started
     return s._replace(
         ring=ring,
-        leaver=put(s.leaver, after(stands + 1, chosen | undone), cell, jnp.where(chosen, number, -1)),
+        followed=_follow(s, move, started),
         phase=s.phase + jnp.where(places(s.phase) == phase, grows, 0),
         logged=logged,
         log_lost=jnp.maximum(s.log_lost, logged - s.log.shape[1]),
@@ -374,10 +369,21 @@ def _join_or_leave(s: State, move: Move, pop: Array, started: Array) -> State:
     )
 
 
-def _scrambled(number: Array) -> Array:
-    """Return a whole number of which all bits depend on those of another, uint32."""
-    mixed = number.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
-    return (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA77) >> 8
+def _follow(s: State, move: Move, started: Array) -> Followed:
+    """Begin to follow a request that starts, if there is a place; one that is followed may be preempted and rejoin."""
+    f, sign = s.followed, move.sign
+    own = (f.request == move.request) & (sign != 0)
+    free = f.request < 0
+    begins = started & jnp.stack([free[0], free[1] & ~free[0]])
+    return Followed(
+        request=jnp.where(begins, move.request, f.request),
+        sent=jnp.where(begins, move.sent, f.sent),
+        first_step=jnp.where(begins, s.step, f.first_step),
+        first_end=f.first_end,
+        finish=jnp.where(begins | (own & (sign > 0)), move.finish, jnp.where(own, FAR, f.finish)),
+        later_tokens=jnp.where(begins, move.output - 1, f.later_tokens),
+        undisturbed=begins | (f.undisturbed & ~(own & (sign < 0))),
+    )
 
 
 def _requeue(s: State, move: Move, preempt: Array, sampled: Array) -> State:

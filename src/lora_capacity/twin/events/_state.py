@@ -17,9 +17,6 @@ BLOCK_TOKENS = 16
 NEVER = -1
 """``last`` of an adapter that has not been used; steps count from 1."""
 
-REJOINED = 2**29
-"""Added to the number of a request that joins the decoding ones again; more than there are requests."""
-
 FAR = 2**30
 """Later than any tick, above any number of a request."""
 
@@ -108,6 +105,28 @@ class Partial(NamedTuple):
     sampled: Array
 
 
+class Followed(NamedTuple):
+    """Requests whose times are noted when they end: each the next to start once another has ended; ``[2, configs]``.
+
+    Attributes:
+        request: Its number, -1 if there is none.
+        sent: When it was sent, ticks.
+        first_step: Step of its first token.
+        first_end: When that ended, ticks.
+        finish: Step of its last token; `FAR` while it is preempted.
+        later_tokens: Tokens after the first.
+        undisturbed: Whether it was never preempted, bool.
+    """
+
+    request: Array
+    sent: Array
+    first_step: Array
+    first_end: Array
+    finish: Array
+    later_tokens: Array
+    undisturbed: Array
+
+
 class State(NamedTuple):
     """Servers between two turns; int32 ``[configs]`` unless said otherwise.
 
@@ -140,8 +159,7 @@ class State(NamedTuple):
             ``[adapters + 1, configs]``.
         ring: By step: requests that leave, their blocks, their tokens, requests that got their last block,
             adapters that it needs last, ``[configs, steps, 5]``.
-        leaver: By step: one of the requests that leave, drawn evenly, -1 if there is none; `REJOINED` added to its
-            number if it was preempted; ``[configs, steps]``.
+        followed: Some requests followed to their end.
         phase: Decoding requests that need a block, by step modulo `BLOCK_TOKENS`, ``[16, configs]``.
         limit: `Limit` that ended admission in the latest step.
         log: Last admissions: request, step of its last token, ``last`` of its adapter before, ``[configs, log, 3]``.
@@ -192,7 +210,7 @@ class State(NamedTuple):
     earlier: Array
     distance: Array
     ring: Array
-    leaver: Array
+    followed: Followed
     phase: Array
     limit: Array
     log: Array

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_capacity.twin.events._arrays import add, after, pick, places, put, total
+from lora_capacity.twin.events._arrays import add_several, after, pick, places, put, total
 from lora_capacity.twin.events._state import (
     ADAPTERS,
     BINS,
@@ -13,8 +13,6 @@ from lora_capacity.twin.events._state import (
     FIRST_TOKEN,
     KV_BLOCKS,
     LATER_TOKENS,
-    OUTPUT,
-    REJOINED,
     REQUESTS,
     RUN,
     RUNNING,
@@ -28,7 +26,6 @@ from lora_capacity.twin.events._state import (
     State,
     Work,
 )
-from lora_capacity.twin.events.requests import RequestTables
 from lora_capacity.twin.results import Limit
 
 
@@ -46,7 +43,7 @@ def passed_over(s: State) -> Array:
     return jnp.where(stop < 0, in_front, s.preempted_waiting + stop - admitted)
 
 
-def run(server: Server, requests: RequestTables, s: State, work: Work) -> State:
+def run(server: Server, s: State, work: Work) -> State:
     """Let the step that was put together run, if it is ready, and take out the requests that it finishes."""
     b = s.building
     runs = s.mode == RUN
@@ -63,8 +60,7 @@ def run(server: Server, requests: RequestTables, s: State, work: Work) -> State:
     rates = (s.running, s.waiting, server.kv_blocks - s.free, work.adapters, s.streaming)
     loading_s = jnp.minimum(load * server.tick_s, observed_s)
     scheduling_s = jnp.where(runs, jnp.minimum(work.scheduling_s, observed_s - loading_s), 0.0)
-    s, delay_s, noted_end = _note_first_token(server, s)
-    s, first_end = _note_leaver(server, requests, s, inside, cell, end, leaving)
+    s, delay_s, noted_end = _note_times(server, s, end)
     sums, lost = _add(
         s.sums,
         s.sums_lost,
@@ -99,7 +95,7 @@ def run(server: Server, requests: RequestTables, s: State, work: Work) -> State:
         ring=put(s.ring, after(leaving, runs), cell, jnp.zeros((cell.shape[0], s.ring.shape[2]))),
         phase=s.phase - jnp.where(here, last_block, 0),
         limit=jnp.where(runs, _limit(server, s), s.limit),
-        ends=put(s.ends, after(jnp.minimum(noted_end, first_end), runs), s.step & (s.ends.shape[1] - 1), end),
+        ends=put(s.ends, after(noted_end, runs), s.step & (s.ends.shape[1] - 1), end),
         most=jnp.where(inside, jnp.maximum(s.most, used), s.most),
         sums=sums,
         sums_lost=lost,
@@ -117,42 +113,33 @@ def _limit(server: Server, s: State) -> Array:
     return jnp.where(s.waiting == 0, Limit.NONE, limit).astype(jnp.int32)
 
 
-def _note_first_token(server: Server, s: State) -> tuple[State, Array, Array]:
-    """Note the delay of one first token whose step has run; there is at most one more in every turn."""
+def _note_times(server: Server, s: State, end: Array) -> tuple[State, Array, Array]:
+    """Note the delay of a first token whose step has run, one in every turn, and the times of followed requests."""
     sent, when = pick(s.first, s.first_got & (s.first.shape[1] - 1)).T
     ready = (s.first_got < s.first_put) & (when < s.step)
-    end = pick(s.ends, when & (s.ends.shape[1] - 1))
-    counts = ready & (end <= server.horizon) & (end > server.warmup)
-    delay_s = jnp.where(counts, (end - sent) * server.tick_s, 0.0)
-    histogram = add(s.histogram, counts, _bin(delay_s, FIRST_TOKEN), 1)
-    return (
-        s._replace(histogram=histogram, first_got=s.first_got + ready, first_put=jnp.where(sent >= 0, s.first_put, 0)),
-        delay_s,
-        end,
+    noted_end = pick(s.ends, when & (s.ends.shape[1] - 1))
+    counts = ready & (noted_end <= server.horizon) & (noted_end > server.warmup)
+    delay_s = jnp.where(counts, (noted_end - sent) * server.tick_s, 0.0)
+    f = s.followed
+    runs = s.mode == RUN
+    first_end = jnp.where(runs & (f.first_step == s.step), end, f.first_end)
+    ends = runs & (f.request >= 0) & (f.finish == s.step)
+    told = ends & (end <= server.horizon) & (s.now >= server.warmup)
+    later_s = (end - first_end) * server.tick_s / jnp.maximum(f.later_tokens, 1)
+    bins = (
+        (counts, delay_s[None], FIRST_TOKEN),
+        (told & f.undisturbed & (f.later_tokens > 0), later_s, LATER_TOKENS),
+        (told, (end - f.sent) * server.tick_s, WHOLE_ANSWER),
     )
-
-
-def _note_leaver(
-    server: Server, requests: RequestTables, s: State, inside: Array, cell: Array, end: Array, leaving: Array
-) -> tuple[State, Array]:
-    """Note the times of the request that stands for those that the step finishes, as often as there are such."""
-    leaver = pick(s.leaver, cell)
-    told = inside & (leaver >= 0)
-    request = jnp.maximum(leaver, 0) & (REJOINED - 1)
-    output = pick(requests.table, request)[:, OUTPUT].astype(jnp.int32)
-    first_end = pick(s.ends, (s.step - output + 1) & (s.ends.shape[1] - 1))
-    sent = pick(s.sent_at, request)
-    whole_s = (end - sent) * server.tick_s
-    later_s = (end - first_end) * server.tick_s / jnp.maximum(output - 1, 1)
-    follows = told & (leaver < REJOINED) & (output > 1) & (output <= s.ends.shape[1] - 1)
-    histogram = add(s.histogram, after(whole_s, told), _bin(whole_s, WHOLE_ANSWER), leaving)
-    histogram = add(histogram, follows, _bin(later_s, LATER_TOKENS), leaving)
+    noted = jnp.concatenate([jnp.broadcast_to(when, time_s.shape) for when, time_s, _ in bins])
+    place = jnp.concatenate([_bin(time_s, which) for _, time_s, which in bins])
     s = s._replace(
-        histogram=histogram,
-        leaver=put(s.leaver, after(leaver + 1, s.mode == RUN), cell, -1),
-        sent=jnp.where(sent >= 0, s.sent, 0),
+        histogram=add_several(s.histogram, noted, place, 1),
+        followed=f._replace(first_end=first_end, request=jnp.where(ends, -1, f.request)),
+        first_got=s.first_got + ready,
+        first_put=jnp.where(sent >= 0, s.first_put, 0),
     )
-    return s, first_end
+    return s, delay_s, noted_end
 
 
 def _bin(time_s: Array, which: int) -> Array:

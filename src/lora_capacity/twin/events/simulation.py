@@ -27,6 +27,7 @@ from lora_capacity.twin.events._state import (
     RUN,
     SEND,
     Building,
+    Followed,
     Partial,
     Server,
     State,
@@ -111,7 +112,7 @@ def turn_all(costs: Costs, server: Server, adapters: Array, requests: RequestTab
     """
     crowded = adapters > server.max_loras
     work = apart(lambda s: assembled(costs, server, crowded, s), s)
-    s = run(server, requests, s, work)
+    s = run(server, s, work)
     s = send(server, requests.arrival, s)
     s, newcomer = arrange(server, requests, disk_s, s)
     newcomer = jnp.where(crowded, newcomer, -1)
@@ -230,7 +231,7 @@ def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables,
         earlier=across(NEVER, adapters + 1),
         distance=across(0, adapters + 1),
         ring=filled(0, 1 << requests.longest_output.bit_length(), 5),
-        leaver=filled(-1, 1 << requests.longest_output.bit_length()),
+        followed=Followed(across(-1, 2), *(across(0, 2) for _ in range(5)), across(0, 2) > 0),
         phase=across(0, BLOCK_TOKENS),
         limit=none,
         log=filled(0, LOG, 3),
