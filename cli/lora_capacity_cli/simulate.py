@@ -51,6 +51,11 @@ _REFUSED = {
 }
 _BROKEN_OFF = "the simulation broke off: more preempted requests wait than it has room for"
 _SHOWN = 12
+_QUANTILES = {
+    "ttft_quantiles_s": "time to first token",
+    "tpot_quantiles_s": "time per further token",
+    "e2e_quantiles_s": "time to last token",
+}
 
 
 @click.command(
@@ -64,6 +69,12 @@ _SHOWN = 12
 @click.option("--adapters", type=int, required=True, metavar="A", help="Adapters served (max_cpu_loras).")
 @click.option("--max-loras", type=int, required=True, metavar="S", help="Slots.")
 @engine_options
+@click.option(
+    "--warmup-s", type=float, default=0.0, show_default=True, help="Event engine: time at the beginning left out."
+)
+@click.option(
+    "--samples", type=int, default=0, show_default=True, help="Event engine: parts of the time told apart in the JSON."
+)
 @server_options(grids=False)
 @format_option
 def simulate(
@@ -73,6 +84,8 @@ def simulate(
     max_loras: int,
     engine: str,
     seed: int,
+    warmup_s: float,
+    samples: int,
     settings: dict[str, Any],
     output_format: str,
 ) -> None:
@@ -93,7 +106,7 @@ def simulate(
     known = load_calibration(calibration)
     scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
     if engine == "event":
-        played = play_workload(known, scenarios, asked, seed=seed)
+        played = play_workload(known, scenarios, asked, seed=seed, warmup_s=warmup_s, samples=samples)
         results, events = played.settled, {"events": _events(asked, adapters, seed, played)}
     else:
         results, events = run(known, scenarios, StayLaw.of_lengths(asked.output_tokens)), {}
@@ -138,21 +151,35 @@ def _events(workload: "Workload", adapters: int, seed: int, played: "EventResult
     started = bool(played.settled.throughput_tokens_per_s[0] >= 0)
     classes = workload.classes([adapters])
     rates, ranks = (column.repeat(classes.count[0]).tolist() for column in (classes.rate_per_s, classes.rank))
-    counts = (column[0].tolist() for column in (played.adapter_arrived, played.adapter_completed))
+    columns = (played.adapter_arrived, played.adapter_completed, played.adapter_worst_wait_s)
+    counts = (column[0].tolist() for column in columns)
     served = [
-        {"rate_per_s": rate, "rank": rank, "arrived": arrived, "completed": completed}
-        for rate, rank, arrived, completed in zip(rates, ranks, *counts, strict=False)
+        {"rate_per_s": rate, "rank": rank, "arrived": arrived, "completed": completed, "worst_wait_s": wait_s}
+        for rate, rank, arrived, completed, wait_s in zip(rates, ranks, *counts, strict=False)
         if started and arrived > 0
     ]
-    shares = {"compute": played.compute_share, "load": played.load_share, "idle": played.idle_share}
+    shares = {
+        "compute": played.compute_share,
+        "scheduling": played.scheduling_share,
+        "load": played.load_share,
+        "idle": played.idle_share,
+    }
+    series = vars(played.series)
     return {
         "seed": seed,
-        "ttft_quantiles_s": dict(zip(("p50", "p95", "p99"), played.ttft_quantiles_s[0].tolist(), strict=True)),
+        **{
+            name: dict(zip(("p50", "p95", "p99"), getattr(played, name)[0].tolist(), strict=True))
+            for name in _QUANTILES
+        },
+        "max_running": int(played.max_running[0]),
+        "max_adapters": int(played.max_adapters[0]),
+        "max_kv_usage": float(played.max_kv_usage[0]),
         "steps": int(played.steps[0]),
         "preemptions": int(played.preemptions[0]),
         "disk_loads": int(played.disk_loads[0]),
         "time_shares": {name: float(share[0]) for name, share in shares.items()},
         "worst_served": sorted(served, key=lambda each: each["completed"] / each["arrived"])[:_SHOWN],
+        "series": {name: values[0].tolist() for name, values in series.items() if values.size},
     }
 
 
@@ -200,7 +227,12 @@ def _print_events(events: dict[str, Any]) -> None:
     print_facts(
         f"Event by event, seed {events['seed']}",
         {
-            "time to first token, 50, 95, 99 %": ", ".join(map(duration, events["ttft_quantiles_s"].values())),
+            **{
+                f"{text}, 50, 95, 99 %": ", ".join(map(duration, events[name].values()))
+                for name, text in _QUANTILES.items()
+            },
+            "most running, adapters": f"{shown(events['max_running'])}, {shown(events['max_adapters'])}",
+            "fullest KV cache": percent(events["max_kv_usage"]),
             "engine steps": shown(events["steps"]),
             "preemptions": shown(events["preemptions"]),
             "adapters read from disk": shown(events["disk_loads"]),
@@ -212,7 +244,7 @@ def _print_events(events: dict[str, Any]) -> None:
     )
     rows = [
         {"rate per s": each["rate_per_s"], "rank": each["rank"], "requests": each["arrived"]}
-        | {"completed": each["completed"]}
+        | {"completed": each["completed"], "longest wait s": each["worst_wait_s"]}
         for each in events["worst_served"]
     ]
     print_table("Worst served adapters", rows)

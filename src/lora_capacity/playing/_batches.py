@@ -14,11 +14,13 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.errors import InputError
+from lora_capacity.costs import Costs
+from lora_capacity.errors import InputError, check_number
 from lora_capacity.status import Status
 from lora_capacity.twin import Results, Scenarios
 from lora_capacity.twin.events import EventResults, RequestTables, lay_out_requests, simulate_events
@@ -65,6 +67,26 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Observation:
+    """What is told of the time served.
+
+    Attributes:
+        warmup_s: Time at the beginning that is left out.
+        samples: Parts of the horizon in a series.
+    """
+
+    warmup_s: float = 0.0
+    samples: int = 0
+
+    def check(self, horizon_s: NDArray[np.floating[Any]]) -> None:
+        """Raise `InputError` if nothing is left to observe."""
+        check_number("samples", self.samples, minimum=0, integer=True)
+        check_number("warmup_s", self.warmup_s, minimum=0)
+        if self.warmup_s >= horizon_s.min():
+            raise InputError("warmup_s", self.warmup_s, f"less than the horizon, {horizon_s.min():g} s")
+
+
+@dataclass(frozen=True)
 class Batches:
     """How configurations are cut into batches and run.
 
@@ -76,6 +98,7 @@ class Batches:
         longest_output: Longest answer, tokens.
         at_once: Batches that run at the same time.
         memory_bytes: What they may take together.
+        observation: What is told.
     """
 
     calibration: Calibration
@@ -85,9 +108,12 @@ class Batches:
     longest_output: int
     at_once: int
     memory_bytes: float
+    observation: Observation = Observation()
 
     @classmethod
-    def plan(cls, calibration: Calibration, host: Any, steady: Results, longest_output: int) -> Self:
+    def plan(
+        cls, calibration: Calibration, host: Any, steady: Results, longest_output: int, observation: Observation
+    ) -> Self:
         """Size configurations by what the steady twin says of them."""
         devices = jax.local_devices()
         on_cpu = devices[0].platform == "cpu"
@@ -99,6 +125,7 @@ class Batches:
             (1 << longest_output.bit_length()) - 1,
             max(1, (os.cpu_count() or 1) // len(devices)) if on_cpu else 1,
             MEMORY_SHARE * free_memory_bytes(),
+            observation,
         )
 
     @property
@@ -179,8 +206,9 @@ class Batches:
     def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> EventResults:
         """Play a batch and return its configurations, adapters in the order of their classes."""
         padded = _padded(tables, batch, self.longest_output)
-        simulate = _sharded(self.must_fit)
-        played: Any = simulate(self.calibration.costs, _filled(part, batch.width), padded)
+        simulate = _sharded(self.must_fit, self.observation.samples)
+        warmup_s = np.float32(self.observation.warmup_s)
+        played: Any = simulate(self.calibration.costs, warmup_s, _filled(part, batch.width), padded)
         count = len(batch.rows)
         results: Any = jax.tree.map(lambda values: np.asarray(values)[:count], played)
         class_of = np.asarray(tables.class_of)
@@ -203,13 +231,18 @@ def _devices() -> int:
 
 
 @functools.cache
-def _sharded(must_fit: bool) -> Callable[..., EventResults]:
+def _sharded(must_fit: bool, samples: int) -> Callable[..., EventResults]:
     """Return the compiled twin; each local device turns its own share until that is done."""
-    simulate = functools.partial(simulate_events, full_prompt_must_fit=must_fit)
+
+    def simulate(costs: Costs, warmup_s: Array, scenarios: Scenarios, requests: RequestTables) -> EventResults:
+        return simulate_events(
+            costs, scenarios, requests, full_prompt_must_fit=must_fit, warmup_s=warmup_s, samples=samples
+        )
+
     spec: Any = PartitionSpec
     split, whole = spec("configs"), spec()
     mesh = Mesh(np.array(jax.local_devices()), ("configs",))
-    shards = jax.shard_map(simulate, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False)
+    shards = jax.shard_map(simulate, mesh=mesh, in_specs=(whole, whole, split, split), out_specs=split, check_vma=False)
     jitted: Callable[..., EventResults] = jax.jit(shards)
     return jitted
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from lora_capacity._hosts import any_process, gather, own_share
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import check_number
-from lora_capacity.playing._batches import Batch, Batches
+from lora_capacity.playing._batches import Batch, Batches, Observation
 from lora_capacity.playing._parts import Part, Parts
 from lora_capacity.sweep import Progress, simulate
 from lora_capacity.twin import Scenarios, StayLaw
@@ -44,6 +44,8 @@ def play(
     output_tokens: ArrayLike,
     *,
     seed: int = 0,
+    warmup_s: float = 0.0,
+    samples: int = 0,
     parts: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EventResults:
@@ -55,6 +57,8 @@ def play(
         input_tokens: Prompt lengths to draw from, paired with the next, ``[sample]`` or ``[configs, sample]``.
         output_tokens: Answer lengths.
         seed: Whole number >= 0; what happens in a configuration depends on it and on the configuration's index alone.
+        warmup_s: Time at the beginning that is left out of all but what is told by adapter or class.
+        samples: Parts of the horizon whose means make a series; 0 for none.
         parts: Folder for finished batches: the same call goes on from what is there. It stays until deleted.
         progress: Called after every batch, with configurations in proportion to the work done, and their total.
 
@@ -62,8 +66,9 @@ def play(
         What happened, with NumPy leaves, ``[configs]``; adapters class by class, padding last.
 
     Raises:
-        InputError: If the seed is no such number, a request needs more KV blocks than its server has, a configuration
-            needs more memory than there is, or ``parts`` holds those of another question.
+        InputError: If the seed is no such number, the warm-up is not shorter than every horizon, a request needs more
+            KV blocks than its server has, a configuration needs more memory than there is, or ``parts`` holds those of
+            another question.
     """
     seed = int(check_number("seed", seed, minimum=0, integer=True))
     configs = scenarios.status.shape[0]
@@ -80,7 +85,7 @@ def play(
         StayLaw.of_lengths(LengthDistribution.from_histogram(*np.unique(output_tokens, return_counts=True))),
         int(np.max(output_tokens)),
     )
-    return _play(calibration, scenarios, source, parts, progress)
+    return _play(calibration, scenarios, source, Observation(warmup_s, samples), parts, progress)
 
 
 def play_workload(
@@ -90,6 +95,8 @@ def play_workload(
     *,
     seed: ArrayLike = 0,
     load: ArrayLike = 1.0,
+    warmup_s: float = 0.0,
+    samples: int = 0,
     parts: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EventResults:
@@ -106,8 +113,10 @@ def play_workload(
             share the requests of shared adapters.
         load: Times the workload's rates, > 0, one or ``[configs]``. Arrivals are drawn over so many times the horizon
             and pressed together; those of a trace then end earlier, and so does the time observed.
-        parts: As in `play`.
-        progress: As in `play`.
+        warmup_s: As in `play`, as the next three.
+        samples: See there.
+        parts: See there.
+        progress: See there.
 
     Returns:
         As `play`.
@@ -138,7 +147,14 @@ def play_workload(
         StayLaw.of_lengths(workload.output_tokens),
         int(workload.output_tokens.max),
     )
-    return _play(calibration, _loaded(scenarios, workload, np.array(loads)), source, parts, progress)
+    return _play(
+        calibration,
+        _loaded(scenarios, workload, np.array(loads)),
+        source,
+        Observation(warmup_s, samples),
+        parts,
+        progress,
+    )
 
 
 def _spread(values: ArrayLike, configs: int) -> list[Any]:
@@ -181,13 +197,17 @@ def _play(
     calibration: Calibration,
     scenarios: Scenarios,
     source: _Source,
+    observation: Observation,
     parts: str | Path | None,
     progress: Progress | None,
 ) -> EventResults:
     """Play what is not in ``parts`` yet, and return all configurations in the order given."""
     host: Any = jax.tree.map(np.asarray, scenarios)
-    batches = Batches.plan(calibration, host, simulate(calibration, scenarios, source.stays), source.longest_output)
-    folder = None if parts is None else Parts(Path(parts), (calibration.costs, batches.must_fit, host, source.question))
+    observation.check(host.horizon_s)
+    steady = simulate(calibration, scenarios, source.stays)
+    batches = Batches.plan(calibration, host, steady, source.longest_output, observation)
+    question = (calibration.costs, batches.must_fit, host, source.question, dataclasses.astuple(observation))
+    folder = None if parts is None else Parts(Path(parts), question)
     kept = folder.load() if folder else []
     done = np.zeros(batches.configs, dtype=bool)
     for rows, _ in kept:

@@ -10,9 +10,12 @@ from lora_capacity.twin import Scenarios
 from lora_capacity.twin.events import EventResults
 
 QUANTILES = ("p50", "p95", "p99")
-"""Names of the quantiles of times to first token."""
+"""Names of the quantiles of times."""
 
-_TOLD = ("preemptions", "disk_loads", "steps", "compute_share", "load_share", "idle_share")
+_TOLD = (
+    *("max_running", "max_adapters", "max_kv_usage", "preemptions", "disk_loads", "steps"),
+    *("compute_share", "scheduling_share", "load_share", "idle_share"),
+)
 
 
 def event_table(scenarios: Scenarios, played: EventResults, threshold: float = 0.1) -> dict[str, NDArray[Any]]:
@@ -24,15 +27,19 @@ def event_table(scenarios: Scenarios, played: EventResults, threshold: float = 0
         threshold: Share below the offered load from which throughput counts as starved.
 
     Returns:
-        The columns of `lora_capacity.sweep.table`, ``[configs]``, then ``ttft_p50_s``, ``ttft_p95_s``, ``ttft_p99_s``,
-        ``preemptions``, ``disk_loads``, ``steps``, ``compute_share``, ``load_share``, ``idle_share`` and
-        ``worst_service``, the smallest share of an adapter's requests that were completed.
+        The columns of `lora_capacity.sweep.table`, ``[configs]``, then ``ttft_p50_s``, ``ttft_p95_s``, ``ttft_p99_s``
+        and the same of ``tpot`` and ``e2e``, ``max_running``, ``max_adapters``, ``max_kv_usage``, ``preemptions``,
+        ``disk_loads``, ``steps``, ``compute_share``, ``scheduling_share``, ``load_share``, ``idle_share``,
+        ``worst_service``, the smallest share of an adapter's requests that were completed, and ``worst_wait_s``, the
+        longest that a request has waited for its admission.
     """
     columns = table(scenarios, played.settled, threshold)
-    for name, values_s in zip(QUANTILES, np.asarray(played.ttft_quantiles_s).T, strict=True):
-        columns[f"ttft_{name}_s"] = values_s
+    for time in ("ttft", "tpot", "e2e"):
+        quantiles_s = np.asarray(getattr(played, f"{time}_quantiles_s")).T
+        columns |= {f"{time}_{name}_s": values_s for name, values_s in zip(QUANTILES, quantiles_s, strict=True)}
     columns |= {name: np.asarray(getattr(played, name)) for name in _TOLD}
     arrived, completed = np.asarray(played.adapter_arrived), np.asarray(played.adapter_completed)
     service = np.divide(completed, arrived, out=np.ones(arrived.shape, np.float32), where=arrived > 0).min(axis=1)
     told = ~np.isnan(columns["throughput_tokens_per_s"])
-    return columns | {"worst_service": np.where(told, service, np.nan)}
+    waited_s = np.asarray(played.adapter_worst_wait_s).max(axis=1)
+    return columns | {"worst_service": np.where(told, service, np.nan), "worst_wait_s": waited_s}

@@ -27,6 +27,8 @@ from lora_capacity.twin.events._state import (
     ADMIT,
     DONE,
     FAR,
+    FOLLOWED,
+    FOLLOWED_ONE_IN,
     KEEP,
     LAST_BLOCK,
     LAST_NEEDED,
@@ -373,8 +375,10 @@ def _follow(s: State, move: Move, started: Array) -> Followed:
     """Begin to follow a request that starts, if there is a place; one that is followed may be preempted and rejoin."""
     f, sign = s.followed, move.sign
     own = (f.request == move.request) & (sign != 0)
-    free = f.request < 0
-    begins = started & jnp.stack([free[0], free[1] & ~free[0]])
+    row = places(f.request)
+    place = jnp.min(jnp.where(f.request < 0, row, FOLLOWED), axis=0)
+    drawn = (move.request.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)) >> 16
+    begins = (row == place) & started & (drawn % FOLLOWED_ONE_IN == 0)
     return Followed(
         request=jnp.where(begins, move.request, f.request),
         sent=jnp.where(begins, move.sent, f.sent),

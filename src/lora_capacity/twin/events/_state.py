@@ -37,6 +37,9 @@ REQUESTS, TOKENS, NEXT_TOKENS, STEPS, HOST_LOADS, DISK_LOADS, PREEMPTIONS = rang
 FIRST_TOKEN, LATER_TOKENS, WHOLE_ANSWER = range(3)
 """Places of ``State.histogram``: time to the first token, mean time of each later one, time to the last."""
 
+FOLLOWED, FOLLOWED_ONE_IN = 8, 64
+"""Requests that can be followed at a time; of how many one is, by number, so that bursts count as much as others."""
+
 WINDOW = 4
 """Arrivals that a turn looks at."""
 
@@ -106,7 +109,7 @@ class Partial(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """Requests whose times are noted when they end: each the next to start once another has ended; ``[2, configs]``.
+    """Requests whose times are noted when they end, one in `FOLLOWED_ONE_IN` if there is a place; ``[8, configs]``.
 
     Attributes:
         request: Its number, -1 if there is none.

@@ -100,7 +100,7 @@ class EventResults:
     @property
     def idle_share(self) -> Array:
         """Share of the time in which there was nothing to do, ``[configs]``."""
-        return 1.0 - self.compute_share - self.load_share
+        return jnp.maximum(1.0 - self.compute_share - self.load_share, 0.0)
 
 
 def summarise(scenarios: Scenarios, server: Server, requests: RequestTables, s: State, turns: Array) -> EventResults:
