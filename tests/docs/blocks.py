@@ -1,0 +1,98 @@
+"""Runs the code blocks of a page in the order in which they stand, and compares what they print with what is shown.
+
+A ``python`` block shares its names with those before it; a ``text`` block right below one is what it prints. In a
+``console`` block, lines after ``$`` are commands and the lines below one are what it prints, if any are shown; ``...``
+stands for anything. ``<!--- skip: next -->`` above a block leaves it out.
+"""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from sybil import Document, Example
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
+
+from lora_capacity.workload import Workload
+
+UPDATE = os.environ.get("LORA_CAPACITY_UPDATE_DOCS", "") not in ("", "0")
+_COMMAND = re.compile(r"^\$ (.*(?:\n> .*)*)\n?", re.MULTILINE)
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """Run every block of a page.
+
+    Args:
+        page: The page; where `UPDATE` is set, what its blocks print is written into it.
+        folder: Where the blocks run.
+    """
+    updates: list[tuple[str, str]] = []
+    evaluate = PythonEvaluator()
+
+    def python(example: Example) -> None:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            evaluate(example)
+        example.namespace["_printed"] = printed.getvalue()
+
+    def text(example: Example) -> None:
+        _compare(example.parsed, example.namespace.pop("_printed", example.parsed), updates)
+
+    def console(example: Example) -> None:
+        shown = re.split(_COMMAND, example.parsed)
+        for command, output in zip(shown[1::2], shown[2::2], strict=True):
+            _compare(output, _run(command.replace("\n> ", "\n"), folder), updates)
+
+    def read(example: Example) -> None:
+        assert Workload.from_mapping(yaml.safe_load(example.parsed), folder).horizon_s > 0
+
+    evaluators = {"python": python, "text": text, "console": console, "yaml": read}
+    parsers = [CodeBlockParser(language, evaluator) for language, evaluator in evaluators.items()]
+    for example in Document.parse(str(page), SkipParser(), *parsers).examples():
+        example.evaluate()
+    if UPDATE and updates:
+        content = page.read_text(encoding="utf-8")
+        for old, new in updates:
+            content = content.replace(old, new, 1)
+        page.write_text(content, encoding="utf-8")
+
+
+def _run(command: str, folder: Path) -> str:
+    """Run a command as a shell does and return what it prints; it must succeed."""
+    environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def _compare(shown: str, printed: str, updates: list[tuple[str, str]]) -> None:
+    """Compare what is shown of a command with what it printed, blanks at the ends of lines apart."""
+    wanted, got = (
+        "\n".join(line.rstrip() for line in words.strip("\n").splitlines()) for words in (shown, printed)
+    )
+    pattern = re.escape(wanted).replace(re.escape("..."), ".*?")
+    if not wanted or re.fullmatch(pattern, got, re.DOTALL):
+        return
+    if UPDATE and "..." not in wanted:
+        updates.append((shown.strip("\n"), got))
+        return
+    raise AssertionError(f"shown:\n{wanted}\n\nprinted:\n{got}")
+
+
+def make_folder(folder: Path, repository: Path) -> None:
+    """Lay out what a reader in a clone has: the examples, the command, tables that pages speak of."""
+    (folder / "examples").symlink_to(repository / "examples")
+    commands = folder / "bin"
+    commands.mkdir()
+    script = commands / "lora-capacity"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lora_capacity_cli "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "bin").symlink_to(commands)
