@@ -7,7 +7,7 @@ INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable
 WORKLOAD ?= examples/few_busy.yaml
 CALIBRATION ?= llama-3.1-8b-instruct-h100-64gb
 
-.PHONY: help recommend test vllm browser dev format lint types imports docs package clean
+.PHONY: help recommend test vllm docs-code browser dev format lint types imports docs package clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,6 +21,9 @@ test: $(VENV)/.test ## Run the tests
 vllm: $(VENV)/.test ## Compare with vLLM's own scheduler, and drive a real server (4 GB, minutes)
 	PYTHON=$(PYTHON) tests/vllm/make_environment.sh
 	LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm tests
+
+docs-code: $(VENV)/.dev ## Run the code of the documentation (UPDATE=1 writes into it what the code prints)
+	LORA_CAPACITY_UPDATE_DOCS=$(UPDATE) $(BIN)/python -m pytest -m docs tests/docs
 
 browser: $(VENV)/.browser docs ## Test the documentation and a report in Chromium (screenshots in build/screenshots)
 	$(BIN)/python -m pytest -m browser tests/browser

@@ -19,7 +19,16 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 from lora_capacity.workload import Workload
+from tests.cli.conftest import WORKLOAD
+from tests.cli.test_bad_input import RUN
+from tests.unit.fitting.test_fit import write_profile
 
+TABLES = {
+    "adapters.csv": "adapter,rank,rate_per_s\na,8,0.5\nb,16,0.1\n",
+    "requests.csv": "arrival_s,adapter,input_tokens,output_tokens\n0,a,10,20\n1,b,30,40\n2,,50,60\n3,a,70,80\n",
+    "serving_runs.csv": f"{','.join(RUN)}\n{','.join(RUN.values())}\n",
+    "my_workload.yaml": WORKLOAD,
+}
 UPDATE = os.environ.get("LORA_CAPACITY_UPDATE_DOCS", "") not in ("", "0")
 _COMMAND = re.compile(r"^\$ (.*(?:\n> .*)*)\n?", re.MULTILINE)
 
@@ -31,7 +40,7 @@ def run_page(page: Path, folder: Path) -> None:
         page: The page; where `UPDATE` is set, what its blocks print is written into it.
         folder: Where the blocks run.
     """
-    updates: list[tuple[str, str]] = []
+    updates: list[tuple[int, int, str]] = []
     evaluate = PythonEvaluator()
 
     def python(example: Example) -> None:
@@ -41,12 +50,15 @@ def run_page(page: Path, folder: Path) -> None:
         example.namespace["_printed"] = printed.getvalue()
 
     def text(example: Example) -> None:
-        _compare(example.parsed, example.namespace.pop("_printed", example.parsed), updates)
+        printed = _compare(example.parsed, example.namespace.pop("_printed", example.parsed))
+        updates.append((example.start, example.end, f"```text\n{printed}```"))
 
     def console(example: Example) -> None:
         shown = re.split(_COMMAND, example.parsed)
+        whole = "```console\n"
         for command, output in zip(shown[1::2], shown[2::2], strict=True):
-            _compare(output, _run(command.replace("\n> ", "\n"), folder), updates)
+            whole += f"$ {command}\n" + _compare(output, _run(command.replace("\n> ", "\n"), folder))
+        updates.append((example.start, example.end, f"{whole}```"))
 
     def read(example: Example) -> None:
         assert Workload.from_mapping(yaml.safe_load(example.parsed), folder).horizon_s > 0
@@ -55,10 +67,10 @@ def run_page(page: Path, folder: Path) -> None:
     parsers = [CodeBlockParser(language, evaluator) for language, evaluator in evaluators.items()]
     for example in Document.parse(str(page), SkipParser(), *parsers).examples():
         example.evaluate()
-    if UPDATE and updates:
+    if UPDATE:
         content = page.read_text(encoding="utf-8")
-        for old, new in updates:
-            content = content.replace(old, new, 1)
+        for start, end, block in sorted(updates, reverse=True):
+            content = content[:start] + block + content[end:]
         page.write_text(content, encoding="utf-8")
 
 
@@ -72,17 +84,14 @@ def _run(command: str, folder: Path) -> str:
     return done.stdout
 
 
-def _compare(shown: str, printed: str, updates: list[tuple[str, str]]) -> None:
-    """Compare what is shown of a command with what it printed, blanks at the ends of lines apart."""
-    wanted, got = (
-        "\n".join(line.rstrip() for line in words.strip("\n").splitlines()) for words in (shown, printed)
-    )
+def _compare(shown: str, printed: str) -> str:
+    """Compare what is shown of a command with what it printed, blanks at the ends of lines apart; return what to show."""
+    wanted, got = ("\n".join(line.rstrip() for line in words.strip("\n").splitlines()) for words in (shown, printed))
     pattern = re.escape(wanted).replace(re.escape("..."), ".*?")
     if not wanted or re.fullmatch(pattern, got, re.DOTALL):
-        return
+        return shown
     if UPDATE and "..." not in wanted:
-        updates.append((shown.strip("\n"), got))
-        return
+        return f"{got}\n"
     raise AssertionError(f"shown:\n{wanted}\n\nprinted:\n{got}")
 
 
@@ -94,5 +103,9 @@ def make_folder(folder: Path, repository: Path) -> None:
     script = commands / "lora-capacity"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lora_capacity_cli "$@"\n', encoding="utf-8")
     script.chmod(0o755)
+    for name, content in TABLES.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    (folder / "my_profile").mkdir()
+    write_profile(folder / "my_profile")
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(commands)

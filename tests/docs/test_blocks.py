@@ -8,10 +8,6 @@ from tests.docs.blocks import make_folder, run_page
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-TABLES = {
-    "adapters.csv": "adapter,rank,rate_per_s\na,8,0.5\nb,16,0.1\n",
-    "requests.csv": "arrival_s,adapter,input_tokens,output_tokens\n0,a,10,20\n1,b,30,40\n2,,50,60\n3,a,70,80\n",
-}
 
 pytestmark = pytest.mark.docs
 
@@ -22,8 +18,6 @@ pytestmark = pytest.mark.docs
 )
 def test_blocks_run_and_print_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path, REPOSITORY)
-    for name, content in TABLES.items():
-        (tmp_path / name).write_text(content, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     run_page(page, tmp_path)

@@ -1,0 +1,198 @@
+"""Draws the figures of *How it works* from the twin itself: ``python docs/generate_figures.py`` writes them anew."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lora_capacity import StayLaw, Workload, build_scenarios, load_calibration, simulate
+from lora_capacity.costs import step_time_s
+from lora_capacity.reports import svg
+from lora_capacity.reports.figures import stand_alone
+from lora_capacity.server import ServerConfig
+from lora_capacity.units import MS_PER_S
+
+FOLDER = Path(__file__).parent / "assets" / "figures"
+CALIBRATION = load_calibration("llama-3.1-8b-instruct-h100-64gb")
+WIDTH, HEIGHT = 590.0, 290.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 156.0, 30.0, 44.0
+LENGTHS = {
+    "input_tokens": {"mean": 220, "std": 250, "min": 4, "max": 1024},
+    "output_tokens": {"mean": 200, "std": 210, "min": 4, "max": 1024},
+}
+Series = dict[str, Sequence[float]]
+
+
+def workload(*rates_per_s: float) -> Workload:
+    """Return a workload of adapters of rank 16 at these rates."""
+    mix = {"rates_per_s": list(rates_per_s), "ranks": [16]}
+    return Workload.from_mapping({"adapters": {"mix": mix}, "requests": LENGTHS, "max_pending": 26000})
+
+
+def chart(
+    name: str, title: str, across: str, xs: Sequence[float], series: Series, *, log: bool = False, log_up: bool = False
+) -> str:
+    """Return lines over a common axis, each with its name at its end."""
+    every = np.concatenate([np.asarray(values, float) for values in series.values()])
+    scale = svg.Scale(float(xs[0]), float(xs[-1]), LEFT, WIDTH - RIGHT, log=log)
+    low = 0.9 * float(np.nanmin(every)) if log_up else 0.0
+    up = svg.Scale(low, 1.06 * float(np.nanmax(every)), HEIGHT - BOTTOM, TOP, log=log_up)
+    parts = [svg.axis_y(up, LEFT, 5, WIDTH - RIGHT), svg.axis_x(scale, HEIGHT - BOTTOM, across, 6)]
+    parts.append(svg.text(title, 0.0, 13.0, class_="axis strong"))
+    ends = []
+    for place, (label, values) in enumerate(series.items()):
+        known = [(scale(x), up(y)) for x, y in zip(xs, values, strict=True) if np.isfinite(y)]
+        parts.append(
+            svg.line(known, class_="curve", style=f"stroke:var(--c{28 - 17 * place // max(len(series) - 1, 1)})")
+        )
+        ends.append((known[-1], label))
+    above: svg.Point = (0.0, float("inf"))
+    for (x, y), label in sorted(ends, key=lambda end: -end[0][1]):
+        # Names of lines that end close to each other stand one above the other.
+        y = min(y + 4.0, above[1] - 14.0) if abs(x - above[0]) < 90.0 else y + 4.0
+        above = (x, y)
+        parts.append(svg.text(label, x + 7.0, y, class_="row"))
+    return svg.drawing(WIDTH, HEIGHT, name, f"{title} against {across}", *parts)
+
+
+def step_time() -> str:
+    """Step time against the batch, without adapters and with few and many slots."""
+    batch = np.arange(1, 257, 3, dtype=float)
+    lengths = workload(1.0)
+    per_sequence = 1.0 + lengths.mean_input_tokens / lengths.mean_output_tokens
+
+    def ms(slots: float, adapters: float) -> list[float]:
+        step_s = step_time_s(
+            CALIBRATION.costs,
+            tokens=batch * per_sequence,
+            prefill_tokens=batch * (per_sequence - 1.0),
+            kv_tokens=batch * 350.0,
+            adapters=np.minimum(adapters, batch),
+            passed_over=0.0 * batch,
+            max_loras=slots + 0.0 * batch,
+            max_lora_rank=16.0 + 0.0 * batch,
+            small_share=np.where(batch * per_sequence < 128.0, 1.0, 0.0),
+        )
+        return (np.asarray(step_s) * MS_PER_S).tolist()
+
+    series = {
+        f"{slots} slots, {used} in use": ms(slots, used) for slots, used in ((8, 8), (32, 8), (128, 8), (128, 100))
+    }
+    return chart("Time of a step", "time of a step, ms", "requests in the batch", batch.tolist(), series)
+
+
+def memory() -> str:
+    """KV cache left against slots, by rank."""
+    slots = list(range(1, 257, 3))
+
+    def tokens(rank: int) -> list[float]:
+        left = []
+        for count in slots:
+            given = {"max_loras": count, "max_cpu_loras": count, "max_lora_rank": rank}
+            server = ServerConfig.with_defaults(CALIBRATION.behaviour, CALIBRATION.gpu, CALIBRATION.model, **given)
+            plan = CALIBRATION.plan_memory(server)
+            started = plan.headroom_no_kv_cache_bytes[0] >= 0 and plan.headroom_oom_bytes[0] >= 0
+            left.append(float(plan.kv_cache_tokens[0]) / 1000.0 if started else float("nan"))
+        return left
+
+    series = {f"rank {rank}": tokens(rank) for rank in (8, 16, 32, 64)}
+    return chart("Memory left for the KV cache", "KV cache, thousand tokens", "slots S", slots, series)
+
+
+def slots() -> str:
+    """Time to first token against slots, for a few busy and many idle adapters."""
+    counts = np.unique(np.rint(np.geomspace(1, 96, 50))).astype(int)
+
+    def served(adapters: int, *rates_per_s: float) -> list[float]:
+        asked = workload(*rates_per_s)
+        scenarios = build_scenarios(asked, CALIBRATION, adapters=adapters, max_loras=np.minimum(counts, adapters))
+        results = simulate(CALIBRATION, scenarios, StayLaw.of_lengths(asked.output_tokens))
+        return np.where(counts <= adapters, results.ttft_s, np.nan).tolist()
+
+    series = {
+        "24 busy adapters": served(24, 0.75),
+        "96 of mixed rates": served(96, 0.5, 0.05, 0.0125),
+        "96 idle adapters": served(96, 0.06),
+    }
+    return chart("Slots", "mean time to first token, s", "slots S", counts.tolist(), series, log=True, log_up=True)
+
+
+def batch() -> str:
+    """Requests in the batch against load: Little's law and its bound."""
+    loads = np.linspace(2.0, 40.0, 60)
+    asked = workload(1.0)
+
+    def running(seqs: int) -> list[float]:
+        one = build_scenarios(asked, CALIBRATION, adapters=[16] * loads.size, max_loras=16, max_num_seqs=seqs)
+        given = dataclasses.replace(
+            one, class_rate_per_s=(loads[:, None] / 16.0 + 0.0 * one.class_rate_per_s).astype("float32")
+        )
+        return simulate(CALIBRATION, given, StayLaw.of_lengths(asked.output_tokens)).mean_running.tolist()
+
+    series = {f"max_num_seqs {seqs}": running(seqs) for seqs in (64, 128, 256)}
+    return chart("The batch", "requests in the batch, mean", "requests per second", loads.tolist(), series)
+
+
+def queue() -> str:
+    """The order of admission: a drawing of one step's pass over the queue."""
+    waiting = [("A", True), ("B", False), ("A", True), ("C", False), ("D", True), ("B", False), ("A", True)]
+    in_use = {"A", "D"}
+    box, gap, y = 44.0, 10.0, 110.0
+    parts = [svg.text("waiting, the oldest first", 20.0, 92.0, class_="axis strong")]
+    parts.append(svg.text("slots (2): adapters in use", 20.0, 20.0, class_="axis strong"))
+    for i, name in enumerate(sorted(in_use)):
+        parts.append(
+            svg.element(
+                "rect", x=20.0 + i * (box + gap), y=30.0, width=box, height=34.0, rx=4, style="fill:var(--b-slots)"
+            )
+        )
+        parts.append(svg.text(name, 42.0 + i * (box + gap), 52.0, text_anchor="middle"))
+    for i, (name, passes) in enumerate(waiting):
+        x = 20.0 + i * (box + gap)
+        fill = "var(--b-none)" if passes else "var(--b-dead)"
+        parts.append(svg.element("rect", x=x, y=y, width=box, height=34.0, rx=4, style=f"fill:{fill}"))
+        parts.append(svg.text(name, x + box / 2, y + 22.0, text_anchor="middle"))
+        parts.append(
+            svg.text("admitted" if passes else "passed", x + box / 2, y + 52.0, class_="num", text_anchor="middle")
+        )
+    parts.append(
+        svg.text("B and C keep their places and are looked at again in the next step.", 20.0, 196.0, class_="note")
+    )
+    about = "Requests for adapters in use are admitted in order; those for others are passed over and keep their places"
+    return svg.drawing(410.0, 210.0, "A pass over the queue", about, *parts)
+
+
+def interval() -> str:
+    """How a queue grows: time to first token against the time looked at, under overload."""
+    hours = np.geomspace(60.0, 7200.0, 40)
+    asked = workload(1.0)
+
+    def wait(adapters: int) -> list[float]:
+        one = build_scenarios(asked, CALIBRATION, adapters=[adapters] * hours.size, max_loras=adapters)
+        given = dataclasses.replace(one, horizon_s=np.asarray(hours, "float32"))
+        return simulate(CALIBRATION, given, StayLaw.of_lengths(asked.output_tokens)).ttft_s.tolist()
+
+    series = {f"{adapters} requests/s": wait(adapters) for adapters in (24, 28, 32)}
+    return chart("Transients", "mean time to first token, s", "time looked at, s", hours.tolist(), series, log=True)
+
+
+FIGURES: dict[str, Callable[[], str]] = {
+    "step-time": step_time,
+    "memory": memory,
+    "slots": slots,
+    "batch": batch,
+    "queue": queue,
+    "transients": interval,
+}
+
+
+def main() -> None:
+    """Write every figure."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, draw in FIGURES.items():
+        (FOLDER / f"{name}.svg").write_text(stand_alone(draw()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The documentation leaves nothing out: every command, every page, every number from a file."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from lora_capacity_cli.main import main
+
+REPOSITORY = Path(__file__).parents[2]
+DOCS = REPOSITORY / "docs"
+COMMANDS = sorted(main.commands)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_section_with_an_example(name: str) -> None:
+    sections = re.split(r"^## ", (DOCS / "cli.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    section = next((each for each in sections if each.startswith(f"{name}\n")), None)
+    assert section is not None, f"docs/cli.md has no section {name}"
+    assert re.search(rf"^\$ lora-capacity {name}\b", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    options = [each for each in main.commands[name].params if isinstance(each, click.Option)]
+    assert [each.name for each in options if not each.help] == []
+
+
+def test_options_page_holds_the_whole_command() -> None:
+    page = (DOCS / "cli-reference.md").read_text(encoding="utf-8")
+    assert "::: mkdocs-click" in page
+    assert ":command: main" in page
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    class Lenient(yaml.SafeLoader):
+        """Knows no tags of mkdocs."""
+
+    content = yaml.load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), Lenient)
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    assert set(_leaves(content["nav"])) == pages
+
+
+def test_every_figure_is_drawn_by_the_script_and_shown() -> None:
+    script = (DOCS / "generate_figures.py").read_text(encoding="utf-8")
+    pages = "".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md"))
+    figures = sorted((DOCS / "assets" / "figures").glob("*.svg"))
+    assert figures
+    for figure in figures:
+        assert f'"{figure.stem}"' in script
+        assert f"figures/{figure.name})" in pages
+
+
+@pytest.mark.parametrize("name", ["accuracy", "benchmarks"])
+def test_generated_pages_are_what_their_result_files_say(name: str, tmp_path: Path) -> None:
+    for path in DOCS.rglob("*"):
+        if path.is_file() and path.suffix in (".md", ".py", ".json"):
+            copy = tmp_path / path.relative_to(DOCS)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    subprocess.run([sys.executable, tmp_path / f"generate_{name}.py"], check=True, cwd=tmp_path)
+    assert (tmp_path / f"{name}.md").read_text() == (DOCS / f"{name}.md").read_text()
+
+
+def _leaves(nav: Any) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    return [leaf for each in (nav.values() if isinstance(nav, dict) else nav) for leaf in _leaves(each)]
