@@ -10,9 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lora_capacity.reports import svg
+from lora_capacity.reports.figures import stand_alone
+
 DOCS = Path(__file__).parent
 DATA = DOCS / "data" / "accuracy.json"
 PAGE = DOCS / "accuracy.md"
+FIGURE = DOCS / "assets" / "figures" / "accuracy.svg"
+ABOUT = "Errors of each workload, held back from the fit, with the published twin's mean errors as dashed lines"
 BEGIN, END = "<!-- generated: accuracy -->", "<!-- end generated -->"
 
 # Source: arXiv 2508.08343, on the twin set of the same runs.
@@ -38,6 +43,7 @@ def measure(runs: str) -> dict[str, Any]:
     calibrations = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     return {
         "validate": report,
+        "event": answer("validate", runs, "--engine", "event")["models"],
         "fits": {calibration["model"]["name"]: calibration["accuracy"] for calibration in calibrations},
     }
 
@@ -52,9 +58,12 @@ def tables(data: dict[str, Any]) -> str:
             e = fit[key]
             right = f"{100 * e['starved_right']:.1f}"
             lines.append(row(model, words, e["runs"], f"{e['throughput_smape']:.2f}", f"{e['itl_smape']:.2f}", right))
+        for played in (each for each in data.get("event", ()) if each["model"] == model):
+            errors = (f"{played[what]:.2f}" for what in ("throughput_smape", "itl_smape"))
+            lines.append(row(model, "event twin, one seed, fitted on all runs", played["runs"], *errors, ""))
         throughput, itl = PUBLISHED[model]
         lines.append(row(model, "the published twin, runs of its `twin` set", "", throughput, itl, ""))
-    lines += ["", "## By workload, each held back in turn", ""]
+    lines += ["", "## By workload, each held back in turn", "", f"![{ABOUT}](assets/figures/accuracy.svg)", ""]
     lines += table("workload", *(f"{model}: {what}" for model in fits for what in ("throughput %", "ITL %")))
     held_back = {model: fit["held_back_by_scenario"]["scenarios"] for model, fit in fits.items()}
     for scenario in next(iter(held_back.values())):
@@ -81,6 +90,34 @@ def tables(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def figure(fits: dict[str, Any]) -> str:
+    """Draw the held-back errors of each workload beside the published twin's."""
+    width, left, top, height = 720.0, 300.0, 36.0, 22.0
+    models = list(fits)
+    scenarios = list(next(iter(fits.values()))["held_back_by_scenario"]["scenarios"])
+    rows = [(model, scenario) for model in models for scenario in scenarios]
+    bottom = top + height * (len(rows) + len(models))
+    across = svg.Scale(0.0, 10.5, left, width - 16.0)
+    parts = [svg.axis_x(across, bottom, "SMAPE, %: throughput (full), inter-token latency (hollow)", 6, top)]
+    y = top
+    for model in models:
+        block = y
+        parts.append(svg.text(model, 0.0, y + 15.0, class_="axis strong"))
+        y += height
+        for scenario in scenarios:
+            errors = fits[model]["held_back_by_scenario"]["scenarios"][scenario]
+            itl, throughput = across(errors["itl_smape"]), across(errors["throughput_smape"])
+            parts.append(svg.text(scenario.replace("_", " "), left - 10.0, y + 15.0, class_="num", text_anchor="end"))
+            parts.append(svg.element("circle", class_="hollow", cx=itl, cy=y + 11.0, r=4.0))
+            parts.append(svg.element("circle", class_="dot", cx=throughput, cy=y + 11.0, r=4.0))
+            y += height
+        for error, words in zip(PUBLISHED[model], ("throughput", "latency"), strict=True):
+            x = across(error)
+            parts.append(svg.line([(x, block + 18.0), (x, y)], class_="beside"))
+            parts.append(svg.text(f"published: {words}", x, block + 13.0, class_="note", text_anchor="middle"))
+    return svg.drawing(width, bottom + 48.0, "Errors by workload", ABOUT, *parts)
+
+
 def table(*names: str) -> list[str]:
     """Head of a table."""
     return [row(*names), row(*["---"] * len(names))]
@@ -99,6 +136,8 @@ def main(arguments: list[str]) -> None:
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    FIGURE.write_text(stand_alone(figure(json.loads(DATA.read_text())["fits"])), encoding="utf-8")
     PAGE.write_text(f"{before}{BEGIN}\n{tables(json.loads(DATA.read_text()))}\n{END}{after}")
 
 

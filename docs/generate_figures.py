@@ -50,9 +50,8 @@ def chart(
     above: svg.Point = (0.0, float("inf"))
     for (x, y), label in sorted(ends, key=lambda end: -end[0][1]):
         # Names of lines that end close to each other stand one above the other.
-        y = min(y + 4.0, above[1] - 14.0) if abs(x - above[0]) < 90.0 else y + 4.0
-        above = (x, y)
-        parts.append(svg.text(label, x + 7.0, y, class_="row"))
+        above = (x, min(y + 4.0, above[1] - 14.0) if abs(x - above[0]) < 90.0 else y + 4.0)
+        parts.append(svg.text(label, x + 7.0, above[1], class_="row"))
     return svg.drawing(WIDTH, HEIGHT, name, f"{title} against {across}", *parts)
 
 

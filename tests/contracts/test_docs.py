@@ -46,12 +46,12 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_every_figure_is_drawn_by_the_script_and_shown() -> None:
-    script = (DOCS / "generate_figures.py").read_text(encoding="utf-8")
+    script = "".join(path.read_text(encoding="utf-8") for path in DOCS.glob("generate_*.py"))
     pages = "".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md"))
     figures = sorted((DOCS / "assets" / "figures").glob("*.svg"))
     assert figures
     for figure in figures:
-        assert f'"{figure.stem}"' in script
+        assert f'"{figure.stem}"' in script or f'"{figure.name}"' in script
         assert f"figures/{figure.name})" in pages
 
 
@@ -63,7 +63,9 @@ def test_generated_pages_are_what_their_result_files_say(name: str, tmp_path: Pa
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     subprocess.run([sys.executable, tmp_path / f"generate_{name}.py"], check=True, cwd=tmp_path)
-    assert (tmp_path / f"{name}.md").read_text() == (DOCS / f"{name}.md").read_text()
+    assert (tmp_path / f"{name}.md").read_text("utf-8") == (DOCS / f"{name}.md").read_text("utf-8")
+    for figure in (tmp_path / "assets").rglob("*.svg"):
+        assert figure.read_text("utf-8") == (DOCS / figure.relative_to(tmp_path)).read_text("utf-8")
 
 
 def _leaves(nav: Any) -> list[str]:

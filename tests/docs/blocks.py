@@ -2,7 +2,7 @@
 
 A ``python`` block shares its names with those before it; a ``text`` block right below one is what it prints. In a
 ``console`` block, lines after ``$`` are commands and the lines below one are what it prints, if any are shown; ``...``
-stands for anything. ``<!--- skip: next -->`` above a block leaves it out.
+stands for anything. ``<!--- skip: next -->`` above a block leaves it out: those that need a server or a GPU.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ def _run(command: str, folder: Path) -> str:
 
 
 def _compare(shown: str, printed: str) -> str:
-    """Compare what is shown of a command with what it printed, blanks at the ends of lines apart; return what to show."""
+    """Compare what is shown with what was printed, blanks at the ends of lines apart, and return what to show."""
     wanted, got = ("\n".join(line.rstrip() for line in words.strip("\n").splitlines()) for words in (shown, printed))
     pattern = re.escape(wanted).replace(re.escape("..."), ".*?")
     if not wanted or re.fullmatch(pattern, got, re.DOTALL):
