@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_capacity_cli.options import FILE, engine_options, examples, format_option
+from lora_capacity_cli.options import FILE, engine_options, examples, format_option, seeds_option
 from lora_capacity_cli.output import print_facts, print_json, print_table
 from lora_capacity_cli.runtime import prepare, progress_bar
 
@@ -24,7 +24,7 @@ _TITLES = {
 @click.command(
     epilog=examples(
         "lora-capacity validate serving_runs.csv --format json",
-        "lora-capacity validate serving_runs.csv --engine event --seed 1",
+        "lora-capacity validate serving_runs.csv --engine event --seeds 3",
     )
 )
 @click.argument("runs", type=FILE)
@@ -36,8 +36,9 @@ _TITLES = {
     help="Calibration of the runs' model; once per model. [default: the bundled one of each model]",
 )
 @engine_options
+@seeds_option(1)
 @format_option
-def validate(runs: Path, given: tuple[str, ...], engine: str, seed: int, output_format: str) -> None:
+def validate(runs: Path, given: tuple[str, ...], engine: str, seed: int, seeds: int, output_format: str) -> None:
     """Compare predictions with measured runs.
 
     RUNS is a CSV file, one serving run a row. Errors are in percent: SMAPE is 100/n · Σ |p − m| / (|p| + |m|).
@@ -48,7 +49,7 @@ def validate(runs: Path, given: tuple[str, ...], engine: str, seed: int, output_
     measured = read_runs(runs)
     calibrations = _calibrations(set(measured.model.tolist()), given)
     with progress_bar("runs") as progress:
-        predicted = predict_runs(measured, calibrations, engine, seed=seed, progress=progress)
+        predicted = predict_runs(measured, calibrations, engine, seed=seed, seeds=seeds, progress=progress)
     scores = score_runs(measured, predicted, engine)
     if output_format == "json":
         print_json(scores)

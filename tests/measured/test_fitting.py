@@ -5,10 +5,12 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lora_capacity.calibration import load_calibration
 from lora_capacity.fitting import FitReport, fit_calibration
+from lora_capacity.validation import predict_runs, read_runs, score_runs
 
 MODELS = ("llama-3.1-8b-instruct", "qwen-2.5-7b-instruct")
 EVERY_MODEL = pytest.mark.parametrize("model", MODELS)
@@ -49,6 +51,23 @@ def test_accuracy_held_back(report_of: Callable[[str], FitReport], model: str) -
     ):
         print(f"{model}: {what} {value:.4g} (at most {bound:.4g})")
         assert value <= bound, what
+
+
+@pytest.mark.slow
+@EVERY_MODEL
+def test_calibrations_without_a_scenario_predict_it_as_reported(
+    report_of: Callable[[str], FitReport], measurements_dir: Path, model: str
+) -> None:
+    report = report_of(model)
+    scenarios = report.calibration.accuracy["held_back_by_scenario"]["scenarios"]
+    assert set(report.without) == set(scenarios)
+    runs = read_runs(measurements_dir / "serving_runs.csv")
+    for scenario, calibration in report.without.items():
+        assert calibration.costs != report.calibration.costs
+        part = runs.take(np.flatnonzero((runs.model == model) & (runs.scenario == scenario)))
+        (found,) = score_runs(part, predict_runs(part, {model: calibration}))["models"]
+        # The report has request lengths that all runs told.
+        assert found["throughput_smape"] == pytest.approx(scenarios[scenario]["throughput_smape"], abs=0.1)
 
 
 @pytest.mark.slow

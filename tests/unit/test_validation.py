@@ -72,6 +72,8 @@ def predictions(runs: Runs, **columns: Any) -> Predictions:
         "throughput_tokens_per_s": runs.throughput_tokens_per_s,
         "itl_s": runs.itl_s,
         "ttft_s": runs.ttft_s,
+        "mean_running": np.full(len(runs), 1.0),
+        "kv_usage": np.full(len(runs), 0.1),
         "status": np.array([Status(code).label for code in runs.status], dtype=object),
         "starving_probability": np.zeros(len(runs)),
         "offered_tokens_per_s": np.full(len(runs), 2000.0),
@@ -179,6 +181,24 @@ def test_short_requests_are_predicted(tmp_path: Path, calibrations: dict[str, Ca
     found = predict_runs(read(tmp_path, SHORT, SHORT | fixed, {"duration_s": 600}), calibrations, engine)
     assert found.throughput_tokens_per_s[:2] == pytest.approx(4.8 * 50, rel=0.05)
     assert found.throughput_tokens_per_s[2] == pytest.approx(4.8 * 420, rel=0.1)
+
+
+def test_several_seeds_are_averaged(tmp_path: Path, calibrations: dict[str, Calibration]) -> None:
+    runs = read(tmp_path, SHORT, {"duration_s": 60})
+    seen: list[tuple[int, int]] = []
+    both = predict_runs(
+        runs, calibrations, "event", seed=3, seeds=2, progress=lambda done, total: seen.append((done, total))
+    )
+    each = [predict_runs(runs, calibrations, "event", seed=seed) for seed in (3, 4)]
+    for name in ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_usage"):
+        one, other = (getattr(found, name) for found in each)
+        assert np.all(one != other)
+        np.testing.assert_allclose(getattr(both, name), (one + other) / 2, rtol=1e-6)
+    assert {total for _, total in seen} == {4}
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == 4
+    with pytest.raises(InputError, match="seeds: 0"):
+        predict_runs(runs, calibrations, "event", seeds=0)
 
 
 def test_requests_to_the_base_model_are_offered_too(tmp_path: Path, calibrations: dict[str, Calibration]) -> None:

@@ -34,10 +34,13 @@ class FitReport:
         calibration: The calibration; ``accuracy`` and ``provenance`` hold what this report tells.
         held_back: Predicted throughput of each run with its scenario held back, tokens/s ``[runs]``; empty without
             runs.
+        without: The calibration that each scenario's runs had no part in, by scenario: its coefficients and lengths
+            are from the others. Empty without runs.
     """
 
     calibration: Calibration
     held_back: FloatArray
+    without: dict[str, Calibration]
 
     def table(self) -> list[dict[str, Any]]:
         """One row per coefficient: name, value, unit, standard error relative to the value."""
@@ -85,8 +88,7 @@ def fit_calibration(
     memory, memory_report = fit_memory(profile.model, profile.gpu, profile.kv_capacity, kv_cache_is_given=given)
     measured = None if runs is None else read_measured(Path(runs), profile, memory)
     problem = _Problem(profile, measured)
-    scenarios = [] if measured is None else sorted(set(measured.runs.scenario))
-    steps, done = 2 + len(scenarios), 0
+    steps, done = 2 + len(_scenarios(measured)), 0
 
     def advance() -> None:
         nonlocal done
@@ -107,8 +109,11 @@ def fit_calibration(
         },
     }
     held_back, capacity_error = np.array([]), _CAPACITY_ERROR_WITHOUT_RUNS
+    apart: dict[str, dict[str, Any]] = {}
     if measured is not None:
-        held_back, held_back_itl_s = _hold_back(problem, measured, scenarios, advance)
+        costs = _hold_back(problem, measured, advance)
+        apart = {name: {"costs": costs[name], "runs": measured.lengths_without(name)} for name in costs}
+        held_back, held_back_itl_s = _predict_held_back(measured, costs)
         accuracy |= {
             "fitted": measured.errors(*measured.predict(problem.costs(best))),
             "held_back_by_scenario": measured.errors(held_back, held_back_itl_s),
@@ -128,21 +133,32 @@ def fit_calibration(
         accuracy=accuracy,
         provenance=_provenance(profile, measured),
     )
-    return FitReport(calibration, held_back)
+    without = {scenario: replace(calibration, **fitted) for scenario, fitted in apart.items()}
+    return FitReport(calibration, held_back, without)
 
 
-def _hold_back(
-    problem: "_Problem", measured: MeasuredRuns, scenarios: list[str], advance: Callable[[], None]
-) -> tuple[FloatArray, FloatArray]:
-    """Predict the runs of every scenario by coefficients fitted on the others: throughput and latency, ``[runs]``."""
-    throughput, itl_s = np.full((2, problem.run_count), np.nan)
-    for scenario in scenarios:
-        out = measured.runs.scenario == scenario
-        fitted, _ = problem.solve(np.where(out, 0.0, 1.0))
-        predicted = measured.predict(problem.costs(fitted))
-        throughput[out], itl_s[out] = predicted[0][out], predicted[1][out]
+def _hold_back(problem: "_Problem", measured: MeasuredRuns, advance: Callable[[], None]) -> dict[str, Costs]:
+    """Fit with the runs of every scenario held back in turn; the costs by scenario."""
+    costs = {}
+    for scenario in _scenarios(measured):
+        fitted, _ = problem.solve(np.where(measured.runs.scenario == scenario, 0.0, 1.0))
+        costs[scenario] = problem.costs(fitted)
         advance()
+    return costs
+
+
+def _predict_held_back(measured: MeasuredRuns, costs: Mapping[str, Costs]) -> tuple[FloatArray, FloatArray]:
+    """Predict the runs of every scenario by the costs fitted without it: throughput and latency, ``[runs]``."""
+    throughput, itl_s = np.full((2, len(measured.runs)), np.nan)
+    for scenario, fitted in costs.items():
+        out = measured.runs.scenario == scenario
+        predicted = measured.predict(fitted)
+        throughput[out], itl_s[out] = predicted[0][out], predicted[1][out]
     return throughput, itl_s
+
+
+def _scenarios(measured: MeasuredRuns | None) -> list[str]:
+    return [] if measured is None else sorted(set(measured.runs.scenario))
 
 
 def _residuals_of(measured: MeasuredRuns) -> Callable[[Costs], jax.Array]:

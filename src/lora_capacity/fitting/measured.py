@@ -42,6 +42,8 @@ class MeasuredRuns:
         stays: Law of their output lengths.
         step_s: Mean step time by Little's law, running requests per output token per second, ``[runs]``; NaN where
             that is not recorded.
+        output_share: Answer tokens produced per token asked for, ``[runs]``.
+        held_tokens: KV cache per running request, ``[runs]``; NaN where too few run to tell.
     """
 
     runs: Runs
@@ -49,6 +51,14 @@ class MeasuredRuns:
     scenarios: Scenarios
     stays: StayLaw
     step_s: FloatArray
+    output_share: FloatArray
+    held_tokens: FloatArray
+
+    def lengths_without(self, scenario: str) -> RunLengths:
+        """Return what the runs of all other scenarios tell of the request lengths."""
+        rest = self.runs.scenario != scenario
+        otherwise = _with_medians(self.lengths, self.output_share[rest], self.held_tokens[rest])
+        return run_lengths(self.runs, np.flatnonzero(rest), otherwise)
 
     @property
     def offered_tokens_per_s(self) -> FloatArray:
@@ -124,14 +134,23 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
         fitted_ranges={},
         capacity_error=0.0,
     )
-    asked_per_s = runs.mean_output_tokens * runs.completed / runs.duration_s
-    lengths = replace(RUN_LENGTHS, output_share=round(float(np.median(output_per_s / asked_per_s)), 4))
+    share = output_per_s / (runs.mean_output_tokens * runs.completed / runs.duration_s)
     rows = np.arange(len(runs))
-    lengths = run_lengths(runs, rows, lengths)
+    lengths = run_lengths(runs, rows, _with_medians(RUN_LENGTHS, share, np.array([])))
     scenarios, stays = lay_out_runs(runs, rows, server, lengths)
     held = recorded["mean_kv_usage"] * np.asarray(scenarios.kv_cache_tokens) / running
-    busy = (running > _BUSY_RUNNING) & np.isfinite(held)
-    if busy.any():
-        lengths = replace(lengths, kv_tokens_per_request=round(float(np.median(held[busy])), 1))
+    held = np.where(running > _BUSY_RUNNING, held, np.nan)
+    if np.isfinite(held).any():
+        lengths = _with_medians(lengths, np.array([]), held)
         scenarios, stays = lay_out_runs(runs, rows, server, lengths)
-    return MeasuredRuns(runs, lengths, scenarios, stays, running / output_per_s)
+    return MeasuredRuns(runs, lengths, scenarios, stays, running / output_per_s, share, held)
+
+
+def _with_medians(lengths: RunLengths, output_share: FloatArray, held_tokens: FloatArray) -> RunLengths:
+    """Put medians in place of what is told of lengths, where there is a number to take one of."""
+    told: dict[str, float] = {}
+    if output_share.size:
+        told["output_share"] = round(float(np.median(output_share)), 4)
+    if np.isfinite(held_tokens).any():
+        told["kv_tokens_per_request"] = round(float(np.nanmedian(held_tokens)), 1)
+    return replace(lengths, **told)

@@ -1,13 +1,13 @@
 """What a twin says of measured runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration, RunLengths
-from lora_capacity.errors import InputError, nearest_hint
+from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.optimize import assess
 from lora_capacity.playing import play
 from lora_capacity.status import Status
@@ -35,6 +35,8 @@ _INPUT_TOKENS, _OUTPUT_TOKENS = 223.0, 197.0
 ENGINES = ("steady", "event")
 """Twins that can be asked."""
 
+_PLAYED = ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_usage")
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -44,6 +46,8 @@ class Predictions:
         throughput_tokens_per_s: Input plus output tokens of completed requests per second.
         itl_s: Mean inter-token latency.
         ttft_s: Mean time to first token of completed requests.
+        mean_running: Requests in the batch, mean over time.
+        kv_usage: Share of the KV cache in use, mean over time.
         status: Labels of :class:`~lora_capacity.status.Status`, object.
         starving_probability: Chance that the run starves, given the calibration's error.
         offered_tokens_per_s: Offered load of the run itself, its arrivals per second times the mean lengths asked for:
@@ -53,6 +57,8 @@ class Predictions:
     throughput_tokens_per_s: FloatArray
     itl_s: FloatArray
     ttft_s: FloatArray
+    mean_running: FloatArray
+    kv_usage: FloatArray
     status: np.ndarray
     starving_probability: FloatArray
     offered_tokens_per_s: FloatArray
@@ -69,6 +75,7 @@ def predict_runs(
     engine: str = "steady",
     *,
     seed: int = 0,
+    seeds: int = 1,
     progress: Progress | None = None,
 ) -> Predictions:
     """Predict every run from its settings and traffic.
@@ -77,21 +84,24 @@ def predict_runs(
     asked for times the share that the model produced (``calibration.runs``). Runs of servers that did not start are
     predicted with the mean lengths and the mean duration of the model's other runs.
 
-    The event twin plays Poisson arrivals with lengths as `length_pairs` has them; ``starving_probability`` is the
-    steady twin's with either engine.
+    The event twin plays Poisson arrivals with lengths as `length_pairs` has them. One draw of them is not the run's
+    own: with several seeds every prediction is the mean over them. ``starving_probability`` is the steady twin's with
+    either engine.
 
     Args:
         runs: The runs.
         calibrations: The calibration of every model that occurs, by model name.
         engine: Which twin, ``steady`` or ``event``.
-        seed: Whole number >= 0, of the event twin.
-        progress: Called with the runs predicted and their total.
+        seed: Whole number >= 0, the first of the event twin.
+        seeds: How many the event twin takes, from ``seed`` upwards.
+        progress: Called with the runs predicted, or played, and their total.
 
     Raises:
         InputError: If a model has no calibration, a setting is not allowed, or the engine is unknown.
     """
     if engine not in ENGINES:
         raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
+    seeds = int(check_number("seeds", seeds, minimum=1, integer=True)) if engine == "event" else 1
     columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Predictions)}
     places: list[IntArray] = []
     for model in dict.fromkeys(runs.model.tolist()):
@@ -101,12 +111,13 @@ def predict_runs(
         for rows in _alike(runs, np.flatnonzero(runs.model == model)):
             found = _predict(runs, rows, calibrations[model])
             if engine == "event":
-                found |= _play(runs, rows, calibrations[model], seed, _from(progress, sum(map(len, places)), len(runs)))
+                told = _from(progress, seeds * sum(map(len, places)), seeds * len(runs))
+                found |= _play(runs, rows, calibrations[model], range(seed, seed + seeds), told)
             for name, parts in columns.items():
                 parts.append(found[name])
             places.append(rows)
             if progress is not None:
-                progress(sum(map(len, places)), len(runs))
+                progress(seeds * sum(map(len, places)), seeds * len(runs))
     order = np.argsort(np.concatenate(places))
     return Predictions(**{name: np.concatenate(parts)[order] for name, parts in columns.items()})
 
@@ -140,9 +151,9 @@ def _predict(runs: Runs, rows: IntArray, calibration: Calibration) -> dict[str, 
 
 
 def _play(
-    runs: Runs, rows: IntArray, calibration: Calibration, seed: int, progress: Progress | None
+    runs: Runs, rows: IntArray, calibration: Calibration, seeds: Sequence[int], progress: Progress | None
 ) -> dict[str, np.ndarray]:
-    """Return what the event twin sees in runs."""
+    """Return what the event twin sees in runs, on average over seeds."""
     lengths = run_lengths(runs, rows, calibration.runs or RUN_LENGTHS)
     scenarios, _ = lay_out_runs(runs, rows, calibration, lengths)
     means = np.stack([scenarios.mean_input_tokens, scenarios.mean_output_tokens], axis=1)
@@ -155,9 +166,14 @@ def _play(
         except InputError as error:
             raise InputError(f"{runs.path}, mean_output_tokens", output_mean, error.allowed) from None
     inputs, outputs = (np.stack(column) for column in zip(*pairs, strict=True))
-    settled = play(calibration, scenarios, inputs, outputs, seed=seed, progress=progress).settled
-    found = {name: np.asarray(getattr(settled, name)) for name in ("throughput_tokens_per_s", "itl_s", "ttft_s")}
-    return found | {"status": np.array([Status(code).label for code in np.asarray(settled.status)], dtype=object)}
+    total = len(seeds) * rows.size
+    played = [
+        play(calibration, scenarios, inputs, outputs, seed=seed, progress=_from(progress, i * rows.size, total)).settled
+        for i, seed in enumerate(seeds)
+    ]
+    found = {name: np.mean([getattr(each, name) for each in played], axis=0) for name in _PLAYED}
+    status = np.max([each.status for each in played], axis=0)
+    return found | {"status": np.array([Status(code).label for code in status], dtype=object)}
 
 
 def run_lengths(runs: Runs, rows: IntArray, otherwise: RunLengths) -> RunLengths:
