@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lora_capacity.calibration import Calibration, load_calibration
@@ -19,6 +21,7 @@ from lora_capacity.validation import (
     mape,
     predict_runs,
     read_runs,
+    read_time_means,
     run_lengths,
     score_runs,
     smape,
@@ -181,6 +184,23 @@ def test_short_requests_are_predicted(tmp_path: Path, calibrations: dict[str, Ca
     found = predict_runs(read(tmp_path, SHORT, SHORT | fixed, {"duration_s": 600}), calibrations, engine)
     assert found.throughput_tokens_per_s[:2] == pytest.approx(4.8 * 50, rel=0.05)
     assert found.throughput_tokens_per_s[2] == pytest.approx(4.8 * 420, rel=0.1)
+
+
+def test_samples_count_for_the_time_around_them(tmp_path: Path) -> None:
+    runs = read(tmp_path, {"run_id": "a", "duration_s": 100}, {"run_id": "b"}, {"run_id": "c"})
+    samples = {
+        "run_id": ["a", "a", "a", "other", "c"],
+        "t_s": [0.0, 10.0, 50.0, 0.0, 5.0],
+        "running": [1, 2, 10, 9, 7],
+        "kv_usage": [0.0, 0.5, 1.0, 0.1, 0.25],
+        "waiting": [0, 0, 0, 0, 0],
+    }
+    pq.write_table(pa.table(samples), tmp_path / "series.parquet")
+    found = read_time_means(tmp_path / "series.parquet", runs)
+    np.testing.assert_allclose(found.running, [(5 * 1 + 25 * 2 + 70 * 10) / 100, np.nan, 7])
+    np.testing.assert_allclose(found.kv_usage, [(25 * 0.5 + 70) / 100, np.nan, 0.25])
+    with pytest.raises(InputError, match=r"series: .*allowed: a Parquet file with the columns run_id, t_s, running"):
+        read_time_means(tmp_path / "runs.csv", runs)
 
 
 def test_several_seeds_are_averaged(tmp_path: Path, calibrations: dict[str, Calibration]) -> None:

@@ -148,9 +148,8 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
 
 def _with_medians(lengths: RunLengths, output_share: FloatArray, held_tokens: FloatArray) -> RunLengths:
     """Put medians in place of what is told of lengths, where there is a number to take one of."""
-    told: dict[str, float] = {}
     if output_share.size:
-        told["output_share"] = round(float(np.median(output_share)), 4)
+        lengths = replace(lengths, output_share=round(float(np.median(output_share)), 4))
     if np.isfinite(held_tokens).any():
-        told["kv_tokens_per_request"] = round(float(np.nanmedian(held_tokens)), 1)
-    return replace(lengths, **told)
+        lengths = replace(lengths, kv_tokens_per_request=round(float(np.nanmedian(held_tokens)), 1))
+    return lengths

@@ -6,6 +6,7 @@ from lora_capacity.validation.outcomes import Outcome, offered_tokens_per_s, pre
 from lora_capacity.validation.predict import ENGINES, RUN_LENGTHS, Predictions, lay_out_runs, predict_runs, run_lengths
 from lora_capacity.validation.runs import Runs, read_runs
 from lora_capacity.validation.scores import is_starved, mape, score_runs, smape
+from lora_capacity.validation.series import TimeMeans, read_time_means
 
 __all__ = [
     "ENGINES",
@@ -14,6 +15,7 @@ __all__ = [
     "Outcome",
     "Predictions",
     "Runs",
+    "TimeMeans",
     "is_starved",
     "lay_out_runs",
     "length_pairs",
@@ -22,6 +24,7 @@ __all__ = [
     "predict_outcomes",
     "predict_runs",
     "read_runs",
+    "read_time_means",
     "run_lengths",
     "score_runs",
     "smape",

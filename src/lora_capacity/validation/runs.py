@@ -44,6 +44,7 @@ _MEASURED = (
 )
 _POSITIVE = ("mean_input_tokens", "mean_output_tokens", "duration_s")
 _COLUMNS = {
+    "run_id": Column("text", required=False),
     "set": Column("text", required=False),
     "scenario": Column("text", required=False),
     "model": Column("text"),
@@ -76,6 +77,7 @@ class Runs:
 
     Attributes:
         path: Where they were read.
+        run_id: Name of the run, object; empty where it has none.
         set: Name of the campaign, object.
         scenario: Name of the workload, object.
         model: Name of the base model, object.
@@ -106,6 +108,7 @@ class Runs:
     """
 
     path: Path
+    run_id: np.ndarray
     set: np.ndarray
     scenario: np.ndarray
     model: np.ndarray
@@ -178,8 +181,8 @@ def read_runs(path: str | Path) -> Runs:
 
     Needed are ``model, max_loras, max_cpu_loras, max_lora_rank, ranks, rates, mean_input_tokens, mean_output_tokens,
     completed, duration_s, input_throughput, output_throughput, mean_itl_ms, mean_ttft_ms, status``; used where present
-    are ``set, scenario, rate_values, rate_counts, arrivals, max_num_seqs, max_num_batched_tokens, max_model_len,
-    base_rate_per_s, max_pending`` and, where the lengths were exact, the three of `LENGTH_COLUMNS`.
+    are ``run_id, set, scenario, rate_values, rate_counts, arrivals, max_num_seqs, max_num_batched_tokens,
+    max_model_len, base_rate_per_s, max_pending`` and, where the lengths were exact, the three of `LENGTH_COLUMNS`.
     Lists (``rates``, ``ranks``, ``rate_values``, ``rate_counts``) stand in one cell with blanks between. Without
     ``rate_values`` and ``rate_counts`` the ``rates`` are dealt in turn to the adapters. Rows of a server that did not
     start (``status`` ``oom`` or ``no_kv_cache``) may leave all measured columns empty.
@@ -203,6 +206,7 @@ def read_runs(path: str | Path) -> Runs:
     counts, rates = _classes(path, table)
     return Runs(
         path=path,
+        run_id=table["run_id"],
         set=table["set"],
         scenario=table["scenario"],
         model=table["model"],
