@@ -7,7 +7,7 @@ INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable
 WORKLOAD ?= examples/few_busy.yaml
 CALIBRATION ?= llama-3.1-8b-instruct-h100-64gb
 
-.PHONY: help recommend test vllm docs-code browser dev format lint types imports docs package clean
+.PHONY: help recommend test vllm tutorial docs-code browser dev format lint types imports docs package clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,6 +27,12 @@ docs-code: $(VENV)/.dev ## Run the code of the documentation (UPDATE=1 writes in
 
 browser: $(VENV)/.browser docs ## Test the documentation and a report in Chromium (screenshots in build/screenshots)
 	$(BIN)/python -m pytest -m browser tests/browser
+
+tutorial: $(VENV)/.base ## Follow the tutorial on vLLM's CPU build into build/tutorial (4 GB, a quarter of an hour)
+	PYTHON=$(PYTHON) tests/vllm/make_environment.sh
+	rm -rf build/tutorial
+	PATH="$(CURDIR)/$(BIN):$$PATH" LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python \
+		$(BIN)/python docs/run_page.py docs/tutorials/profile-and-verify.md build/tutorial
 
 dev: $(VENV)/.dev ## Install everything that the targets below need
 
