@@ -1,4 +1,7 @@
-"""Write the Benchmarks page from ``docs/data/steady_benchmark.json``, made by ``benchmarks/steady_twin.py --json``.
+"""Write the Benchmarks page from what the benchmarks wrote.
+
+``docs/data/steady_benchmark.json`` is of ``benchmarks/steady_twin.py --json``, ``docs/data/load_benchmark.json`` of
+``benchmarks/load_generator.py --json``.
 
 ``python docs/generate_benchmarks.py``
 """
@@ -8,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
-BEGIN, END = "<!-- generated: benchmarks -->", "<!-- end generated -->"
+BEGIN, BEGIN_LOAD = "<!-- generated: benchmarks -->", "<!-- generated: load -->"
+END = "<!-- end generated -->"
 
 
 def table(data: dict[str, Any]) -> str:
@@ -35,12 +39,41 @@ def table(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def load_table(data: dict[str, Any]) -> str:
+    """Render what the load generator takes, and how close it sees what the server does."""
+    where = data["environment"]
+    lines = [
+        f"Measured on {where['cores']} cores ({where['machine']}) with Python {where['python']}, commit "
+        f"`{where['commit']}`, while others kept the machine busy (load average {where['load_average']:.1f}).",
+        "",
+        "| requests/s | tokens/s | of a core | µs a token | sent late, median and 99 %, ms "
+        "| ITL, client and server, ms | TTFT, client and server, ms |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in data["runs"]:
+        pairs = [
+            ("lag_median_ms", "lag_p99_ms"),
+            ("itl_client_ms", "itl_server_ms"),
+            ("ttft_client_ms", "ttft_server_ms"),
+        ]
+        cells = [f"{run['requests_per_s']:.1f}", f"{run['tokens_per_s']:,.0f}", f"{run['core_share']:.1%}"]
+        cells += [f"{run['us_per_token']:.0f}", *(f"{run[one]:.2f}, {run[other]:.2f}" for one, other in pairs)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Rewrite the page."""
     page = DOCS / "benchmarks.md"
-    before, rest = page.read_text().split(BEGIN)
-    data = json.loads((DOCS / "data" / "steady_benchmark.json").read_text())
-    page.write_text(f"{before}{BEGIN}\n{table(data)}\n{END}{rest.split(END)[1]}")
+    text = page.read_text()
+    for begin, file, render in (
+        (BEGIN, "steady_benchmark.json", table),
+        (BEGIN_LOAD, "load_benchmark.json", load_table),
+    ):
+        before, rest = text.split(begin)
+        data = json.loads((DOCS / "data" / file).read_text())
+        text = f"{before}{begin}\n{render(data)}\n{END}{rest.split(END, 1)[1]}"
+    page.write_text(text)
 
 
 if __name__ == "__main__":
