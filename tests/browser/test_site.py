@@ -13,7 +13,16 @@ from tests.browser.conftest import REPOSITORY, keep
 pytestmark = pytest.mark.browser
 
 SITE = REPOSITORY / "site"
-SHOWN = ("", "how-it-works/", "how-to/read-a-report/", "cli/", "accuracy/", "api/optimize/")
+SHOWN = (
+    "",
+    "how-it-works/",
+    "how-to/read-a-report/",
+    "cli/",
+    "accuracy/",
+    "api/optimize/",
+    "tutorials/python-and-jax/",
+    "cli-reference/",
+)
 
 
 def pages() -> list[str]:
