@@ -10,7 +10,6 @@ import platform
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,12 @@ import jax
 import numpy as np
 
 from lora_capacity.calibration import Calibration, load_calibration
+from lora_capacity.playing import play
+from lora_capacity.playing._batches import Batches, Observation, bytes_per_configuration
 from lora_capacity.status import Status
-from lora_capacity.twin import Scenarios, StayLaw, lay_out, simulate_steady
-from lora_capacity.twin.events import RequestTables, draw_requests, simulate_events
+from lora_capacity.sweep import simulate
+from lora_capacity.twin import Scenarios, StayLaw, lay_out
+from lora_capacity.twin.events import draw_requests, simulate_events
 from lora_capacity.workload import LengthDistribution, Requests
 
 REPOSITORY = Path(__file__).parents[1]
@@ -37,9 +39,9 @@ RATES_PER_S = (
 """Rates of the adapters in the published scenarios (arXiv 2508.08343)."""
 
 GRID = tuple(
-    (adapters, slots) for adapters in (32, 96, 192, 384) for slots in (8, 16, 32, 96, 192) if slots <= adapters
+    (adapters, slots) for adapters in range(32, 385, 32) for slots in (8, 16, 32, 64, 96, 128, 192) if slots <= adapters
 )
-MAX_PENDING, MOST_REQUESTS = 26_000, 180_000
+MAX_PENDING = 26_000
 REFERENCE_S = 300.0
 
 
@@ -47,39 +49,39 @@ def main() -> None:
     """Run everything, print the figures and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calibration", default="llama-3.1-8b-instruct-h100-64gb")
-    parser.add_argument("--configs", type=int, default=128, help="configurations in all")
-    parser.add_argument("--batch", type=int, default=64, help="configurations in a batch")
+    parser.add_argument("--configs", type=int, default=384, help="configurations in all")
     parser.add_argument("--horizon-s", type=float, default=3600.0, help="time served")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     calibration = load_calibration(arguments.calibration)
-    figures: dict[str, Any] = {"environment": environment(), "calibration": calibration.name} | vars(arguments)
-    batches = laid_out(calibration, arguments.configs, arguments.batch, arguments.horizon_s)
-    figures |= time_batches(calibration, batches)
-    figures["against_reference"] = time_reference(calibration, arguments.batch)
-    figures["horizons"] = [
-        {"horizon_s": horizon_s}
-        | time_batches(calibration, laid_out(calibration, arguments.batch, arguments.batch, horizon_s))
-        for horizon_s in (225.0, 450.0, 900.0)
-    ]
+    figures: dict[str, Any] = {"environment": environment(), "calibration": calibration.name}
+    figures["mix"] = time_play(calibration, mix(calibration, arguments.configs, arguments.horizon_s))
+    figures["compile"] = compiled(calibration, mix(calibration, 64, arguments.horizon_s))
+    figures["against_reference"] = time_reference(calibration)
+    figures["growth"] = growth(calibration)
     text = json.dumps(figures, indent=2, default=str)
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n", encoding="utf-8")
 
 
-def laid_out(
-    calibration: Calibration, configs: int, batch: int, horizon_s: float
-) -> list[tuple[Scenarios, RequestTables]]:
-    """Batches of configurations that start, those of like work together: a batch lasts as long as its longest."""
+def mix(calibration: Calibration, configs: int, horizon_s: float) -> Scenarios:
+    """Return configurations that start: idle ones and hopeless ones, few adapters and many."""
     every = [(rates, adapters, slots) for rates in RATES_PER_S for adapters, slots in GRID]
     chosen = [every[i] for i in np.linspace(0, len(every) - 1, configs).astype(int)]
+    rates, adapters, slots = (np.array([row[column] for row in chosen]) for column in range(3))
+    return started(calibration, rates, adapters, slots, horizon_s)
+
+
+def started(
+    calibration: Calibration, rates_per_s: np.ndarray, adapters: np.ndarray, slots: np.ndarray, horizon_s: float
+) -> Scenarios:
+    """Return those of the configurations that start."""
     inputs, outputs = length_pairs()
-    adapters, slots = (np.array([row[column] for row in chosen]) for column in (1, 2))
     scenarios = lay_out(
         calibration,
         class_count=np.stack([np.bincount(np.arange(count) % 3, minlength=3) for count in adapters]),
-        class_rate_per_s=np.array([row[0] for row in chosen]),
+        class_rate_per_s=rates_per_s,
         class_rank=np.full((1, 3), 16.0),
         base_rate_per_s=0.0,
         mean_input_tokens=inputs.mean(),
@@ -93,14 +95,83 @@ def laid_out(
         max_num_seqs=2048,
         max_num_batched_tokens=2048,
     )
-    order = np.argsort(-predicted_turns(calibration, scenarios, outputs))
-    order = order[np.asarray(scenarios.status)[order] <= Status.OUTSIDE_CALIBRATION]
-    parts = []
-    for first in range(0, len(order), batch):
-        rows = np.resize(order[first : first + batch], batch)
-        part = jax.tree.map(lambda leaf, rows=rows: leaf[rows], scenarios)
-        parts.append((part, draw_requests(part, inputs, outputs, seed=first, most=MOST_REQUESTS)))
-    return parts
+    starts = np.asarray(scenarios.status) <= Status.OUTSIDE_CALIBRATION
+    chosen: Scenarios = jax.tree.map(lambda leaf: np.asarray(leaf)[starts], scenarios)
+    return chosen
+
+
+def time_play(calibration: Calibration, scenarios: Scenarios) -> dict[str, float]:
+    """Play the configurations as a sweep does, drawing of requests included, once everything is compiled."""
+    inputs, outputs = length_pairs()
+    start = time.perf_counter()
+    play(calibration, scenarios, inputs, outputs, seed=1)
+    first_s = time.perf_counter() - start
+    start, cpu = time.perf_counter(), time.process_time()
+    played = play(calibration, scenarios, inputs, outputs)
+    run_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
+    configs, turns = len(scenarios.status), np.asarray(played.turns)
+    stays = StayLaw.of_lengths(LengthDistribution.from_histogram(*np.unique(outputs, return_counts=True)))
+    steady = simulate(calibration, scenarios, stays)
+    plan = Batches.plan(calibration, scenarios, steady, int(outputs.max()), Observation())
+    batches = plan.cut(np.ones(configs, dtype=bool))
+    sizes = [bytes_per_configuration(batch.requests, batch.adapters, plan.longest_output) for batch in batches]
+    return {
+        "configs": configs,
+        "horizon_s": float(scenarios.horizon_s[0]),
+        "batch": batches[0].width,
+        "first_s": first_s,
+        "run_s": run_s,
+        "ms_per_config": 1e3 * run_s / configs,
+        "core_ms_per_config": 1e3 * cpu_s / configs,
+        "turns_per_config": float(turns.mean()),
+        "waste": 1.0 - float(turns.sum() / sum(batch.width * turns[batch.rows].max() for batch in batches)),
+        "memory_mb_per_config": float(np.mean(np.repeat(sizes, [batch.rows.size for batch in batches]))) / 1e6,
+        "largest_mb": max(sizes) / 1e6,
+        "broken_off": int((np.asarray(played.settled.status) == Status.STEP_LIMIT).sum()),
+    }
+
+
+def compiled(calibration: Calibration, scenarios: Scenarios) -> dict[str, Any]:
+    """Compile a batch: how long that takes, and what XLA counts for a turn of it, on which an estimate can stand."""
+    inputs, outputs = length_pairs()
+    tables = draw_requests(scenarios, inputs, outputs, seed=0, most=1024)
+    start = time.perf_counter()
+    program = jax.jit(simulate_events).lower(calibration.costs, scenarios, tables).compile()
+    compile_s = time.perf_counter() - start
+    cost = program.cost_analysis()
+    return {
+        "configs": len(scenarios.status),
+        "compile_s": compile_s,
+        "turn_flops_per_config": cost.get("flops", 0.0) / len(scenarios.status),
+        "turn_bytes_per_config": cost.get("bytes accessed", 0.0) / len(scenarios.status),
+    }
+
+
+def growth(calibration: Calibration) -> list[dict[str, Any]]:
+    """How time grows with the horizon, with the adapters at equal load, and with the load: exponents of a power law."""
+    configs = 32
+    rate = np.array([[0.1, 0.1, 0.1]])
+
+    def case(adapters: int, slots: int, per_adapter: float, horizon_s: float) -> Scenarios:
+        return started(
+            calibration,
+            np.repeat(rate * per_adapter / 0.1, configs, axis=0),
+            np.full(configs, adapters),
+            np.full(configs, slots),
+            horizon_s,
+        )
+
+    series = {
+        "horizon_s": [(x, case(96, 32, 0.1, x)) for x in (225.0, 450.0, 900.0)],
+        "adapters": [(x, case(x, 32, 9.6 / x, 450.0)) for x in (48, 96, 192, 384)],
+        "requests_per_s": [(96 * x, case(96, 32, x, 450.0)) for x in (0.025, 0.05, 0.1, 0.2)],
+    }
+    rows = []
+    for name, points in series.items():
+        took = [(float(x), time_play(calibration, scenarios)["ms_per_config"]) for x, scenarios in points]
+        exponent = float(np.polyfit(*np.log(np.array(took)).T, 1)[0])
+        rows.append({"along": name, "ms_per_config": dict(took), "exponent": exponent})
+    return rows
 
 
 def length_pairs() -> tuple[np.ndarray, np.ndarray]:
@@ -111,56 +182,15 @@ def length_pairs() -> tuple[np.ndarray, np.ndarray]:
     return inputs, outputs
 
 
-def predicted_turns(calibration: Calibration, scenarios: Scenarios, outputs: np.ndarray) -> np.ndarray:
-    """Turns per second by the steady twin: a step, or an admission."""
-    tokens, count = np.unique(outputs, return_counts=True)
-    stays = StayLaw.of_lengths(LengthDistribution.from_histogram(tokens, count))
-    settled = jax.jit(simulate_steady)(calibration.costs, scenarios, stays)
-    return np.nan_to_num(np.asarray(1.0 / settled.step_time_s + settled.completed_per_s))
-
-
-def time_batches(calibration: Calibration, batches: list[tuple[Scenarios, RequestTables]]) -> dict[str, Any]:
-    """All batches, one on each core at a time; compiling apart."""
-    start = time.perf_counter()
-    shapes = {}
-    for batch in batches:
-        shapes.setdefault(str(jax.tree.map(np.shape, batch)), batch)
-    compiled = {
-        shape: jax.jit(simulate_events).lower(calibration.costs, *batch).compile() for shape, batch in shapes.items()
-    }
-    compile_s = (time.perf_counter() - start) / len(compiled)
-
-    def play(batch: tuple[Scenarios, RequestTables]) -> Any:
-        run = compiled[str(jax.tree.map(np.shape, batch))]
-        return jax.block_until_ready(run(calibration.costs, *batch))
-
-    start, cpu = time.perf_counter(), time.process_time()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(play, batches))
-    run_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
-    configs = sum(batch[0].horizon_s.shape[0] for batch in batches)
-    turns = np.concatenate([np.asarray(result.turns) for result in results])
-    memory = [run.memory_analysis() for run in compiled.values()]
-    size = batches[0][0].horizon_s.shape[0]
-    return {
-        "configs": configs,
-        "compile_s": compile_s,
-        "run_s": run_s,
-        "ms_per_config": 1e3 * run_s / configs,
-        "core_ms_per_config": 1e3 * cpu_s / configs,
-        "turns_per_config": float(turns.mean()),
-        "core_us_per_turn": 1e6 * cpu_s / float(turns.sum()),
-        "memory_mb_per_config": max(m.argument_size_in_bytes + m.temp_size_in_bytes for m in memory) / size / 1e6,
-        "broken_off": int(sum((np.asarray(r.settled.status) == Status.STEP_LIMIT).sum() for r in results)),
-    }
-
-
-def time_reference(calibration: Calibration, batch: int) -> dict[str, float]:
+def time_reference(calibration: Calibration) -> dict[str, float]:
     """The plain-Python scheduler on some of the configurations, and the twin on the same requests."""
     sys.path.insert(0, str(REPOSITORY))
-    from tests.reference.scheduler import Config, StepState, simulate
+    from tests.reference.scheduler import Config, StepState
+    from tests.reference.scheduler import simulate as simulate_plainly
 
-    ((scenarios, tables),) = laid_out(calibration, batch, batch, REFERENCE_S)
+    scenarios = mix(calibration, 72, REFERENCE_S)
+    batch = len(scenarios.status)
+    tables = draw_requests(scenarios, *length_pairs(), seed=0, most=50_000)
     run = jax.jit(simulate_events).lower(calibration.costs, scenarios, tables).compile()
     start = time.process_time()
     turns = np.asarray(jax.block_until_ready(run(calibration.costs, scenarios, tables)).turns)
@@ -191,7 +221,7 @@ def time_reference(calibration: Calibration, batch: int) -> dict[str, float]:
             kv_blocks=int(host.kv_cache_tokens) // 16 - 1,
         )
         start = time.process_time()
-        simulate(
+        simulate_plainly(
             Requests(arrival_s, adapter, inputs, outputs),
             config,
             duration_s,
