@@ -20,7 +20,7 @@ test: $(VENV)/.test ## Run the tests
 
 vllm: $(VENV)/.test ## Compare with vLLM's own scheduler, and drive a real server (4 GB, minutes)
 	PYTHON=$(PYTHON) tests/vllm/make_environment.sh
-	LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm tests
+	LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm
 
 docs-code: $(VENV)/.dev ## Run the code of the documentation (UPDATE=1 writes into it what the code prints)
 	LORA_CAPACITY_UPDATE_DOCS=$(UPDATE) $(BIN)/python -m pytest -m docs tests/docs
