@@ -72,6 +72,7 @@ def profile(**given: Any) -> None:
     goes on where it stopped. A point that fails is recorded in profile.json and passed over; the same command tries it
     again.
     """
+    from lora_capacity_profiling.errors import ServerError
     from lora_capacity_profiling.folder import ProfileFolder
 
     folder = given["output"]
@@ -90,6 +91,8 @@ def profile(**given: Any) -> None:
         click.echo(f"\ninterrupted; what is measured is in {folder}, and the same command goes on from there", err=True)
         raise
     failed = [each for each in profiler.folder.finished.values() if each.failure]
+    if failed and len(failed) == len(profiler.folder.finished):
+        raise ServerError(f"no point could be measured; {failed[0].id}: {failed[0].failure}")
     print_table("Points that failed", [{"point": each.id, "reason": each.failure} for each in failed])
     click.echo(f"Fit it: lora-capacity fit {shlex.quote(str(folder))} -o calibration.json")
 

