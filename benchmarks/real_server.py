@@ -35,7 +35,7 @@ from lora_capacity.validation import smape
 from lora_capacity.workload import Workload
 
 START_S, SPARE_S = 30.0, 10.0
-STARVED, DISTURBED_CORES = 0.1, 0.05
+STARVED = 0.1
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 INPUT = {"mean": 80, "std": 60, "min": 4, "max": 256}
 OUTPUT = {"mean": 60, "std": 40, "min": 4, "max": 200}
@@ -189,10 +189,6 @@ def run_all(args: argparse.Namespace, calibration: Calibration, results: list[di
                     return False
                 try:
                     measured = measure(run, server, names, profile.model.name)
-                    if measured["other_cores"] > DISTURBED_CORES:
-                        print("disturbed, once more:", measured, flush=True)
-                        again = measure(run, server, names, profile.model.name)
-                        measured = min(measured, again, key=lambda each: each["other_cores"])
                 except ServerError as error:
                     print(f"{run}: {error}")
                     continue
