@@ -233,7 +233,7 @@ def _all_of(
     run: Callable[[Batch], Part], own: Sequence[Batch], batches: Batches, before: float, progress: Progress | None
 ) -> list[Part]:
     """Run batches, as many at once as pays; what is under way when interrupted is finished, nothing more begun."""
-    total = before + sum(batches.work[batch.rows].sum() for batch in own)
+    total = max(before + sum(batches.work[batch.rows].sum() for batch in own), 1.0)  # 0 if no server starts
     found: list[Part] = []
     if progress is not None and before:
         progress(int(batches.configs * before / total), batches.configs)
@@ -243,7 +243,8 @@ def _all_of(
                 found.append(part)
                 if progress is not None:
                     before += batches.work[part[0]].sum()
-                    progress(int(batches.configs * min(before / total, 1.0)), batches.configs)
+                    share = 1.0 if len(found) == len(own) else min(before / total, 1.0)
+                    progress(int(batches.configs * share), batches.configs)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

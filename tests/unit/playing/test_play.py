@@ -62,6 +62,14 @@ def test_batches_play_each_configuration_as_it_plays_alone_and_again(monkeypatch
             )
 
 
+def test_servers_that_do_not_start_are_done_at_once() -> None:
+    refused = scenarios([4, 12], [2, 3], gpu_memory_utilization=0.2)
+    seen: list[tuple[int, int]] = []
+    played = play(CALIBRATION, refused, INPUTS, OUTPUTS, progress=lambda *done: seen.append(done))
+    assert np.all(np.asarray(played.settled.status) == Status.NO_KV_CACHE)
+    assert seen[-1] == (2, 2)
+
+
 def test_a_workload_is_played_with_its_own_requests_class_by_class() -> None:
     given = scenarios([5, 7], [4, 4])
     results = play_workload(CALIBRATION, given, workload(), seed=5)
