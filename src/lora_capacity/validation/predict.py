@@ -187,7 +187,7 @@ def run_lengths(runs: Runs, rows: IntArray, otherwise: RunLengths) -> RunLengths
         rows: Which of them.
         otherwise: What holds where the runs do not tell.
     """
-    if not runs.tells_lengths[rows].all():
+    if not (rows.size and runs.tells_lengths[rows].all()):
         return otherwise
     inputs, outputs, std = (
         float(getattr(runs, name)[rows].mean())
