@@ -21,9 +21,9 @@ SEED = 1
 
 # Held by one seed and one sample of the runs. The chaos of an overloaded server moves a run by about 1 %.
 MOST = {"throughput_tokens_per_s": 2.0, "itl_s": 4.0, "ttft_s": 12.0}
-# Mean absolute difference of the mean over time, percent, of a dozen runs. Over all of them it is 4 % where starved (8 %
-# are asked for) and 10 % elsewhere (5 %): unstarved servers are predicted to run 9 % more requests than the engine
-# reported, as many as follow from the inter-token latency that clients saw and the fit asks for.
+# Mean absolute difference of the mean over time, percent, of a dozen runs. Over all of them it is 4 % where starved (at
+# most 8 % is aimed at) and 10 % elsewhere (at most 5 %): unstarved servers are predicted to run 9 % more requests than
+# the engine reported, as many as follow from the inter-token latency that clients saw and the fit asks for.
 MOST_HELD = {"starved": 12.0, "not starved": 18.0}
 
 
