@@ -1,6 +1,7 @@
 """What all tests share: the measured tables, deterministic examples, array shapes checked as the library runs."""
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ install_import_hook("lora_capacity", f"{check_shapes.__module__}.{check_shapes._
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Shells start jobs in the background with interrupts ignored, which the programs under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parents[1]
 MEASUREMENTS = Path(os.environ.get("LORA_CAPACITY_MEASUREMENTS") or REPOSITORY.parent / "shared" / "measurements")
