@@ -5,6 +5,7 @@ import signal
 from collections.abc import Generator
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -21,7 +22,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parents[1]
 MEASUREMENTS = Path(os.environ.get("LORA_CAPACITY_MEASUREMENTS") or REPOSITORY.parent / "shared" / "measurements")
+MOST_MAPPINGS = 10_000
 MEASUREMENTS_REQUIRED = os.environ.get("LORA_CAPACITY_REQUIRE_MEASUREMENTS", "") not in ("", "0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_compiled_programs() -> Generator[None]:
+    """Drop compiled programs before the kernel's limit of a process's mappings ends it: each takes several."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
