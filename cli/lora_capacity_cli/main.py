@@ -10,6 +10,7 @@ from lora_capacity.errors import InfeasibleError, LoraCapacityError
 from lora_capacity_cli.calibrations import calibrations
 from lora_capacity_cli.compare import compare
 from lora_capacity_cli.fit import fit
+from lora_capacity_cli.label import label
 from lora_capacity_cli.observe import observe
 from lora_capacity_cli.optimize import optimize
 from lora_capacity_cli.options import examples
@@ -68,5 +69,7 @@ def main() -> None:
     """Predict how many LoRA adapters one vLLM server can serve, and with how many slots on the GPU."""
 
 
-for command in (optimize, report, simulate, sweep, compare, validate, verify, observe, profile, fit, calibrations):
+COMMANDS = (optimize, report, simulate, sweep, compare, label, validate, verify, observe, profile, fit, calibrations)
+
+for command in COMMANDS:
     main.add_command(command)

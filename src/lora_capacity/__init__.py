@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lora_capacity.reports import Report, build_report
     from lora_capacity.server import Gpu, ModelShape, ServerConfig, VllmBehaviour
     from lora_capacity.status import Status
+    from lora_capacity.surrogate import Labels, Space, make_labels
     from lora_capacity.sweep import grid, simulate
     from lora_capacity.twin import EventResults, Limit, Results, Scenarios, StayLaw, build_scenarios
     from lora_capacity.validation import Predictions, Runs, predict_runs, read_runs, score_runs
@@ -35,6 +36,7 @@ __all__ = [
     "Gpu",
     "InfeasibleError",
     "InputError",
+    "Labels",
     "Limit",
     "LoraCapacityError",
     "MemoryPlan",
@@ -47,6 +49,7 @@ __all__ = [
     "Runs",
     "Scenarios",
     "ServerConfig",
+    "Space",
     "Status",
     "StayLaw",
     "VllmBehaviour",
@@ -58,6 +61,7 @@ __all__ = [
     "fit_calibration",
     "grid",
     "load_calibration",
+    "make_labels",
     "plan_memory",
     "play",
     "play_workload",
@@ -80,6 +84,7 @@ _HOMES = {
     "reports": ("Report", "build_report"),
     "server": ("Gpu", "ModelShape", "ServerConfig", "VllmBehaviour"),
     "status": ("Status",),
+    "surrogate": ("Labels", "Space", "make_labels"),
     "sweep": ("grid", "simulate"),
     "twin": ("EventResults", "Limit", "Results", "Scenarios", "StayLaw", "build_scenarios"),
     "validation": ("Predictions", "Runs", "predict_runs", "read_runs", "score_runs"),

@@ -1,0 +1,103 @@
+"""``lora-capacity label``: optima by the thousand, for models to be trained on."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lora_capacity.display import duration, shown
+from lora_capacity_cli.files import check_output, write_whole
+from lora_capacity_cli.options import FILE, calibration_option, examples, format_option
+from lora_capacity_cli.output import print_facts, print_json
+from lora_capacity_cli.runtime import prepare, progress_bar
+from lora_capacity_cli.tables import parts_folder
+
+
+@click.command(
+    epilog=examples(
+        "lora-capacity label -o labels.parquet",
+        "lora-capacity label --space space.yaml --workloads 4096 --played 0 -o labels.parquet",
+    )
+)
+@calibration_option
+@click.option(
+    "--space",
+    type=FILE,
+    metavar="FILE",
+    help="YAML or JSON file of ranges that workloads and servers are drawn from. [default: the paper's, and beyond]",
+)
+@click.option("--workloads", type=click.IntRange(min=1), default=2048, show_default=True, help="How many to draw.")
+@click.option(
+    "--played",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    help="Of how many the event twin plays some near the best, to correct all by; 0: the steady twin alone.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Equal seeds give equal labels.")
+@click.option(
+    "-o", "--output", type=FILE, required=True, metavar="FILE.parquet", help="File to write; its name ends in .parquet."
+)
+@format_option
+def label(
+    calibration: str,
+    space: Path | None,
+    workloads: int,
+    played: int,
+    seed: int,
+    output: Path,
+    output_format: str,
+) -> None:
+    """Find the best adapters and slots of many workloads, as labels for `train`.
+
+    Workloads and servers are drawn evenly from a space. For each, the steady twin predicts a grid of 20 by 20
+    configurations and what lies around the best; the event twin plays the first ones near their best and says what
+    correction holds.
+
+    What is finished is kept in FILE.parquet.parts until the file is written: when interrupted, the same command goes
+    on.
+    """
+    check_output("--output", output, (".parquet",))
+    prepare()
+    from lora_capacity.calibration import load_calibration
+    from lora_capacity.surrogate import Space, make_labels
+
+    known = load_calibration(calibration)
+    drawn_from = Space() if space is None else Space.from_file(space)
+    parts = parts_folder(output)
+    try:
+        with progress_bar("workloads") as progress:
+            labels = make_labels(
+                known, drawn_from, workloads, seed=seed, played=min(played, workloads), parts=parts, progress=progress
+            )
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
+        raise
+    write_whole("--output", output, labels.write)
+    shutil.rmtree(parts, ignore_errors=True)
+    summary = {
+        "file": str(output),
+        "calibration": known.name,
+        "workloads": len(labels),
+        "feasible": int((labels.optima.max_loras > 0).sum()),
+        "seconds": labels.about["seconds"],
+        "plays": labels.about["plays"],
+    }
+    if output_format == "json":
+        print_json(summary)
+    else:
+        _print(summary)
+
+
+def _print(summary: dict[str, Any]) -> None:
+    facts = {name: f"{summary[name]:,}" for name in ("workloads", "feasible")}
+    facts |= {name.replace("_", " "): duration(value) for name, value in summary["seconds"].items()}
+    plays = summary["plays"]
+    if plays:
+        facts["played"] = (
+            f"{plays['configurations']} configurations; logarithm of played over steady throughput: mean "
+            f"{shown(plays['mean_log_ratio'])}, spread {shown(plays['spread'])}, "
+            f"{shown(plays['left_held_back'])} left by the law on held-back workloads"
+        )
+    print_facts(summary["file"], facts)

@@ -1,0 +1,264 @@
+"""The optimum of many workloads at once, by the steady twin: a grid for all of them, then refined around the best.
+
+For a number of slots, the *sustained load* is the one at which the server starves: its throughput is 10 % below it.
+The slots of the optimum are the fewest that sustain within 0.5 % of the most that any number of slots does: a choice
+among near equals that does not jump from one workload to the next alike. Its adapters are then as many as send no more.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+
+from lora_capacity.calibration import Calibration
+from lora_capacity.surrogate.questions import FloatArray, IntArray, Questions
+from lora_capacity.surrogate.steady import limits, simulate_questions
+
+GRID = 20
+"""Numbers of adapters, and of slots, of the surface around an optimum."""
+
+FLAT = 0.005
+"""Share of the sustained load that is not worth a slot; as that of the optimizer."""
+
+THRESHOLD = 0.1
+"""Share below the offered load from which throughput counts as starved."""
+
+_LEAST, _MOST = 0.12, 1.25
+_ROUNDS, _INNER = 2, 7
+_NEAR = 1.06
+
+
+@dataclass(frozen=True, eq=False)
+class Surfaces:
+    """What the steady twin says around the optima; arrays ``[questions, …]``.
+
+    Attributes:
+        most_slots: Most slots with which the server starts, 0 if it does with none, ``[questions]``.
+        grid_adapters: Numbers of adapters of the surface, ascending, ``[questions, 20]``.
+        grid_slots: Numbers of slots of the surface, ascending, ``[questions, 20]``.
+        grid_throughput: Tokens per second, ``[questions, adapters, slots]``; NaN where there would be more slots than
+            adapters.
+        slots: Numbers of slots whose sustained load is known, ascending, may repeat, ``[questions, known]``.
+        sustained_by_slots: Requests per second at which the server starves with them; NaN where it never has as many
+            adapters.
+    """
+
+    most_slots: IntArray
+    grid_adapters: IntArray
+    grid_slots: IntArray
+    grid_throughput: FloatArray
+    slots: IntArray
+    sustained_by_slots: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Optima:
+    """The optimum of each question, ``[questions]``.
+
+    Attributes:
+        max_cpu_loras: Adapters, A; 0 where none is feasible.
+        max_loras: Slots, S; 0 where none is feasible.
+        throughput_tokens_per_s: Tokens per second of completed requests there; NaN where none is feasible.
+        sustained_per_s: Requests per second at which the server with S slots starves; NaN where none is feasible.
+    """
+
+    max_cpu_loras: IntArray
+    max_loras: IntArray
+    throughput_tokens_per_s: FloatArray
+    sustained_per_s: FloatArray
+
+
+def survey(calibration: Calibration, questions: Questions, threshold: float = THRESHOLD) -> Surfaces:
+    """Predict a grid of configurations of each question, and find the loads at which they starve.
+
+    Args:
+        calibration: Whose costs hold.
+        questions: Workloads on servers.
+        threshold: Share below the offered load from which throughput counts as starved.
+    """
+    known = _Frontiers(calibration, questions, threshold)
+    adapters, slots = known.grid()
+    throughput = known.surface(adapters, slots)
+    known.narrow(slots, *known.brackets(adapters, throughput))
+    known.look_around()
+    return Surfaces(known.most_slots, adapters, slots, throughput, known.slots, known.sustained)
+
+
+def choose(
+    calibration: Calibration,
+    questions: Questions,
+    surfaces: Surfaces,
+    correction: FloatArray | None = None,
+    threshold: float = THRESHOLD,
+) -> Optima:
+    """Take the optimum of each question.
+
+    Args:
+        calibration: Whose costs hold.
+        questions: Workloads on servers.
+        surfaces: What `survey` found of them.
+        correction: Logarithm of what a server really sustains over what the steady twin says, in the shape of
+            ``surfaces.slots``; none: 0.
+        threshold: Share below the offered load from which throughput counts as starved.
+    """
+    factor = np.exp(np.zeros(surfaces.slots.shape) if correction is None else correction)
+    best = [
+        _fewest_near_best(slots, sustained, how_much)
+        for slots, sustained, how_much in zip(surfaces.slots, surfaces.sustained_by_slots, factor, strict=True)
+    ]
+    slots, sustained, scale = (np.array(column) for column in zip(*best, strict=True))
+    feasible = np.isfinite(sustained)
+    adapters = np.where(feasible, questions.adapters_at(np.nan_to_num(sustained)), 0)
+    feasible &= adapters > 0
+    slots = np.minimum(slots, adapters)
+    throughput = np.full(len(questions), np.nan)
+    rows = np.flatnonzero(feasible)
+    if rows.size:
+        predicted = simulate_questions(
+            calibration, questions.take(rows), adapters[rows], slots[rows]
+        ).throughput_tokens_per_s
+        offered = questions.offered_per_s(adapters)[rows] * questions.tokens_per_request[rows]
+        throughput[rows] = np.clip(predicted * scale[rows], (1.0 - threshold) * offered, offered)
+    return Optima(
+        max_cpu_loras=np.where(feasible, adapters, 0),
+        max_loras=np.where(feasible, slots, 0),
+        throughput_tokens_per_s=throughput,
+        sustained_per_s=np.where(feasible, sustained, np.nan),
+    )
+
+
+def _fewest_near_best(slots: IntArray, sustained: FloatArray, factor: FloatArray) -> tuple[int, float, float]:
+    """Fewest slots that sustain nearly as much as any, their load, and the correction there."""
+    known = np.flatnonzero(~np.isnan(sustained))
+    if not known.size:
+        return 0, float("nan"), 1.0
+    distinct, first = np.unique(slots[known], return_index=True)
+    every = np.arange(distinct[0], distinct[-1] + 1)
+    logs = np.log(np.stack([factor, sustained]))[:, known[first]]
+    if distinct.size > 1:
+        logs = PchipInterpolator(np.log(distinct), logs, axis=1)(np.log(every))
+    scale, load = np.exp(logs[0]), np.exp(logs.sum(axis=0))
+    place = int(np.argmax(load >= (1.0 - FLAT) * load.max()))
+    return int(every[place]), float(load[place]), float(scale[place])
+
+
+class _Frontiers:
+    """Sustained loads by numbers of slots, as far as they are known."""
+
+    def __init__(self, calibration: Calibration, questions: Questions, threshold: float) -> None:
+        self.calibration, self.questions, self.needed = calibration, questions, 1.0 - threshold
+        self.most_slots = questions.most_slots(calibration)
+        self.mean_rate = questions.rates_per_s.mean(axis=1)
+        one = np.ones((len(questions), 1), np.int64)
+        self.reach_per_s = limits(calibration, questions, one).load_per_s[:, 0].astype(np.float64)
+        self.slots, self.sustained = np.zeros((len(questions), 0), np.int64), np.zeros((len(questions), 0))
+
+    def grid(self) -> tuple[IntArray, IntArray]:
+        """Numbers of adapters and of slots of the surface, ``[questions, 20]`` each, ascending."""
+        loads = self.reach_per_s[:, np.newaxis] * np.geomspace(_LEAST, _MOST, GRID)
+        adapters = np.maximum(self.questions.adapters_at(loads), 1)
+        top = np.maximum(np.minimum(self.most_slots, adapters[:, -1]), 1)
+        return adapters, np.rint(np.geomspace(np.ones_like(top), top, GRID, axis=1)).astype(np.int64)
+
+    def surface(self, adapters: IntArray, slots: IntArray) -> FloatArray:
+        """Throughput over the grid, ``[questions, adapters, slots]``."""
+        every, each = np.broadcast_arrays(adapters[:, :, np.newaxis], slots[:, np.newaxis])
+        return self._throughput(every, each)
+
+    def _throughput(self, adapters: NDArray[Any], slots: IntArray) -> FloatArray:
+        """Tokens per second in the shape of the arguments, ``[questions, …]``; NaN where slots outnumber adapters."""
+        rows = np.broadcast_to(np.arange(len(self.questions)).reshape(-1, *[1] * (slots.ndim - 1)), slots.shape)
+        sound = (slots <= adapters) & (slots <= self.most_slots.reshape(-1, *[1] * (slots.ndim - 1)))
+        found = np.full(slots.shape, np.nan)
+        if sound.any():
+            asked = self.questions.take(rows[sound])
+            found[sound] = simulate_questions(
+                self.calibration, asked, adapters[sound], slots[sound]
+            ).throughput_tokens_per_s
+        return found
+
+    def _load(self, adapters: FloatArray) -> FloatArray:
+        """Requests per second of fractional adapters, ``[questions, …]``."""
+        shape = (-1, *[1] * (adapters.ndim - 1))
+        return np.asarray(adapters * self.mean_rate.reshape(shape) + self.questions.base_rate_per_s.reshape(shape))
+
+    def _short(self, adapters: FloatArray, slots: IntArray) -> FloatArray:
+        """By how much throughput falls short of what is needed, as a share of the load; negative where it does not."""
+        shape = (-1, *[1] * (adapters.ndim - 1))
+        throughput = self._throughput(adapters, slots) / self.questions.tokens_per_request.reshape(shape)
+        return np.asarray(self.needed - throughput / self._load(adapters))
+
+    def brackets(self, adapters: IntArray, throughput: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Adapters of the grid between which each number of slots begins to starve, ``[questions, slots]`` each."""
+        load = self.questions.offered_per_s(adapters) * self.questions.tokens_per_request[:, np.newaxis]
+        starved = throughput < self.needed * load[..., np.newaxis]
+        first = np.where(starved.any(axis=1), starved.argmax(axis=1), GRID - 1)
+        high = np.take_along_axis(adapters, first, axis=1).astype(np.float64)
+        low = np.where(first > 0, np.take_along_axis(adapters, np.maximum(first - 1, 0), axis=1), 0.5)
+        # Of few adapters the turn's order matters, which fractions leave out.
+        turn = self.questions.rates_per_s.shape[1]
+        return np.maximum(low - turn, 0.3 * low), high + turn
+
+    def narrow(self, slots: IntArray, low: FloatArray, high: FloatArray) -> None:
+        """Find the sustained load with some numbers of slots, from brackets of adapters, ``[questions, n]`` each."""
+        short_low, short_high = np.full(low.shape, -np.inf), np.full(low.shape, np.inf)
+        for _ in range(_ROUNDS):
+            inner = np.exp(np.linspace(np.log(low), np.log(high), _INNER + 2, axis=-1))
+            tried = inner[..., 1:-1] if np.isfinite(short_high).all() else inner
+            short = self._short(tried, np.broadcast_to(slots[..., np.newaxis], tried.shape))
+            starved = short > 0
+            first = np.where(starved.any(axis=-1), starved.argmax(axis=-1), tried.shape[-1])
+            low, high, short_low, short_high = _around(tried, short, first, (low, high, short_low, short_high))
+        with np.errstate(invalid="ignore"):
+            share = np.clip(-short_low / (short_high - short_low), 0.0, 1.0)
+        adapters = low + share * (high - low)
+        sustained = np.where(adapters >= slots, self._load(adapters), np.nan)
+        self.slots = np.concatenate([self.slots, slots], axis=1)
+        self.sustained = np.concatenate([self.sustained, sustained], axis=1)
+        order = np.argsort(self.slots, axis=1, kind="stable")
+        self.slots = np.take_along_axis(self.slots, order, axis=1)
+        self.sustained = np.take_along_axis(self.sustained, order, axis=1)
+
+    def look_around(self) -> None:
+        """Look at more numbers of slots: between the last that sustains too little and what comes after the best."""
+        best, first = self._best_and_first()
+        last = self.slots.shape[1] - 1
+        row = np.arange(len(self.questions))
+        low, high = self.slots[row, np.maximum(first - 1, 0)], self.slots[row, np.minimum(best + 3, last)]
+        slots = np.rint(np.geomspace(low, high, _INNER + 3, axis=1)).astype(np.int64)[:, 1:-1]
+        guess = np.stack([_between(*each) for each in zip(slots, self.slots, self.sustained, strict=True)])
+        adapters = (guess - self.questions.base_rate_per_s[:, np.newaxis]) / self.mean_rate[:, np.newaxis]
+        self.narrow(slots, adapters / _NEAR, adapters * _NEAR)
+
+    def _best_and_first(self) -> tuple[IntArray, IntArray]:
+        """Index of the number of slots that sustains most, and of the fewest that sustain nearly as much."""
+        load = np.where(np.isnan(self.sustained), -1.0, self.sustained)
+        best = load.argmax(axis=1)
+        enough = load >= (1.0 - FLAT) * load.max(axis=1, keepdims=True)
+        return best, enough.argmax(axis=1)
+
+
+def _between(at: IntArray, slots: IntArray, sustained: FloatArray) -> FloatArray:
+    """Sustained loads between known ones; NaN where none is known."""
+    known = ~np.isnan(sustained)
+    return np.interp(at, slots[known], sustained[known]) if known.any() else np.full(at.shape, np.nan)
+
+
+def _around(
+    tried: FloatArray, short: FloatArray, first: IntArray, known: tuple[FloatArray, ...]
+) -> tuple[FloatArray, ...]:
+    """Return the bracket around the first that starves, with how far short its ends fall."""
+    low, high, short_low, short_high = known
+    count = tried.shape[-1]
+
+    def at(values: FloatArray, place: IntArray) -> FloatArray:
+        return np.take_along_axis(values, np.clip(place, 0, count - 1)[..., np.newaxis], axis=-1)[..., 0]
+
+    return (
+        np.where(first > 0, at(tried, first - 1), low),
+        np.where(first < count, at(tried, first), high),
+        np.where(first > 0, at(short, first - 1), short_low),
+        np.where(first < count, at(short, first), short_high),
+    )
