@@ -245,6 +245,14 @@ def test_predictions_keep_the_order_of_the_runs(tmp_path: Path, calibrations: di
             assert among == (pytest.approx(one, rel=1e-5) if isinstance(one, float) else one)
 
 
+def test_runs_that_are_alike_are_predicted_together(tmp_path: Path, calibrations: dict[str, Calibration]) -> None:
+    """A progress of two stands: the runs of each ``max_model_len``, where it is not recorded too."""
+    runs = read(tmp_path, *({"max_model_len": limit, "max_loras": slots} for slots in (8, 4) for limit in ("", 4096)))
+    done: list[int] = []
+    predict_runs(runs, calibrations, progress=lambda predicted, _: done.append(predicted))
+    assert done == [2, 4]
+
+
 def test_offered_load_is_that_of_the_run(tmp_path: Path, calibrations: dict[str, Calibration]) -> None:
     predicted = predict_runs(read(tmp_path, {}, {"arrivals": 18000}), calibrations)
     assert predicted.offered_tokens_per_s == pytest.approx([4.8 * 420, 5.0 * 420])

@@ -129,7 +129,8 @@ def _alike(runs: Runs, rows: IntArray) -> list[IntArray]:
     """
     _, workload = np.unique(runs.scenario[rows].astype(str), return_inverse=True)
     workload = np.where(runs.scenario[rows] == "", -2 - np.arange(rows.size), workload)
-    keys = [runs.max_model_len[rows], np.where(runs.tells_lengths[rows], workload, -1)]
+    limit = np.nan_to_num(runs.max_model_len[rows], nan=-1)  # to `unique`, no two NaN are the same
+    keys = [limit, np.where(runs.tells_lengths[rows], workload, -1)]
     _, group = np.unique(np.stack(keys, axis=1), axis=0, return_inverse=True)
     return [rows[group.reshape(-1) == i] for i in range(int(group.max()) + 1)]
 
