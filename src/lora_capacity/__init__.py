@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lora_capacity.optimize import optimize as recommend
     from lora_capacity.playing import play, play_workload
     from lora_capacity.reports import Report, build_report
-    from lora_capacity.server import Gpu, ModelShape, ServerConfig, VllmBehaviour
+    from lora_capacity.server import Gpu, ModelShape, SchedulerRules, ServerConfig, VllmBehaviour
     from lora_capacity.status import Status
     from lora_capacity.surrogate import Labels, Space, make_labels
     from lora_capacity.sweep import grid, simulate
@@ -48,6 +48,7 @@ __all__ = [
     "Results",
     "Runs",
     "Scenarios",
+    "SchedulerRules",
     "ServerConfig",
     "Space",
     "Status",
@@ -82,7 +83,7 @@ _HOMES = {
     "optimize": ("Objective", "Recommendation", "recommend"),
     "playing": ("play", "play_workload"),
     "reports": ("Report", "build_report"),
-    "server": ("Gpu", "ModelShape", "ServerConfig", "VllmBehaviour"),
+    "server": ("Gpu", "ModelShape", "SchedulerRules", "ServerConfig", "VllmBehaviour"),
     "status": ("Status",),
     "surrogate": ("Labels", "Space", "make_labels"),
     "sweep": ("grid", "simulate"),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.server import SchedulerRules, VllmBehaviour
 from lora_capacity.status import Status
 from lora_capacity.twin import Scenarios
 from lora_capacity.twin.events import EventResults, RequestTables, draw_requests, simulate_events
@@ -25,12 +26,14 @@ COSTS = Costs(
     LoraKernels(32.0, 224.0, 7.0),
 )
 
+OLD, NEW = (VllmBehaviour.for_version(version).scheduler for version in ("0.8.5", "0.33"))
+
 Case = tuple[Scenarios, RequestTables]
 
 
 @cache
-def compiled() -> Any:
-    return jax.jit(simulate_events)
+def compiled(rules: SchedulerRules) -> Any:
+    return jax.jit(partial(simulate_events, rules=rules))
 
 
 @cache
@@ -88,15 +91,16 @@ def only(case: Case, row: int) -> Case:
     return jax.tree.map(lambda leaf: leaf[chosen], scenarios), jax.tree.map(lambda leaf: leaf[chosen], tables)
 
 
-def played(case: Case) -> EventResults:
-    return compiled()(COSTS, *case)
+def played(case: Case, rules: SchedulerRules = OLD) -> EventResults:
+    results: EventResults = compiled(rules)(COSTS, *case)
+    return results
 
 
 @settings(max_examples=25)
-@given(cases())
-def test_bounds_hold(case: Case) -> None:
+@given(cases(), st.sampled_from([OLD, NEW]))
+def test_bounds_hold(case: Case, rules: SchedulerRules) -> None:
     scenarios, tables = case
-    results = played(case)
+    results = played(case, rules)
     settled = results.settled
     assert np.all(settled.status == Status.OK)
     arrived, completed = np.asarray(results.adapter_arrived), np.asarray(results.adapter_completed)
@@ -114,22 +118,23 @@ def test_bounds_hold(case: Case) -> None:
 
 
 @settings(max_examples=25)
-@given(cases())
-def test_completions_add_up(case: Case) -> None:
-    """Without base model, those of the adapters are those of the server, and what the last step completes too late."""
+@given(cases(), st.sampled_from([OLD, NEW]))
+def test_completions_add_up(case: Case, rules: SchedulerRules) -> None:
+    """Without base model, those of the adapters are those of the server, and what the last steps complete too late."""
     scenarios, _ = case
-    results = played(case)
+    results = played(case, rules)
     of_adapters = np.asarray(results.adapter_completed).sum(axis=1)
     all_requests = np.round(np.asarray(results.settled.completed_per_s) * HORIZON_S)
     without_base = np.asarray(scenarios.base_rate_per_s) == 0
     difference = (of_adapters - all_requests)[without_base]
-    assert np.all((difference >= 0) & (difference <= np.asarray(scenarios.max_num_seqs)[without_base]))
+    last = np.asarray(scenarios.max_num_seqs)[without_base] * (2 if rules.async_scheduling else 1)
+    assert np.all((difference >= 0) & (difference <= last))
 
 
 @settings(max_examples=10)
-@given(cases(), st.integers(0, CONFIGS - 1))
-def test_a_server_does_not_see_the_others(case: Case, row: int) -> None:
-    together, alone = played(case), played(only(case, row))
+@given(cases(), st.integers(0, CONFIGS - 1), st.sampled_from([OLD, NEW]))
+def test_a_server_does_not_see_the_others(case: Case, row: int, rules: SchedulerRules) -> None:
+    together, alone = played(case, rules), played(only(case, row), rules)
     for field, a, b in zip(
         together.__dataclass_fields__, jax.tree.leaves(together), jax.tree.leaves(alone), strict=False
     ):

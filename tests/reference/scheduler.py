@@ -353,15 +353,21 @@ def simulate(
     config: Config,
     step_time_s: Callable[[StepState], float],
     *,
+    scheduling_time_s: Callable[[StepState], float] = lambda _: 0.0,
     max_pending: int | None = None,
     horizon_s: float = np.inf,
 ) -> Simulation:
     """Serve requests until all are finished, or until a step would be scheduled at the horizon or later.
 
+    Under asynchronous scheduling the engine looks at what a step gave once it has scheduled the next one, but the
+    tokens count as given when the step ends.
+
     Args:
         requests: In order of arrival.
         config: The server.
-        step_time_s: Duration of a step, adapter loads included, in seconds.
+        step_time_s: Duration of a step on the device, adapter loads included, in seconds.
+        scheduling_time_s: What the engine needs to schedule a step, in seconds. The device waits for it, unless it
+            still runs another one.
         max_pending: Most unanswered requests that the clients hold; None: unbounded.
         horizon_s: No step is scheduled from then on; those under way still end.
     """
@@ -374,6 +380,7 @@ def simulate(
         clients.send(scheduler, now_s)
         if scheduler.requests and now_s < horizon_s:
             state = scheduler.schedule()
+            now_s += scheduling_time_s(state)
             if state.scheduled:
                 start_s = max(now_s, device_free_s)
                 device_free_s = start_s + step_time_s(state)
@@ -385,13 +392,14 @@ def simulate(
             if now_s >= horizon_s:
                 break
             continue
-        state, start_s, now_s = in_flight.popleft()
+        state, start_s, end_s = in_flight.popleft()
+        now_s = max(now_s, end_s)
         clients.send(scheduler, now_s)
         finished = scheduler.update(state)
         clients.answered(len(finished), now_s)
-        result.steps.append(StepRecord(state, start_s, now_s, finished))
+        result.steps.append(StepRecord(state, start_s, end_s, finished))
         for number in state.sampling:
-            result.first_token_s[number] = np.fmin(result.first_token_s[number], now_s)
-        result.finished_s[list(finished)] = now_s
+            result.first_token_s[number] = np.fmin(result.first_token_s[number], end_s)
+        result.finished_s[list(finished)] = end_s
     result.sent_s[: clients.sent] = clients.sent_s
     return result

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.server import SchedulerRules, VllmBehaviour
 from lora_capacity.twin import Scenarios
 from lora_capacity.twin.events import RequestTables, lay_out_requests, simulate_events
 from lora_capacity.twin.events import _state as engine
+from lora_capacity.twin.events._flight import times
 from lora_capacity.twin.events.simulation import assembled, initial_state, lay_out_servers, turn_all
 from lora_capacity.workload import BASE_MODEL, Requests
 from tests.reference.scheduler import Behaviour, Config, Simulation, StepState, simulate
@@ -33,10 +35,13 @@ COSTS = Costs(
 )
 
 
+RULES = {version: VllmBehaviour.for_version(version).scheduler for version in ("0.8.5", "0.14", "0.32", "0.33")}
+RULES["0.32 on a CPU"] = VllmBehaviour.for_version("0.32", "cpu").scheduler
+
+
 class Row(NamedTuple):
     """One step; all whole numbers, times in ticks."""
 
-    start: int
     end: int
     tokens: int
     prefill_tokens: int
@@ -59,18 +64,21 @@ class StepTime:
         self.decoding: set[int] = set()
         self.prefill: list[int] = []
 
-    def __call__(self, state: StepState) -> float:
+    def scheduling(self, state: StepState) -> float:
         self.decoding -= set(state.preempted)
+        return PASSED * state.passed_over * TICK_S
+
+    def __call__(self, state: StepState) -> float:
         prefill = sum(tokens for number, tokens in state.scheduled.items() if number not in self.decoding)
         self.decoding |= set(state.sampling)
         self.prefill.append(prefill)
         ticks = BASE + TOKEN * state.tokens + PREFILL * prefill + KV * state.kv_tokens + ADAPTER * len(state.adapters)
-        ticks += PASSED * state.passed_over + HOST * len(state.host_loads) + DISK * len(state.disk_loads)
+        ticks += HOST * len(state.host_loads) + DISK * len(state.disk_loads)
         return ticks * TICK_S
 
 
 @st.composite
-def workloads(draw: st.DrawFn) -> tuple[Requests, Config, int | None]:
+def workloads(draw: st.DrawFn, rules: SchedulerRules) -> tuple[Requests, Config, int | None]:
     """Few requests, few slots, little memory: what is rare in a real server happens in most of these."""
     count = draw(st.integers(1, 40))
     seed = draw(st.integers(0, 2**32 - 1))
@@ -92,17 +100,23 @@ def workloads(draw: st.DrawFn) -> tuple[Requests, Config, int | None]:
         max_loras=draw(st.integers(1, ADAPTERS)),
         max_cpu_loras=ADAPTERS,
         kv_blocks=max(needed, 1) + draw(st.sampled_from([0, 1, 3, 8, 100])),
-        behaviour=Behaviour(full_prompt_must_fit=draw(st.booleans())),
+        behaviour=Behaviour(**vars(rules)),
     )
     return requests, config, draw(st.sampled_from([None, None, 3, 10]))
 
 
 def played(requests: Requests, config: Config, max_pending: int | None) -> tuple[list[Row], Simulation]:
     step_time_s = StepTime()
-    result = simulate(requests, config, step_time_s, max_pending=max_pending, horizon_s=HORIZON_S)
+    result = simulate(
+        requests,
+        config,
+        step_time_s,
+        scheduling_time_s=step_time_s.scheduling,
+        max_pending=max_pending,
+        horizon_s=HORIZON_S,
+    )
     rows = [
         Row(
-            start=round(step.start_s / TICK_S),
             end=round(step.end_s / TICK_S),
             tokens=step.state.tokens,
             prefill_tokens=prefill,
@@ -147,10 +161,10 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
     return scenarios, replace(tables, longest_output=LONGEST)
 
 
-@partial(jax.jit, static_argnames="full_prompt_must_fit")
-def turns_of(scenarios: Scenarios, tables: RequestTables, full_prompt_must_fit: bool) -> tuple[Any, engine.State]:
+@partial(jax.jit, static_argnames="rules")
+def turns_of(scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules) -> tuple[Any, engine.State]:
     """What stood ready before each turn, and the state after the last."""
-    server = lay_out_servers(scenarios, full_prompt_must_fit)
+    server = lay_out_servers(scenarios, rules)
     adapters = jnp.asarray(scenarios.class_count.sum(axis=1), jnp.int32)
     disk_s = COSTS.loads.disk_rank_s * tables.rank
 
@@ -158,13 +172,13 @@ def turns_of(scenarios: Scenarios, tables: RequestTables, full_prompt_must_fit: 
         work = assembled(COSTS, server, adapters > server.max_loras, state)
         seen = (
             state.mode == engine.RUN,
-            state.now,
+            times(server, state, work).end,
             work,
             state.running,
             state.waiting,
             server.kv_blocks - state.free,
             state.counts[engine.PREEMPTIONS],
-            state.completed,
+            state.ring[:, state.step[0] & (state.ring.shape[1] - 1), 0],
         )
         return turn_all(COSTS, server, adapters, tables, disk_s, state), seen
 
@@ -172,22 +186,19 @@ def turns_of(scenarios: Scenarios, tables: RequestTables, full_prompt_must_fit: 
     return jax.tree.map(lambda values: values[:, 0], seen), state
 
 
-def twin_rows(scenarios: Scenarios, tables: RequestTables, full_prompt_must_fit: bool) -> tuple[list[Row], Any]:
-    seen, state = turns_of(scenarios, tables, full_prompt_must_fit)
-    ready, now, work, running, waiting, blocks, preemptions, completed = jax.tree.map(np.asarray, seen)
+def twin_rows(scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules) -> tuple[list[Row], Any]:
+    seen, state = turns_of(scenarios, tables, rules)
+    ready, end, work, running, waiting, blocks, preemptions, finished = jax.tree.map(np.asarray, seen)
     assert state.mode[0] == engine.DONE
     assert not state.overflow[0]
     at = np.flatnonzero(ready)
-    end_step = np.append(at[1:], ready.size - 1)
     before = np.concatenate([[0], preemptions[at]])
-    durations = np.round(work.compute_s / TICK_S) + np.round(work.load_s / TICK_S)
     rows = [
         Row(
             *map(
                 int,
                 (
-                    now[i],
-                    now[i] + durations[i],
+                    end[i],
                     work.tokens[i],
                     work.prefill_tokens[i],
                     work.kv_tokens[i],
@@ -199,37 +210,46 @@ def twin_rows(scenarios: Scenarios, tables: RequestTables, full_prompt_must_fit:
                     work.host_loads[i],
                     work.disk_loads[i],
                     preemptions[i] - before[j],
-                    completed[end_step[j]] - completed[i],
+                    finished[i],
                 ),
             )
         )
         for j, i in enumerate(at)
+        if work.tokens[i] > 0
     ]
     return rows, state
 
 
 @pytest.mark.slow
-@settings(max_examples=250)
-@given(workloads())
-def test_same_steps(case: tuple[Requests, Config, int | None]) -> None:
+@pytest.mark.parametrize("version", RULES)
+@settings(max_examples=120)
+@given(st.data())
+def test_same_steps(version: str, data: st.DataObject) -> None:
+    case = data.draw(workloads(RULES[version]))
     expected, result = played(*case)
-    rows, state = twin_rows(*laid_out(*case), case[1].behaviour.full_prompt_must_fit)
+    rows, state = twin_rows(*laid_out(*case), RULES[version])
     for i, (row, right) in enumerate(zip(rows, expected, strict=False)):
         assert row == right, f"step {i}"
     assert len(rows) == len(expected)
+    assert int(state.completed[0]) == len(case[0])
     delays = result.first_token_s - result.sent_s
     assert int(state.histogram[:, : engine.BINS].sum()) == delays.size
     assert float(state.sums[engine.TTFT, 0]) == pytest.approx(delays.sum(), rel=1e-6)
 
 
-def test_the_cases_are_what_they_should_be() -> None:
+@pytest.mark.parametrize("version", ["0.8.5", "0.14"])
+def test_the_cases_are_what_they_should_be(version: str) -> None:
     """That preemption, passing over, cut prompts and evictions really occur in workloads of this kind."""
-    seen = np.zeros(5, dtype=int)
+    seen, finished_and_preempted = np.zeros(5, dtype=int), 0
 
-    @settings(max_examples=250, database=None)
-    @given(workloads())
+    @settings(max_examples=600, database=None)
+    @given(workloads(RULES[version]))
     def collect(case: tuple[Requests, Config, int | None]) -> None:
-        rows, _ = played(*case)
+        nonlocal finished_and_preempted
+        rows, result = played(*case)
+        finished_and_preempted += any(
+            set(before.finished) & set(step.state.preempted) for before, step in pairwise(result.steps)
+        )
         seen[:] += [
             any(row.preempted for row in rows),
             any(row.passed_over for row in rows),
@@ -240,6 +260,7 @@ def test_the_cases_are_what_they_should_be() -> None:
 
     collect()
     assert np.all(seen >= 10), seen
+    assert (finished_and_preempted > 0) == RULES[version].async_scheduling
 
 
 def test_results_are_sums_over_the_steps() -> None:
@@ -254,7 +275,8 @@ def test_results_are_sums_over_the_steps() -> None:
     rows, result = played(requests, replace(config, behaviour=Behaviour()), None)
     scenarios, tables = laid_out(requests, config, None)
     found = jax.jit(simulate_events)(COSTS, scenarios, tables)
-    seconds = np.array([row.end - row.start for row in rows]) * TICK_S
+    starts = np.array([step.start_s / TICK_S - PASSED * step.state.passed_over for step in result.steps])
+    seconds = (np.array([row.end for row in rows]) - starts) * TICK_S
     settled = found.settled
     assert float(settled.completed_per_s[0] * HORIZON_S) == pytest.approx(40)
     np.testing.assert_array_equal(
@@ -270,7 +292,8 @@ def test_results_are_sums_over_the_steps() -> None:
     assert float(settled.itl_s[0]) == pytest.approx(gaps, rel=1e-5)
     assert float(settled.ttft_s[0]) == pytest.approx(np.mean(result.first_token_s - result.sent_s), rel=1e-5)
     assert int(found.preemptions[0]) == sum(row.preempted for row in rows) > 0
-    waited_s = np.array([min(step.start_s for step in result.steps if n in step.state.scheduled) for n in range(40)])
+    first_steps = [next(i for i, step in enumerate(result.steps) if n in step.state.scheduled) for n in range(40)]
+    waited_s = starts[first_steps] * TICK_S
     worst_s = np.zeros(ADAPTERS)
     np.maximum.at(worst_s, requests.adapter, waited_s - result.sent_s)
     np.testing.assert_allclose(found.adapter_worst_wait_s[0, :ADAPTERS], worst_s, rtol=1e-6)

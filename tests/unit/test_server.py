@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from lora_capacity.errors import InputError
 from lora_capacity.server import (
     Gpu,
     ModelShape,
+    SchedulerRules,
     ServerConfig,
     VllmBehaviour,
     expand_target_modules,
@@ -232,15 +234,22 @@ def test_defaults_follow_version_and_gpu(version, memory_gib, expected):
 
 def test_rules_change_at_their_versions():
     changes = {
-        "async_scheduling": "0.14",
-        "counts_cuda_graphs": "0.21",
-        "restricts_target_modules": "0.32",
-        "running_adapters_in_use": "0.33",
+        "scheduler.async_scheduling": 14,
+        "scheduler.full_prompt_must_fit": 19,
+        "counts_cuda_graphs": 21,
+        "restricts_target_modules": 32,
+        "scheduler.running_adapters_in_use": 33,
     }
-    for rule, version in changes.items():
-        minor = int(version.split(".")[1])
-        before = VllmBehaviour.for_version(f"0.{minor - 1}.9")
-        assert (getattr(before, rule), getattr(VllmBehaviour.for_version(version), rule)) == (False, True)
+    for rule, minor in changes.items():
+        holds = attrgetter(rule)
+        assert not holds(VllmBehaviour.for_version(f"0.{minor - 1}.9"))
+        assert holds(VllmBehaviour.for_version(f"0.{minor}.0"))
+    assert VllmBehaviour.for_version("0.8.5").scheduler == SchedulerRules()
+
+
+def test_a_cpu_is_never_scheduled_asynchronously():
+    on_cpu = VllmBehaviour.for_version("0.33.0", "cpu").scheduler
+    assert on_cpu == SchedulerRules(full_prompt_must_fit=True, running_adapters_in_use=True)
 
 
 @pytest.mark.parametrize(

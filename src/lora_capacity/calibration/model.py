@@ -13,7 +13,7 @@ import numpy as np
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
 from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory
-from lora_capacity.server import Gpu, ModelShape, ServerConfig, VllmBehaviour
+from lora_capacity.server import DEVICES, Gpu, ModelShape, ServerConfig, VllmBehaviour
 from lora_capacity.workload import LengthDistribution
 
 SCHEMA_VERSION = 1
@@ -29,7 +29,7 @@ _SECTIONS = (
     "fitted_ranges",
     "capacity_error",
 )
-_OPTIONAL = ("runs", "accuracy", "provenance")
+_OPTIONAL = ("device", "runs", "accuracy", "provenance")
 _UNITS = {"_s": "s", "_factor": "1"}
 
 
@@ -74,6 +74,7 @@ class Calibration:
         fitted_ranges: Smallest and largest value of a setting that the coefficients were fitted over, by setting name.
         capacity_error: Standard deviation of the log ratio of predicted to measured throughput of overloaded
             held-back runs: how far the true capacity may lie from the predicted.
+        device: ``gpu`` or ``cpu``: what the server computes on.
         runs: Request lengths of the runs behind it; None for a calibration from microbenchmarks alone.
         accuracy: Errors on fitted and held-back data, as the fit reported them.
         provenance: Sources, date, command, data counts.
@@ -87,6 +88,7 @@ class Calibration:
     memory: MemoryModel
     fitted_ranges: Mapping[str, tuple[float, float]]
     capacity_error: float
+    device: str = "gpu"
     runs: RunLengths | None = None
     accuracy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -94,7 +96,7 @@ class Calibration:
     @property
     def behaviour(self) -> VllmBehaviour:
         """Defaults and rules of the calibration's vLLM version."""
-        return VllmBehaviour.for_version(self.vllm_version)
+        return VllmBehaviour.for_version(self.vllm_version, self.device)
 
     def outside(self, **settings: Any) -> np.ndarray:
         """Where any setting lies outside the range that was fitted over.
@@ -150,6 +152,7 @@ class Calibration:
             "model": self.model.to_json(),
             "gpu": self.gpu.to_json(),
             "vllm_version": self.vllm_version,
+            "device": self.device,
             "coefficients": {
                 "step": _with_units(self.costs.step),
                 "loads": _with_units(self.costs.loads),
@@ -193,6 +196,9 @@ class Calibration:
         )
         vllm_version = str(content["vllm_version"])
         VllmBehaviour.for_version(vllm_version)
+        device = content.get("device", "gpu")
+        if device not in DEVICES:
+            raise InputError(f"{source}: device", device, ", ".join(DEVICES))
         return cls(
             name=str(content["name"]),
             model=model,
@@ -202,6 +208,7 @@ class Calibration:
             memory=MemoryModel.from_json(content["memory"]),
             fitted_ranges=_ranges(source, _mapping(source, content, "fitted_ranges")),
             capacity_error=check_number(f"{source}: capacity_error", content["capacity_error"], minimum=0),
+            device=device,
             runs=_run_lengths(source, content["runs"]) if content.get("runs") is not None else None,
             accuracy=content.get("accuracy") or {},
             provenance=content.get("provenance") or {},

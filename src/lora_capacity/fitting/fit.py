@@ -129,6 +129,7 @@ def fit_calibration(
         memory=memory,
         fitted_ranges=_fitted_ranges(profile, measured),
         capacity_error=capacity_error,
+        device=profile.device,
         runs=None if measured is None else measured.lengths,
         accuracy=accuracy,
         provenance=_provenance(profile, measured),

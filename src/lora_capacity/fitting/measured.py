@@ -129,6 +129,7 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
         model=profile.model,
         gpu=profile.gpu,
         vllm_version=str(profile.server["vllm_version"]),
+        device=profile.device,
         costs=build_costs(profile.model, profile.device, jnp.zeros(len(NAMES[profile.device])), (0.0, 0.0)),
         memory=memory,
         fitted_ranges={},

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lora_capacity._tables import Column, read_table
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.memory import CapacityRows
-from lora_capacity.server import Gpu, ModelShape, VllmBehaviour
+from lora_capacity.server import DEVICES, Gpu, ModelShape, VllmBehaviour
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB, MS_PER_S
 
@@ -99,8 +99,6 @@ _TABLES: dict[str, dict[str, Column]] = {
     },
 }
 _REQUIRED_KEYS = ("model_shape", "gpu", "server")
-DEVICES = ("gpu", "cpu")
-"""What a server computes on, which decides what its step time is made of."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError, check_number
+from lora_capacity.server import SchedulerRules
 from lora_capacity.status import Status
 from lora_capacity.twin import Results, Scenarios
 from lora_capacity.twin.events import EventResults, RequestTables, lay_out_requests, simulate_events
@@ -134,9 +135,9 @@ class Batches:
         return self.most.size
 
     @property
-    def must_fit(self) -> bool:
-        """Whether this vLLM admits a request only if there are KV blocks for its whole prompt."""
-        return self.calibration.behaviour.full_prompt_must_fit
+    def rules(self) -> SchedulerRules:
+        """Rules of this vLLM's scheduler."""
+        return self.calibration.behaviour.scheduler
 
     def cut(self, wanted: NDArray[np.bool_]) -> list[Batch]:
         """Return batches of the configurations wanted, ``[configs]``; the longest first, for an even end.
@@ -206,7 +207,7 @@ class Batches:
     def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> EventResults:
         """Play a batch and return its configurations, adapters in the order of their classes."""
         padded = _padded(tables, batch, self.longest_output)
-        simulate = _sharded(self.must_fit, self.observation.samples)
+        simulate = _sharded(self.rules, self.observation.samples)
         warmup_s = np.float32(self.observation.warmup_s)
         played: Any = simulate(self.calibration.costs, warmup_s, _filled(part, batch.width), padded)
         count = len(batch.rows)
@@ -231,13 +232,11 @@ def _devices() -> int:
 
 
 @functools.cache
-def _sharded(must_fit: bool, samples: int) -> Callable[..., EventResults]:
+def _sharded(rules: SchedulerRules, samples: int) -> Callable[..., EventResults]:
     """Return the compiled twin; each local device turns its own share until that is done."""
 
     def simulate(costs: Costs, warmup_s: Array, scenarios: Scenarios, requests: RequestTables) -> EventResults:
-        return simulate_events(
-            costs, scenarios, requests, full_prompt_must_fit=must_fit, warmup_s=warmup_s, samples=samples
-        )
+        return simulate_events(costs, scenarios, requests, rules=rules, warmup_s=warmup_s, samples=samples)
 
     spec: Any = PartitionSpec
     split, whole = spec("configs"), spec()

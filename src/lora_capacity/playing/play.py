@@ -206,7 +206,13 @@ def _play(
     observation.check(host.horizon_s)
     steady = simulate(calibration, scenarios, source.stays)
     batches = Batches.plan(calibration, host, steady, source.longest_output, observation)
-    question = (calibration.costs, batches.must_fit, host, source.question, dataclasses.astuple(observation))
+    question = (
+        calibration.costs,
+        dataclasses.astuple(batches.rules),
+        host,
+        source.question,
+        dataclasses.astuple(observation),
+    )
     folder = None if parts is None else Parts(Path(parts), question)
     kept = folder.load() if folder else []
     done = np.zeros(batches.configs, dtype=bool)

@@ -7,6 +7,9 @@ from typing import Self
 from lora_capacity.errors import InputError
 from lora_capacity.units import BYTES_PER_GIB
 
+DEVICES = ("gpu", "cpu")
+"""What a server computes on, which decides what its step time is made of."""
+
 
 @dataclass(frozen=True)
 class BatchBudget:
@@ -21,6 +24,24 @@ class BatchBudget:
     min_memory_bytes: int
     max_num_batched_tokens: int
     max_num_seqs: int
+
+
+@dataclass(frozen=True)
+class SchedulerRules:
+    """In what the schedulers of the versions differ; by default that of 0.8.5.
+
+    Attributes:
+        full_prompt_must_fit: Whether a request is admitted only if there are KV blocks for its whole prompt, not just
+            for its first chunk.
+        async_scheduling: Whether a step is scheduled while the one before still runs. A request that gets its last
+            token there keeps its place and its blocks for one step more, and what arrives meanwhile waits for one more.
+        running_adapters_in_use: Whether an adapter is in use as long as any of its requests runs; otherwise only when
+            one is scheduled in the step at hand. Without asynchronous scheduling that is the same.
+    """
+
+    full_prompt_must_fit: bool = False
+    async_scheduling: bool = False
+    running_adapters_in_use: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,13 +61,9 @@ class VllmBehaviour:
         max_lora_ranks: Allowed values of ``max_lora_rank``, ascending.
         lora_extra_vocab_tokens: Tokens by which each slot may extend the vocabulary.
         embedding_architectures: Models in which slots are reserved for the embedding and the output head too.
-        async_scheduling: Whether a step is scheduled while the one before still runs.
         counts_cuda_graphs: Whether the memory of CUDA graphs is taken off the KV cache.
-        running_adapters_in_use: Whether an adapter is in use as long as any of its requests runs; otherwise only when
-            one is scheduled in the step at hand.
         restricts_target_modules: Whether slots can be reserved for chosen modules only (``lora_target_modules``).
-        full_prompt_must_fit: Whether a request is admitted only if there are KV blocks for its whole prompt, not just
-            for its first chunk.
+        scheduler: Rules of the scheduler.
     """
 
     version: str
@@ -57,25 +74,25 @@ class VllmBehaviour:
     max_lora_ranks: tuple[int, ...]
     lora_extra_vocab_tokens: int
     embedding_architectures: tuple[str, ...]
-    async_scheduling: bool
     counts_cuda_graphs: bool
-    running_adapters_in_use: bool
     restricts_target_modules: bool
-    full_prompt_must_fit: bool
+    scheduler: SchedulerRules
 
     @classmethod
-    def for_version(cls, version: str) -> Self:
+    def for_version(cls, version: str, device: str = "gpu") -> Self:
         """Return the behaviour of a vLLM version.
 
-        CUDA graphs change at 0.21 by the log message in 0.32.0's ``gpu_worker.py``. Asynchronous scheduling (0.14), the
-        adapter rule (0.33, later than either source) and rank 1 and the end of vocabulary extension (0.12) are placed
-        by common report; 0.92 of the memory together with the CUDA graphs that it makes up for; module choice, the
-        models with adapted embeddings and the limits of the largest GPUs at 0.32, where they were read. That prompts
-        must fit whole is read in 0.19.0 and not in 0.18.1, and is seen in the schedules of 0.26, 0.32 and 0.33, not of
-        0.8.5, 0.13 and 0.14.
+        CUDA graphs change at 0.21 by the log message in 0.32.0's ``gpu_worker.py``. Rank 1 and the end of vocabulary
+        extension (0.12) are placed by common report; 0.92 of the memory together with the CUDA graphs that it makes up
+        for; module choice, the models with adapted embeddings and the limits of the largest GPUs at 0.32, where they
+        were read. That prompts must fit whole is read in 0.19.0 and not in 0.18.1; asynchronous scheduling is off by
+        default in the sources of 0.13.0 and on in those of 0.14.0; the adapter
+        rule is read in 0.33.0 and not in 0.32.0. These three are seen in the schedules of 0.8.5, 0.13, 0.14,
+        0.26, 0.32 and 0.33.
 
         Args:
             version: As ``vllm.__version__`` has it (``0.8.5``, ``0.32.0rc1``, ``v0.11.2.post1``).
+            device: One of `DEVICES`; vLLM's platform for CPUs turns asynchronous scheduling off.
 
         Raises:
             InputError: If it is not a version, or older than 0.8, whose default engine is another.
@@ -99,11 +116,13 @@ class VllmBehaviour:
             max_lora_ranks=(1, *ranks) if release >= (0, 12) else ranks,
             lora_extra_vocab_tokens=0 if release >= (0, 12) else 256,
             embedding_architectures=("LlamaForCausalLM", f"{'Qwen3' if release >= (0, 32) else 'Mistral'}ForCausalLM"),
-            async_scheduling=release >= (0, 14),
             counts_cuda_graphs=release >= (0, 21),
-            running_adapters_in_use=release >= (0, 33),
             restricts_target_modules=release >= (0, 32),
-            full_prompt_must_fit=release >= (0, 19),
+            scheduler=SchedulerRules(
+                full_prompt_must_fit=release >= (0, 19),
+                async_scheduling=release >= (0, 14) and device == "gpu",
+                running_adapters_in_use=release >= (0, 33),
+            ),
         )
 
     def batch_budget(self, gpu_memory_bytes: int) -> BatchBudget:

@@ -85,6 +85,7 @@ def test_a_file_names_every_coefficient_with_its_unit() -> None:
         (changed("runs", 3), "here: runs: 'int' is not allowed; allowed: an object with output_share"),
         (changed("runs.max_pending", 0), "here: runs.max_pending: 0 is not allowed; allowed: a number > 0"),
         (without("runs.output_share"), "here: runs.output_share: 'missing' is not allowed"),
+        (changed("device", "tpu"), "here: device: 'tpu' is not allowed; allowed: gpu, cpu"),
         (changed("vllm_version", "new"), "'new' is not allowed"),
         (changed("memory.other_bytes", -1), "memory.other_bytes: -1 is not allowed"),
         (changed("gpu.memory_bytes", "64 GB"), "memory_bytes: '64 GB' is not allowed"),

@@ -59,7 +59,9 @@ def test_coefficients_are_those_of_a_cpu(report: FitReport, tmp_path: Path) -> N
     assert 8 * float(step.lora_token_rank_s) > float(step.lora_token_s)
     assert 7 * float(step.adapter_s) < 0.1 * 64 * 8 * float(step.lora_token_rank_s)
     report.calibration.save(tmp_path / "cpu.json")
-    assert Calibration.from_file(tmp_path / "cpu.json") == report.calibration
+    again = Calibration.from_file(tmp_path / "cpu.json")
+    assert again == report.calibration
+    assert (again.device, again.behaviour.scheduler.async_scheduling) == ("cpu", False)
 
 
 def test_kv_cache_of_a_cpu_is_what_it_is_told(report: FitReport) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.errors import InputError
+from lora_capacity.server import SchedulerRules
 from lora_capacity.status import Status
 from lora_capacity.twin import Limit, Scenarios
 from lora_capacity.twin.events import EventResults, draw_requests, lay_out_requests, simulate_events, simulation
@@ -46,7 +47,7 @@ def scenarios(configs: int = 1, **changes: Any) -> Scenarios:
     )
 
 
-def simulated(given: Scenarios, requests: Requests = REQUESTS, **options: bool) -> EventResults:
+def simulated(given: Scenarios, requests: Requests = REQUESTS, **options: SchedulerRules) -> EventResults:
     tables = lay_out_requests(given, [requests], [[0, 1]], seed=None)
     return jax.jit(simulate_events, static_argnames=tuple(options))(COSTS, given, tables, **options)
 
@@ -108,7 +109,7 @@ def test_too_many_preempted_requests_are_told(monkeypatch: pytest.MonkeyPatch) -
     given = scenarios(kv_cache_tokens=16.0 * 10)
     assert int(simulated(given, many).settled.status[0]) == Status.OK
     monkeypatch.setattr(simulation, "PREEMPTED_PLACES", 2)
-    results = simulated(given, many, full_prompt_must_fit=False)
+    results = simulated(given, many, rules=SchedulerRules())
     assert int(results.settled.status[0]) == Status.STEP_LIMIT
     assert np.isnan(results.settled.throughput_tokens_per_s[0])
 

@@ -23,6 +23,7 @@ from lora_capacity.twin.events._arrays import (
     put_across,
     total,
 )
+from lora_capacity.twin.events._flight import keep_in_use, preempt_finished, slots_in_use
 from lora_capacity.twin.events._state import (
     ADMIT,
     DONE,
@@ -58,6 +59,7 @@ class Choice(NamedTuple):
         drop: Whether that one is preempted.
         pop: Whether the last admission is taken from the log.
         undo: Whether its request still runs, and is preempted.
+        finished: Whether its last token is in flight: it is preempted all the same. None if no step is in flight.
         finish: Step of its last token.
         before: ``last`` of its adapter before its admission.
         lost: Whether the log does not reach that far.
@@ -80,6 +82,7 @@ class Choice(NamedTuple):
     drop: Array
     pop: Array
     undo: Array
+    finished: Array | None
     finish: Array
     before: Array
     lost: Array
@@ -162,7 +165,7 @@ def send(server: Server, arrival: Array, s: State) -> State:
     entered = total(enters)
     sent = s.sent + entered
     more = entered == WINDOW
-    empty = sending & ~more & (s.running == 0) & (sent - s.taken + s.preempted_waiting == 0)
+    empty = sending & ~more & (s.running == 0) & (s._replace(sent=sent).waiting == 0)
     following = jnp.min(jnp.where(enters, FAR, window), axis=0)
     now = jnp.where(empty, jnp.minimum(following, server.horizon), s.now)
     over = sending & (now >= server.horizon)
@@ -200,6 +203,8 @@ def arrange(server: Server, requests: RequestTables, disk_s: Array, s: State) ->
     s, newcomer = _note_adapter(s, move, choice.before, disk_s)
     s = _join_or_leave(s, move, choice.pop, outcome.started)
     s = _requeue(s, move, outcome.preempt, outcome.sampled)
+    if choice.finished is not None:
+        s = preempt_finished(s, choice.finished, move.input + move.output)
     return _dequeue(s, move, outcome.admit, choice.from_preempted, choice.place), newcomer
 
 
@@ -208,6 +213,8 @@ def _choose(server: Server, s: State) -> Choice:
     b, part = s.building, s.partial
     keeping, has_partial = s.mode == KEEP, part.request >= 0
     decoding = s.running - has_partial
+    if s.flight is not None:
+        decoding = decoding - s.flight.leaving
     chunk = jnp.where(has_partial, jnp.minimum(part.total - part.computed, server.max_num_batched_tokens - decoding), 0)
     growth = pick_across(s.phase, s.step & 15) + blocks(part.computed + chunk) - blocks(part.computed)
     short = keeping & (growth > s.free)
@@ -216,7 +223,8 @@ def _choose(server: Server, s: State) -> Choice:
     entry, entry_finish, before = pick(s.log, (s.logged - 1) & (s.log.shape[1] - 1)).T
     admitting = (kept & ~has_partial & ~b.preempted) | (s.mode == ADMIT)
 
-    has_slot = (s.last >= s.step) | (s.active < server.max_loras)
+    slots, in_use = slots_in_use(server, s)
+    has_slot = in_use | (slots < server.max_loras)
     key = jnp.min(jnp.where(has_slot, s.key, FAR), axis=0)
     place = jnp.clip(-1 - key, 0, s.preempted[0].shape[0] - 1)
     waiting, _, waiting_sampled = (pick_across(column, place) for column in s.preempted)
@@ -232,6 +240,7 @@ def _choose(server: Server, s: State) -> Choice:
         drop=short & has_partial,
         pop=pop,
         undo=pop & (entry_finish >= s.step),
+        finished=None if s.flight is None else pop & (entry_finish == s.step - 1) & (s.flight.leaving > 0),
         finish=entry_finish,
         before=before,
         lost=pop & (s.logged <= s.log_lost),
@@ -255,7 +264,7 @@ def _decide(server: Server, requests: RequestTables, s: State, c: Choice) -> Out
     following, sent = pick(requests.following, c.request), pick(s.sent_at, c.request)
     length = prompt + c.sampled
     tokens = jnp.minimum(length, c.budget)
-    fits = c.found & (blocks(jnp.where(server.full_prompt_must_fit, length, tokens)) <= c.free)
+    fits = c.found & (blocks(length if server.rules.full_prompt_must_fit else tokens) <= c.free)
     admit = c.room & fits
     blocked = c.room & ~fits
     whole = tokens == length
@@ -321,6 +330,7 @@ def _note_adapter(s: State, move: Move, before: Array, disk_s: Array) -> tuple[S
     value = jnp.where(move.needed, claim, jnp.maximum(before, s.step - 1))
     changes = own & (move.needed | (move.sign < 0))
     was, will = changes & (last >= s.step), changes & (value >= s.step)
+    s = keep_in_use(s, last, own & move.needed)
     new = own & move.needed & (last < s.step - 1)
     never = new & (last == NEVER)
     ring = add(s.ring, was, last & mask, -1, LAST_NEEDED)

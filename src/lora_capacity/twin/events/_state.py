@@ -7,9 +7,13 @@ block. Adapters are numbered in the order in which a step touches them; ``last``
 says both whether it is active and how recently it was used.
 """
 
+from dataclasses import field
 from typing import NamedTuple
 
+from flax import struct
 from jax import Array
+
+from lora_capacity.server import SchedulerRules
 
 BLOCK_TOKENS = 16
 """Tokens of a KV block."""
@@ -51,8 +55,9 @@ SHORTEST_S = 2.0**-10
 BINS = 24 * BINS_PER_DOUBLING
 
 
-class Server(NamedTuple):
-    """Configurations; int32 ``[configs]`` but for booleans and ``tick_s``. Times are in ticks of so many seconds."""
+@struct.dataclass
+class Server:
+    """Configurations; int32 ``[configs]`` but for ``tick_s`` and rules. Times are in ticks of so many seconds."""
 
     max_num_batched_tokens: Array
     max_num_seqs: Array
@@ -63,7 +68,7 @@ class Server(NamedTuple):
     warmup: Array
     horizon: Array
     tick_s: Array
-    full_prompt_must_fit: Array
+    rules: SchedulerRules = field(metadata={"pytree_node": False})
 
 
 class Building(NamedTuple):
@@ -130,6 +135,24 @@ class Followed(NamedTuple):
     undisturbed: Array
 
 
+class Flight(NamedTuple):
+    """The step that runs while the next one is put together; int32 ``[configs]``, 0 but for `end` if there is none.
+
+    Attributes:
+        end: When it ends, ticks.
+        leaving: Running requests that it finishes.
+        blocks: Their KV blocks.
+        requeued: Requests that it finishes though they have been preempted since; they wait until then.
+        adapters: Adapters that it needs and that the step being put together does not need so far.
+    """
+
+    end: Array
+    leaving: Array
+    blocks: Array
+    requeued: Array
+    adapters: Array
+
+
 class State(NamedTuple):
     """Servers between two turns; int32 ``[configs]`` unless said otherwise.
 
@@ -146,6 +169,7 @@ class State(NamedTuple):
         active: Adapters that the step needs.
         active_before: Adapters that the step before needed.
         kv_tokens: Tokens in the KV cache once the step has run.
+        flight: The step in flight; None without asynchronous scheduling.
         streaming: Requests with a first but not a last token.
         building: The step being put together.
         partial: The request in the batch that does not decode yet.
@@ -202,6 +226,7 @@ class State(NamedTuple):
     active: Array
     active_before: Array
     kv_tokens: Array
+    flight: Flight | None
     streaming: Array
     building: Building
     partial: Partial
@@ -241,7 +266,8 @@ class State(NamedTuple):
     @property
     def waiting(self) -> Array:
         """Requests in the queue, int32."""
-        return self.sent - self.taken + self.preempted_waiting
+        waiting = self.sent - self.taken + self.preempted_waiting
+        return waiting if self.flight is None else waiting + self.flight.requeued
 
 
 class Work(NamedTuple):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_capacity.twin.events._arrays import add_several, after, pick, places, put, total
+from lora_capacity.twin.events._flight import hand_back, times
 from lora_capacity.twin.events._state import (
     ADAPTERS,
     BINS,
@@ -22,6 +23,7 @@ from lora_capacity.twin.events._state import (
     WAITING,
     WHOLE_ANSWER,
     Building,
+    Flight,
     Server,
     State,
     Work,
@@ -47,20 +49,24 @@ def run(server: Server, s: State, work: Work) -> State:
     """Let the step that was put together run, if it is ready, and take out the requests that it finishes."""
     b = s.building
     runs = s.mode == RUN
-    load = jnp.round(work.load_s / server.tick_s).astype(jnp.int32)
-    compute = jnp.maximum(jnp.round(work.compute_s / server.tick_s), 1.0).astype(jnp.int32)
-    end = jnp.where(runs, s.now + load + compute, s.now)
-    start = jnp.maximum(s.now, server.warmup)
+    # Under asynchronous scheduling nobody may be left to be scheduled: the engine then waits for the step in flight.
+    steps = runs if s.flight is None else runs & (work.tokens > 0)
+    time = times(server, s, work)
+    end = jnp.where(steps, time.end, s.now)
+    start = jnp.maximum(time.begin, server.warmup)
     observed_s = jnp.maximum(jnp.minimum(end, server.horizon) - start, 0) * server.tick_s
     cell = s.step & (s.ring.shape[1] - 1)
     leaving, leaving_blocks, leaving_tokens, last_block, last_needed = (
-        jnp.where(runs, value, 0) for value in pick(s.ring, cell).T
+        jnp.where(steps, value, 0) for value in pick(s.ring, cell).T
     )
-    inside = runs & (end <= server.horizon) & (s.now >= server.warmup)
+    freed, flight = hand_back(
+        s, runs, Flight(jnp.where(steps, end, time.then), leaving, leaving_blocks, jnp.zeros_like(leaving), last_needed)
+    )
+    inside = steps & (end <= server.horizon) & (time.begin >= server.warmup)
     rates = (s.running, s.waiting, server.kv_blocks - s.free, work.adapters, s.streaming)
-    loading_s = jnp.minimum(load * server.tick_s, observed_s)
-    scheduling_s = jnp.where(runs, jnp.minimum(work.scheduling_s, observed_s - loading_s), 0.0)
-    s, delay_s, noted_end = _note_times(server, s, end)
+    loading_s = jnp.minimum(time.load * server.tick_s, observed_s)
+    scheduling_s = jnp.where(steps, jnp.minimum(time.scheduling_s, observed_s - loading_s), 0.0)
+    s, delay_s, noted_end = _note_times(server, s, steps, time.begin, end)
     sums, lost = _add(
         s.sums,
         s.sums_lost,
@@ -82,24 +88,25 @@ def run(server: Server, s: State, work: Work) -> State:
     fresh = Building(zero, zero, zero, zero, zero > 0, zero - FAR, zero, zero, jnp.zeros_like(b.disk_s))
     return s._replace(
         mode=jnp.where(runs, SEND, s.mode),
-        now=end,
-        step=s.step + runs,
-        completed=s.completed + leaving,
-        free=s.free + leaving_blocks,
-        running=s.running - leaving,
+        now=jnp.where(runs, time.then, s.now),
+        step=s.step + steps,
+        completed=s.completed + freed.completed,
+        free=s.free + freed.blocks,
+        running=s.running - freed.places,
         active=s.active - last_needed,
-        active_before=jnp.where(runs, s.active, s.active_before),
+        active_before=jnp.where(steps, s.active, s.active_before),
         kv_tokens=s.kv_tokens - (leaving_tokens - leaving),
-        streaming=s.streaming + jnp.where(runs, b.first_tokens, 0) - leaving,
+        flight=flight,
+        streaming=s.streaming + jnp.where(steps, b.first_tokens, 0) - leaving,
         building=jax.tree.map(lambda a, c: jnp.where(runs, a, c), fresh, b),
-        ring=put(s.ring, after(leaving, runs), cell, jnp.zeros((cell.shape[0], s.ring.shape[2]))),
+        ring=put(s.ring, after(leaving, steps), cell, jnp.zeros((cell.shape[0], s.ring.shape[2]))),
         phase=s.phase - jnp.where(here, last_block, 0),
-        limit=jnp.where(runs, _limit(server, s), s.limit),
-        ends=put(s.ends, after(noted_end, runs), s.step & (s.ends.shape[1] - 1), end),
+        limit=jnp.where(steps, _limit(server, s), s.limit),
+        ends=put(s.ends, after(noted_end, steps), s.step & (s.ends.shape[1] - 1), end),
         most=jnp.where(inside, jnp.maximum(s.most, used), s.most),
         sums=sums,
         sums_lost=lost,
-        series=_sample(server, s, runs, end, sums, counts),
+        series=_sample(server, s, steps, end, sums, counts),
         counts=counts,
     )
 
@@ -113,7 +120,7 @@ def _limit(server: Server, s: State) -> Array:
     return jnp.where(s.waiting == 0, Limit.NONE, limit).astype(jnp.int32)
 
 
-def _note_times(server: Server, s: State, end: Array) -> tuple[State, Array, Array]:
+def _note_times(server: Server, s: State, steps: Array, begin: Array, end: Array) -> tuple[State, Array, Array]:
     """Note the delay of a first token whose step has run, one in every turn, and the times of followed requests."""
     sent, when = pick(s.first, s.first_got & (s.first.shape[1] - 1)).T
     ready = (s.first_got < s.first_put) & (when < s.step)
@@ -121,10 +128,9 @@ def _note_times(server: Server, s: State, end: Array) -> tuple[State, Array, Arr
     counts = ready & (noted_end <= server.horizon) & (noted_end > server.warmup)
     delay_s = jnp.where(counts, (noted_end - sent) * server.tick_s, 0.0)
     f = s.followed
-    runs = s.mode == RUN
-    first_end = jnp.where(runs & (f.first_step == s.step), end, f.first_end)
-    ends = runs & (f.request >= 0) & (f.finish == s.step)
-    told = ends & (end <= server.horizon) & (s.now >= server.warmup)
+    first_end = jnp.where(steps & (f.first_step == s.step), end, f.first_end)
+    ends = steps & (f.request >= 0) & (f.finish == s.step)
+    told = ends & (end <= server.horizon) & (begin >= server.warmup)
     later_s = (end - first_end) * server.tick_s / jnp.maximum(f.later_tokens, 1)
     bins = (
         (counts, delay_s[None], FIRST_TOKEN),
@@ -147,7 +153,7 @@ def _bin(time_s: Array, which: int) -> Array:
     return which * BINS + jnp.minimum(place.astype(jnp.int32), BINS - 1)
 
 
-def _sample(server: Server, s: State, runs: Array, end: Array, sums: Array, counts: Array) -> Array:
+def _sample(server: Server, s: State, steps: Array, end: Array, sums: Array, counts: Array) -> Array:
     """Overwrite the sample of the part of the horizon in which a step ends."""
     samples = s.series.shape[1]
     if samples == 0:
@@ -155,7 +161,7 @@ def _sample(server: Server, s: State, runs: Array, end: Array, sums: Array, coun
     part = jnp.minimum((end / server.horizon * samples).astype(jnp.int32), samples - 1)
     added = [sums[place] for place in (RUNNING, WAITING, KV_BLOCKS, ADAPTERS)]
     row = jnp.stack([end * server.tick_s, *added, *counts[jnp.array([REQUESTS, TOKENS])].astype(jnp.float32)], axis=1)
-    return put(s.series, runs & (end <= server.horizon), part, row)
+    return put(s.series, steps & (end <= server.horizon), part, row)
 
 
 def _add(sums: Array, lost: Array, values: Array) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ State stands in arrays of fixed size, one row a server, and one loop turns all o
 (`lora_capacity.twin.events._scheduler` says what a turn is). Arrivals, lengths and the order of touching adapters are
 given, so equal inputs give equal results.
 
-What it leaves out: asynchronous scheduling; eviction from host memory, which holds all adapters served; requests that
+What it leaves out: eviction from host memory, which holds all adapters served; requests that
 exceed ``max_model_len``; prefix caching.
 """
 
@@ -14,8 +14,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lora_capacity.costs import Costs, step_time_s
+from lora_capacity.server import SchedulerRules
 from lora_capacity.status import Status
 from lora_capacity.twin.events._arrays import apart
+from lora_capacity.twin.events._flight import slots_in_use
 from lora_capacity.twin.events._scheduler import arrange, send
 from lora_capacity.twin.events._slots import distances, loads_of_evicted, loads_of_newcomers
 from lora_capacity.twin.events._state import (
@@ -28,6 +30,7 @@ from lora_capacity.twin.events._state import (
     RUN,
     SEND,
     Building,
+    Flight,
     Followed,
     Partial,
     Server,
@@ -55,7 +58,7 @@ def simulate_events(
     scenarios: Scenarios,
     requests: RequestTables,
     *,
-    full_prompt_must_fit: bool = False,
+    rules: SchedulerRules = SchedulerRules(),
     warmup_s: ArrayLike = 0.0,
     samples: int = 0,
 ) -> EventResults:
@@ -65,8 +68,7 @@ def simulate_events(
         costs: What steps and loads cost.
         scenarios: The configurations, ``[configs]``. Their rates and mean lengths only serve to compare with.
         requests: The requests of each.
-        full_prompt_must_fit: Whether a request is admitted only if there are KV blocks for its whole prompt, not just
-            for its first chunk.
+        rules: What the scheduler of their vLLM version does; static.
         warmup_s: Time at the beginning that means, quantiles, maxima and counts leave out, but for those by adapter or
             class; one value or ``[configs]``.
         samples: Parts of the horizon whose means are told as a series; 0 for none.
@@ -76,7 +78,7 @@ def simulate_events(
 
     Status: ``step_limit`` where more preempted requests wait, or are more deeply nested, than there is room for.
     """
-    server = lay_out_servers(scenarios, full_prompt_must_fit, warmup_s)
+    server = lay_out_servers(scenarios, rules, warmup_s)
     adapters = jnp.asarray(scenarios.class_count.sum(axis=1), jnp.int32)
     disk_s = jnp.asarray(costs.loads.disk_s + costs.loads.disk_rank_s * requests.rank, jnp.float32)
     state = initial_state(scenarios, server, requests, samples)
@@ -131,7 +133,8 @@ def assembled(costs: Costs, server: Server, crowded: Array, s: State) -> Work:
     b = s.building
     ready = s.mode == RUN
     none = jnp.zeros_like(s.step)
-    behind = ready & (jnp.abs(b.stop) < FAR) & (s.active >= server.max_loras)
+    slots, _ = slots_in_use(server, s)
+    behind = ready & (jnp.abs(b.stop) < FAR) & (slots >= server.max_loras)
     passed = jax.lax.cond(behind.any(), lambda: passed_over(s), lambda: none)
     passed = jnp.where(behind, passed, jnp.where(b.stop == FAR, s.waiting, 0))
     new = ready & crowded & (b.newcomers > 0)
@@ -172,7 +175,9 @@ def assembled(costs: Costs, server: Server, crowded: Array, s: State) -> Work:
     )
 
 
-def lay_out_servers(scenarios: Scenarios, full_prompt_must_fit: bool = False, warmup_s: ArrayLike = 0.0) -> Server:
+def lay_out_servers(
+    scenarios: Scenarios, rules: SchedulerRules = SchedulerRules(), warmup_s: ArrayLike = 0.0
+) -> Server:
     """Return the configurations as whole numbers, ``[configs]``; vLLM keeps one KV block for itself."""
 
     def whole(values: Array) -> Array:
@@ -189,7 +194,7 @@ def lay_out_servers(scenarios: Scenarios, full_prompt_must_fit: bool = False, wa
         warmup=none + jnp.round(jnp.asarray(warmup_s) / scenarios.horizon_s * TICKS).astype(jnp.int32),
         horizon=none + TICKS,
         tick_s=jnp.asarray(scenarios.horizon_s / TICKS, jnp.float32),
-        full_prompt_must_fit=none + full_prompt_must_fit > 0,
+        rules=rules,
     )
 
 
@@ -207,6 +212,7 @@ def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables,
 
     none = filled(0)
     fresh = Building(none, none, none, none, none > 0, none - FAR, none, none, jnp.zeros(configs))
+    flight = Flight(none, none, none, none, none) if server.rules.async_scheduling else None
     starts = scenarios.status <= Status.OUTSIDE_CALIBRATION
     return State(
         mode=jnp.where(starts, SEND, DONE).astype(jnp.int32),
@@ -221,6 +227,7 @@ def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables,
         active=none,
         active_before=none,
         kv_tokens=none,
+        flight=flight,
         streaming=none,
         building=fresh,
         partial=Partial(none - 1, none, none, none),
