@@ -222,7 +222,7 @@ def twin_rows(scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", RULES)
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(st.data())
 def test_same_steps(version: str, data: st.DataObject) -> None:
     case = data.draw(workloads(RULES[version]))
