@@ -298,6 +298,16 @@ def test_extrapolation_is_said():
     assert found.best.status == "outside_calibration"
 
 
+def test_a_long_wait_is_warned_of_with_the_option_that_bounds_it_unless_it_was_bounded():
+    free, bound = (optimize(BUSY, GPU_80, objective=Objective(max_ttft_s=limit)) for limit in (None, 60.0))
+    assert free.best.ttft_s > 60.0 >= bound.best.ttft_s > 10.0
+    (warning,) = free.warnings
+    assert warning.startswith(f"requests wait {free.best.ttft_s:.0f} s for a first token")
+    assert "max_ttft_s (--max-ttft-ms)" in warning
+    assert "\n" not in warning
+    assert bound.warnings == ()
+
+
 def test_many_different_adapters_are_merged_without_changing_the_answer():
     rates = np.geomspace(0.8, 0.05, 90)
     workload = make_workload(AdapterList([f"a{i}" for i in range(90)], rates, [16] * 90))
