@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from environment import REPOSITORY, environment
 
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.costs import step_time_s
@@ -22,9 +23,8 @@ from lora_capacity.twin import build_scenarios
 from lora_capacity.twin.events import lay_out_requests, simulate_events
 from lora_capacity.workload import Workload
 
-REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
-from tests.reference.scheduler import Config, Simulation, StepState, simulate  # noqa: E402
+from tests.reference.scheduler import Config, Simulation, StepState, simulate
 
 CONFIGURATIONS = ((8, 8), (12, 8))
 """Adapters and slots: enough slots, and too few of them."""
@@ -41,7 +41,8 @@ def main() -> None:
     figures = [compare(calibration, workload, *each) for each in CONFIGURATIONS]
     print(json.dumps(figures, indent=1))
     if arguments.json is not None:
-        whole = {"calibration": calibration.name, "workload": arguments.workload.name, "configurations": figures}
+        whole = {"environment": environment("jax", "jaxlib", "numpy"), "calibration": calibration.name}
+        whole |= {"workload": arguments.workload.name, "configurations": figures}
         arguments.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 

@@ -5,17 +5,14 @@ python benchmarks/event_twin.py --json results.json
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from environment import REPOSITORY, environment
 
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.playing import play
@@ -26,7 +23,6 @@ from lora_capacity.twin import Scenarios, StayLaw, lay_out
 from lora_capacity.twin.events import draw_requests, simulate_events
 from lora_capacity.workload import LengthDistribution, Requests
 
-REPOSITORY = Path(__file__).parents[1]
 RATES_PER_S = (
     (0.1, 0.05, 0.025),
     (1.6, 0.8, 0.4),
@@ -54,7 +50,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     calibration = load_calibration(arguments.calibration)
-    figures: dict[str, Any] = {"environment": environment(), "calibration": calibration.name}
+    figures: dict[str, Any] = {"environment": environment("jax", "jaxlib", "numpy"), "calibration": calibration.name}
     figures["mix"] = time_play(calibration, mix(calibration, arguments.configs, arguments.horizon_s))
     figures["compile"] = compiled(calibration, mix(calibration, 64, arguments.horizon_s))
     figures["against_reference"] = time_reference(calibration)
@@ -236,20 +232,6 @@ def time_reference(calibration: Calibration) -> dict[str, float]:
         "reference_s_per_config": sum(seconds.values()) / len(rows),
         "twin_s_per_config": twin_share_s / len(rows),
         "times_faster": sum(seconds.values()) / twin_share_s,
-    }
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    return {
-        "devices": [str(device) for device in jax.devices()],
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "jax": version("jax"),
-        "commit": commit.stdout.strip(),
     }
 
 

@@ -5,15 +5,13 @@ python benchmarks/load_generator.py --json results.json
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environment import REPOSITORY, environment
 from lora_capacity_profiling.load import run_load
 from lora_capacity_profiling.material import write_model
 from lora_capacity_profiling.metrics import Snapshot
@@ -22,7 +20,6 @@ from lora_capacity_profiling.server import Server
 from lora_capacity.units import MS_PER_S
 from lora_capacity.workload import Workload
 
-REPOSITORY = Path(__file__).parents[1]
 FAKE = REPOSITORY / "tests" / "unit" / "profiling" / "fake"
 ADAPTERS = 32
 RATES_PER_S = (1, 10, 40, 160)
@@ -38,7 +35,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as server:
         measure(server, RATES_PER_S[0])  # connections and code that are new
-        figures = {"environment": environment(), "runs": [measure(server, rate) for rate in RATES_PER_S]}
+        figures = {
+            "environment": environment("numpy"),
+            "adapters": ADAPTERS,
+            "step_s": STEP_S,
+            "duration_s": DURATION_S,
+        }
+        figures["runs"] = [measure(server, rate) for rate in RATES_PER_S]
     report(figures)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -85,19 +88,6 @@ def measure(server: Server, rate_per_s: float) -> dict[str, float]:
         "itl_server_ms": MS_PER_S * after.itl.since(before.itl).mean_s,
         "ttft_client_ms": row["mean_ttft_ms"],
         "ttft_server_ms": MS_PER_S * after.ttft.since(before.ttft).mean_s,
-    }
-
-
-def environment() -> dict[str, Any]:
-    """Where and with what this ran."""
-    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "commit": commit or "unknown",
     }
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environment import environment
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.material import write_adapter, write_model
 from lora_capacity_profiling.server import Server
@@ -235,7 +236,8 @@ def report(args: argparse.Namespace, calibration: Calibration, results: list[dic
     if grid:
         summary |= regret(grid, calibration, fixed)
     print(json.dumps(summary, indent=2))
-    args.output.write_text(json.dumps({"runs": results, "summary": summary}, indent=2) + "\n")
+    whole = {"environment": environment("jax", "jaxlib", "numpy"), "runs": results, "summary": summary}
+    args.output.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 def regret(grid: list[dict[str, Any]], calibration: Calibration, fixed: Mapping[str, Any]) -> dict[str, Any]:

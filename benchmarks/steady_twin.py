@@ -6,18 +6,15 @@ python benchmarks/steady_twin.py --json results.json
 import argparse
 import json
 import math
-import os
-import platform
 import resource
-import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from environment import REPOSITORY, environment
 
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.optimize import optimize
@@ -25,7 +22,6 @@ from lora_capacity.sweep import simulate
 from lora_capacity.twin import Scenarios, StayLaw, build_scenarios, simulate_steady
 from lora_capacity.workload import Workload
 
-REPOSITORY = Path(__file__).parents[1]
 EXAMPLES = ("few_busy", "many_idle", "mixed_ranks")
 BATCHES = (1, 16, 256, 1024, 4096, 16384)
 SWEEP = 65536
@@ -44,7 +40,7 @@ def main() -> None:
     workload = Workload.from_file(REPOSITORY / "examples" / "many_idle.yaml")
     stays = StayLaw.of_lengths(workload.output_tokens)
     scenarios = lay_out(workload, calibration, SWEEP)
-    figures: dict[str, Any] = {"environment": environment(), "calibration": calibration.name}
+    figures: dict[str, Any] = {"environment": environment("jax", "jaxlib", "numpy"), "calibration": calibration.name}
     figures["one_device"] = [time_batch(calibration, scenarios, stays, size) for size in BATCHES]
     figures["sweep"] = time_sweep(calibration, scenarios, stays)
     figures["optimize"] = [time_optimize(calibration, name) for name in EXAMPLES]
@@ -143,22 +139,6 @@ def rates(configs: int, compile_s: float, run_s: float) -> dict[str, float]:
         "run_s": run_s,
         "configs_per_s": configs / run_s,
         "compile_share": compile_s / (compile_s + run_s),
-    }
-
-
-def environment() -> dict[str, Any]:
-    """Where and with what this ran."""
-    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "devices": [str(device) for device in jax.local_devices()],
-        "device_kind": jax.local_devices()[0].device_kind,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "numpy")},
-        "commit": commit or "unknown",
     }
 
 
