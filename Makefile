@@ -23,7 +23,7 @@ vllm: $(VENV)/.test ## Compare with vLLM's own scheduler, and drive a real serve
 	LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm
 
 docs-code: $(VENV)/.dev ## Run the code of the documentation (UPDATE=1 writes into it what the code prints)
-	LORA_CAPACITY_UPDATE_DOCS=$(UPDATE) $(BIN)/python -m pytest -m docs tests/docs
+	LORA_CAPACITY_UPDATE_DOCS=$(UPDATE) $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 -m docs tests/docs
 
 browser: $(VENV)/.browser docs ## Test the documentation and a report in Chromium (screenshots in build/screenshots)
 	$(BIN)/python -m pytest -m browser tests/browser
@@ -52,7 +52,7 @@ imports: $(VENV)/.test ## Check which module may import which
 	$(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/.dev ## Build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 package: $(VENV)/.dev ## Build sdist and wheel into dist/
 	rm -rf dist
