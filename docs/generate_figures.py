@@ -51,7 +51,10 @@ def chart(
     for (x, y), label in sorted(ends, key=lambda end: -end[0][1]):
         # Names of lines that end close to each other stand one above the other.
         above = (x, min(y + 4.0, above[1] - 14.0) if abs(x - above[0]) < 90.0 else y + 4.0)
-        parts.append(svg.text(label, x + 7.0, above[1], class_="row"))
+        # A line that ends inside has its name below it, on the left, where no other line goes.
+        inside = x < WIDTH - RIGHT - 1.0
+        anchor = {"text_anchor": "end"} if inside else {}
+        parts.append(svg.text(label, x - 16.0 if inside else x + 7.0, above[1], class_="row", **anchor))
     return svg.drawing(WIDTH, HEIGHT, name, f"{title} against {across}", *parts)
 
 
@@ -162,6 +165,34 @@ def queue() -> str:
     return svg.drawing(410.0, 210.0, "A pass over the queue", about, *parts)
 
 
+def tiers() -> str:
+    """Where adapters are, and what it takes to bring one up: a drawing with the calibration's times of rank 16."""
+    loads = CALIBRATION.costs.loads
+    disk_ms = MS_PER_S * (float(loads.disk_s) + 16.0 * float(loads.disk_rank_s))
+    rows = (
+        ("on the GPU: max_loras slots", "AD", "var(--b-slots)", f"{MS_PER_S * float(loads.host_s):.0f} ms"),
+        ("in host memory: max_cpu_loras adapters", "ABCD", "var(--b-sequences)", f"{disk_ms:.0f} ms"),
+        ("on disk: every adapter", "ABCDEFG", "var(--b-dead)", ""),
+    )
+    box, pitch, height = 40.0, 48.0, 92.0
+    parts = []
+    for i, (name, adapters, fill, load) in enumerate(rows):
+        y = 28.0 + i * height
+        parts.append(svg.text(name, 16.0, y - 8.0, class_="axis strong"))
+        for j, adapter in enumerate(adapters):
+            x = 16.0 + j * pitch
+            parts.append(svg.element("rect", x=x, y=y, width=box, height=30.0, rx=4, style=f"fill:{fill}"))
+            parts.append(svg.text(adapter, x + box / 2, y + 20.0, text_anchor="middle"))
+        if load:
+            at, top, foot = 376.0, y + 38.0, y + height - 14.0
+            parts.append(svg.line([(at, foot), (at, top), (at - 4.0, top + 7.0)], class_="curve"))
+            parts.append(svg.line([(at, top), (at + 4.0, top + 7.0)], class_="curve"))
+            parts.append(svg.text(f"{load} to load", at + 12.0, (top + foot) / 2 + 4.0, class_="row"))
+    parts.append(svg.text("The engine stands still while it loads.", 16.0, 268.0, class_="note"))
+    about = "Slots on the GPU hold some of the adapters in host memory, and that some of those on disk; loads take time"
+    return svg.drawing(490.0, 280.0, "Tiers", about, *parts)
+
+
 def interval() -> str:
     """How a queue grows: time to first token against the time looked at, under overload."""
     hours = np.geomspace(60.0, 7200.0, 40)
@@ -182,6 +213,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "slots": slots,
     "batch": batch,
     "queue": queue,
+    "tiers": tiers,
     "transients": interval,
 }
 

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from lora_capacity.reports import Report
+from lora_capacity.reports.curves import QUANTITIES
 from lora_capacity.reports.heatmap import METRICS
 
 MAX_BYTES = 2_000_000
@@ -106,7 +107,9 @@ def test_page_tells_the_recommendation_and_its_command(report: Report, page: str
 
 def test_figures_are_documents_of_their_own(report: Report) -> None:
     figures = report.figures()
-    assert {"map-throughput_tokens_per_s", "adapters-itl_s", "bounds", "service", "changes"} <= set(figures)
+    maps, curves = ([each.key for each in known] for known in (METRICS, QUANTITIES))
+    drawn = {*(f"map-{key}" for key in maps), *(f"adapters-{key}" for key in curves), "bounds", "service", "changes"}
+    assert set(figures) == drawn
     for name, document in figures.items():
         root = ElementTree.fromstring(document)
         assert root.tag == "{http://www.w3.org/2000/svg}svg", name
