@@ -1,37 +1,21 @@
 """The page on the event twin's accuracy and its figures, from ``docs/data/event_accuracy.json``."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from generate_accuracy import PUBLISHED, row, table
+from generate_accuracy import choices
+from generated import DOCS, fill, measured_on, read_data, row, sources, span, table
 
 from lora_capacity.reports import svg
 from lora_capacity.reports.figures import stand_alone
 
-DOCS = Path(__file__).parent
-DATA = DOCS / "data" / "event_accuracy.json"
-CLOCK = DOCS / "data" / "event_clock.json"
-PAGE = DOCS / "event-accuracy.md"
 FIGURES = DOCS / "assets" / "figures"
-BEGIN, END = "<!-- generated: event accuracy -->", "<!-- end generated -->"
-# Another tool, run on the same kind of runs.
-BLIS = (
-    "BLIS, a Go simulator with LoRA support, its own coefficients, 24 of such runs",
-    "16 to 17",
-    "46 to 73",
-    "48 to 75",
-)
 
 _WIDTH, _HEIGHT, _LEFT, _GAP, _TOP, _BOTTOM = 720.0, 250.0, 52.0, 60.0, 34.0, 204.0
 
 
 def write_page(data: dict[str, Any]) -> None:
-    """Rewrite the generated part of the page."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(
-        f"{before}{BEGIN}\n{tables(data)}\n{clock(json.loads(CLOCK.read_text()))}\n{END}{rest.split(END)[1]}"
-    )
+    """Rewrite the generated parts of the page."""
+    fill("event-accuracy.md", accuracy=tables(data), clock=clock(read_data("event_clock")))
 
 
 def tables(data: dict[str, Any]) -> str:
@@ -45,21 +29,18 @@ def tables(data: dict[str, Any]) -> str:
     parts = [(each["model"], each) for each in data["models"]]
     parts += [("all", data["all"]), ("overloaded, 8 and 16 slots", data["few_slots_overloaded"])]
     lines += [row(name, *cells(each)) for name, each in parts]
-    for model, (throughput, itl) in PUBLISHED.items():
-        lines.append(row(f"{model}, the published twin, its `twin` set", "", throughput, itl, "", ""))
-    lines.append(row(BLIS[0], 24, *BLIS[1:], ""))
-    lines += ["", "## By workload", ""]
+    twin, blis = (read_data("published")[name] for name in ("twin", "blis"))
+    for model, theirs in twin["errors"].items():
+        lines.append(row(f"{model}: {twin['name']}", "", theirs["throughput_smape"], theirs["itl_smape"], "", ""))
+    ranges = (span(blis[f"{what}_smape"]) for what in ("throughput", "itl", "ttft"))
+    lines.append(row(blis["name"], blis["runs"], *ranges, ""))
+    lines += ["", *sources(twin), "", *sources(blis), "", "## By workload", ""]
     lines += table("model", "workload", "runs", "throughput %", "ITL %", "TTFT %", "starved or not, right %")
     for each in data["scenarios"]:
         count, *rest = cells(each)
         lines.append(row(each["model"], f"`{each['scenario']}`", count, *rest))
     lines += ["", "## Starved or not", "", *starvation(data), "", "## The choice of A and S", ""]
-    lines += table("model", "workload", "best measured A / S", "chosen A / S", "starved", "regret %")
-    for optimum in data["optima"]:
-        best, chosen = (f"{o['max_cpu_loras']} / {o['max_loras']}" for o in (optimum["measured"], optimum["chosen"]))
-        starves = "yes" if optimum["chosen"]["starved"] else "no"
-        regret = f"{100 * optimum['regret']:.1f}"
-        lines.append(row(optimum["model"], f"`{optimum['scenario']}`", best, chosen, starves, regret))
+    lines += choices(data["optima"])
     lines += ["", "## Running requests and KV cache", ""]
     lines += table(
         "starved", "runs", "running: mean absolute difference %", "mean %", "KV use: mean absolute %", "mean %"
@@ -103,10 +84,8 @@ def starvation(data: dict[str, Any]) -> list[str]:
 
 def clock(data: dict[str, Any]) -> str:
     """Render what the clock of whole ticks changes."""
-    lines = ["", "## The clock", ""]
-    lines += [
-        "Times are whole ticks, 3.4 µs of an hour, with step times in single precision. An hour of the same requests "
-        f"(`{data['workload']}`), against the plain-Python reference with its clock in double precision:",
+    lines = [
+        f"`{data['workload']}`, differences from the plain-Python reference. {measured_on(data['environment'])}",
         "",
     ]
     lines += table("A / S", "steps", "throughput", "time to first token", "inter-token latency", "steps differ by")

@@ -7,49 +7,110 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+from generated import DOCS, fill, read_data, row, sources, table, write_data
+from numpy.typing import NDArray
+
+from lora_capacity.calibration import load_calibration
 from lora_capacity.reports import svg
 from lora_capacity.reports.figures import stand_alone
+from lora_capacity.validation import Predictions, Runs, is_starved, predict_runs, read_runs, smape
 
-DOCS = Path(__file__).parent
-DATA = DOCS / "data" / "accuracy.json"
-PAGE = DOCS / "accuracy.md"
 FIGURE = DOCS / "assets" / "figures" / "accuracy.svg"
+BUNDLED = DOCS.parent / "src" / "lora_capacity" / "calibration" / "bundled"
 ABOUT = "Errors of each workload, held back from the fit, with the published twin's mean errors as dashed lines"
-BEGIN, END = "<!-- generated: accuracy -->", "<!-- end generated -->"
-
-# Source: arXiv 2508.08343, on the twin set of the same runs.
-PUBLISHED = {"llama-3.1-8b-instruct": (4.2, 9.7), "qwen-2.5-7b-instruct": (5.1, 9.0)}
 FITS = (
     ("held_back_by_scenario", "scenario held back"),
     ("fitted", "fitted on all runs"),
     ("microbenchmarks_alone", "fitted on no run, microbenchmarks alone"),
 )
+FEW_SLOTS, MANY_SLOTS = 20, 64
+PUBLISHED = read_data("published")["twin"]
 
 
-def measure(runs: str) -> dict[str, Any]:
-    """Ask the commands, and leave out every measured value."""
-
-    def answer(*words: str) -> Any:
-        command = [sys.executable, "-m", "lora_capacity_cli", *words, "--format", "json"]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-    report = answer("validate", runs, "--engine", "steady")
+def measure(path: str) -> dict[str, Any]:
+    """Ask the command and the library, and leave out every measured value."""
+    command = [sys.executable, "-m", "lora_capacity_cli", "validate", path, "--format", "json"]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     for optimum in report["optima"]:
         del optimum["measured"]["throughput"], optimum["chosen"]["measured_throughput"]
-    folder = DOCS.parent / "src" / "lora_capacity" / "calibration" / "bundled"
-    calibrations = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    files = sorted(BUNDLED.glob("*.json"))
+    calibrations = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    runs = read_runs(path)
+    bundled = {
+        each["model"]["name"]: load_calibration(str(file)) for each, file in zip(calibrations, files, strict=True)
+    }
+    predicted = predict_runs(runs, bundled)
     return {
+        "yardstick": yardstick(runs, predicted),
         "validate": report,
-        "event": answer("validate", runs, "--engine", "event")["models"],
+        "regimes": regimes(runs, predicted),
         "fits": {calibration["model"]["name"]: calibration["accuracy"] for calibration in calibrations},
     }
 
 
+def yardstick(runs: Runs, predicted: Predictions) -> dict[str, Any]:
+    """Return what the runs cover."""
+    overload = predicted.offered_tokens_per_s / runs.throughput_tokens_per_s
+    return {
+        "runs": len(runs),
+        "started": int(runs.started.sum()),
+        "models": len(set(runs.model)),
+        "workloads": len(set(runs.scenario)),
+        "max_loras": [int(runs.max_loras.min()), int(runs.max_loras.max())],
+        "max_cpu_loras": [int(runs.max_cpu_loras.min()), int(runs.max_cpu_loras.max())],
+        "most_overload": float(np.nanmax(overload[runs.started])),
+    }
+
+
+def regimes(runs: Runs, predicted: Predictions) -> list[dict[str, Any]]:
+    """Return errors of the bundled calibrations by how a server did; of single runs only the largest error."""
+    starved = is_starved(runs.throughput_tokens_per_s, predicted.offered_tokens_per_s)
+    enough = runs.max_loras >= runs.max_cpu_loras
+    few, many = runs.max_loras < FEW_SLOTS, runs.max_loras >= MANY_SLOTS
+    parts = {
+        "keep up, a slot for every adapter": ~starved & enough,
+        "keep up, fewer slots than adapters": ~starved & ~enough,
+        "starve, a slot for every adapter": starved & enough,
+        f"starve, fewer slots than adapters: fewer than {FEW_SLOTS}": starved & ~enough & few,
+        f"starve, fewer slots than adapters: {FEW_SLOTS} to {MANY_SLOTS - 1}": starved & ~enough & ~few & ~many,
+        f"starve, fewer slots than adapters: {MANY_SLOTS} or more": starved & ~enough & many,
+    }
+    return [{"runs_that": name} | errors(runs, predicted, runs.started & rows) for name, rows in parts.items()]
+
+
+def errors(runs: Runs, predicted: Predictions, rows: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return errors in percent over some runs."""
+    names = ("throughput_tokens_per_s", "itl_s", "ttft_s")
+    pairs = {name: (getattr(predicted, name)[rows], getattr(runs, name)[rows]) for name in names}
+    throughput, itl, _ = (100.0 * (ours / theirs - 1.0) for ours, theirs in pairs.values())
+    found = {name.partition("_")[0]: smape(*pair) for name, pair in pairs.items()}
+    return {
+        "runs": int(rows.sum()),
+        "throughput_smape": found["throughput"],
+        "throughput_largest": float(np.abs(throughput).max()),
+        "throughput_too_high": float(100.0 * (throughput > 0.0).mean()),
+        "itl_smape": found["itl"],
+        "itl_mean": float(itl.mean()),
+        "ttft_smape": found["ttft"],
+    }
+
+
+def about(data: dict[str, Any]) -> str:
+    """Say what the runs cover."""
+    what = data["yardstick"]
+    slots, adapters = (f"{low} to {high}" for low, high in (what["max_loras"], what["max_cpu_loras"]))
+    return (
+        f"They are {what['runs']} servers, of which {what['started']} started and ran: {what['models']} models, "
+        f"{what['workloads']} workloads, {slots} slots, {adapters} adapters, from idle to {what['most_overload']:.0f} "
+        "times overloaded."
+    )
+
+
 def tables(data: dict[str, Any]) -> str:
-    """Render the page's generated part."""
+    """Render the tables."""
     report, fits = data["validate"], data["fits"]
     lines = ["## By model", ""]
     lines += table("model", "coefficients", "runs", "throughput, SMAPE %", "ITL, SMAPE %", "starved or not, right %")
@@ -58,18 +119,23 @@ def tables(data: dict[str, Any]) -> str:
             e = fit[key]
             right = f"{100 * e['starved_right']:.1f}"
             lines.append(row(model, words, e["runs"], f"{e['throughput_smape']:.2f}", f"{e['itl_smape']:.2f}", right))
-        for played in (each for each in data.get("event", ()) if each["model"] == model):
-            errors = (f"{played[what]:.2f}" for what in ("throughput_smape", "itl_smape"))
-            lines.append(row(model, "event twin, one seed, fitted on all runs", played["runs"], *errors, ""))
-        throughput, itl = PUBLISHED[model]
-        lines.append(row(model, "the published twin, runs of its `twin` set", "", throughput, itl, ""))
-    lines += ["", "## By workload, each held back in turn", "", f"![{ABOUT}](assets/figures/accuracy.svg)", ""]
+        theirs = PUBLISHED["errors"][model]
+        lines.append(row(model, PUBLISHED["name"], "", theirs["throughput_smape"], theirs["itl_smape"], ""))
+    lines += [
+        "",
+        *sources(PUBLISHED),
+        "",
+        "## By workload, each held back in turn",
+        "",
+        f"![{ABOUT}](assets/figures/accuracy.svg)",
+        "",
+    ]
     lines += table("workload", *(f"{model}: {what}" for model in fits for what in ("throughput %", "ITL %")))
     held_back = {model: fit["held_back_by_scenario"]["scenarios"] for model, fit in fits.items()}
     for scenario in next(iter(held_back.values())):
-        errors = [held_back[model][scenario] for model in fits]
-        cells = (f"{e[what]:.2f}" for e in errors for what in ("throughput_smape", "itl_smape"))
-        lines.append(row(f"`{scenario}`", *cells))
+        cells = (held_back[model][scenario][what] for model in fits for what in ("throughput_smape", "itl_smape"))
+        lines.append(row(f"`{scenario}`", *(f"{cell:.2f}" for cell in cells)))
+    lines += ["", "## By how the server did, bundled calibrations", "", *by_regime(data["regimes"])]
     starved, startup = report["starved"], report["startup"]
     lines += ["", "## Starvation, start-up and KV cache", ""]
     lines += table("question", "right", "wrong")
@@ -80,14 +146,32 @@ def tables(data: dict[str, Any]) -> str:
         kv = fit["kv_capacity"]
         mean, largest = f"mean error {100 * kv['mean_error']:.3f} %", f"largest {100 * kv['max_error']:.2f} %"
         lines.append(row(f"KV capacity of {kv['rows']} servers, {model}", mean, largest))
-    lines += ["", "## The choice of A and S", ""]
-    lines += table("model", "workload", "best measured A / S", "chosen A / S", "starved", "regret %")
-    for optimum in report["optima"]:
+    return "\n".join([*lines, "", "## The choice of A and S", "", *choices(report["optima"])])
+
+
+def by_regime(parts: list[dict[str, Any]]) -> list[str]:
+    """Render where it is off."""
+    shown = (
+        ("throughput_smape", "throughput, SMAPE %", ".2f"),
+        ("throughput_largest", "largest error of a run, %", ".1f"),
+        ("throughput_too_high", "runs said too high, %", ".0f"),
+        ("itl_smape", "ITL, SMAPE %", ".2f"),
+        ("itl_mean", "ITL, mean error, %", "+.1f"),
+        ("ttft_smape", "TTFT, SMAPE %", ".0f"),
+    )
+    lines = table("servers that", "runs", *(title for _, title, _ in shown))
+    return lines + [row(e["runs_that"], e["runs"], *(format(e[key], form) for key, _, form in shown)) for e in parts]
+
+
+def choices(optima: list[dict[str, Any]]) -> list[str]:
+    """Render the best measured configurations beside those that the twin would take."""
+    lines = table("model", "workload", "best measured A / S", "chosen A / S", "starved", "regret %")
+    for optimum in optima:
         best, chosen = (f"{o['max_cpu_loras']} / {o['max_loras']}" for o in (optimum["measured"], optimum["chosen"]))
         starves = "yes" if optimum["chosen"]["starved"] else "no"
         workload = f"`{optimum['scenario']}`"
         lines.append(row(optimum["model"], workload, best, chosen, starves, f"{100 * optimum['regret']:.1f}"))
-    return "\n".join(lines)
+    return lines
 
 
 def figure(fits: dict[str, Any]) -> str:
@@ -111,34 +195,22 @@ def figure(fits: dict[str, Any]) -> str:
             parts.append(svg.element("circle", class_="hollow", cx=itl, cy=y + 11.0, r=4.0))
             parts.append(svg.element("circle", class_="dot", cx=throughput, cy=y + 11.0, r=4.0))
             y += height
-        for error, words in zip(PUBLISHED[model], ("throughput", "latency"), strict=True):
-            x = across(error)
+        for what, words in (("throughput_smape", "throughput"), ("itl_smape", "latency")):
+            x = across(PUBLISHED["errors"][model][what])
             parts.append(svg.line([(x, block + 18.0), (x, y)], class_="beside"))
-            parts.append(svg.text(f"published: {words}", x, block + 13.0, class_="note", text_anchor="middle"))
+            # Written to the left of its line: the rightmost has no room beside it.
+            parts.append(svg.text(f"published: {words}", x + 3.0, block + 13.0, class_="note", text_anchor="end"))
     return svg.drawing(width, bottom + 48.0, "Errors by workload", ABOUT, *parts)
-
-
-def table(*names: str) -> list[str]:
-    """Head of a table."""
-    return [row(*names), row(*["---"] * len(names))]
-
-
-def row(*cells: object) -> str:
-    """One line of a table."""
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
 def main(arguments: list[str]) -> None:
     """Measure if asked to, and write the page."""
     if arguments:
-        DATA.parent.mkdir(exist_ok=True)
-        DATA.write_text(json.dumps(measure(arguments[0]), indent=1) + "\n")
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
+        write_data("accuracy", measure(arguments[0]))
+    data = read_data("accuracy")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    FIGURE.write_text(stand_alone(figure(json.loads(DATA.read_text())["fits"])), encoding="utf-8")
-    PAGE.write_text(f"{before}{BEGIN}\n{tables(json.loads(DATA.read_text()))}\n{END}{after}")
+    FIGURE.write_text(stand_alone(figure(data["fits"])), encoding="utf-8")
+    fill("accuracy.md", yardstick=about(data), accuracy=tables(data))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ played is kept in ``--work`` until it is thrown away, so that an interrupted run
 # ruff: noqa: T201  tells what is done, since it takes minutes
 
 import argparse
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from event_accuracy_page import DATA, write_figures, write_page
+from event_accuracy_page import write_figures, write_page
+from generated import read_data, write_data
 from numpy.typing import NDArray
 from scipy.stats import norm
 
@@ -53,8 +53,8 @@ def main() -> None:
         runs = read_runs(arguments.folder / "serving_runs.csv")
         played = play_held_back(runs, arguments.folder, arguments.seeds, arguments.work)
         held = read_time_means(arguments.folder / "serving_timeseries.parquet", runs)
-        DATA.write_text(json.dumps(summary(runs, played, held), indent=1) + "\n")
-    data = json.loads(DATA.read_text())
+        write_data("event_accuracy", summary(runs, played, held))
+    data = read_data("event_accuracy")
     write_figures(data)
     write_page(data)
 

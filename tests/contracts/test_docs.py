@@ -1,5 +1,6 @@
 """The documentation leaves nothing out: every command, every page, every number from a file."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,12 @@ from lora_capacity_cli.main import main
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 COMMANDS = sorted(main.commands)
+GENERATED = re.compile(r"<!-- generated: .*? -->\n(.*?)<!-- end generated -->", re.DOTALL)
+# Code, addresses of links, and names that have digits in them tell no result.
+NO_RESULT = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|arXiv \d+\.\d+|vLLM \d+(?:\.\d+)+|\bH\d+\b", re.DOTALL)
+WORDS = """percent percentage points tenth twice two three four five six seven eight nine ten eleven twelve dozen twenty
+thirty forty fifty sixty seventy eighty ninety hundred thousand"""
+RESULT = re.compile(rf"\d[\d.,]*|%|\b(?:{'|'.join(WORDS.split())})s?\b", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -65,10 +72,53 @@ def test_generated_pages_are_what_their_result_files_say(name: str, tmp_path: Pa
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     subprocess.run([sys.executable, tmp_path / f"generate_{name}.py"], check=True, cwd=tmp_path)
-    page = f"{name.replace('_', '-')}.md"
-    assert (tmp_path / page).read_text("utf-8") == (DOCS / page).read_text("utf-8")
+    for page in DOCS.rglob("*.md"):
+        assert (tmp_path / page.relative_to(DOCS)).read_text("utf-8") == page.read_text("utf-8"), page.name
     for figure in (tmp_path / "assets").rglob("*.svg"):
         assert figure.read_text("utf-8") == (DOCS / figure.relative_to(tmp_path)).read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["accuracy.md", "event-accuracy.md", "benchmarks.md"])
+def test_pages_of_results_tell_no_result_that_no_command_wrote(name: str) -> None:
+    text = (DOCS / name).read_text("utf-8")
+    assert all(part.strip() for part in GENERATED.findall(text))
+    assert _results(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("off by 15 % at most", ["15", "%"]),
+        ("eight workloads, [ten](a.md#b1) times", ["eight", "ten"]),
+        ("about a tenth of a percent", ["tenth", "percent"]),
+        ("up to forty times", ["forty"]),
+        ("\n<!-- generated: a -->\n3 %\n<!-- end generated -->\nvLLM 0.8.5, `8`, nearly empty, many", []),
+    ],
+)
+def test_a_result_in_prose_is_noticed(text: str, found: list[str]) -> None:
+    assert _results(text) == found
+
+
+def test_every_benchmark_tells_where_and_when() -> None:
+    files = [*sorted((DOCS / "data").glob("*benchmark.json")), DOCS / "data" / "event_clock.json"]
+    for path in [*files, DOCS / "data" / "first_recommendation.json"]:
+        told = json.loads(path.read_text("utf-8"))["environment"]
+        for name in ("date", "processor", "cores", "python", "versions", "commit"):
+            assert name in told, f"{path.name}: {name}"
+
+
+def test_links_to_elsewhere_are_well_formed() -> None:
+    """Whether they lead anywhere is not checked: a build needs no network."""
+    pages = [*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md")]
+    links = [link for page in pages for link in re.findall(r"\]\((\w+:[^)]*)\)", page.read_text("utf-8"))]
+    assert links
+    for link in links:
+        assert re.fullmatch(r"https://[\w-]+(?:\.[\w-]+)+(?:/[\w.~%/-]*)?(?:#[\w-]+)?", link), link
+
+
+def _results(text: str) -> list[str]:
+    """What looks like a result in the parts of a page that no script writes."""
+    return RESULT.findall(NO_RESULT.sub(" ", GENERATED.sub(" ", text)))
 
 
 def _leaves(nav: Any) -> list[str]:
