@@ -49,7 +49,7 @@ def tables(data: dict[str, Any]) -> str:
         numbers = [f"{each[name][key]:.1f}" for name in ("running", "kv_usage") for key in ("mean_absolute", "mean")]
         lines.append(row(each["starved"], each["runs"], *numbers))
     for scenario in scenarios(data):
-        lines += ["", f"![Running requests of {scenario}](assets/figures/running-{scenario}.svg)"]
+        lines += ["", f"`{scenario}`:", "", f"![Running requests of {scenario}](assets/figures/running-{scenario}.svg)"]
     return "\n".join(lines)
 
 

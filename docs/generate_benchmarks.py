@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from generated import fill, measured_on, read_data, row, table
+from generated import fill, measured_on, read_data, row, sources, span, table
 
 
 def first(data: dict[str, Any]) -> str:
@@ -42,6 +42,29 @@ def steady(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def event(data: dict[str, Any]) -> str:
+    """Render the figures of the event twin, and how they grow."""
+    mix, plain, compiling = data["mix"], data["against_reference"], data["compile"]
+    lines = [measured_on(data["environment"]), ""]
+    lines += table("event twin", "configurations", "seconds served", "seconds a configuration")
+    played = f"{mix['ms_per_config'] / 1e3:.3f}"
+    lines.append(row("idle to overloaded, all cores", mix["configs"], f"{mix['horizon_s']:,.0f}", played))
+    served = f"{plain['horizon_s']:,.0f}"
+    lines.append(row("some of them, one core", "", served, f"{plain['twin_s_per_config']:.3f}"))
+    lines.append(row("the same in plain Python", "", served, f"{plain['reference_s_per_config']:.3f}"))
+    others = [read_data("published")[name] for name in ("twin", "blis")]
+    lines += [row(f"{tool['name']}, a run", "", "3,600", span(tool["seconds_per_run"])) for tool in others]
+    for source in sources(*others):
+        lines += ["", source]
+    lines += ["", f"Compiling for {compiling['configs']} configurations took {compiling['compile_s']:.1f} s, once.", ""]
+    lines += table("time grows with", "from, to", "ms a configuration, from, to", "as the power")
+    for each in data["growth"]:
+        along, took = list(each["ms_per_config"]), list(each["ms_per_config"].values())
+        ends = f"{float(along[0]):g}, {float(along[-1]):g}"
+        lines.append(row(f"`{each['along']}`", ends, f"{took[0]:.0f}, {took[-1]:.0f}", f"{each['exponent']:.2f}"))
+    return "\n".join(lines)
+
+
 def load(data: dict[str, Any]) -> str:
     """Render what the load generator takes, and how close it sees what the server does."""
     lines = [
@@ -70,6 +93,7 @@ def main() -> None:
         "benchmarks.md",
         first=first(newcomer),
         steady=steady(read_data("steady_benchmark")),
+        event=event(read_data("event_benchmark")),
         load=load(read_data("load_benchmark")),
     )
 
