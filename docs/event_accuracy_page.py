@@ -25,7 +25,9 @@ def tables(data: dict[str, Any]) -> str:
         "",
     ]
     lines += ["## By model", ""]
-    lines += table("runs", "", "throughput, SMAPE %", "ITL, SMAPE %", "TTFT, SMAPE %", "starved or not, right %")
+    lines += table(
+        "which runs", "how many", "throughput, SMAPE %", "ITL, SMAPE %", "TTFT, SMAPE %", "starved or not, right %"
+    )
     parts = [(each["model"], each) for each in data["models"]]
     parts += [("all", data["all"]), ("overloaded, 8 and 16 slots", data["few_slots_overloaded"])]
     lines += [row(name, *cells(each)) for name, each in parts]

@@ -19,6 +19,8 @@ SHOWN = (
     "how-to/read-a-report/",
     "cli/",
     "accuracy/",
+    "event-accuracy/",
+    "benchmarks/",
     "api/optimize/",
     "tutorials/python-and-jax/",
     "cli-reference/",
