@@ -21,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 
+from lora_capacity.server import SchedulerRules
 from lora_capacity.workload import BASE_MODEL, Requests
 
 
@@ -45,6 +46,16 @@ class Behaviour:
     full_prompt_must_fit: bool = False
     async_scheduling: bool = False
     passed_over: Literal["keep", "reverse", "ahead"] = "keep"
+
+    @classmethod
+    def of(cls, rules: SchedulerRules) -> "Behaviour":
+        """Return what the library's rules of a version are called here."""
+        return cls(
+            running_adapters_in_use=rules.running_adapters_in_use,
+            full_prompt_must_fit=rules.full_prompt_must_fit,
+            async_scheduling=rules.async_scheduling,
+            passed_over="ahead" if rules.passed_over_first else "keep",
+        )
 
 
 @dataclass(frozen=True)

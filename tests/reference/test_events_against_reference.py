@@ -35,7 +35,8 @@ COSTS = Costs(
 )
 
 
-RULES = {version: VllmBehaviour.for_version(version).scheduler for version in ("0.8.5", "0.14", "0.32", "0.33")}
+VERSIONS = ("0.8.5", "0.14", "0.26", "0.32", "0.33")
+RULES = {version: VllmBehaviour.for_version(version).scheduler for version in VERSIONS}
 RULES["0.32 on a CPU"] = VllmBehaviour.for_version("0.32", "cpu").scheduler
 
 
@@ -100,7 +101,7 @@ def workloads(draw: st.DrawFn, rules: SchedulerRules) -> tuple[Requests, Config,
         max_loras=draw(st.integers(1, ADAPTERS)),
         max_cpu_loras=ADAPTERS,
         kv_blocks=max(needed, 1) + draw(st.sampled_from([0, 1, 3, 8, 100])),
-        behaviour=Behaviour(**vars(rules)),
+        behaviour=Behaviour.of(rules),
     )
     return requests, config, draw(st.sampled_from([None, None, 3, 10]))
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lora_capacity.server import VllmBehaviour
 from lora_capacity.workload import Requests
 from tests.reference.scheduler import AdapterTiers, Behaviour, Config, StepRecord, StepState, simulate
 
@@ -34,15 +35,19 @@ class Version:
     has_watermark: bool = True
 
 
-WHOLE_PROMPTS = Behaviour(full_prompt_must_fit=True, async_scheduling=True)
+def behaviour(version: str, device: str = "gpu") -> Behaviour:
+    return Behaviour.of(VllmBehaviour.for_version(version, device).scheduler)
+
+
 VERSIONS = {
-    "0.8.5": Version("0.8.5", Behaviour(), has_watermark=False),
-    "0.13": Version("0.13.0", Behaviour(passed_over="reverse"), has_watermark=False),
-    "0.14": Version("0.14.0", Behaviour(async_scheduling=True), has_watermark=False),
-    "0.26": Version("0.26.0", replace(WHOLE_PROMPTS, passed_over="ahead")),
-    "0.32-sync": Version("0.32.0", replace(WHOLE_PROMPTS, async_scheduling=False), beside=False),
-    "0.32": Version("0.32.0", WHOLE_PROMPTS, beside=False),
-    "0.33": Version("0.33.0", replace(WHOLE_PROMPTS, running_adapters_in_use=True)),
+    "0.8.5": Version("0.8.5", behaviour("0.8.5"), has_watermark=False),
+    # The one rule that the library leaves out.
+    "0.13": Version("0.13.0", replace(behaviour("0.13.0"), passed_over="reverse"), has_watermark=False),
+    "0.14": Version("0.14.0", behaviour("0.14.0"), has_watermark=False),
+    "0.26": Version("0.26.0", behaviour("0.26.0")),
+    "0.32-cpu": Version("0.32.0", behaviour("0.32.0", "cpu"), beside=False),
+    "0.32": Version("0.32.0", behaviour("0.32.0"), beside=False),
+    "0.33": Version("0.33.0", behaviour("0.33.0")),
 }
 
 

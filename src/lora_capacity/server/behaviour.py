@@ -37,11 +37,14 @@ class SchedulerRules:
             token there keeps its place and its blocks for one step more, and what arrives meanwhile waits for one more.
         running_adapters_in_use: Whether an adapter is in use as long as any of its requests runs; otherwise only when
             one is scheduled in the step at hand. Without asynchronous scheduling that is the same.
+        passed_over_first: Whether requests that were passed over come before one that is preempted; otherwise that one
+            goes to the front of the queue.
     """
 
     full_prompt_must_fit: bool = False
     async_scheduling: bool = False
     running_adapters_in_use: bool = False
+    passed_over_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,9 @@ class VllmBehaviour:
         for; module choice, the models with adapted embeddings and the limits of the largest GPUs at 0.32, where they
         were read. That prompts must fit whole is read in 0.19.0 and not in 0.18.1; asynchronous scheduling is off by
         default in the sources of 0.13.0 and on in those of 0.14.0; the adapter
-        rule is read in 0.33.0 and not in 0.32.0. These three are seen in the schedules of 0.8.5, 0.13, 0.14,
-        0.26, 0.32 and 0.33.
+        rule is read in 0.33.0 and not in 0.32.0. A queue of their own for those passed over is
+        read in 0.18.0 to 0.30.0, neither in 0.17.1 nor 0.31.0. These four are seen in the schedules of 0.8.5, 0.13,
+        0.14, 0.26, 0.32 and 0.33. From 0.9.2 to 0.13 those passed over go back in reverse order, which is left out.
 
         Args:
             version: As ``vllm.__version__`` has it (``0.8.5``, ``0.32.0rc1``, ``v0.11.2.post1``).
@@ -122,6 +126,7 @@ class VllmBehaviour:
                 full_prompt_must_fit=release >= (0, 19),
                 async_scheduling=release >= (0, 14) and device == "gpu",
                 running_adapters_in_use=release >= (0, 33),
+                passed_over_first=(0, 18) <= release < (0, 31),
             ),
         )
 

@@ -104,12 +104,14 @@ def test_a_request_larger_than_the_kv_cache_is_refused() -> None:
     lay_out_requests(scenarios(kv_cache_tokens=32.0, status=Status.NO_KV_CACHE), [REQUESTS], [[0, 1]], seed=None)
 
 
-def test_too_many_preempted_requests_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rules", [SchedulerRules(), SchedulerRules(passed_over_first=True)])
+def test_too_many_preempted_requests_are_told(rules: SchedulerRules, monkeypatch: pytest.MonkeyPatch) -> None:
     many = Requests(np.zeros(8), np.zeros(8), np.full(8, 15), np.full(8, 60))
     given = scenarios(kv_cache_tokens=16.0 * 10)
-    assert int(simulated(given, many).settled.status[0]) == Status.OK
+    assert int(simulated(given, many, rules=rules).settled.status[0]) == Status.OK
     monkeypatch.setattr(simulation, "PREEMPTED_PLACES", 2)
-    results = simulated(given, many, rules=SchedulerRules())
+    jax.clear_caches()
+    results = simulated(given, many, rules=rules)
     assert int(results.settled.status[0]) == Status.STEP_LIMIT
     assert np.isnan(results.settled.throughput_tokens_per_s[0])
 

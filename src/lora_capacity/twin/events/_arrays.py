@@ -105,6 +105,19 @@ def places(values: Array) -> Array:
     return jnp.arange(values.shape[0], dtype=jnp.int32)[:, None]
 
 
+def seldom(when: Array, change: Callable[[Result], Result], values: Result) -> Result:
+    """Return ``change(values)`` if ``when`` holds anywhere, else the values.
+
+    It is a loop of at most one turn, since a conditional would copy them.
+    """
+
+    def once(carry: tuple[Array, Result]) -> tuple[Array, Result]:
+        return jnp.zeros_like(carry[0]), change(carry[1])
+
+    changed: Result = jax.lax.while_loop(lambda carry: carry[0], once, (jnp.any(when), values))[1]
+    return changed
+
+
 def apart(function: Callable[..., Result], s: State, *operands: Any) -> Result:
     """Return ``function(s, *operands)``, computed once.
 

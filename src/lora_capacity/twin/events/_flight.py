@@ -76,11 +76,11 @@ def hand_back(s: State, runs: Array, own: Flight) -> tuple[Freed, Flight | None]
 
 
 def slots_in_use(server: Server, s: State) -> tuple[Array, Array]:
-    """Return how many adapters are in use, ``[configs]``, and which, bool ``[adapters + 1, configs]``."""
+    """Return how many adapters are in use, and from which step on one must be needed to be, ``[configs]``."""
     if s.flight is None or not server.rules.running_adapters_in_use:
-        return s.active, s.last >= s.step
+        return s.active, s.step
     held = s.flight.adapters
-    return s.active + held, s.last >= s.step - (held > 0)
+    return s.active + held, s.step - (held > 0)
 
 
 def keep_in_use(s: State, adapter_last: Array, needed: Array) -> State:

@@ -13,8 +13,6 @@ from jax import Array
 
 from lora_capacity.twin.events._arrays import (
     add,
-    add_across,
-    after,
     apart,
     pick,
     pick_across,
@@ -24,6 +22,7 @@ from lora_capacity.twin.events._arrays import (
     total,
 )
 from lora_capacity.twin.events._flight import keep_in_use, preempt_finished, slots_in_use
+from lora_capacity.twin.events._queue import Waiting, dequeue, first_waiting, requeue, stopped
 from lora_capacity.twin.events._state import (
     ADMIT,
     DONE,
@@ -34,12 +33,12 @@ from lora_capacity.twin.events._state import (
     LAST_BLOCK,
     LAST_NEEDED,
     NEVER,
-    PREEMPTIONS,
     RUN,
     SEND,
     WINDOW,
     Building,
     Followed,
+    Move,
     Partial,
     Server,
     State,
@@ -67,11 +66,8 @@ class Choice(NamedTuple):
         free: KV blocks left then.
         admitting: Whether a request may be admitted.
         room: Whether there is room for it in budget and batch.
-        found: Whether one waits that has a slot.
-        key: Its key.
-        place: Its place if it was preempted.
-        from_preempted: Whether it was.
-        sampled: Tokens it had sampled.
+        waiting: The first that waits and has a slot.
+        found: Whether there is one and it may be admitted.
         request: The request that the turn is about.
     """
 
@@ -90,40 +86,9 @@ class Choice(NamedTuple):
     free: Array
     admitting: Array
     room: Array
+    waiting: Waiting
     found: Array
-    key: Array
-    place: Array
-    from_preempted: Array
-    sampled: Array
     request: Array
-
-
-class Move(NamedTuple):
-    """The request that a turn moves; ``[configs]``.
-
-    Attributes:
-        sign: 1 if it joins the decoding ones, -1 if it leaves them early, else 0.
-        request: Its number.
-        adapter: Its adapter.
-        following: The next request of that adapter.
-        computed: Tokens in the KV cache: as it joins, once the step has run.
-        input: Tokens of the prompt.
-        output: Tokens of the answer.
-        sent: When it was sent, ticks.
-        finish: Step of its last token.
-        needed: Whether the step needs its adapter, bool.
-    """
-
-    sign: Array
-    request: Array
-    adapter: Array
-    following: Array
-    computed: Array
-    input: Array
-    output: Array
-    sent: Array
-    finish: Array
-    needed: Array
 
 
 class Outcome(NamedTuple):
@@ -202,10 +167,10 @@ def arrange(server: Server, requests: RequestTables, disk_s: Array, s: State) ->
     )
     s, newcomer = _note_adapter(s, move, choice.before, disk_s)
     s = _join_or_leave(s, move, choice.pop, outcome.started)
-    s = _requeue(s, move, outcome.preempt, outcome.sampled)
+    s = requeue(s, move, outcome.preempt, outcome.sampled)
     if choice.finished is not None:
         s = preempt_finished(s, choice.finished, move.input + move.output)
-    return _dequeue(s, move, outcome.admit, choice.from_preempted, choice.place), newcomer
+    return dequeue(s, move, outcome.admit, choice.waiting.from_preempted, choice.waiting.place), newcomer
 
 
 def _choose(server: Server, s: State) -> Choice:
@@ -223,13 +188,9 @@ def _choose(server: Server, s: State) -> Choice:
     entry, entry_finish, before = pick(s.log, (s.logged - 1) & (s.log.shape[1] - 1)).T
     admitting = (kept & ~has_partial & ~b.preempted) | (s.mode == ADMIT)
 
-    slots, in_use = slots_in_use(server, s)
-    has_slot = in_use | (slots < server.max_loras)
-    key = jnp.min(jnp.where(has_slot, s.key, FAR), axis=0)
-    place = jnp.clip(-1 - key, 0, s.preempted[0].shape[0] - 1)
-    waiting, _, waiting_sampled = (pick_across(column, place) for column in s.preempted)
-    from_preempted = key < 0
-    request = jnp.where(pop, entry, jnp.where(from_preempted, waiting, key))
+    slots, since = slots_in_use(server, s)
+    waiting = first_waiting(s, since, slots < server.max_loras)
+    request = jnp.where(pop, entry, waiting.request)
     request = jnp.where(kept & has_partial | short & has_partial, part.request, request)
     budget = jnp.where(kept, server.max_num_batched_tokens - decoding - chunk, b.budget)
     return Choice(
@@ -248,11 +209,8 @@ def _choose(server: Server, s: State) -> Choice:
         free=s.free - jnp.where(kept, growth, 0),
         admitting=admitting,
         room=admitting & (budget > 0) & (s.running < server.max_num_seqs),
-        found=admitting & (key < s.sent),
-        key=key,
-        place=place,
-        from_preempted=from_preempted,
-        sampled=jnp.where(from_preempted, waiting_sampled, 0),
+        waiting=waiting,
+        found=admitting & waiting.found,
         request=jnp.clip(request, 0, s.sent_at.shape[1] - 1),
     )
 
@@ -262,7 +220,7 @@ def _decide(server: Server, requests: RequestTables, s: State, c: Choice) -> Out
     b, part = s.building, s.partial
     adapter, prompt, output = pick(requests.table, c.request).astype(jnp.int32).T
     following, sent = pick(requests.following, c.request), pick(s.sent_at, c.request)
-    length = prompt + c.sampled
+    length = prompt + c.waiting.sampled
     tokens = jnp.minimum(length, c.budget)
     fits = c.found & (blocks(length if server.rules.full_prompt_must_fit else tokens) <= c.free)
     admit = c.room & fits
@@ -273,7 +231,7 @@ def _decide(server: Server, requests: RequestTables, s: State, c: Choice) -> Out
 
     join = (c.go_on & (c.chunk == part.total - part.computed)) | (admit & whole)
     preempt = c.drop | c.undo
-    sampled = jnp.where(c.go_on | c.drop, part.sampled, c.sampled)
+    sampled = jnp.where(c.go_on | c.drop, part.sampled, c.waiting.sampled)
     sampled = jnp.where(c.undo, output - (c.finish - s.step + 1), sampled)
     computed = jnp.where(c.drop, part.computed, prompt + sampled - c.undo.astype(jnp.int32))
     started = join & (sampled == 0)
@@ -303,13 +261,12 @@ def _decide(server: Server, requests: RequestTables, s: State, c: Choice) -> Out
         mode=mode,
         free=c.free - jnp.where(admit, blocks(tokens), 0) + jnp.where(preempt, blocks(computed), 0),
         kv_tokens=s.kv_tokens + c.decoding + prefill - jnp.where(preempt, computed, 0),
-        building=b._replace(
+        building=stopped(b, admit | blocked, blocked & ~c.found, c.waiting)._replace(
             budget=budget,
             prefill_tokens=b.prefill_tokens + prefill,
             first_tokens=b.first_tokens + started,
             rejoined=b.rejoined + (join & ~started),
             preempted=b.preempted | preempt,
-            stop=jnp.where(admit | blocked, jnp.where(blocked & ~c.found, FAR, c.key), b.stop),
         ),
         partial=Partial(
             request=request,
@@ -397,52 +354,4 @@ def _follow(s: State, move: Move, started: Array) -> Followed:
         finish=jnp.where(begins | (own & (sign > 0)), move.finish, jnp.where(own, FAR, f.finish)),
         later_tokens=jnp.where(begins, move.output - 1, f.later_tokens),
         undisturbed=begins | (f.undisturbed & ~(own & (sign < 0))),
-    )
-
-
-def _requeue(s: State, move: Move, preempt: Array, sampled: Array) -> State:
-    """Put a preempted request in front of the queue."""
-    size = s.preempted[0].shape[0]
-    overflow = preempt & (s.places == size)
-    stored = preempt & ~overflow
-    request, adapter, before = s.preempted
-    return s._replace(
-        mode=jnp.where(overflow, DONE, s.mode),
-        overflow=s.overflow | overflow,
-        key=put_across(s.key, preempt, move.adapter, -1 - s.places),
-        preempted=(
-            put_across(request, stored, s.places, move.request),
-            put_across(adapter, stored, s.places, move.adapter),
-            put_across(before, stored, s.places, sampled),
-        ),
-        places=s.places + preempt,
-        preempted_waiting=s.preempted_waiting + preempt,
-        counts=s.counts.at[PREEMPTIONS].add(preempt),
-    )
-
-
-def _dequeue(s: State, move: Move, admit: Array, from_preempted: Array, place: Array) -> State:
-    """Take an admitted request out of the queue."""
-    fresh, again = admit & ~from_preempted, admit & from_preempted
-    request, adapter, sampled = s.preempted
-    request = put_across(request, again, place, -1)
-    filled = (request >= 0) & (places(request) < s.places)
-    next_place = jnp.max(jnp.where(filled & (adapter == move.adapter), places(request), -1), axis=0)
-    used = 1 + jnp.max(jnp.where(filled, places(request), -1), axis=0)
-    head = jnp.where(fresh, move.following, pick_across(s.head, move.adapter))
-    key = jnp.where(again & (next_place >= 0), -1 - next_place, head)
-    waited = s.now - move.sent
-    worst = pick_across(s.worst_wait, move.adapter)
-    bit = jnp.left_shift(jnp.uint32(1), (move.request & 31).astype(jnp.uint32))
-    return s._replace(
-        taken=s.taken + fresh,
-        head=put_across(s.head, fresh, move.adapter, head),
-        key=put_across(s.key, admit, move.adapter, key),
-        preempted=(request, adapter, sampled),
-        places=jnp.where(again, used, s.places),
-        preempted_waiting=s.preempted_waiting - again,
-        worst_wait=put_across(s.worst_wait, after(worst, fresh), move.adapter, jnp.maximum(worst, waited)),
-        admitted=add(s.admitted, fresh, move.request >> 5, bit),
-        admitted_by_block=add_across(s.admitted_by_block, fresh, move.request >> 10, 1),
-        admitted_by_adapter=add_across(s.admitted_by_adapter, fresh, move.adapter, 1),
     )

@@ -10,6 +10,7 @@ says both whether it is active and how recently it was used.
 from dataclasses import field
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -84,6 +85,7 @@ class Building(NamedTuple):
         newcomers: Adapters that the step before did not need.
         first_touched: Those of them that were never needed before.
         disk_s: Time to read these from disk, float32.
+        stop_place: How many preempted requests stood in front of that waiting request; None without `Passed`.
     """
 
     budget: Array
@@ -95,6 +97,13 @@ class Building(NamedTuple):
     newcomers: Array
     first_touched: Array
     disk_s: Array
+    stop_place: Array | None
+
+
+def new_building(none: Array, places: bool) -> Building:
+    """Return a step to which nothing has been added; ``none`` is 0, int32 ``[configs]``."""
+    disk_s = jnp.zeros(none.shape, jnp.float32)
+    return Building(none, none, none, none, none > 0, none - FAR, none, none, disk_s, none if places else None)
 
 
 class Partial(NamedTuple):
@@ -153,6 +162,65 @@ class Flight(NamedTuple):
     adapters: Array
 
 
+class Move(NamedTuple):
+    """The request that a turn moves; ``[configs]``.
+
+    Attributes:
+        sign: 1 if it joins the decoding ones, -1 if it leaves them early, else 0.
+        request: Its number.
+        adapter: Its adapter.
+        following: The next request of that adapter.
+        computed: Tokens in the KV cache: as it joins, once the step has run.
+        input: Tokens of the prompt.
+        output: Tokens of the answer.
+        sent: When it was sent, ticks.
+        finish: Step of its last token.
+        needed: Whether the step needs its adapter, bool.
+    """
+
+    sign: Array
+    request: Array
+    adapter: Array
+    following: Array
+    computed: Array
+    input: Array
+    output: Array
+    sent: Array
+    finish: Array
+    needed: Array
+
+
+class Preempted(NamedTuple):
+    """Preempted requests that wait; int32 ``[places, configs]``.
+
+    By default the last one comes first, and a place is empty once its request is admitted. With `Passed` the first one
+    comes first, without empty places between.
+
+    Attributes:
+        request: Its number, -1 if there is none.
+        adapter: Its adapter.
+        sampled: Tokens it had sampled.
+    """
+
+    request: Array
+    adapter: Array
+    sampled: Array
+
+
+class Passed(NamedTuple):
+    """How far the queue has been passed over, where preempted requests go behind that; int32 ``[configs]``.
+
+    Attributes:
+        fresh: Number of the first fresh request behind.
+        preempted: Preempted requests in front.
+        before: Number of the fresh request that each preempted one stands in front of, ``[places, configs]``.
+    """
+
+    fresh: Array
+    preempted: Array
+    before: Array
+
+
 class State(NamedTuple):
     """Servers between two turns; int32 ``[configs]`` unless said otherwise.
 
@@ -177,7 +245,7 @@ class State(NamedTuple):
             ``[configs, requests]``.
         head: First request of each adapter not yet admitted, the base model last, ``[adapters + 1, configs]``.
         key: The same, but ``-1 - place`` where a preempted one comes first,
-            ``[adapters + 1, configs]``.
+            ``[adapters + 1, configs]``; with `Passed` ``[0, configs]``.
         last: Latest step that needs each adapter, as far as is known; `FAR` for the base model,
             ``[adapters + 1, configs]``.
         since: Step that made each adapter active, ``[adapters + 1, configs]``.
@@ -192,8 +260,8 @@ class State(NamedTuple):
         log: Last admissions: request, step of its last token, ``last`` of its adapter before, ``[configs, log, 3]``.
         logged: Admissions in the log.
         log_lost: Admissions that the log has no room for.
-        preempted: Preempted requests in order: request (-1: none any more), adapter, tokens sampled; each
-            ``[places, configs]``.
+        preempted: Preempted requests in order.
+        passed: How far the queue has been passed over; None where that does not matter.
         places: Places in use.
         preempted_waiting: Preempted requests in the queue.
         admitted: Bits of the requests admitted, uint32 ``[configs, requests / 32]``.
@@ -244,7 +312,8 @@ class State(NamedTuple):
     log: Array
     logged: Array
     log_lost: Array
-    preempted: tuple[Array, Array, Array]
+    preempted: Preempted
+    passed: Passed | None
     places: Array
     preempted_waiting: Array
     admitted: Array

@@ -1,11 +1,12 @@
-"""A step that was put together: whom it passed over, how it runs, what it leaves behind."""
+"""A step that was put together: how it runs, what it leaves behind."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_capacity.twin.events._arrays import add_several, after, pick, places, put, total
+from lora_capacity.twin.events._arrays import add_several, after, pick, places, put
 from lora_capacity.twin.events._flight import hand_back, times
+from lora_capacity.twin.events._queue import look_further
 from lora_capacity.twin.events._state import (
     ADAPTERS,
     BINS,
@@ -22,27 +23,13 @@ from lora_capacity.twin.events._state import (
     TOKENS,
     WAITING,
     WHOLE_ANSWER,
-    Building,
     Flight,
     Server,
     State,
     Work,
+    new_building,
 )
 from lora_capacity.twin.results import Limit
-
-
-def passed_over(s: State) -> Array:
-    """Count the waiting requests that stand before the one at which admission stopped."""
-    stop, request = s.building.stop, s.preempted[0]
-    in_front = total((request >= 0) & (places(request) < s.places) & (places(request) > -1 - stop))
-    block = jnp.clip(stop >> 10, 0, s.admitted_by_block.shape[0] - 1)
-    admitted = total(jnp.where(places(s.admitted_by_block) < block, s.admitted_by_block, 0))
-    word = jnp.arange(32, dtype=jnp.int32)[:, None]
-    words = pick(s.admitted, block * 32 + word)
-    room = jnp.clip(stop - block * 1024 - 32 * word, 0, 32)
-    mask = jnp.where(room >= 32, jnp.uint32(0xFFFFFFFF), (jnp.uint32(1) << room.astype(jnp.uint32)) - 1)
-    admitted = admitted + total(jax.lax.population_count(words & mask))
-    return jnp.where(stop < 0, in_front, s.preempted_waiting + stop - admitted)
 
 
 def run(server: Server, s: State, work: Work) -> State:
@@ -85,7 +72,7 @@ def run(server: Server, s: State, work: Work) -> State:
     used = jnp.stack([s.running, work.adapters, server.kv_blocks - s.free])
     here = places(s.phase) == s.step & 15
     zero = jnp.zeros_like(s.step)
-    fresh = Building(zero, zero, zero, zero, zero > 0, zero - FAR, zero, zero, jnp.zeros_like(b.disk_s))
+    fresh = new_building(zero, b.stop_place is not None)
     return s._replace(
         mode=jnp.where(runs, SEND, s.mode),
         now=jnp.where(runs, time.then, s.now),
@@ -98,6 +85,7 @@ def run(server: Server, s: State, work: Work) -> State:
         kv_tokens=s.kv_tokens - (leaving_tokens - leaving),
         flight=flight,
         streaming=s.streaming + jnp.where(steps, b.first_tokens, 0) - leaving,
+        passed=look_further(s, runs),
         building=jax.tree.map(lambda a, c: jnp.where(runs, a, c), fresh, b),
         ring=put(s.ring, after(leaving, steps), cell, jnp.zeros((cell.shape[0], s.ring.shape[2]))),
         phase=s.phase - jnp.where(here, last_block, 0),

@@ -16,8 +16,9 @@ from jax.typing import ArrayLike
 from lora_capacity.costs import Costs, step_time_s
 from lora_capacity.server import SchedulerRules
 from lora_capacity.status import Status
-from lora_capacity.twin.events._arrays import apart
+from lora_capacity.twin.events._arrays import apart, seldom
 from lora_capacity.twin.events._flight import slots_in_use
+from lora_capacity.twin.events._queue import passed_over
 from lora_capacity.twin.events._scheduler import arrange, send
 from lora_capacity.twin.events._slots import distances, loads_of_evicted, loads_of_newcomers
 from lora_capacity.twin.events._state import (
@@ -29,15 +30,17 @@ from lora_capacity.twin.events._state import (
     NEVER,
     RUN,
     SEND,
-    Building,
     Flight,
     Followed,
     Partial,
+    Passed,
+    Preempted,
     Server,
     State,
     Work,
+    new_building,
 )
-from lora_capacity.twin.events._steps import passed_over, run
+from lora_capacity.twin.events._steps import run
 from lora_capacity.twin.events.requests import TICKS, RequestTables
 from lora_capacity.twin.events.results import EventResults, summarise
 from lora_capacity.twin.inputs import Scenarios
@@ -120,11 +123,7 @@ def turn_all(costs: Costs, server: Server, adapters: Array, requests: RequestTab
     s, newcomer = arrange(server, requests, disk_s, s)
     newcomer = jnp.where(crowded, newcomer, -1)
 
-    def note(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.zeros_like(carry[0]), distances(s._replace(distance=carry[1]), newcomer)
-
-    # A loop of at most one turn, since a conditional would copy the array.
-    _, distance = jax.lax.while_loop(lambda carry: carry[0], note, (jnp.any(newcomer >= 0), s.distance))
+    distance = seldom(newcomer >= 0, lambda known: distances(s._replace(distance=known), newcomer), s.distance)
     return s._replace(distance=distance)
 
 
@@ -211,8 +210,8 @@ def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables,
         return jnp.full((size, configs), value, jnp.int32)
 
     none = filled(0)
-    fresh = Building(none, none, none, none, none > 0, none - FAR, none, none, jnp.zeros(configs))
     flight = Flight(none, none, none, none, none) if server.rules.async_scheduling else None
+    passed = Passed(none, none, across(0, PREEMPTED_PLACES)) if server.rules.passed_over_first else None
     starts = scenarios.status <= Status.OUTSIDE_CALIBRATION
     return State(
         mode=jnp.where(starts, SEND, DONE).astype(jnp.int32),
@@ -229,11 +228,11 @@ def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables,
         kv_tokens=none,
         flight=flight,
         streaming=none,
-        building=fresh,
+        building=new_building(none, passed is not None),
         partial=Partial(none - 1, none, none, none),
         sent_at=requests.arrival,
         head=requests.head.T,
-        key=requests.head.T,
+        key=requests.head.T if passed is None else across(0, 0),
         last=across(NEVER, adapters + 1).at[adapters].set(FAR),
         since=across(0, adapters + 1),
         earlier=across(NEVER, adapters + 1),
@@ -253,7 +252,8 @@ def initial_state(scenarios: Scenarios, server: Server, requests: RequestTables,
         log=filled(0, LOG, 3),
         logged=none,
         log_lost=none,
-        preempted=(across(-1, PREEMPTED_PLACES), across(0, PREEMPTED_PLACES), across(0, PREEMPTED_PLACES)),
+        preempted=Preempted(*(across(value, PREEMPTED_PLACES) for value in (-1, 0, 0))),
+        passed=passed,
         places=none,
         preempted_waiting=none,
         admitted=jnp.zeros((configs, size // 32), jnp.uint32),
