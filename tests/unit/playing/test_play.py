@@ -1,5 +1,6 @@
 """Configurations played in batches come out as each alone, in the order given, also when taken up again."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from lora_capacity.errors import InputError
 from lora_capacity.playing import _batches, event_table, play, play_workload
+from lora_capacity.server import VllmBehaviour
 from lora_capacity.status import Status
 from lora_capacity.twin import Scenarios, build_scenarios
 from lora_capacity.twin.events import draw_requests, simulate_events
@@ -60,6 +62,18 @@ def test_batches_play_each_configuration_as_it_plays_alone_and_again(monkeypatch
             np.testing.assert_allclose(
                 getattr(together.settled, name)[i], getattr(expected.settled, name)[0], rtol=1e-5, err_msg=name
             )
+
+
+@pytest.mark.parametrize(("version", "device"), [("0.26.0", "gpu"), ("0.33.0", "gpu"), ("0.33.0", "cpu")])
+def test_a_version_is_played_by_its_rules(version: str, device: str) -> None:
+    given, calibration = scenarios([12], [2]), make_calibration(vllm_version=version, device=device)
+    played, old = (play(each, given, INPUTS, OUTPUTS, seed=3) for each in (calibration, CALIBRATION))
+    rules = VllmBehaviour.for_version(version, device).scheduler
+    tables = draw_requests(given, INPUTS, OUTPUTS, seed=3)
+    alone = jax.jit(partial(simulate_events, rules=rules))(calibration.costs, given, tables)
+    assert int(played.steps[0]) == int(alone.steps[0])
+    assert float(played.settled.ttft_s[0]) == pytest.approx(float(alone.settled.ttft_s[0]), rel=1e-5)
+    assert (float(played.settled.ttft_s[0]) != float(old.settled.ttft_s[0])) == rules.async_scheduling
 
 
 def test_servers_that_do_not_start_are_done_at_once() -> None:
