@@ -183,12 +183,14 @@ def _iterate(
     touched, loads_per_s, loading_share = _loads(costs, scenarios, fixed, start, cycle, limited, dt)
     tightest = jnp.argmin(fixed.bounds, axis=0)
     kv_bound_share = jnp.where(tightest == 0, PASSED_OVER_KV_SHARE, 0.0)
+    own, own_adapter = _own_part(fixed, cycle, running, limited)
+    adapters = jnp.minimum(cycle.active.sum(axis=0), running)
     step_s = step_time_s(
         costs,
-        tokens=running * fixed.tokens_per_sequence,
+        tokens=running * fixed.tokens_per_sequence + own,
         prefill_tokens=running * (fixed.tokens_per_sequence - 1.0),
-        kv_tokens=running * scenarios.kv_tokens_per_request,
-        adapters=jnp.minimum(cycle.active.sum(axis=0), running),
+        kv_tokens=(running + own) * scenarios.kv_tokens_per_request,
+        adapters=adapters + own_adapter,
         passed_over=jnp.where(limited, mean_waiting * (1.0 - bound_share * (1.0 - kv_bound_share)), 0.0),
         max_loras=scenarios.max_loras,
         max_lora_rank=scenarios.max_lora_rank,
@@ -210,12 +212,23 @@ def _iterate(
         completed_per_s=completed_per_s,
         ttft_s=_ttft_s(costs, scenarios, fixed, cycle, limited, mean_waiting, guess.accepted, step_s),
         step_s=step_s,
-        active_adapters=jnp.minimum(cycle.active.sum(axis=0), running),
+        active_adapters=adapters,
         loads_per_s=loads_per_s,
         limit=jnp.where(bound_share > 0.5, tightest + Limit.KV_CACHE, jnp.where(limited, Limit.SLOTS, Limit.NONE)),
         class_completed_per_s=jnp.where(limited, by_slot, in_order),
     )
     return state, observed
+
+
+def _own_part(fixed: Fixed, cycle: Cycle, running: Array, limited: Array) -> tuple[Array, Array]:
+    """Requests and adapters by which the steps that a running request sees exceed those of a moment picked at random.
+
+    Requests come at random, so that one finds the mean batch there and adds itself to it, and its adapter unless that
+    is active. A full batch has no room to vary, nor have slots that are all in use.
+    """
+    own = 1.0 - jnp.minimum(running / fixed.most_running, 1.0)
+    idle_per_s = (jnp.maximum(fixed.adapters - cycle.active, 0.0) * fixed.rate).sum(axis=0)
+    return own, jnp.where(limited, 0.0, own * idle_per_s / fixed.offered_per_s)
 
 
 def _fit_in(wanted: Array, most: Array, width: Array) -> tuple[Array, Array]:

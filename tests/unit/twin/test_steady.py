@@ -32,26 +32,35 @@ def numbers(results: Results) -> dict[str, np.ndarray]:
     return {name: np.asarray(value)[0] for name, value in vars(results).items()}
 
 
-def plain_step_s(running: float, adapters: float, max_loras: float) -> float:
-    """Step time of `PLAIN` with 250 tokens in and 200 out, by hand."""
-    tokens = running * (1 + 250 / 200)
+def plain_step_s(running: float, adapters: float, max_loras: float, own: float = 0.0) -> float:
+    """Step time of `PLAIN` with 250 tokens in and 200 out, by hand; ``own`` requests more than those on average."""
+    tokens = running * (1 + 250 / 200) + own
     blocks = 32 * (max_loras + 1) * 384 * (tokens / 64 + 0.5)
-    return 0.01 + 4e-5 * tokens + 6e-8 * 450 * running + 2e-4 * adapters + 1.5e-9 * blocks
+    return 0.01 + 4e-5 * tokens + 6e-8 * 450 * (running + own) + 2e-4 * adapters + 1.5e-9 * blocks
 
 
 def balance_by_bisection(max_loras: float, base_rate_per_s: float = 0.0) -> tuple[float, float, float]:
-    """Step time, requests and adapters running where the batch that arrives in a stay needs just that step time."""
+    """Step time, requests and adapters running where the batch that arrives in a stay needs just that step time.
 
-    def load(step_s: float) -> tuple[float, float]:
+    A request finds as many others as run on average, and makes it one more, of an adapter that is idle so many times.
+    """
+    classes = list(zip(COUNT, RATE, strict=True))
+    offered_per_s = sum(n * rate for n, rate in classes) + base_rate_per_s
+
+    def load(step_s: float) -> tuple[float, float, float]:
         stay_s = 200 * step_s
-        running = (sum(n * rate for n, rate in zip(COUNT, RATE, strict=True)) + base_rate_per_s) * stay_s
-        return running, sum(n * (1 - math.exp(-rate * stay_s)) for n, rate in zip(COUNT, RATE, strict=True))
+        active = sum(n * (1 - math.exp(-rate * stay_s)) for n, rate in classes)
+        own_adapter = sum(n * rate * math.exp(-rate * stay_s) for n, rate in classes) / offered_per_s
+        return offered_per_s * stay_s, active, own_adapter
 
     low, high = 0.0, 10.0
     for _ in range(200):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if plain_step_s(*load(middle), max_loras) > middle else (low, middle)
-    return low, *load(low)
+        running, active, own_adapter = load(middle)
+        seen_s = plain_step_s(running, active + own_adapter, max_loras, own=1.0)
+        low, high = (middle, high) if seen_s > middle else (low, middle)
+    running, active, _ = load(low)
+    return low, running, active
 
 
 @pytest.mark.parametrize(("max_loras", "base_rate_per_s"), [(60, 0.0), (60, 3.0), (56, 0.0)])
@@ -173,7 +182,7 @@ def test_a_server_without_adapter_traffic_serves_the_base_model() -> None:
 def balance_of_base_model() -> float:
     step_s = 0.01
     for _ in range(200):
-        step_s = plain_step_s(4.0 * 200 * step_s, 0.0, 1)
+        step_s = plain_step_s(4.0 * 200 * step_s, 0.0, 1, own=1.0)
     return step_s
 
 
