@@ -56,13 +56,32 @@ def event(data: dict[str, Any]) -> str:
     lines += [row(f"{tool['name']}, a run", "", "3,600", span(tool["seconds_per_run"])) for tool in others]
     for source in sources(*others):
         lines += ["", source]
-    lines += ["", f"Compiling for {compiling['configs']} configurations took {compiling['compile_s']:.1f} s, once.", ""]
+    lines += [
+        "",
+        f"Compiling for {compiling['configs']} configurations took {compiling['compile_s']:.1f} s, once. "
+        f"A configuration takes {mix['memory_mb_per_config']:.1f} MB in batches of {mix['batch']}.",
+        "",
+        on_a_gpu(mix, compiling),
+        "",
+    ]
     lines += table("time grows with", "from, to", "ms a configuration, from, to", "as the power")
     for each in data["growth"]:
         along, took = list(each["ms_per_config"]), list(each["ms_per_config"].values())
         ends = f"{float(along[0]):g}, {float(along[-1]):g}"
         lines.append(row(f"`{each['along']}`", ends, f"{took[0]:.0f}, {took[-1]:.0f}", f"{each['exponent']:.2f}"))
     return "\n".join(lines)
+
+
+def on_a_gpu(mix: dict[str, float], compiling: dict[str, float]) -> str:
+    """Estimate what a GPU would take from the bytes that XLA counts."""
+    gpu, turn_bytes = read_data("published")["gpu"], compiling["turn_bytes_per_config"]
+    seconds = turn_bytes * mix["turns_per_config"] / gpu["memory_bytes_per_s"]
+    return (
+        f"No GPU was measured; `python benchmarks/event_twin.py --configs 4096` does it there. An estimate: XLA counts "
+        f"{turn_bytes / 1e6:.1f} MB a turn and configuration, whole arrays where one element is read. If all of that "
+        f"came from memory, an {gpu['name']} ({gpu['memory_bytes_per_s'] / 1e12:g} TB/s by its data sheet) would take "
+        f"{1e3 * seconds:.0f} ms a configuration, {1 / seconds:.0f} of them a second, launches of kernels not counted."
+    )
 
 
 def load(data: dict[str, Any]) -> str:
