@@ -14,10 +14,13 @@ from lora_capacity_cli.label import label
 from lora_capacity_cli.observe import observe
 from lora_capacity_cli.optimize import optimize
 from lora_capacity_cli.options import examples
+from lora_capacity_cli.predict import predict
 from lora_capacity_cli.profile import profile
 from lora_capacity_cli.report import report
+from lora_capacity_cli.rules import rules
 from lora_capacity_cli.simulate import simulate
 from lora_capacity_cli.sweep import sweep
+from lora_capacity_cli.train import train
 from lora_capacity_cli.validate import validate
 from lora_capacity_cli.verify import verify
 
@@ -69,7 +72,11 @@ def main() -> None:
     """Predict how many LoRA adapters one vLLM server can serve, and with how many slots on the GPU."""
 
 
-COMMANDS = (optimize, report, simulate, sweep, compare, label, validate, verify, observe, profile, fit, calibrations)
+COMMANDS = (
+    *(optimize, report, simulate, sweep, compare),
+    *(label, train, rules, predict),
+    *(validate, verify, observe, profile, fit, calibrations),
+)
 
 for command in COMMANDS:
     main.add_command(command)

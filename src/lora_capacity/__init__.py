@@ -23,13 +23,25 @@ if TYPE_CHECKING:
     from lora_capacity.reports import Report, build_report
     from lora_capacity.server import Gpu, ModelShape, SchedulerRules, ServerConfig, VllmBehaviour
     from lora_capacity.status import Status
-    from lora_capacity.surrogate import Labels, Space, make_labels
+    from lora_capacity.surrogate import (
+        Answer,
+        Labels,
+        Rules,
+        Space,
+        Surrogate,
+        load_surrogate,
+        make_labels,
+        predict_workload,
+        rules_of,
+        train_surrogate,
+    )
     from lora_capacity.sweep import grid, simulate
     from lora_capacity.twin import EventResults, Limit, Results, Scenarios, StayLaw, build_scenarios
     from lora_capacity.validation import Predictions, Runs, predict_runs, read_runs, score_runs
     from lora_capacity.workload import Workload
 
 __all__ = [
+    "Answer",
     "Calibration",
     "EventResults",
     "FitReport",
@@ -46,6 +58,7 @@ __all__ = [
     "Recommendation",
     "Report",
     "Results",
+    "Rules",
     "Runs",
     "Scenarios",
     "SchedulerRules",
@@ -53,6 +66,7 @@ __all__ = [
     "Space",
     "Status",
     "StayLaw",
+    "Surrogate",
     "VllmBehaviour",
     "Workload",
     "build_report",
@@ -62,16 +76,20 @@ __all__ = [
     "fit_calibration",
     "grid",
     "load_calibration",
+    "load_surrogate",
     "make_labels",
     "plan_memory",
     "play",
     "play_workload",
     "predict_runs",
+    "predict_workload",
     "read_runs",
     "recommend",
+    "rules_of",
     "score_runs",
     "simulate",
     "summarise_comparison",
+    "train_surrogate",
 ]
 
 _HOMES = {
@@ -85,7 +103,10 @@ _HOMES = {
     "reports": ("Report", "build_report"),
     "server": ("Gpu", "ModelShape", "SchedulerRules", "ServerConfig", "VllmBehaviour"),
     "status": ("Status",),
-    "surrogate": ("Labels", "Space", "make_labels"),
+    "surrogate": (
+        *("Answer", "Labels", "Rules", "Space", "Surrogate"),
+        *("load_surrogate", "make_labels", "predict_workload", "rules_of", "train_surrogate"),
+    ),
     "sweep": ("grid", "simulate"),
     "twin": ("EventResults", "Limit", "Results", "Scenarios", "StayLaw", "build_scenarios"),
     "validation": ("Predictions", "Runs", "predict_runs", "read_runs", "score_runs"),

@@ -26,6 +26,37 @@ def test_label_writes_labels_of_the_space(run: Run, space: Path, tmp_path: Path)
     assert not (tmp_path / "l.parquet.parts").exists()
 
 
+def test_train_rules_and_predict_go_on_from_labels(run: Run, space: Path, workload: Path, tmp_path: Path) -> None:
+    made = run("label", "--space", space, "--workloads", 36, "--played", 0, "-o", "l.parquet")
+    assert made.exit_code == 0, made.output
+    trained = run("train", "l.parquet", "-o", "s.json")
+    assert trained.exit_code == 0, trained.output
+    assert "Held-back workloads" in trained.stdout
+    rules = run("rules", "--surrogate", "s.json", "--target", "slots", "--workload", workload, "--figure", "r.svg")
+    assert rules.exit_code == 0, rules.output
+    assert rules.stdout.startswith("slots = ")
+    assert (tmp_path / "r.svg").read_text("utf-8").startswith("<?xml")
+    starved = json.loads(run("rules", "--surrogate", "s.json", "--target", "starved", "--format", "json").stdout)
+    assert starved["leaves"] >= 1
+    arguments = ("--adapters", 400, "--max-loras", 8, "--check")
+    answer = run("predict", workload, "--surrogate", "s.json", *arguments, "--format", "json")
+    assert answer.exit_code == 0, answer.output
+    told = json.loads(answer.stdout)
+    assert told["max_loras"] <= told["max_cpu_loras"]
+    assert told["given"]["starved"]
+    assert told["check"]["starved"]
+    table = run("predict", workload, "--surrogate", "s.json", "--kind", "tree", *arguments)
+    assert "400 adapters, 8 slots" in table.stdout
+    assert "starves" in table.stdout
+
+
+def test_the_bundled_surrogate_answers(run: Run, workload: Path) -> None:
+    done = run("predict", workload)
+    assert done.exit_code == 0, done.output
+    assert "adapters (max_cpu_loras)" in done.stdout
+    assert run("predict", workload, "--gpu-memory-utilization", 0.3).exit_code == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -33,6 +64,12 @@ def test_label_writes_labels_of_the_space(run: Run, space: Path, tmp_path: Path)
         (["label", "-o", "l.parquet", "--space", "none.yaml"], "none.yaml: 'no such file'"),
         (["label", "-o", "l.parquet", "--calibration", "none"], "calibration: 'none'"),
         (["label", "-o", "l.parquet", "--workloads", 0], "--workloads"),
+        (["train", "none.parquet", "-o", "s.json"], "none.parquet"),
+        (["train", "none.parquet", "-o", "s.txt"], "a name that ends in .json"),
+        (["rules", "--surrogate", "none"], "surrogate: 'none'"),
+        (["rules", "--figure", "r.png"], "a name that ends in .svg"),
+        (["predict", "none.yaml"], "none.yaml: 'no such file'"),
+        (["predict", "none.yaml", "--adapters", 8], "--max-loras: 'none' is not allowed; allowed: both or neither"),
     ],
 )
 def test_complaints(run: Run, arguments: list[object], complaint: str) -> None:

@@ -19,7 +19,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.surrogate.optima import THRESHOLD, Optima, Surfaces, choose, survey
 from lora_capacity.surrogate.questions import Questions
-from lora_capacity.surrogate.settle import Law, Plays, fit_law, play_near_best
+from lora_capacity.surrogate.settle import Law, play_near_best
 from lora_capacity.surrogate.space import Space
 from lora_capacity.sweep import Progress
 
@@ -143,20 +143,17 @@ def make_labels(
     surfaces = _surveyed(calibration, questions, folder, lambda finished: done(finished, count + played))
     by_steady = choose(calibration, questions, surfaces)
     surveyed = time.perf_counter()
-    law, plays = _law(calibration, questions, by_steady, surfaces, about, folder, done)
+    law = _law(calibration, questions, by_steady, surfaces, about, folder, done)
     settled = time.perf_counter()
-    correction = law.correction(calibration, questions, surfaces)
-    optima = choose(calibration, questions, surfaces, correction) if played else by_steady
+    correction = np.zeros(surfaces.slots.shape) if law is None else law.correction(questions, surfaces)
+    optima = by_steady if law is None else choose(calibration, questions, surfaces, correction)
     seconds = {
         "steady_twin": surveyed - began,
         "event_twin": settled - surveyed,
         "choosing": time.perf_counter() - settled,
     }
-    about |= {
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "law": law.to_json(),
-        "plays": plays,
-    }
+    about["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
+    about["plays"] = {} if law is None else law.report
     return Labels(questions, optima, surfaces, correction, about)
 
 
@@ -188,14 +185,14 @@ def _law(
     about: Mapping[str, Any],
     folder: Path | None,
     done: Progress,
-) -> tuple[Law, dict[str, Any]]:
+) -> Law | None:
     """Play a part of the workloads and fit the law; none where nothing is to be played."""
     played, count = about["played"], len(questions)
     if not np.any(optima.max_loras[:played]):
-        return Law.none(), {}
+        return None
     rows = np.arange(played)
     first, best, around = questions.take(rows), _rows(optima, rows), _rows(surfaces, rows)
-    plays: Plays = play_near_best(
+    plays = play_near_best(
         calibration,
         first,
         best,
@@ -204,7 +201,7 @@ def _law(
         parts=None if folder is None else folder / "played",
         progress=lambda finished, total: done(count + played * finished // total, count + played),
     )
-    return fit_law(calibration, first, plays)
+    return Law(calibration, first, plays)
 
 
 def _opened(folder: Path, about: Mapping[str, Any]) -> Path:

@@ -136,10 +136,10 @@ class Questions:
         sums = np.cumsum(self.rates_per_s, axis=1)
         left = np.maximum(load - _column(self.base_rate_per_s, load), 0.0)
         whole = np.floor(left / _column(sums[:, -1], load) * (1.0 + 1e-12))
-        rest = left - whole * _column(sums[:, -1], load)
-        beyond = rest[..., np.newaxis] >= sums[:, :-1].reshape(len(self), *[1] * (load.ndim - 1), turn - 1) * (
-            1 - 1e-12
-        )
+        # What is left of a large load carries the rounding of all of it.
+        rest = left - whole * _column(sums[:, -1], load) + 1e-12 * load
+        kinds = sums[:, :-1].reshape(len(self), *[1] * (load.ndim - 1), turn - 1)
+        beyond = rest[..., np.newaxis] >= kinds
         count = whole * turn + beyond.sum(axis=-1)
         return np.asarray(np.minimum(count, _column(self.most_adapters, load)), np.int64)
 

@@ -7,9 +7,11 @@ and a smooth law is fitted to the ratio of throughputs: the law holds for all, a
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.playing import play
@@ -17,12 +19,13 @@ from lora_capacity.surrogate.optima import Optima, Surfaces
 from lora_capacity.surrogate.questions import FloatArray, IntArray, Questions
 from lora_capacity.surrogate.steady import limits, simulate_questions
 from lora_capacity.sweep import Progress
+from lora_capacity.twin.cycle import burst_width
 from lora_capacity.workload import LengthDistribution
 
 _ABOUT = (1.0, 1.4, 2.0)
 _LENGTHS, _INPUT_SPREAD = 512, 1.1
-_RIDGE = 3.0
-_LARGEST = 0.35
+_TREES, _FOLDS = 300, 8
+_SMOOTH = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,51 +119,57 @@ def _length_pairs(question: Questions, rng: np.random.Generator) -> tuple[IntArr
     return inputs.astype(np.int64), outputs[order].astype(np.int64)
 
 
-@dataclass(frozen=True, eq=False)
 class Law:
-    """A linear law of the logarithm of what the event twin's servers sustain over what the steady twin's do.
+    """A law of the logarithm of what the event twin's servers sustain over what the steady twin's do.
 
-    Attributes:
-        weights: Of the terms, ``[terms]``.
-        mean: Mean of each term over the plays, ``[terms]``.
-        scale: Standard deviation of each term over the plays, ``[terms]``.
-        intercept: The correction at the means.
+    An average of many randomized trees: where adapters that are never idle hold all slots and yet do not fill the
+    batch, the event twin's server is stuck with them, and that sets in abruptly.
     """
 
-    weights: FloatArray
-    mean: FloatArray
-    scale: FloatArray
-    intercept: float
+    def __init__(self, calibration: Calibration, questions: Questions, plays: Plays) -> None:
+        """Fit it to what was played of the questions."""
+        from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    @classmethod
-    def none(cls) -> Self:
-        """Return the law that corrects nothing."""
-        return cls(np.zeros(0), np.zeros(0), np.ones(0), 0.0)
+        self.calibration = calibration
+        asked = questions.take(plays.question)
+        slots, adapters = plays.max_loras[:, np.newaxis], plays.max_cpu_loras[:, np.newaxis]
+        given = terms(calibration, asked, slots, asked.offered_per_s(adapters))[:, 0]
+        self._trees = _trees().fit(given, plays.log_ratio)
+        folds = min(_FOLDS, np.unique(plays.question).size)
+        left = np.full(plays.log_ratio.shape, np.nan)
+        if folds > 1:
+            found = cross_val_predict(_trees(), given, plays.log_ratio, groups=plays.question, cv=GroupKFold(folds))
+            left = plays.log_ratio - found
+        self.report = {
+            "configurations": int(plays.log_ratio.size),
+            "mean_log_ratio": float(plays.log_ratio.mean()),
+            "spread": float(plays.log_ratio.std()),
+            "left_held_back": float(np.sqrt(np.mean(left**2))),
+        }
 
-    def at(self, terms: FloatArray) -> FloatArray:
-        """Return the correction of terms ``[…, terms]``."""
-        if not self.weights.size:
-            return np.zeros(terms.shape[:-1])
-        # Beyond the plays the law is held where it was last known.
-        standard = np.clip((terms - self.mean) / self.scale, -2.5, 2.5)
-        return np.asarray(np.clip(self.intercept + standard @ self.weights, -_LARGEST, _LARGEST))
-
-    def correction(self, calibration: Calibration, questions: Questions, surfaces: Surfaces) -> FloatArray:
+    def correction(self, questions: Questions, surfaces: Surfaces) -> FloatArray:
         """Return the correction of each number of slots of the surfaces, ``[questions, known]``."""
-        if not self.weights.size:
-            return np.zeros(surfaces.slots.shape)
-        load = np.where(
-            np.isnan(surfaces.sustained_by_slots), questions.offered_per_s(surfaces.slots), surfaces.sustained_by_slots
-        )
-        return self.at(terms(calibration, questions, surfaces.slots, load))
+        known = ~np.isnan(surfaces.sustained_by_slots)
+        load = np.where(known, surfaces.sustained_by_slots, questions.offered_per_s(surfaces.slots))
+        given = terms(self.calibration, questions, surfaces.slots, load)
+        raw = self._trees.predict(given.reshape(-1, given.shape[-1])).reshape(known.shape)
+        return _smoothed(np.log(surfaces.slots), raw, known)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the law as a JSON object."""
-        return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
+
+def _smoothed(place: FloatArray, values: FloatArray, known: NDArray[np.bool_]) -> FloatArray:
+    """Average over neighbours: trees jump, and the choice of slots would follow every jump."""
+    near = np.exp(-0.5 * ((place[:, :, np.newaxis] - place[:, np.newaxis]) / _SMOOTH) ** 2) * known[:, np.newaxis]
+    return np.asarray((near * values[:, np.newaxis]).sum(axis=2) / np.maximum(near.sum(axis=2), 1e-9))
+
+
+def _trees() -> Any:
+    from sklearn.ensemble import ExtraTreesRegressor  # takes seconds to load, which answers need not wait for
+
+    return ExtraTreesRegressor(_TREES, min_samples_leaf=3, max_features=0.5, random_state=0)
 
 
 def terms(calibration: Calibration, questions: Questions, slots: IntArray, load_per_s: FloatArray) -> FloatArray:
-    """Return what the law is linear in, of some numbers of slots per question.
+    """Return what the law depends on, for some numbers of slots per question.
 
     Args:
         calibration: Whose servers they are.
@@ -176,59 +185,34 @@ def terms(calibration: Calibration, questions: Questions, slots: IntArray, load_
     def column(values: FloatArray) -> FloatArray:
         return np.broadcast_to(values[:, np.newaxis], slots.shape)
 
-    adapters = np.maximum(
-        (load_per_s - column(questions.base_rate_per_s)) / column(questions.rates_per_s.mean(axis=1)), 1.0
-    )
-    log_slots, log_adapters = np.log(slots), np.log(adapters)
-    per_slot = np.log(limit.running / slots)
-    stay = np.log(limit.step_s * column(questions.mean_output_tokens))
-    spread = column(np.log(questions.rates_per_s.max(axis=1) / questions.rates_per_s.mean(axis=1)))
-    first = [
-        log_slots,
-        1.0 / slots,
-        log_adapters,
-        slots / adapters,
-        per_slot,
-        stay,
-        spread,
-        np.log(np.maximum(limit.busy_adapters, 0.1) / slots),
+    base = column(questions.base_rate_per_s)
+    stay_s = limit.step_s * column(questions.mean_output_tokens)
+    rates = -np.sort(-questions.rates_per_s, axis=1)[:, np.newaxis]
+    turn = rates.shape[-1]
+    adapters = np.maximum((load_per_s - base) / rates.mean(axis=-1), 1.0)
+    running = rates * stay_s[..., np.newaxis]
+    of_kind = (adapters / turn)[..., np.newaxis] * np.ones(turn)
+    held = np.diff(np.minimum(np.cumsum(of_kind, axis=-1), slots[..., np.newaxis]), axis=-1, prepend=0.0)
+    held_load = (held * rates).sum(axis=-1) + base
+    last = np.take_along_axis(running, np.maximum((held > 0).sum(axis=-1, keepdims=True) - 1, 0), axis=-1)[..., 0]
+    found = [
+        np.log(slots),
+        np.log(adapters),
+        np.log(held_load / load_per_s),  # what the busiest adapters send, if they hold all slots
+        np.log(held_load * stay_s / limit.running),  # the batch that they fill
+        np.log((of_kind * (running > 1.0)).sum(axis=-1) / slots + 0.1),
+        np.log((of_kind * -np.expm1(-running)).sum(axis=-1) / slots),
+        np.log(running[..., 0]),
+        np.log(running[..., turn // 2]),
+        np.log(running[..., -1]),
+        np.log(last),
+        np.asarray(burst_width(jnp.asarray(slots))) ** 4,
+        np.log(limit.running),
+        np.log(limit.running / slots),
+        np.log(stay_s),
         np.log(limit.kv_share),
+        base / load_per_s,
         column(questions.output_spread),
-        column(questions.base_rate_per_s) / load_per_s,
-        load_per_s / limit.load_per_s,
+        np.log(load_per_s / limit.load_per_s),
     ]
-    products = [
-        first[i] * first[j] for i, j in ((0, 2), (0, 4), (2, 4), (7, 7), (4, 4), (2, 2), (3, 4), (3, 5), (7, 0))
-    ]
-    return np.stack([*first, *products], axis=-1).astype(np.float64)
-
-
-def fit_law(calibration: Calibration, questions: Questions, plays: Plays) -> tuple[Law, dict[str, Any]]:
-    """Fit the law to plays by ridge regression.
-
-    Returns:
-        The law, and how well it holds: plays, the spread of their ratios, and that of what the law leaves, with every
-        workload in turn held back in one of five groups.
-    """
-    asked = questions.take(plays.question)
-    slots, adapters = plays.max_loras[:, np.newaxis], plays.max_cpu_loras[:, np.newaxis]
-    given = terms(calibration, asked, slots, asked.offered_per_s(adapters))[:, 0]
-    law = _ridge(given, plays.log_ratio)
-    left = np.zeros(plays.log_ratio.size)
-    for fold in range(5):
-        held = plays.question % 5 == fold
-        left[held] = plays.log_ratio[held] - _ridge(given[~held], plays.log_ratio[~held]).at(given[held])
-    report = {
-        "configurations": int(plays.log_ratio.size),
-        "mean_log_ratio": float(plays.log_ratio.mean()),
-        "spread": float(plays.log_ratio.std()),
-        "left_held_back": float(np.sqrt(np.mean(left**2))),
-    }
-    return law, report
-
-
-def _ridge(given: FloatArray, wanted: FloatArray) -> Law:
-    mean, scale = given.mean(axis=0), given.std(axis=0) + 1e-9
-    standard, intercept = (given - mean) / scale, float(wanted.mean())
-    gram = standard.T @ standard + _RIDGE * np.eye(given.shape[1])
-    return Law(np.linalg.solve(gram, standard.T @ (wanted - intercept)), mean, scale, intercept)
+    return np.stack(found, axis=-1).astype(np.float64)

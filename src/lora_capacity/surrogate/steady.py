@@ -74,26 +74,43 @@ def simulate_questions(
     return whole
 
 
-def limits(calibration: Calibration, questions: Questions, max_loras: IntArray) -> Limit:
-    """Return the closed form of each server with each of some numbers of slots, leaves ``[questions, n]``."""
-    configs, slots = len(questions), max_loras.shape[1]
-    repeated = questions.take(np.repeat(np.arange(configs), slots))
+def limits(
+    calibration: Calibration,
+    questions: Questions,
+    max_loras: IntArray,
+    kv_cache_tokens: FloatArray | None = None,
+) -> Limit:
+    """Return the closed form of each server with each of some numbers of slots, leaves ``[questions, n]``.
+
+    Args:
+        calibration: Whose costs hold.
+        questions: The workloads and servers.
+        max_loras: Numbers of slots, ``[questions, n]``.
+        kv_cache_tokens: What the KV cache holds, ``[questions, n]``; by default what the memory plan says.
+    """
+    configs, slots = max_loras.shape
     rank = questions.max_lora_rank(np.full(configs, questions.ranks.shape[1]), calibration)
-    kv_cache_tokens, _ = repeated.plan(calibration, max_loras.ravel(), np.repeat(rank, slots))
+    if kv_cache_tokens is None:
+        repeated = questions.take(np.repeat(np.arange(configs), slots))
+        planned, _ = repeated.plan(calibration, max_loras.ravel(), np.repeat(rank, slots))
+        kv_cache_tokens = planned.reshape(max_loras.shape)
+
+    # Rows are made a power of two, so that few shapes are compiled.
+    rows = np.minimum(np.arange(1 << (configs - 1).bit_length()), configs - 1)
 
     def column(values: NDArray[Any]) -> NDArray[np.float32]:
-        return np.asarray(values, np.float32)[:, np.newaxis]
+        return np.asarray(values, np.float32)[rows, np.newaxis]
 
     names = ("base_rate_per_s", "mean_input_tokens", "mean_output_tokens", "kv_tokens_per_request")
     bounds = ("max_num_seqs", "max_num_batched_tokens", "max_pending")
     found: Limit = jax.tree.map(
-        np.asarray,
+        lambda values: np.asarray(values)[:configs],
         _at_limit(
             calibration.costs,
-            rates_per_s=np.asarray(questions.rates_per_s.T[..., np.newaxis], np.float32),
+            rates_per_s=np.asarray(questions.rates_per_s[rows].T[..., np.newaxis], np.float32),
             **{name: column(getattr(questions, name)) for name in (*names, *bounds)},
-            kv_cache_tokens=kv_cache_tokens.reshape(configs, slots).astype(np.float32),
-            max_loras=max_loras.astype(np.float32),
+            kv_cache_tokens=kv_cache_tokens[rows].astype(np.float32),
+            max_loras=max_loras[rows].astype(np.float32),
             max_lora_rank=column(rank),
         ),
     )

@@ -1,0 +1,109 @@
+"""``lora-capacity predict``: a surrogate's answer for one workload."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lora_capacity.display import percent, shown
+from lora_capacity.errors import InputError
+from lora_capacity_cli.options import examples, format_option, server_options, workload_argument
+from lora_capacity_cli.output import print_facts, print_json, print_warnings
+from lora_capacity_cli.runtime import prepare
+from lora_capacity_cli.surrogates import calibration_of_option, load_both, surrogate_option
+
+
+@click.command(
+    epilog=examples(
+        "lora-capacity predict examples/few_busy.yaml",
+        "lora-capacity predict examples/few_busy.yaml --adapters 24 --max-loras 12 --check --format json",
+    )
+)
+@workload_argument
+@surrogate_option
+@calibration_of_option
+@click.option(
+    "--kind",
+    type=click.Choice(["best", "tree", "forest", "boosting"]),
+    default="best",
+    show_default=True,
+    help="Which models answer; best: of each target the best in cross-validation.",
+)
+@click.option(
+    "--level",
+    type=click.Choice(["0.5", "0.8", "0.9", "0.95"]),
+    default="0.9",
+    show_default=True,
+    help="Chance with which intervals hold.",
+)
+@click.option("--adapters", type=click.IntRange(min=1), help="Adapters to judge, with --max-loras slots.")
+@click.option("--max-loras", type=click.IntRange(min=1), help="Slots to judge, with --adapters.")
+@click.option("--check", is_flag=True, help="Ask the steady twin, too: of the answer, or of what is to be judged.")
+@server_options(grids=False)
+@format_option
+def predict(
+    workload: Path,
+    surrogate: str,
+    calibration: str | None,
+    kind: str,
+    level: str,
+    adapters: int | None,
+    max_loras: int | None,
+    check: bool,
+    settings: dict[str, Any],
+    output_format: str,
+) -> None:
+    """Answer from a surrogate how many adapters and slots are best.
+
+    WORKLOAD is a YAML or JSON file of adapters and traffic. With --adapters and --max-loras it also says whether these
+    starve.
+    """
+    if (adapters is None) != (max_loras is None):
+        raise InputError("--adapters" if adapters is None else "--max-loras", "none", "both or neither")
+    prepare()
+    from lora_capacity.surrogate import predict_workload
+    from lora_capacity.workload import Workload
+
+    asked = Workload.from_file(workload)
+    model, known = load_both(surrogate, calibration)
+    given = None if adapters is None or max_loras is None else (adapters, max_loras)
+    answer = predict_workload(
+        model, known, asked, kind=kind, level=float(level), given=given, check=check, settings=settings
+    )
+    if output_format == "json":
+        print_json(answer.to_json())
+    else:
+        _print(answer)
+
+
+def _print(answer: Any) -> None:
+    def within(name: str, intervals: Any) -> str:
+        low, high = intervals[name]
+        return f"{shown(low)} to {shown(high)}"
+
+    facts = {}
+    for name, title, value in (
+        ("adapters", "adapters (max_cpu_loras)", answer.max_cpu_loras),
+        ("slots", "slots (max_loras)", answer.max_loras),
+        ("throughput", "throughput, tokens/s", answer.throughput_tokens_per_s),
+    ):
+        facts[title] = (
+            f"{shown(value)}; the twin's {within(name, answer.twin_intervals)}, "
+            f"a server's {within(name, answer.intervals)}"
+        )
+    facts["offered load, tokens/s"] = shown(answer.offered_tokens_per_s)
+    if answer.given:
+        verdict = "starves" if answer.given["starved"] else "keeps up"
+        verdict = verdict if answer.given["starts"] else "does not start"
+        facts[f"{answer.given['max_cpu_loras']} adapters, {answer.given['max_loras']} slots"] = (
+            f"{verdict}; starves at {shown(answer.given['critical_load'])} times this load"
+        )
+    if answer.check:
+        check = answer.check
+        facts["the twin's check"] = (
+            f"{check['status']}, {shown(check['throughput_tokens_per_s'])} of {shown(check['offered_tokens_per_s'])} "
+            f"tokens/s, {'starved' if check['starved'] else 'not starved'}; "
+            f"starves with a chance of {percent(check['starving_probability'])}"
+        )
+    print_facts(f"Answer with intervals that hold with a chance of {answer.level:.0%}", facts)
+    print_warnings(answer.warnings)

@@ -1,0 +1,94 @@
+"""``lora-capacity rules``: the tree of a surrogate, to be read."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lora_capacity.display import shown
+from lora_capacity_cli.files import check_output, write_text
+from lora_capacity_cli.options import FILE, examples, format_option, server_options
+from lora_capacity_cli.output import print_json, print_table
+from lora_capacity_cli.runtime import prepare
+from lora_capacity_cli.surrogates import calibration_of_option, load_both, surrogate_option
+
+
+@click.command(
+    epilog=examples(
+        "lora-capacity rules --target slots",
+        "lora-capacity rules --target adapters --workload examples/few_busy.yaml --figure rules.svg",
+    )
+)
+@surrogate_option
+@calibration_of_option
+@click.option(
+    "--target",
+    type=click.Choice(["adapters", "slots", "throughput", "starved"]),
+    default="adapters",
+    show_default=True,
+    help="What the rules tell.",
+)
+@click.option("--workload", type=FILE, metavar="FILE", help="Also show the questions that lead to this one's answer.")
+@click.option("--figure", type=FILE, metavar="FILE.svg", help="Also draw the tree.")
+@server_options(grids=False)
+@format_option
+def rules(
+    surrogate: str,
+    calibration: str | None,
+    target: str,
+    workload: Path | None,
+    figure: Path | None,
+    settings: dict[str, Any],
+    output_format: str,
+) -> None:
+    """Print a surrogate's tree as rules, and what matters most.
+
+    Figures are rounded to two digits; what that costs is told. Server settings are those of the workload's path.
+    """
+    if figure is not None:
+        check_output("--figure", figure, (".svg",))
+    prepare()
+    from lora_capacity.surrogate import rules_of
+
+    model, known = load_both(surrogate, calibration)
+    found = rules_of(model, target)
+    path = [] if workload is None else _path(model, known, target, workload, settings)
+    if figure is not None:
+        from lora_capacity.reports.rules import draw_rules
+
+        write_text("--figure", figure, draw_rules(found))
+    importance = dict(model.importance[target])
+    if output_format == "json":
+        print_json(found.to_json() | {"importance": importance, "path": path})
+        return
+    click.echo(found.text())
+    if path:
+        print_table("What leads to this workload's answer", [_row(each) for each in path])
+    what = "macro-F1 lost" if target == "starved" else "SMAPE gained"
+    rows = [{"feature": name, f"{what} when shuffled": value} for name, value in list(importance.items())[:8]]
+    print_table("What matters most to the best model", rows)
+
+
+def _path(model: Any, known: Any, target: str, workload: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from lora_capacity.surrogate import Questions, describe, path_of, with_slots
+    from lora_capacity.workload import Workload
+
+    described = describe(known, Questions.of(Workload.from_file(workload), known, **settings))
+    values = described.values
+    if target == "starved":
+        best = np.rint(np.exp(model.of("slots").predict(values))).astype(int)
+        values = with_slots(values, best[:, np.newaxis])[:, 0]
+    return path_of(model, target, values[0])
+
+
+def _row(question: dict[str, Any]) -> dict[str, Any]:
+    sign = ">" if question["above"] else "<="
+    return {
+        "feature": question["feature"],
+        "is": shown(question["value"]),
+        "": sign,
+        "threshold": shown(question["threshold"]),
+        "meaning": question["meaning"],
+    }

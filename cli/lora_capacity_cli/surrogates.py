@@ -1,0 +1,34 @@
+"""What the commands that ask a surrogate share."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_capacity_cli.options import DEFAULT_CALIBRATION
+
+if TYPE_CHECKING:
+    from lora_capacity.calibration import Calibration
+    from lora_capacity.surrogate import Surrogate
+
+surrogate_option = click.option(
+    "--surrogate",
+    metavar="NAME|FILE",
+    default=DEFAULT_CALIBRATION,
+    show_default=True,
+    help="The bundled one of a calibration, or a file written by `train`.",
+)
+
+calibration_of_option = click.option(
+    "--calibration",
+    metavar="NAME|FILE",
+    help="The surrogate's calibration. [default: the bundled one of the name that the surrogate tells]",
+)
+
+
+def load_both(surrogate: str, calibration: str | None) -> "tuple[Surrogate, Calibration]":
+    """Read a surrogate and its calibration."""
+    from lora_capacity.calibration import load_calibration
+    from lora_capacity.surrogate import load_surrogate
+
+    model = load_surrogate(surrogate)
+    return model, load_calibration(calibration or model.calibration)

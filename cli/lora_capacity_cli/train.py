@@ -1,0 +1,87 @@
+"""``lora-capacity train``: models from labels."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lora_capacity.display import shown
+from lora_capacity_cli.files import check_output, write_whole
+from lora_capacity_cli.options import FILE, examples, format_option
+from lora_capacity_cli.output import print_facts, print_json, print_table
+from lora_capacity_cli.runtime import prepare, progress_bar
+
+
+@click.command(epilog=examples("lora-capacity train labels.parquet -o surrogate.json"))
+@click.argument("labels", type=FILE)
+@click.option(
+    "--calibration",
+    metavar="NAME|FILE",
+    help="The labels' calibration. [default: the bundled one of the name that the labels tell]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Equal seeds give equal files.")
+@click.option(
+    "-o", "--output", type=FILE, required=True, metavar="FILE.json", help="File to write; its name ends in .json."
+)
+@format_option
+def train(labels: Path, calibration: str | None, seed: int, output: Path, output_format: str) -> None:
+    """Train a tree, a forest and gradient boosting on labels.
+
+    LABELS is a file written by `label`. The models tell the best adapters and slots of a workload, the throughput
+    there, and whether given adapters and slots starve. They are scored on workloads that are held back.
+    """
+    check_output("--output", output, (".json",))
+    prepare()
+    from lora_capacity.calibration import load_calibration
+    from lora_capacity.surrogate import Labels, train_surrogate
+
+    known = Labels.read(labels)
+    with progress_bar("models") as progress:
+        surrogate = train_surrogate(
+            load_calibration(calibration or known.about["calibration"]), known, seed=seed, progress=progress
+        )
+    write_whole("--output", output, surrogate.write)
+    if output_format == "json":
+        summary = {name: getattr(surrogate, name) for name in ("calibration", "best", "scores", "importance", "about")}
+        print_json(
+            {"file": str(output)}
+            | {name: dict(value) if name != "calibration" else value for name, value in summary.items()}
+        )
+    else:
+        _print(output, surrogate)
+
+
+def _print(output: Path, surrogate: Any) -> None:
+    about = surrogate.about
+    print_facts(
+        f"{output}",
+        {
+            "calibration": surrogate.calibration,
+            "workloads": f"{about['trained_on']:,} trained on, {about['held_back']:,} held back",
+        },
+    )
+    rows = [
+        {"model": kind} | {_heading(name): scores[name] for name in _SCORES}
+        for kind, scores in surrogate.scores.items()
+    ]
+    print_table("Held-back workloads", rows)
+    rows = [
+        {"within": f"{float(level):.0%}"} | {target: share * 100.0 for target, share in shares.items()}
+        for level, shares in _by_level(surrogate.scores["best"]["coverage"]).items()
+    ]
+    print_table("Share of held-back labels within intervals, %", rows)
+    for target, lost in surrogate.importance.items():
+        most = ", ".join(f"{name} {shown(value)}" for name, value in list(lost.items())[:4])
+        click.echo(f"matters most for {target}: {most}")
+
+
+_SCORES = ("adapters_smape", "slots_smape", "throughput_smape", "starved_macro_f1")
+
+
+def _heading(name: str) -> str:
+    return name.replace("_smape", " SMAPE %").replace("_macro_f1", " macro-F1")
+
+
+def _by_level(coverage: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    levels = next(iter(coverage.values()))
+    return {level: {target: shares[level] for target, shares in coverage.items()} for level in levels}

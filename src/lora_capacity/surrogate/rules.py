@@ -1,0 +1,193 @@
+"""The single tree as people read it: a power law, and a factor that a few questions lead to."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_capacity.errors import InputError, nearest_hint
+from lora_capacity.surrogate.arrays import ALWAYS_LEFT, Ensemble
+from lora_capacity.surrogate.features import Feature
+from lora_capacity.surrogate.model import Surrogate
+from lora_capacity.surrogate.rounding import rounded
+from lora_capacity.surrogate.targets import TARGETS, features_of
+
+MEANING = {
+    "adapters": "load sustained, over the full load (adapters are as many as send it)",
+    "slots": "slots",
+    "throughput": "throughput, over the full load",
+    "starved": "load sustained with the slots given, over the full load (what sends more starves)",
+}
+SCORE = {
+    "adapters": "adapters_smape",
+    "slots": "slots_smape",
+    "throughput": "throughput_smape",
+    "starved": "starved_macro_f1",
+}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An end of the tree.
+
+    Attributes:
+        factor: What it multiplies the power law with.
+    """
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A question of the tree.
+
+    Attributes:
+        feature: Name of the feature that it looks at.
+        threshold: What the feature is compared with.
+        below: What follows where the feature is at most the threshold.
+        above: What follows where it is larger.
+    """
+
+    feature: str
+    threshold: float
+    below: "Branch | Leaf"
+    above: "Branch | Leaf"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A target's single tree with rounded figures.
+
+    Attributes:
+        target: ``adapters``, ``slots``, ``throughput`` or ``starved``.
+        law: The power law that the factors multiply: ``constant · Π feature^exponent``.
+        tree: The questions.
+        exact_score: Score of the tree as trained, on held-back workloads: SMAPE in percent, of ``starved`` macro-F1.
+        rounded_score: The same with rounded figures.
+    """
+
+    target: str
+    law: str
+    tree: Branch | Leaf
+    exact_score: float
+    rounded_score: float
+
+    @property
+    def leaves(self) -> int:
+        """Number of leaves."""
+        return _count(self.tree)
+
+    def text(self) -> str:
+        """Return the rules as indented lines."""
+        name = "macro-F1" if self.target == "starved" else "SMAPE %"
+        scores = f"{name} on held-back workloads: {self.exact_score:.3g}, {self.rounded_score:.3g} with rounded figures"
+        head = [f"{MEANING[self.target]} = {self.law} · factor", scores, ""]
+        return "\n".join(head + _lines(self.tree, 0)) + "\n"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rules as a JSON object."""
+        return {
+            "target": self.target,
+            "meaning": MEANING[self.target],
+            "law": self.law,
+            "leaves": self.leaves,
+            "exact_score": self.exact_score,
+            "rounded_score": self.rounded_score,
+            "tree": _json(self.tree),
+        }
+
+
+def rules_of(surrogate: Surrogate, target: str) -> Rules:
+    """Return the rules of a target.
+
+    Args:
+        surrogate: The surrogate.
+        target: ``adapters``, ``slots``, ``throughput`` or ``starved``.
+
+    Raises:
+        InputError: If there is no such target.
+    """
+    if target not in TARGETS:
+        raise InputError("target", target, ", ".join(TARGETS), nearest_hint(target, TARGETS))
+    tree = rounded(surrogate.of(target, "tree"))
+    features = features_of(target)
+    return Rules(
+        target=target,
+        law=_law(tree, features),
+        tree=_grown(tree, features, 0),
+        exact_score=surrogate.scores["tree"][SCORE[target]],
+        rounded_score=surrogate.scores["rounded"][SCORE[target]],
+    )
+
+
+def path_of(surrogate: Surrogate, target: str, values: np.ndarray) -> list[dict[str, Any]]:
+    """Return the questions that led to one answer of the rules.
+
+    Args:
+        surrogate: The surrogate.
+        target: The target.
+        values: Its features of one workload, ``[features]``.
+
+    Returns:
+        Per question ``feature``, ``meaning``, ``value``, ``threshold`` and ``above``.
+    """
+    features = features_of(target)
+    return [
+        {
+            "feature": features[place].name,
+            "meaning": features[place].meaning,
+            "value": float(values[place]),
+            "threshold": threshold,
+            "above": above,
+        }
+        for place, threshold, above in rounded(surrogate.of(target, "tree")).path(values)
+    ]
+
+
+def _law(tree: Ensemble, features: tuple[Feature, ...]) -> str:
+    exponents = tree.linear / tree.scale
+    constant = np.exp(tree.intercept - np.sum(exponents * tree.mean))
+    powers = [f"{features[place].name}^{exponents[place]:.2g}" for place in np.flatnonzero(exponents)]
+    return " · ".join([f"{constant:.3g}", *powers])
+
+
+def _grown(tree: Ensemble, features: tuple[Feature, ...], node: int) -> Branch | Leaf:
+    """Return the subtree of a node, without questions whose answers lead to the same."""
+    nodes = tree.threshold.shape[1]
+    if node >= nodes:
+        return Leaf(float(np.exp(tree.value[0, node - nodes])))
+    below = _grown(tree, features, 2 * node + 1)
+    threshold = float(tree.threshold[0, node])
+    if threshold >= ALWAYS_LEFT:
+        return below
+    above = _grown(tree, features, 2 * node + 2)
+    return below if below == above else Branch(features[int(tree.feature[0, node])].name, threshold, below, above)
+
+
+def _count(tree: Branch | Leaf) -> int:
+    return 1 if isinstance(tree, Leaf) else _count(tree.below) + _count(tree.above)
+
+
+def _lines(tree: Branch | Leaf, depth: int) -> list[str]:
+    indent = "  " * depth
+    if isinstance(tree, Leaf):
+        return [f"{indent}factor {tree.factor:.2g}"]
+    found = []
+    for sign, branch in (("<=", tree.below), ("> ", tree.above)):
+        question = f"{indent}{tree.feature} {sign} {tree.threshold:g}"
+        if isinstance(branch, Leaf):
+            found.append(f"{question}: factor {branch.factor:.2g}")
+        else:
+            found += [question, *_lines(branch, depth + 1)]
+    return found
+
+
+def _json(tree: Branch | Leaf) -> dict[str, Any]:
+    if isinstance(tree, Leaf):
+        return {"factor": tree.factor}
+    return {
+        "feature": tree.feature,
+        "threshold": tree.threshold,
+        "below": _json(tree.below),
+        "above": _json(tree.above),
+    }

@@ -1,0 +1,32 @@
+"""How far off predictions are."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lora_capacity.surrogate.arrays import FloatArray
+
+
+def smape(predicted: ArrayLike, known: ArrayLike) -> float:
+    """Return ``100/n · Σ |p − k| / (|p| + |k|)``, as arXiv 2508.08343 has it."""
+    p, k = np.asarray(predicted, np.float64), np.asarray(known, np.float64)
+    return float(100.0 * np.mean(np.abs(p - k) / (np.abs(p) + np.abs(k))))
+
+
+def macro_f1(told: NDArray[np.bool_], known: NDArray[np.bool_]) -> float:
+    """Return the mean of the F1 of both answers."""
+
+    def f1(which: bool) -> float:
+        hit = np.sum((told == which) & (known == which))
+        return float(2.0 * hit / max(np.sum(told == which) + np.sum(known == which), 1))
+
+    return 0.5 * (f1(True) + f1(False))
+
+
+def conformal(residual: FloatArray, level: float) -> float:
+    """Return the half-width that holds the next residual with at least this chance: split conformal prediction.
+
+    The ``⌈(n + 1) · level⌉``-th smallest of the held-back residuals' sizes.
+    """
+    sizes = np.sort(np.abs(residual))
+    place = int(np.ceil((sizes.size + 1) * level)) - 1
+    return float(sizes[min(place, sizes.size - 1)])
