@@ -23,24 +23,32 @@ from lora_capacity_cli.runtime import prepare, progress_bar
 @click.option(
     "-o", "--output", type=FILE, required=True, metavar="FILE.json", help="File to write; its name ends in .json."
 )
+@click.option(
+    "--smooth", type=FILE, metavar="FILE.json", help="Also train the differentiable surrogate, and write it here."
+)
 @format_option
-def train(labels: Path, calibration: str | None, seed: int, output: Path, output_format: str) -> None:
+def train(
+    labels: Path, calibration: str | None, seed: int, output: Path, smooth: Path | None, output_format: str
+) -> None:
     """Train a tree, a forest and gradient boosting on labels.
 
     LABELS is a file written by `label`. The models tell the best adapters and slots of a workload, the throughput
     there, and whether given adapters and slots starve. They are scored on workloads that are held back.
     """
     check_output("--output", output, (".json",))
+    if smooth is not None:
+        check_output("--smooth", smooth, (".json",))
     prepare()
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.surrogate import Labels, train_surrogate
+    from lora_capacity.surrogate import Labels, train_smooth, train_surrogate
 
     known = Labels.read(labels)
+    fitted = load_calibration(calibration or known.about["calibration"])
     with progress_bar("models") as progress:
-        surrogate = train_surrogate(
-            load_calibration(calibration or known.about["calibration"]), known, seed=seed, progress=progress
-        )
+        surrogate = train_surrogate(fitted, known, seed=seed, progress=progress)
     write_whole("--output", output, surrogate.write)
+    if smooth is not None:
+        write_whole("--smooth", smooth, train_smooth(fitted, known, seed=seed).write)
     if output_format == "json":
         summary = {name: getattr(surrogate, name) for name in ("calibration", "best", "scores", "importance", "about")}
         print_json(

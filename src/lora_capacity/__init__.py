@@ -27,12 +27,16 @@ if TYPE_CHECKING:
         Answer,
         Labels,
         Rules,
+        Smooth,
+        SmoothInputs,
+        SmoothOutputs,
         Space,
         Surrogate,
         load_surrogate,
         make_labels,
         predict_workload,
         rules_of,
+        train_smooth,
         train_surrogate,
     )
     from lora_capacity.sweep import grid, simulate
@@ -63,6 +67,9 @@ __all__ = [
     "Scenarios",
     "SchedulerRules",
     "ServerConfig",
+    "Smooth",
+    "SmoothInputs",
+    "SmoothOutputs",
     "Space",
     "Status",
     "StayLaw",
@@ -89,6 +96,7 @@ __all__ = [
     "score_runs",
     "simulate",
     "summarise_comparison",
+    "train_smooth",
     "train_surrogate",
 ]
 
@@ -104,8 +112,8 @@ _HOMES = {
     "server": ("Gpu", "ModelShape", "SchedulerRules", "ServerConfig", "VllmBehaviour"),
     "status": ("Status",),
     "surrogate": (
-        *("Answer", "Labels", "Rules", "Space", "Surrogate"),
-        *("load_surrogate", "make_labels", "predict_workload", "rules_of", "train_surrogate"),
+        *("Answer", "Labels", "Rules", "Smooth", "SmoothInputs", "SmoothOutputs", "Space", "Surrogate"),
+        *("load_surrogate", "make_labels", "predict_workload", "rules_of", "train_smooth", "train_surrogate"),
     ),
     "sweep": ("grid", "simulate"),
     "twin": ("EventResults", "Limit", "Results", "Scenarios", "StayLaw", "build_scenarios"),

@@ -6,6 +6,7 @@ from lora_capacity.surrogate.model import Surrogate, load_surrogate
 from lora_capacity.surrogate.predict import Answer, predict_workload
 from lora_capacity.surrogate.questions import Questions
 from lora_capacity.surrogate.rules import Branch, Leaf, Rules, path_of, rules_of
+from lora_capacity.surrogate.smooth import Smooth, SmoothInputs, SmoothOutputs, train_smooth
 from lora_capacity.surrogate.space import Space
 from lora_capacity.surrogate.targets import with_slots
 from lora_capacity.surrogate.training import train_surrogate
@@ -18,6 +19,9 @@ __all__ = [
     "Leaf",
     "Questions",
     "Rules",
+    "Smooth",
+    "SmoothInputs",
+    "SmoothOutputs",
     "Space",
     "Surrogate",
     "describe",
@@ -26,6 +30,7 @@ __all__ = [
     "path_of",
     "predict_workload",
     "rules_of",
+    "train_smooth",
     "train_surrogate",
     "with_slots",
 ]

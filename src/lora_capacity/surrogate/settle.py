@@ -25,7 +25,7 @@ from lora_capacity.workload import LengthDistribution
 _ABOUT = (1.0, 1.4, 2.0)
 _LENGTHS, _INPUT_SPREAD = 512, 1.1
 _TREES, _FOLDS = 300, 8
-_SMOOTH = 0.3
+_SMOOTH = 0.5
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,230 @@
+"""How fast labels and predictions are, and how good the bundled surrogates: against scikit-learn, labels, real runs.
+
+python benchmarks/surrogate.py --labels LABELS.parquet [LABELS.parquet ...] --runs serving_runs.csv --json results.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from lora_capacity import Labels, Runs, Space, Surrogate, load_calibration, load_surrogate, make_labels, read_runs
+from lora_capacity.calibration import Calibration
+from lora_capacity.optimize import assess
+from lora_capacity.surrogate import Questions, describe, with_slots
+from lora_capacity.surrogate.scores import smape
+from lora_capacity.surrogate.steady import stay_laws
+from lora_capacity.surrogate.targets import TARGETS, adapters_of
+from lora_capacity.twin import StayLaw
+
+MODELS = {
+    "llama-3.1-8b-instruct": "llama-3.1-8b-instruct-h100-64gb",
+    "qwen-2.5-7b-instruct": "qwen-2.5-7b-instruct-h100-64gb",
+}
+BATCH, GRID = 10_000, 20
+PUBLISHED_RUN_S = (8.0, 215.0)
+"""What the published pipeline's twin takes for one configuration (arXiv 2508.08343)."""
+
+MAX_PENDING, LEVEL = 26_000, 0.9
+
+
+def main() -> None:
+    """Run everything asked for, print the figures and write them where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--labels", type=Path, nargs="*", default=[], help="label files to tell the times of")
+    parser.add_argument("--time-labels", type=int, default=0, help="workloads to label now, for the time")
+    parser.add_argument("--runs", type=Path, help="measured runs, for the real optima")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    surrogates = {name: load_surrogate(name) for name in MODELS.values()}
+    figures: dict[str, Any] = {
+        "environment": environment(),
+        "scores": {name: {"best": each.best, **each.scores} for name, each in surrogates.items()},
+        "prediction": prediction(next(iter(surrogates.values()))),
+        "labels": [label_times(Labels.read(path).about) for path in arguments.labels],
+    }
+    if arguments.time_labels:
+        figures["labels"].append(timed_labels(arguments.time_labels))
+    if arguments.runs:
+        runs = read_runs(arguments.runs)
+        figures["optima"] = [row for model, name in MODELS.items() for row in optima(runs, model, surrogates[name])]
+    print(json.dumps(figures, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def environment() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("numpy", "scikit-learn", "jax")},
+    }
+
+
+def shortest(call: Callable[[], object], repeats: int, number: int = 1) -> float:
+    """Shortest time of a call in seconds."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for _ in range(number):
+            call()
+        times.append((time.perf_counter() - began) / number)
+    return min(times)
+
+
+def prediction(surrogate: Surrogate) -> dict[str, Any]:
+    """Microseconds per workload for adapters, slots and throughput together; scikit-learn's own beside it."""
+    calibration = load_calibration(surrogate.calibration)
+    described = describe(calibration, Space().sample(1024, seed=11))
+    values, stack = described.values, surrogate.stack
+    many = np.resize(values, (BATCH, values.shape[1]))
+    wanted_of = stack.predict_many(values)
+    theirs = [
+        HistGradientBoostingRegressor(
+            max_iter=len(surrogate.of(target, "boosting").value), max_depth=4, early_stopping=False
+        ).fit(values, wanted_of[:, place])
+        for place, target in enumerate(TARGETS[:3])
+    ]
+    one = np.ascontiguousarray(values[0])
+    return {
+        "trees": sum(len(surrogate.of(target, "boosting").value) for target in TARGETS[:3]),
+        "one_us": 1e6 * shortest(lambda: stack.predict(one), 60, 100),
+        "batch": BATCH,
+        "batch_us_each": 1e6 * shortest(lambda: stack.predict_many(many), 60) / BATCH,
+        "scikit_learn_one_us": 1e6 * shortest(lambda: [each.predict(values[:1]) for each in theirs], 20, 5),
+        "scikit_learn_batch_us_each": 1e6 * shortest(lambda: [each.predict(many) for each in theirs], 20) / BATCH,
+        "features_one_us": 1e6 * shortest(lambda: describe(calibration, Space().sample(1, seed=1)), 10),
+    }
+
+
+def label_times(about: Any) -> dict[str, Any]:
+    """Seconds by part, and what the published pipeline would take for the same grid."""
+    configurations = about["workloads"] * GRID * GRID
+    return {name: about[name] for name in ("calibration", "workloads", "played", "seconds", "plays")} | {
+        "total_s": sum(about["seconds"].values()),
+        "grid_configurations": configurations,
+        "published_pipeline_days": [configurations * each / 86400.0 for each in PUBLISHED_RUN_S],
+    }
+
+
+def timed_labels(workloads: int) -> dict[str, Any]:
+    """Label now, with what the command does by default."""
+    calibration = load_calibration(next(iter(MODELS.values())))
+    with tempfile.TemporaryDirectory() as folder:
+        labels = make_labels(calibration, Space(), workloads, played=min(64, workloads), parts=Path(folder) / "parts")
+    return label_times(labels.about)
+
+
+def optima(runs: Runs, model: str, surrogate: Surrogate) -> list[dict[str, Any]]:
+    """Real optima: what the surrogate would take among the configurations measured, and what that loses."""
+    calibration = load_calibration(surrogate.calibration)
+    chosen = (runs.set == "optimum") & (runs.model == model)
+    return [
+        {"model": model, "scenario": scenario}
+        | _optimum(runs, np.flatnonzero(chosen & (runs.scenario == scenario)), calibration, surrogate)
+        for scenario in dict.fromkeys(runs.scenario[chosen].tolist())
+    ]
+
+
+def _optimum(runs: Runs, rows: Any, calibration: Calibration, surrogate: Surrogate) -> dict[str, Any]:
+    started, adapters, slots = runs.started[rows], runs.max_cpu_loras[rows], runs.max_loras[rows]
+    throughput = np.where(started, np.nan_to_num(runs.throughput_tokens_per_s[rows]), 0.0)
+    tokens = (runs.mean_input_tokens + runs.mean_output_tokens)[rows]
+    starved = ~started | (throughput <= 0.9 * runs.arrival_rate_per_s(MAX_PENDING)[rows] * tokens)
+    best = _measured_best(adapters, slots, throughput, starved)
+    question = _question(runs, rows[started], calibration)
+    described = describe(calibration, question)
+    logs = {name: float(surrogate.of(name).predict(described.values)[0]) for name in TARGETS[:3]}
+    full = float(described.full_per_s[0])
+    predicted = int(adapters_of(question, [full * np.exp(logs["adapters"])])[0]), round(np.exp(logs["slots"]))
+    given = with_slots(described.values, slots[np.newaxis])[0]
+    sustained = full * np.exp(surrogate.of("starved").predict(given))
+    told = question.offered_per_s(adapters[np.newaxis])[0] > sustained
+    possible = np.flatnonzero(~told & (slots <= described.most_slots[0]))
+    last = possible[adapters[possible] == adapters[possible].max()]
+    alone = last[np.argmin(np.abs(np.log(slots[last] / predicted[1])))]
+    near = last[np.abs(np.log(slots[last] / predicted[1])) <= np.log(2.0)]
+    checked = _by_twin(calibration, question, adapters, slots, near if near.size else last)
+    width = np.hypot(surrogate.width("adapters", LEVEL), norm.ppf(0.5 + 0.5 * LEVEL) * calibration.capacity_error)
+    held = [adapters_of(question, [full * np.exp(logs["adapters"] + side * width)])[0] for side in (-1, 1)]
+    more = adapters[slots == slots[best]]
+    beyond = more[more > adapters[best]].min(initial=np.iinfo(np.int64).max)
+    return {
+        "measured": [int(adapters[best]), int(slots[best])],
+        "predicted": list(predicted),
+        "chosen": [int(adapters[alone]), int(slots[alone])],
+        "regret": float(1.0 - throughput[alone] / throughput[best]),
+        "starved": bool(starved[alone]),
+        "checked_by_twin": [int(adapters[checked]), int(slots[checked])],
+        "checked_regret": float(1.0 - throughput[checked] / throughput[best]),
+        "checked_starved": bool(starved[checked]),
+        "smape_adapters": smape([adapters[alone]], [adapters[best]]),
+        "smape_slots": smape([slots[alone]], [slots[best]]),
+        "within_1_percent": int(np.sum(~starved & (throughput >= 0.99 * throughput[best]))),
+        "configurations": int(rows.size),
+        "verdicts_right": float(np.mean(told[started] == starved[started])),
+        # The real optimum lies between the last number of adapters that did not starve and the first that did.
+        "interval_holds": bool(held[0] <= beyond and held[1] >= adapters[best]),
+    }
+
+
+def _measured_best(adapters: Any, slots: Any, throughput: Any, starved: Any) -> int:
+    """Of each slot count the last A before the first starved one, of those the highest throughput."""
+    last = []
+    for each in np.unique(slots):
+        upwards = np.flatnonzero(slots == each)
+        upwards = upwards[np.argsort(adapters[upwards], kind="stable")]
+        last += upwards[: int(np.argmax(np.append(starved[upwards], True)))][-1:].tolist()
+    return max(last, key=lambda row: throughput[row])
+
+
+def _question(runs: Runs, rows: Any, calibration: Calibration) -> Questions:
+    """The workload of a scenario; its name tells rates and ranks."""
+    lengths = calibration.runs
+    assert lengths is not None
+    words = str(runs.scenario[rows[0]]).removeprefix("rate_").split("_size_")
+    rates, ranks = ([float(word) for word in part.split("-")] for part in words)
+    output = float(runs.mean_output_tokens[rows].mean()) * lengths.output_share
+    numbers = {
+        "most_adapters": np.inf,
+        "base_rate_per_s": 0.0,
+        "mean_input_tokens": float(runs.mean_input_tokens[rows].mean()),
+        "mean_output_tokens": output,
+        "output_spread": lengths.output_std_tokens / output,
+        "kv_tokens_per_request": lengths.kv_tokens_per_request,
+        "gpu_memory_bytes": calibration.gpu.memory_bytes,
+        "gpu_memory_utilization": 0.9,
+        "max_num_seqs": runs.max_num_seqs[rows[0]],
+        "max_num_batched_tokens": runs.max_num_batched_tokens[rows[0]],
+        "max_pending": MAX_PENDING,
+        "horizon_s": float(runs.duration_s[rows].mean()),
+    }
+    columns = {name: np.array([value], np.float64) for name, value in numbers.items()}
+    return Questions(rates_per_s=np.array([rates]), ranks=np.array([ranks]), **columns)
+
+
+def _by_twin(calibration: Calibration, question: Questions, adapters: Any, slots: Any, rows: Any) -> int:
+    """Of a few configurations the one that the steady twin finds best: unlikely to starve first, then throughput."""
+    asked = question.take(np.zeros(rows.size, np.int64))
+    laws = stay_laws(question.output_spread)
+    law = StayLaw(*(np.asarray(leaf)[:, 0] for leaf in (laws.finished, laws.remaining, laws.weight)))
+    found = assess(calibration, asked.lay_out(calibration, adapters[rows], slots[rows]), law)
+    order = np.lexsort((-found["throughput_tokens_per_s"], found["starved"]))
+    return int(rows[order[0]])
+
+
+if __name__ == "__main__":
+    main()
