@@ -5,16 +5,14 @@ python benchmarks/surrogate.py --labels LABELS.parquet [LABELS.parquet ...] --ru
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environment import environment
 from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -48,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     surrogates = {name: load_surrogate(name) for name in MODELS.values()}
     figures: dict[str, Any] = {
-        "environment": environment(),
+        "environment": environment("numpy", "scikit-learn", "jax"),
         "scores": {name: {"best": each.best, **each.scores} for name, each in surrogates.items()},
         "prediction": prediction(next(iter(surrogates.values()))),
         "labels": [label_times(Labels.read(path).about) for path in arguments.labels],
@@ -58,30 +56,46 @@ def main() -> None:
     if arguments.runs:
         runs = read_runs(arguments.runs)
         figures["optima"] = [row for model, name in MODELS.items() for row in optima(runs, model, surrogates[name])]
-    print(json.dumps(figures, indent=1))
+    report(figures)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def environment() -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("numpy", "scikit-learn", "jax")},
-    }
+def report(figures: dict[str, Any]) -> None:
+    """Print the figures."""
+    print(f"{'held-back labels':44} {'A %':>7} {'S %':>7} {'tokens/s %':>10} {'starved F1':>10}")
+    for name, scores in figures["scores"].items():
+        for kind in ("tree", "rounded", "forest", "boosting", "best"):
+            told = list(scores[kind].values())
+            print(f"{name[:33]:33} {kind:10} {told[0]:7.2f} {told[1]:7.2f} {told[2]:10.2f} {told[3]:10.3f}")
+    took = figures["prediction"]
+    print(
+        f"\n{took['trees']} trees: {took['one_us']:.1f} µs for one, {took['batch_us_each']:.2f} µs each of "
+        f"{took['batch']:,}; of the processor's time {took['one_cpu_us']:.1f} and {took['batch_cpu_us_each']:.2f} µs"
+    )
+    print(f"scikit-learn: {took['scikit_learn_one_us']:.1f} µs, {took['scikit_learn_batch_us_each']:.2f} µs")
+    for each in figures["labels"]:
+        print(f"{each['workloads']} labels in {each['total_s']:.0f} s: {each['seconds']}")
+        low, high = each["published_pipeline_days"]
+        print(f"the published pipeline: {low:.0f} to {high:.0f} days")
+    for each in figures.get("optima", []):
+        print(
+            f"{each['model'][:6]} {each['scenario']:42} best {each['measured']} chosen {each['chosen']} regret "
+            f"{100 * each['regret']:.2f} %{' starved' if each['starved'] else ''}; checked {each['checked_by_twin']} "
+            f"{100 * each['checked_regret']:.2f} %; interval {each['interval_holds']}"
+        )
 
 
-def shortest(call: Callable[[], object], repeats: int, number: int = 1) -> float:
+def shortest(
+    call: Callable[[], object], repeats: int, number: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Shortest time of a call in seconds."""
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = clock()
         for _ in range(number):
             call()
-        times.append((time.perf_counter() - began) / number)
+        times.append((clock() - began) / number)
     return min(times)
 
 
@@ -103,7 +117,10 @@ def prediction(surrogate: Surrogate) -> dict[str, Any]:
         "trees": sum(len(surrogate.of(target, "boosting").value) for target in TARGETS[:3]),
         "one_us": 1e6 * shortest(lambda: stack.predict(one), 60, 100),
         "batch": BATCH,
-        "batch_us_each": 1e6 * shortest(lambda: stack.predict_many(many), 60) / BATCH,
+        "batch_us_each": 1e6 * shortest(lambda: stack.predict_many(many), 200) / BATCH,
+        # Of the processor's time, whatever else keeps the machine busy.
+        "one_cpu_us": 1e6 * shortest(lambda: stack.predict(one), 60, 100, time.process_time),
+        "batch_cpu_us_each": 1e6 * shortest(lambda: stack.predict_many(many), 60, 1, time.process_time) / BATCH,
         "scikit_learn_one_us": 1e6 * shortest(lambda: [each.predict(values[:1]) for each in theirs], 20, 5),
         "scikit_learn_batch_us_each": 1e6 * shortest(lambda: [each.predict(many) for each in theirs], 20) / BATCH,
         "features_one_us": 1e6 * shortest(lambda: describe(calibration, Space().sample(1, seed=1)), 10),

@@ -64,7 +64,7 @@ def test_every_figure_is_drawn_by_the_script_and_shown() -> None:
         assert f"figures/{figure.name})" in pages
 
 
-@pytest.mark.parametrize("name", ["accuracy", "benchmarks", "event_accuracy"])
+@pytest.mark.parametrize("name", ["accuracy", "benchmarks", "event_accuracy", "surrogate_accuracy"])
 def test_generated_pages_are_what_their_result_files_say(name: str, tmp_path: Path) -> None:
     for path in DOCS.rglob("*"):
         if path.is_file() and path.suffix in (".md", ".py", ".json"):
@@ -78,7 +78,7 @@ def test_generated_pages_are_what_their_result_files_say(name: str, tmp_path: Pa
         assert figure.read_text("utf-8") == (DOCS / figure.relative_to(tmp_path)).read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", ["accuracy.md", "event-accuracy.md", "benchmarks.md"])
+@pytest.mark.parametrize("name", ["accuracy.md", "event-accuracy.md", "surrogate-accuracy.md", "benchmarks.md"])
 def test_pages_of_results_tell_no_result_that_no_command_wrote(name: str) -> None:
     text = (DOCS / name).read_text("utf-8")
     assert all(part.strip() for part in GENERATED.findall(text))

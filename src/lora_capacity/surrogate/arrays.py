@@ -22,7 +22,7 @@ ALWAYS_LEFT = 3e38
 REACH = 3.0
 """Standard deviations from the mean to which a feature counts beneath the trees: beyond, a quadratic form runs wild."""
 
-_CHUNK = 4096
+_CHUNK = 1024
 _MOST_DEPTH = 10
 
 
@@ -83,8 +83,7 @@ class Ensemble:
 
     def trees(self, columns: NDArray[np.float32]) -> FloatArray:
         """Return what the trees add, for features in single precision ``[features, rows]``, ``[rows]``."""
-        leaves = _leaves(columns, self.feature, self.threshold.astype(np.float32))
-        return _summed(self.value, leaves)
+        return _summed(self.value, _Nodes(self.feature, self.threshold).leaves(columns))
 
     def path(self, values: FloatArray, tree: int = 0) -> list[tuple[int, float, bool]]:
         """Return the questions that features, ``[features]``, are asked: feature, threshold, whether above."""
@@ -143,25 +142,42 @@ def _columns(values: FloatArray) -> NDArray[np.float32]:
     return np.ascontiguousarray(values.T, np.float32)
 
 
-def _leaves(columns: NDArray[np.float32], feature: IntArray, threshold: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Number of the leaf of each tree and row, ``[trees, rows]``: bit by bit, from the node that the others lead to."""
-    trees, nodes = feature.shape
-    depth = (nodes + 1).bit_length() - 1
-    above = np.empty((nodes, trees, columns.shape[1]), np.bool_)
-    for tree, row in enumerate(feature.tolist()):
-        for node, column in enumerate(row):
-            np.greater(columns[column], threshold[tree, node], out=above[node, tree])
-    bits: list[NDArray[np.bool_]] = []
-    leaf = np.zeros(above.shape[1:], np.uint16)
-    for level in range(depth):
-        answers = above[2**level - 1 : 2 ** (level + 1) - 1]
-        for bit in bits:  # each halves what is left of the level
-            left, right = np.split(answers, 2)
-            answers = left ^ (bit & (left ^ right))
-        bits.append(answers[0])
-        leaf <<= 1
-        leaf |= answers[0]
-    return leaf
+class _Nodes:
+    """The questions of trees, feature by feature, so that all about a feature are answered in one stroke."""
+
+    def __init__(self, feature: IntArray, threshold: FloatArray) -> None:
+        """Sort them: features and thresholds, ``[trees, nodes]``."""
+        self.trees, self.nodes = feature.shape
+        flat, limits = feature.T.ravel(), threshold.T.ravel().astype(np.float32)
+        order = np.argsort(flat, kind="stable")
+        self._place = np.argsort(order)
+        edges = np.flatnonzero(np.diff(flat[order], prepend=-1, append=-1))
+        self._parts = [
+            (int(flat[order[start]]), slice(start, end), limits[order[start:end], np.newaxis])
+            for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+        ]
+
+    def leaves(self, columns: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """Number of the leaf of each tree and row, ``[trees, rows]``, for features ``[features, rows]``.
+
+        Bit by bit, each from the node that the bits before lead to.
+        """
+        rows = columns.shape[1]
+        sorted_above = np.empty((self.trees * self.nodes, rows), np.bool_)
+        for feature, part, threshold in self._parts:
+            np.greater(columns[feature], threshold, out=sorted_above[part])
+        above = sorted_above[self._place].reshape(self.nodes, self.trees, rows)
+        bits: list[NDArray[np.bool_]] = []
+        leaf = np.zeros((self.trees, rows), np.uint16)
+        for level in range((self.nodes + 1).bit_length() - 1):
+            answers = above[2**level - 1 : 2 ** (level + 1) - 1]
+            for bit in bits:  # each halves what is left of the level
+                left, right = np.split(answers, 2)
+                answers = left ^ (bit & (left ^ right))
+            bits.append(answers[0])
+            leaf <<= 1
+            leaf |= answers[0]
+        return leaf
 
 
 def _summed(value: FloatArray, leaves: NDArray[np.uint16]) -> FloatArray:
@@ -185,9 +201,9 @@ class Stack:
         self._linear = np.stack([each.linear for each in ensembles], axis=1)
         self._quadratic = np.stack([each.quadratic.ravel() for each in ensembles], axis=1)
         feature = np.concatenate([each.feature for each in ensembles])
-        self._features, self._feature = feature, feature.ravel()
-        self._thresholds = np.concatenate([each.threshold for each in ensembles]).astype(np.float32)
-        self._threshold = self._thresholds.ravel()
+        threshold = np.concatenate([each.threshold for each in ensembles])
+        self._nodes = _Nodes(feature, threshold)
+        self._feature, self._threshold = feature.ravel(), threshold.ravel().astype(np.float32)
         trees, nodes = feature.shape
         self._levels = range(first.depth - 1)
         self._first_node = np.arange(trees) * nodes
@@ -201,7 +217,7 @@ class Stack:
         for start in range(0, len(values), _CHUNK):
             chunk = values[start : start + _CHUNK]
             z = self._ensembles[0].standardized(chunk)
-            leaves = np.split(_leaves(_columns(chunk), self._features, self._thresholds), self._starts[1:])
+            leaves = np.split(self._nodes.leaves(_columns(chunk)), self._starts[1:])
             for place, (each, own) in enumerate(zip(self._ensembles, leaves, strict=True)):
                 beneath = z @ each.linear + np.einsum("ij,ij->i", z @ each.quadratic, z) + each.intercept
                 found[start : start + _CHUNK, place] = beneath + _summed(each.value, own)

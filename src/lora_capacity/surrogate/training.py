@@ -109,7 +109,7 @@ class _Training:
             highest=self.described.values[self.kept].max(axis=0),
             scores=scores
             | {"rounded": self.score(simple), "best": self.score(chosen) | self._coverage(chosen, best, widths)},
-            importance={target: self._importance(target, chosen) for target in TARGETS},
+            importance=self._importance(chosen),
             about=about | {"version": package_version(), "trained_on": self.kept.size, "held_back": self.test.size},
         )
 
@@ -179,16 +179,19 @@ class _Training:
             "starved_macro_f1": macro_f1(told, self.surface.starved[at]),
         }
 
-    def _importance(self, target: str, ensembles: dict[str, Ensemble]) -> dict[str, float]:
-        """How much worse the score becomes when a feature is shuffled, features that matter only."""
-        name = next(each for each in self.score(ensembles) if each.startswith(target))
-        sign = -1.0 if name.endswith("f1") else 1.0
-        whole = self.score(ensembles)[name]
-        lost = {
-            feature.name: sign * (self.score(ensembles, place)[name] - whole)
-            for place, feature in enumerate(features_of("adapters"))
-        }
-        return dict(sorted(((k, v) for k, v in lost.items() if v > 0), key=lambda item: -item[1]))
+    def _importance(self, ensembles: dict[str, Ensemble]) -> dict[str, dict[str, float]]:
+        """How much worse each target's score becomes when a feature is shuffled, features that matter only."""
+        whole = self.score(ensembles)
+        without = {each.name: self.score(ensembles, place) for place, each in enumerate(features_of("adapters"))}
+        found = {}
+        for target in TARGETS:
+            name = next(each for each in whole if each.startswith(target))
+            sign = -1.0 if name.endswith("f1") else 1.0
+            lost = {feature: sign * (score[name] - whole[name]) for feature, score in without.items()}
+            found[target] = {
+                feature: lost[feature] for feature in sorted(lost, key=lambda each: -lost[each]) if lost[feature] > 0
+            }
+        return found
 
     def _coverage(
         self, ensembles: dict[str, Ensemble], best: dict[str, str], widths: dict[str, dict[str, list[float]]]
