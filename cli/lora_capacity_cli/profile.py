@@ -255,8 +255,7 @@ def _outcome(finished: Any) -> str:
         return f"failed: {finished.failure}"
     if not finished.repeats:
         return f"{finished.row.get('status', 'done')}"
-    middle = sorted(finished.repeats)[(len(finished.repeats) - 1) // 2]
-    spread = (
-        "" if finished.spread is None else f", {len(finished.repeats)} repeats within {100 * finished.spread:.1f} %"
-    )
-    return f"{middle:.4g} {finished.unit.replace('_per_', '/')}{spread}"
+    ordered = sorted(finished.repeats)
+    middle = f"{ordered[(len(ordered) - 1) // 2]:.4g} {finished.unit.replace('_per_', '/')}"
+    repeats = f", {len(ordered)} repeats from {ordered[0]:.4g} to {ordered[-1]:.4g}" if len(ordered) > 1 else ""
+    return middle + repeats
