@@ -1,0 +1,46 @@
+"""What comes with the package: a surrogate for every bundled calibration, small and as good as its page says."""
+
+import importlib.resources
+import json
+
+import pytest
+
+from lora_capacity.calibration import bundled_names, load_calibration
+from lora_capacity.surrogate import load_surrogate, predict_workload, rules_of
+from lora_capacity.surrogate.targets import TARGETS
+from lora_capacity.surrogate.trees import MOST_LEAVES
+from lora_capacity.workload import Workload
+from tests.conftest import REPOSITORY
+
+MOST_BYTES = 1_000_000
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_every_bundled_calibration_has_a_small_surrogate(name):
+    file = importlib.resources.files("lora_capacity.surrogate") / "bundled" / f"{name}.json"
+    assert len(file.read_bytes()) < MOST_BYTES
+    surrogate = load_surrogate(name)
+    assert surrogate.calibration == name
+    # Bounds of what a surrogate is to reach on labels that it was not trained on, SMAPE in percent.
+    best, tree = surrogate.scores["best"], surrogate.scores["tree"]
+    assert best["adapters_smape"] <= 1.0
+    assert best["throughput_smape"] <= 2.0
+    assert best["starved_macro_f1"] >= 0.95
+    assert tree["adapters_smape"] <= 3.0
+    assert tree["slots_smape"] <= 10.0
+    assert all(rules_of(surrogate, target).leaves <= MOST_LEAVES for target in TARGETS)
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_the_page_tells_the_scores_of_what_is_bundled(name):
+    told = json.loads((REPOSITORY / "docs" / "data" / "surrogate_benchmark.json").read_text("utf-8"))["scores"][name]
+    assert told["best"] == load_surrogate(name).scores["best"]
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_its_answer_does_not_starve_by_much_in_the_twins_eyes(name):
+    workload = Workload.from_file(REPOSITORY / "examples" / "few_busy.yaml")
+    answer = predict_workload(load_surrogate(name), load_calibration(name), workload, check=True)
+    check = answer.check
+    assert check["throughput_tokens_per_s"] > 0.87 * check["offered_tokens_per_s"]
+    assert answer.throughput_tokens_per_s == pytest.approx(check["throughput_tokens_per_s"], rel=0.08)
