@@ -4,6 +4,7 @@ python benchmarks/surrogate.py --labels LABELS.parquet [LABELS.parquet ...] --ru
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -11,17 +12,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from environment import environment
 from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from lora_capacity import Labels, Runs, Space, Surrogate, load_calibration, load_surrogate, make_labels, read_runs
+from lora_capacity import (
+    Labels,
+    Runs,
+    Smooth,
+    SmoothInputs,
+    Space,
+    Surrogate,
+    load_calibration,
+    load_surrogate,
+    make_labels,
+    read_runs,
+    train_smooth,
+)
 from lora_capacity.calibration import Calibration
 from lora_capacity.optimize import assess
 from lora_capacity.surrogate import Questions, describe, with_slots
 from lora_capacity.surrogate.scores import smape
-from lora_capacity.surrogate.steady import stay_laws
+from lora_capacity.surrogate.steady import simulate_questions, stay_laws
 from lora_capacity.surrogate.targets import TARGETS, adapters_of
 from lora_capacity.twin import StayLaw
 
@@ -34,6 +49,7 @@ PUBLISHED_RUN_S = (8.0, 215.0)
 """What the published pipeline's twin takes for one configuration (arXiv 2508.08343)."""
 
 MAX_PENDING, LEVEL = 26_000, 0.9
+LOADS, NUDGE = (0.6, 0.85, 1.0, 1.2, 1.5), 0.03
 
 
 def main() -> None:
@@ -41,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--labels", type=Path, nargs="*", default=[], help="label files to tell the times of")
     parser.add_argument("--time-labels", type=int, default=0, help="workloads to label now, for the time")
+    parser.add_argument("--gradients", type=Path, help="labels to train the differentiable surrogate on")
     parser.add_argument("--runs", type=Path, help="measured runs, for the real optima")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
@@ -53,6 +70,8 @@ def main() -> None:
     }
     if arguments.time_labels:
         figures["labels"].append(timed_labels(arguments.time_labels))
+    if arguments.gradients:
+        figures["gradients"] = gradients(Labels.read(arguments.gradients))
     if arguments.runs:
         runs = read_runs(arguments.runs)
         figures["optima"] = [row for model, name in MODELS.items() for row in optima(runs, model, surrogates[name])]
@@ -78,6 +97,8 @@ def report(figures: dict[str, Any]) -> None:
         print(f"{each['workloads']} labels in {each['total_s']:.0f} s: {each['seconds']}")
         low, high = each["published_pipeline_days"]
         print(f"the published pipeline: {low:.0f} to {high:.0f} days")
+    for each in figures.get("gradients", {}).get("at", []):
+        print(f"gradients at {each['load']} of the load sustained: {each['requests']}, {each['slots']}")
     for each in figures.get("optima", []):
         print(
             f"{each['model'][:6]} {each['scenario']:42} best {each['measured']} chosen {each['chosen']} regret "
@@ -143,6 +164,56 @@ def timed_labels(workloads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         labels = make_labels(calibration, Space(), workloads, played=min(64, workloads), parts=Path(folder) / "parts")
     return label_times(labels.about)
+
+
+def gradients(labels: Labels) -> dict[str, Any]:
+    """Derivatives of log throughput by the differentiable surrogate, and by differences of the steady twin.
+
+    Of the best servers of every tenth workload, at loads from well below to well above what they sustain.
+    """
+    calibration = load_calibration(labels.about["calibration"])
+    began = time.perf_counter()
+    smooth = train_smooth(calibration, labels)
+    trained_s = time.perf_counter() - began
+    labels = labels.take(np.flatnonzero(labels.optima.max_loras > 0)[::10])
+    rows = [_gradients_at(load, smooth, calibration, labels) for load in LOADS]
+    return {"calibration": calibration.name, "trained_s": trained_s, "scores": dict(smooth.scores), "at": rows}
+
+
+def _gradients_at(load: float, smooth: Smooth, calibration: Calibration, labels: Labels) -> dict[str, Any]:
+    questions, slots = labels.questions, labels.optima.max_loras
+    sent = load * labels.optima.sustained_per_s - questions.base_rate_per_s
+    adapters = np.maximum(sent / questions.rates_per_s.mean(axis=1), slots + 1.0)
+    inputs = SmoothInputs.of(calibration, questions, adapters, slots)
+
+    def log_throughput(nudge: Any, name: str) -> Any:
+        changed = dataclasses.replace(inputs, **{name: getattr(inputs, name) * jnp.exp(nudge)})
+        return jnp.log(smooth.predict(calibration.costs, changed).throughput_tokens_per_s).sum()
+
+    def twin(asked: Questions, given: Any) -> Any:
+        return np.log(simulate_questions(calibration, asked, adapters, given).throughput_tokens_per_s.astype(float))
+
+    def ours(name: str) -> Any:
+        return np.asarray(jax.grad(log_throughput)(jnp.zeros(slots.shape), name))
+
+    up, down = (
+        twin(dataclasses.replace(questions, rates_per_s=questions.rates_per_s * np.exp(side * NUDGE)), slots)
+        for side in (1, -1)
+    )
+    step = np.maximum(slots // 10, 1)
+    more, fewer = slots + step, np.maximum(slots - step, 1)
+    pairs = {
+        "requests": (ours("rates_per_s"), (up - down) / (2 * NUDGE)),
+        "slots": (ours("max_loras"), (twin(questions, more) - twin(questions, fewer)) / np.log(more / fewer)),
+    }
+    return {"load": load} | {
+        name: {
+            "surrogate": float(np.nanmedian(a)),
+            "twin": float(np.nanmedian(b)),
+            "median_difference": float(np.nanmedian(np.abs(a - b))),
+        }
+        for name, (a, b) in pairs.items()
+    }
 
 
 def optima(runs: Runs, model: str, surrogate: Surrogate) -> list[dict[str, Any]]:
