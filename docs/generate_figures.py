@@ -193,6 +193,28 @@ def tiers() -> str:
     return svg.drawing(490.0, 280.0, "Tiers", about, *parts)
 
 
+def preemption() -> str:
+    """What happens when a running request finds no KV block: a drawing of the cache in three steps."""
+    rows = (
+        ("A needs one more block, and none is free", "AAABBCCC"),
+        ("C, admitted last, loses its blocks and waits in front", "AAAABB  "),
+        ("B is done: C is admitted again, all it had is computed anew", "AAAACCC "),
+    )
+    fills = {"A": "var(--b-slots)", "B": "var(--b-sequences)", "C": "var(--b-none)", " ": "var(--b-dead)"}
+    box, pitch, height = 40.0, 46.0, 76.0
+    parts = []
+    for i, (name, owners) in enumerate(rows):
+        y = 28.0 + i * height
+        parts.append(svg.text(name, 16.0, y - 8.0, class_="axis strong"))
+        for j, owner in enumerate(owners):
+            x = 16.0 + j * pitch
+            parts.append(svg.element("rect", x=x, y=y, width=box, height=30.0, rx=4, style=f"fill:{fills[owner]}"))
+            parts.append(svg.text(owner.strip() or "free", x + box / 2, y + 20.0, text_anchor="middle"))
+    parts.append(svg.text("Blocks of the KV cache, by the request that holds them.", 16.0, 236.0, class_="note"))
+    about = "A running request that finds no block takes those of the one admitted last, which is computed anew later"
+    return svg.drawing(420.0, 248.0, "Preemption", about, *parts)
+
+
 def interval() -> str:
     """How a queue grows: time to first token against the time looked at, under overload."""
     hours = np.geomspace(60.0, 7200.0, 40)
@@ -214,6 +236,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "batch": batch,
     "queue": queue,
     "tiers": tiers,
+    "preemption": preemption,
     "transients": interval,
 }
 
