@@ -2,9 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
-import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import numpy as np
 from flax import serialization
 from numpy.typing import NDArray
 
-from lora_capacity.errors import InputError
+from lora_capacity._kept import open_folder, package_version, write_whole
 from lora_capacity.twin import Results
 from lora_capacity.twin.events import EventResults, Series
 
@@ -38,21 +35,15 @@ class Parts:
             InputError: If the folder holds the batches of another question, or cannot be used.
         """
         self.folder = folder
-        identity = {"version": _version(), "question": fingerprint(question)}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            manifest = folder / _MANIFEST
-            if not manifest.exists():
-                _write(manifest, json.dumps(identity).encode())
-            if json.loads(manifest.read_text(encoding="utf-8")) != identity:
-                raise InputError(
-                    str(folder),
-                    "what is left of another sweep",
-                    "what is left of this one: same workload, calibration, settings, seed and version",
-                    "finish that one as it was begun, or delete the folder",
-                )
-        except (OSError, ValueError) as error:
-            raise InputError(str(folder), str(error), "a folder of finished batches") from None
+        open_folder(
+            folder,
+            _MANIFEST,
+            {"version": package_version(), "question": fingerprint(question)},
+            parts="finished batches",
+            other="what is left of another sweep",
+            allowed="what is left of this one: same workload, calibration, settings, seed and version",
+            remedy="finish that one as it was begun, or delete the folder",
+        )
 
     def load(self) -> list[Part]:
         """Return the batches that are there."""
@@ -66,7 +57,7 @@ class Parts:
     def save(self, rows: NDArray[np.int64], results: EventResults) -> None:
         """Keep a batch."""
         content = serialization.to_bytes({"rows": rows, "results": results})
-        _write(self.folder / f"{int(rows.min()):09d}{_SUFFIX}", content)
+        write_whole(self.folder / f"{int(rows.min()):09d}{_SUFFIX}", content)
 
 
 def fingerprint(question: Any) -> str:
@@ -79,18 +70,5 @@ def fingerprint(question: Any) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)
-
-
 def _nothing(cls: Any) -> Any:
     return cls(**{field.name: None for field in dataclasses.fields(cls)})
-
-
-def _version() -> str:
-    try:
-        return version("lora-capacity")
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"

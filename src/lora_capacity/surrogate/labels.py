@@ -2,11 +2,11 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from lora_capacity._kept import open_folder, package_version, write_whole
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.surrogate.optima import THRESHOLD, Optima, Surfaces, choose, survey
@@ -169,7 +170,7 @@ def _surveyed(calibration: Calibration, questions: Questions, folder: Path | Non
         else:
             shard = survey(calibration, questions.take(rows))
             if path is not None:
-                _write_whole(path, vars(shard))
+                write_whole(path, _packed(vars(shard)))
         found.append(shard)
         done(min(start + SHARD, len(questions)))
     return Surfaces(
@@ -206,44 +207,28 @@ def _law(
 
 def _opened(folder: Path, about: Mapping[str, Any]) -> Path:
     """Make the folder, or see that it holds shards of the same labels."""
-    manifest, wanted = folder / _MANIFEST, json.loads(json.dumps(dict(about)))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not manifest.exists():
-            manifest.write_text(json.dumps(wanted), encoding="utf-8")
-        if json.loads(manifest.read_text(encoding="utf-8")) != wanted:
-            raise InputError(
-                str(folder),
-                "what is left of other labels",
-                "what is left of these: same calibration, space, workloads, seed and version",
-                "finish those as they were begun, or delete the folder",
-            )
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(str(folder), str(error), "a folder of finished shards") from None
+    open_folder(
+        folder,
+        _MANIFEST,
+        about,
+        parts="finished shards",
+        other="what is left of other labels",
+        allowed="what is left of these: same calibration, space, workloads, seed and version",
+        remedy="finish those as they were begun, or delete the folder",
+    )
     return folder
 
 
-def _write_whole(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write under another name, then rename: half a shard would be taken for a whole one."""
-    partial = path.with_name(f".{path.name}")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
+def _packed(arrays: Mapping[str, Any]) -> bytes:
+    """Return arrays as NumPy keeps several in a file."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
 
 
 def digest(content: Any) -> str:
     """Return a digest of a JSON document, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=float).encode()).hexdigest()
-
-
-def package_version() -> str:
-    """Return the version of lora-capacity."""
-    try:
-        return version("lora-capacity")
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"
 
 
 def _rows(columns: Any, rows: Any) -> Any:

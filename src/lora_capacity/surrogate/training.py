@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from lora_capacity._kept import package_version
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError
 from lora_capacity.surrogate.arrays import Ensemble, FloatArray, IntArray
 from lora_capacity.surrogate.features import Described, describe
-from lora_capacity.surrogate.labels import Labels, digest, package_version
+from lora_capacity.surrogate.labels import Labels, digest
 from lora_capacity.surrogate.model import LEVELS, Surrogate
 from lora_capacity.surrogate.rounding import rounded
 from lora_capacity.surrogate.scores import conformal, macro_f1, smape
