@@ -79,11 +79,11 @@ class Ensemble:
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def _predict(self, values: FloatArray) -> FloatArray:
-        return self.beneath(values) + self.trees(_columns(values))
+        return self.beneath(values) + _summed(self.value, self.leaves(values))
 
-    def trees(self, columns: NDArray[np.float32]) -> FloatArray:
-        """Return what the trees add, for features in single precision ``[features, rows]``, ``[rows]``."""
-        return _summed(self.value, _Nodes(self.feature, self.threshold).leaves(columns))
+    def leaves(self, values: FloatArray) -> NDArray[np.uint16]:
+        """Return the number of the leaf that features ``[rows, features]`` lead to, ``[trees, rows]``."""
+        return _Nodes(self.feature, self.threshold).leaves(_columns(values))
 
     def path(self, values: FloatArray, tree: int = 0) -> list[tuple[int, float, bool]]:
         """Return the questions that features, ``[features]``, are asked: feature, threshold, whether above."""

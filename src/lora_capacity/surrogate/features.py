@@ -1,22 +1,33 @@
 """What models look at: workload and server in units that people know.
 
 How long requests stay, how many adapters are busy and what load a full batch completes are told for a server with
-memory without end (`closed.at_limit`). What the memory at hand makes of that are four features, each of which grows
+memory without end (`closed.at_limit`). What the memory at hand makes of that are five features, each of which grows
 with memory: a model that is not allowed to fall in them can not promise less of a server with more memory.
+
+Fewer slots than busy adapters do, as long as the adapters, which then wait their turn, come with enough requests to
+fill the batch. How many that takes is told for a server that just starves.
 """
 
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.memory import slot_bytes
 from lora_capacity.surrogate.closed import Limit
 from lora_capacity.surrogate.questions import FloatArray, IntArray, Questions
-from lora_capacity.surrogate.steady import limits
+from lora_capacity.surrogate.steady import limits, stay_laws
+from lora_capacity.twin import StayLaw
+from lora_capacity.twin.cycle import BURST_MARGIN, burst_width
 
 _SLOTS = (1, 4, 8, 16, 32, 64, 128, 256)
 _LOSSES = (0.05, 0.15, 0.3)
+_SHORT = 0.1
+"""Share of the load that a server that just starves leaves, so that its requests wait that share of the horizon."""
+
+_drain = jax.jit(StayLaw.drain)
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,8 @@ FEATURES = (
     Feature("busiest_running", "requests that the busiest adapter keeps running"),
     Feature("median_running", "requests that the median adapter keeps running"),
     Feature("idlest_running", "requests that the idlest adapter keeps running"),
+    Feature("running_per_turn", "requests that an adapter keeps running that waited its turn for a slot"),
+    Feature("slots_for_full_batch", "slots whose adapters, waiting their turn, fill the batch"),
     Feature("slots_for_5_percent", "slots that cost 5 % of the full load"),
     Feature("slots_for_15_percent", "slots that cost 15 % of the full load"),
     Feature("slots_for_30_percent", "slots that cost 30 % of the full load"),
@@ -63,6 +76,7 @@ FEATURES = (
     Feature("memory_load_share", "full load that the memory allows, over that of any memory", grows_with_memory=True),
     Feature("slots_that_fit", "slots with which the server starts", grows_with_memory=True),
     Feature("slots_to_spare", "slots beside which the KV cache holds a full batch", grows_with_memory=True),
+    Feature("slots_for_memory", "slots whose adapters, waiting their turn, fill the memory", grows_with_memory=True),
 )
 NAMES = tuple(feature.name for feature in FEATURES)
 
@@ -95,7 +109,7 @@ def describe(calibration: Calibration, questions: Questions) -> Described:
     one = np.ones(configs, np.int64)
     rank = questions.max_lora_rank(np.full(configs, questions.ranks.shape[1]), calibration)
     kv_cache_tokens, _ = questions.plan(calibration, one, rank)
-    bound = limits(calibration, questions, one[:, np.newaxis], kv_cache_tokens=kv_cache_tokens[:, np.newaxis])
+    bound = limits(calibration, questions, slots)
     full, batch, step_s = (
         np.asarray(values[:, 0], np.float64) for values in (free.load_per_s, free.running, free.step_s)
     )
@@ -107,6 +121,7 @@ def describe(calibration: Calibration, questions: Questions) -> Described:
     to_spare = 1.0 + (kv_cache_tokens - batch * questions.kv_tokens_per_request) / per_slot
     lost = np.log(free.load_per_s / free.load_per_s[:, :1])
     costs = [[np.interp(-np.log1p(-share), -row, np.log(_SLOTS)) for share in _LOSSES] for row in lost]
+    per_turn = _running_per_turn(questions, full)
     columns = (
         mean_rate,
         rates[:, -1] / mean_rate,
@@ -127,11 +142,31 @@ def describe(calibration: Calibration, questions: Questions) -> Described:
         rates[:, -1] * stay_s,
         rates[:, turn // 2] * stay_s,
         rates[:, 0] * stay_s,
+        per_turn,
+        _slots_to_fill(per_turn, free),
         *np.exp(np.array(costs)).T,
         np.maximum(bound.kv_share[:, 0], 0.01),
         bound.load_per_s[:, 0] / full,
         np.maximum(most_slots, 0.5),
         np.maximum(to_spare, 0.5),
+        _slots_to_fill(per_turn, bound),
     )
     values = np.stack(np.broadcast_arrays(*columns), axis=1).astype(np.float64)
     return Described(values, full, most_slots)
+
+
+def _running_per_turn(questions: Questions, full_per_s: FloatArray) -> FloatArray:
+    """Requests that run of an adapter in a slot: it brings what came while it waited, and leaves when that is done."""
+    wait_s = np.minimum(_SHORT * questions.horizon_s, questions.max_pending / full_per_s)
+    rates = questions.rates_per_s.T
+    backlog = rates * wait_s
+    stays = np.asarray(_drain(stay_laws(questions.output_spread), jnp.asarray(backlog, jnp.float32)))
+    return np.asarray(rates.sum(axis=0) / (rates * stays / (1.0 + backlog)).sum(axis=0), np.float64)
+
+
+def _slots_to_fill(per_turn: FloatArray, limit: Limit) -> FloatArray:
+    """Slots from which the batch stays full, as the steady twin has it."""
+    width = np.asarray(burst_width(jnp.asarray(_SLOTS)), np.float64)
+    wanted = np.log(_SLOTS * per_turn[:, np.newaxis]) - width * (BURST_MARGIN + 0.5 * width)
+    over = wanted - np.log(np.maximum(limit.running, 1.0))
+    return np.exp([np.interp(0.0, row, np.log(_SLOTS)) for row in over])
