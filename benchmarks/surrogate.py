@@ -243,9 +243,11 @@ def _optimum(runs: Runs, rows: Any, calibration: Calibration, surrogate: Surroga
     told = question.offered_per_s(adapters[np.newaxis])[0] > sustained
     possible = np.flatnonzero(~told & (slots <= described.most_slots[0]))
     last = possible[adapters[possible] == adapters[possible].max()]
-    alone = last[np.argmin(np.abs(np.log(slots[last] / predicted[1])))]
-    near = last[np.abs(np.log(slots[last] / predicted[1])) <= np.log(2.0)]
-    checked = _by_twin(calibration, question, adapters, slots, near if near.size else last)
+    # Its slots are the fewest that do: where just as many were not measured, the next more.
+    last = last[np.argsort(slots[last])]
+    alone = last[min(np.searchsorted(slots[last], predicted[1]), last.size - 1)]
+    near = last[np.abs(np.log(slots[last] / slots[alone])) <= np.log(2.0)]
+    checked = _by_twin(calibration, question, adapters, slots, near)
     width = np.hypot(surrogate.width("adapters", LEVEL), norm.ppf(0.5 + 0.5 * LEVEL) * calibration.capacity_error)
     held = [adapters_of(question, [full * np.exp(logs["adapters"] + side * width)])[0] for side in (-1, 1)]
     more = adapters[slots == slots[best]]
