@@ -62,6 +62,17 @@ def test_every_kind_learns_and_keeps_to_what_must_not_fall(kind):
     assert np.all(ensemble.predict(more) >= ensemble.predict(held.values) - 1e-12)
 
 
+def test_a_few_jumps_hardly_move_boosting_that_nothing_constrains():
+    design = make_design(1500)
+    jumps = np.where(np.random.default_rng(5).random(1500) < 0.06, 2.0, 0.0)
+    free, held = np.zeros(4, bool), make_design(seed=1)
+    errors = []
+    for rising in (free, design.rising):
+        jumping = dataclasses.replace(design, rising=rising, wanted=design.wanted + jumps)
+        errors.append(np.mean(np.abs(train("boosting", jumping).predict(held.values) - held.wanted)))
+    assert errors[0] < 0.5 * errors[1]
+
+
 def test_a_tree_as_arrays_answers_as_scikit_learn_does():
     design = make_design()
     ensemble = train("tree", design)
@@ -225,6 +236,19 @@ def test_features_that_grow_with_memory_do_and_the_others_stay(calibration):
             assert np.all(after[:, place] >= before[:, place]), feature.name
         else:
             np.testing.assert_allclose(after[:, place], before[:, place], rtol=1e-6, err_msg=feature.name)
+
+
+def test_who_waits_longer_brings_more_and_takes_fewer_slots_to_fill_the_batch(calibration):
+    short = Space(rates_per_s=(0.05, 0.5), max_pending=None).sample(12, seed=4)
+    names = ("running_per_turn", "slots_for_full_batch", "slots_for_memory")
+    places = [NAMES.index(name) for name in names]
+    before, after = (
+        describe(calibration, dataclasses.replace(short, horizon_s=short.horizon_s * factor)).values[:, places]
+        for factor in (1.0, 4.0)
+    )
+    assert np.all(before[:, 0] > 1.0)
+    assert np.all(after[:, 0] > before[:, 0])
+    assert np.all(after[:, 1:] < before[:, 1:])
 
 
 def test_figures_are_rounded_sensibly():
