@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable
 WORKLOAD ?= examples/few_busy.yaml
 CALIBRATION ?= llama-3.1-8b-instruct-h100-64gb
+MEASUREMENTS ?= ../shared/measurements
+MODELS := llama-3.1-8b-instruct qwen-2.5-7b-instruct
 
-.PHONY: help recommend test vllm tutorial docs-code browser dev format lint types imports docs package clean
+.PHONY: help recommend test vllm tutorial docs-code browser dev format lint types imports docs package calibrations \
+	surrogates clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -57,6 +60,19 @@ docs: $(VENV)/.dev ## Build the documentation into site/
 package: $(VENV)/.dev ## Build sdist and wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
+
+calibrations: $(VENV)/.base ## Fit the bundled calibrations anew to the tables in MEASUREMENTS
+	for model in $(MODELS); do \
+		$(BIN)/lora-capacity fit $(MEASUREMENTS) --model $$model --runs $(MEASUREMENTS)/serving_runs.csv \
+			-o src/lora_capacity/calibration/bundled/$$model-h100-64gb.json || exit 1; \
+	done
+
+surrogates: $(VENV)/.base ## Label workloads and train the bundled surrogates anew (minutes each)
+	mkdir -p build
+	for name in $(MODELS:%=%-h100-64gb); do \
+		$(BIN)/lora-capacity label --calibration $$name --workloads 4096 -o build/$$name.parquet || exit 1; \
+		$(BIN)/lora-capacity train build/$$name.parquet -o src/lora_capacity/surrogate/bundled/$$name.json || exit 1; \
+	done
 
 clean: ## Remove environments and everything built
 	rm -rf $(VENV) .venv-vllm build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.cli.test_bad_input import assert_refused
-from tests.unit.profiling.conftest import FAKE
+from tests.unit.profiling.conftest import write_packages
 from tests.unit.profiling.test_campaign import SMALL
 from tests.unit.profiling.test_server import command_lines
 
@@ -24,18 +24,16 @@ adapters: {max_loras: 2, max_lora_rank: 8, served_adapters: 2, batch_size: 4, ou
 
 
 @pytest.fixture
-def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An environment in which a fake vLLM for CPUs is installed; returns its folder of packages."""
-    info = tmp_path / "packages" / "vllm-0.32.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-    monkeypatch.setenv("PYTHONPATH", f"{info.parent}:{FAKE}")
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An environment in which a fake vLLM for CPUs is installed; returns its PYTHONPATH."""
+    path = write_packages(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("FAKE_VLLM", "ok")
     monkeypatch.setenv("FAKE_VLLM_STEP_S", "0.005")
-    return info.parent
+    return path
 
 
-def test_plan_alone_starts_nothing(run: Run, vllm: Path) -> None:
+def test_plan_alone_starts_nothing(run: Run, vllm: str) -> None:
     result = run("profile", "--random-model", "--dry-run")
     assert result.exit_code == 0, result.output
     assert "Campaign quick-cpu" in result.stdout
@@ -43,7 +41,7 @@ def test_plan_alone_starts_nothing(run: Run, vllm: Path) -> None:
     assert [path.name for path in Path().iterdir() if path.is_dir()] == ["packages"]
 
 
-def test_profile_says_what_it_does_and_goes_on_where_it_stopped(run: Run, vllm: Path) -> None:
+def test_profile_says_what_it_does_and_goes_on_where_it_stopped(run: Run, vllm: str) -> None:
     Path("tiny.yaml").write_text(CAMPAIGN)
     command = ("profile", "--random-model", "--campaign", "tiny.yaml", "-o", "p", "--env", "API_KEY=x")
     result = run(*command)
@@ -60,7 +58,7 @@ def test_profile_says_what_it_does_and_goes_on_where_it_stopped(run: Run, vllm: 
     assert again.stderr == ""
 
 
-def test_failed_points_are_listed(run: Run, vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_points_are_listed(run: Run, vllm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM", "oom")
     Path("tiny.yaml").write_text(CAMPAIGN)
     result = run("profile", "--random-model", "--campaign", "tiny.yaml", "-o", "p")
@@ -85,7 +83,7 @@ def test_failed_points_are_listed(run: Run, vllm: Path, monkeypatch: pytest.Monk
         (("--random-model", "-o", "no-folder"), ["no-folder", "a folder that can be written"]),
     ],
 )
-def test_what_cannot_be_profiled(run: Run, vllm: Path, arguments: tuple[str, ...], fragments: list[str]) -> None:
+def test_what_cannot_be_profiled(run: Run, vllm: str, arguments: tuple[str, ...], fragments: list[str]) -> None:
     assert_refused(run("profile", *arguments), *fragments)
 
 
@@ -94,7 +92,7 @@ def test_environment_without_vllm(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert_refused(run("profile", "--random-model", "-o", "p"), sys.executable, "an interpreter with vLLM")
 
 
-def test_url_where_nothing_answers(run: Run, vllm: Path) -> None:
+def test_url_where_nothing_answers(run: Run, vllm: str) -> None:
     Path("small.yaml").write_text(SMALL)
     result = run("profile", "--random-model", "--campaign", "small.yaml", "-o", "p", "--url", "http://127.0.0.1:9")
     assert result.exit_code == 2
@@ -105,12 +103,12 @@ def test_url_where_nothing_answers(run: Run, vllm: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "stage"), [("slow", "logs/no-lora.log"), ("ok", "points.jsonl")])
 def test_interrupt_leaves_what_is_measured_and_no_process(
-    run: Run, vllm: Path, monkeypatch: pytest.MonkeyPatch, mode: str, stage: str
+    run: Run, vllm: str, monkeypatch: pytest.MonkeyPatch, mode: str, stage: str
 ) -> None:
     Path("long.yaml").write_text(CAMPAIGN.replace("16}", "400}"))
     monkeypatch.setenv("FAKE_VLLM", mode)
     folder = Path.cwd() / "p"
-    path = os.pathsep.join([str(vllm), str(FAKE), *sys.path])
+    path = os.pathsep.join([vllm, *sys.path])
     words = ["profile", "--random-model", "--campaign", "long.yaml", "-o", str(folder)]
     # A shell's background jobs, of which the tests may be one, ignore the signal.
     start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -2,7 +2,8 @@
 
 A ``python`` block shares its names with those before it; a ``text`` block right below one is what it prints. In a
 ``console`` block, lines after ``$`` are commands and the lines below one are what it prints, if any are shown; ``...``
-stands for anything. ``<!--- skip: next -->`` above a block leaves it out: those that need a server or a GPU.
+stands for anything. A workload in a ``yaml`` block is ``my_workload.yaml`` from there on. ``<!--- skip: next -->`` above
+a block leaves it out: commands that another stage of continuous integration runs, as tests/contracts makes sure.
 """
 
 import contextlib
@@ -14,20 +15,29 @@ import sys
 from pathlib import Path
 
 import yaml
+from lora_capacity_profiling.campaign import Campaign
 from sybil import Document, Example
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 from lora_capacity.workload import Workload
-from tests.cli.conftest import WORKLOAD
 from tests.cli.test_bad_input import RUN
-from tests.unit.fitting.test_fit import write_profile
+from tests.docs.servers import PYTHON, servers, write_material
 
+# Short requests: servers are sent some of them, for seconds.
+WORKLOAD = """
+adapters:
+  mix: {rates_per_s: [0.4, 0.2], ranks: [8, 16]}
+requests:
+  input_tokens: {mean: 30, std: 10, min: 4, max: 60}
+  output_tokens: {mean: 12, std: 5, min: 2, max: 30}
+"""
 TABLES = {
     "adapters.csv": "adapter,rank,rate_per_s\na,8,0.5\nb,16,0.1\n",
     "requests.csv": "arrival_s,adapter,input_tokens,output_tokens\n0,a,10,20\n1,b,30,40\n2,,50,60\n3,a,70,80\n",
     "serving_runs.csv": f"{','.join(RUN)}\n{','.join(RUN.values())}\n",
     "my_workload.yaml": WORKLOAD,
+    "space.yaml": "rates_per_s: {min: 0.05, max: 0.8}\nranks: [8, 16]\n",
 }
 UPDATE = os.environ.get("LORA_CAPACITY_UPDATE_DOCS", "") not in ("", "0")
 _COMMAND = re.compile(r"^\$ (.*(?:\n> .*)*)\n?", re.MULTILINE)
@@ -61,14 +71,22 @@ def run_page(page: Path, folder: Path) -> None:
         updates.append((example.start, example.end, f"{whole}```"))
 
     def read(example: Example) -> None:
-        assert Workload.from_mapping(yaml.safe_load(example.parsed), folder).horizon_s > 0
+        content = yaml.safe_load(example.parsed)
+        if "server" in content:
+            assert Campaign.from_mapping(content, page.name).points
+        else:
+            assert Workload.from_mapping(content, folder).horizon_s > 0
+            (folder / "my_workload.yaml").write_text(example.parsed, encoding="utf-8")
 
     evaluators = {"python": python, "text": text, "console": console, "yaml": read}
     parsers = [CodeBlockParser(language, evaluator) for language, evaluator in evaluators.items()]
-    for example in Document.parse(str(page), SkipParser(), *parsers).examples():
+    examples = list(Document.parse(str(page), SkipParser(), *parsers).examples())
+    content = page.read_text(encoding="utf-8")
+    blocks = re.findall(rf"^```(?:{'|'.join(evaluators)})$", content, re.MULTILINE)
+    assert sum(isinstance(example.parsed, str) for example in examples) == len(blocks), "a block is not recognised"
+    for example in examples:
         example.evaluate()
     if UPDATE:
-        content = page.read_text(encoding="utf-8")
         for start, end, block in sorted(updates, reverse=True):
             content = content[:start] + block + content[end:]
         page.write_text(content, encoding="utf-8")
@@ -77,9 +95,12 @@ def run_page(page: Path, folder: Path) -> None:
 def _run(command: str, folder: Path) -> str:
     """Run a command as a shell does and return what it prints; it must succeed."""
     environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    environment["LORA_CAPACITY_VLLM_PYTHON"] = str(folder / PYTHON)
+    words = ["bash", "-ec", command]
+    with servers(command, folder):
+        done = subprocess.run(
+            words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
     assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -95,8 +116,8 @@ def _compare(shown: str, printed: str) -> str:
     raise AssertionError(f"shown:\n{wanted}\n\nprinted:\n{got}")
 
 
-def make_folder(folder: Path, repository: Path) -> None:
-    """Lay out what a reader in a clone has: the examples, the command, tables that pages speak of."""
+def make_folder(folder: Path, repository: Path, page: Path) -> None:
+    """Lay out what a reader of a page has in a clone: the examples, the command, files that the page speaks of."""
     (folder / "examples").symlink_to(repository / "examples")
     commands = folder / "bin"
     commands.mkdir()
@@ -105,7 +126,6 @@ def make_folder(folder: Path, repository: Path) -> None:
     script.chmod(0o755)
     for name, content in TABLES.items():
         (folder / name).write_text(content, encoding="utf-8")
-    (folder / "my_profile").mkdir()
-    write_profile(folder / "my_profile")
+    write_material(folder, page.read_text(encoding="utf-8"))
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(commands)

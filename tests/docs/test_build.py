@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.test_blocks import REPOSITORY
+from tests.docs.pages import REPOSITORY
 
 pytestmark = pytest.mark.docs
 

@@ -24,6 +24,14 @@ def fake_environment(mode: str = "ok", step_s: float = 0.0, dies_s: float = 0.0)
     }
 
 
+def write_packages(folder: Path) -> str:
+    """Write what an environment tells of an installed vLLM for CPUs; return a PYTHONPATH of that and the fake one."""
+    info = folder / "packages" / "vllm-0.32.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    return f"{info.parent}:{FAKE}"
+
+
 def fake_state(endpoint: Endpoint) -> dict[str, Any]:
     """Return what the fake server counted."""
     return dict(json.loads(endpoint.get("/fake/state", timeout_s=10)[1]))
