@@ -2,8 +2,8 @@
 
 A ``python`` block shares its names with those before it; a ``text`` block right below one is what it prints. In a
 ``console`` block, lines after ``$`` are commands and the lines below one are what it prints, if any are shown; ``...``
-stands for anything. A workload in a ``yaml`` block is ``my_workload.yaml`` from there on. ``<!--- skip: next -->`` above
-a block leaves it out: commands that another stage of continuous integration runs, as tests/contracts makes sure.
+stands for anything. A workload in a ``yaml`` block is ``my_workload.yaml`` from there on. ``<!--- skip: next -->``
+above a block leaves it out: commands that another stage of continuous integration runs, as tests/contracts makes sure.
 """
 
 import contextlib
