@@ -24,7 +24,7 @@ from tests.unit.profiling.conftest import fake_environment, write_packages
 from tests.unit.profiling.test_observing import DUMPS
 
 STEP_S = 0.1  # of servers that are compared with predictions: much longer than a busy machine adds to it
-QUICK_STEP_S = 0.005
+QUICK_STEP_S = 0.003
 SLOTS, ADAPTERS = 16, tuple(f"a{number}" for number in range(24))
 PYTHON = "vllm-env/bin/python"
 FLAGS = {"dtype": "bfloat16", "max_num_seqs": 64, "max_num_batched_tokens": 512, "max_model_len": 1024}
@@ -38,7 +38,7 @@ def write_material(folder: Path, page: str) -> None:
         folder: Where to.
         page: The page's text; a profile that its commands write is left to them.
     """
-    write_model(folder / "Llama-3.1-8B-Instruct", num_hidden_layers=1)
+    write_model(folder / "Llama-3.1-8B-Instruct", num_hidden_layers=1, max_position_embeddings=1024)
     site = write_site(folder, step_s=STEP_S)
     python = folder / PYTHON
     python.parent.mkdir(parents=True)
@@ -107,7 +107,7 @@ def _others(server: Server) -> Iterator[None]:
 
     def load() -> None:
         while not over.is_set():
-            run_load(server.endpoint, each, ADAPTERS, base_model=server.models[0], duration_s=60, max_pending=4)
+            run_load(server.endpoint, each, ADAPTERS, base_model=server.models[0], duration_s=60, max_pending=1)
 
     thread = threading.Thread(target=load)
     thread.start()

@@ -27,6 +27,7 @@ REFUSALS = {
     "allocate 1.00 GiB.",
 }
 LIMITS = ("max-num-seqs", "max-num-batched-tokens", "max-model-len", "gpu-memory-utilization", "block-size")
+LIMITS += ("kv-cache-memory-bytes",)
 TIMES = ("time_to_first_token", "inter_token_latency", "request_queue_time", "request_inference_time")
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
 
