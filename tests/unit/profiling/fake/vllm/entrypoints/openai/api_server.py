@@ -26,8 +26,8 @@ REFUSALS = {
     "oom": "(EngineCore pid=7) ERROR 11-24 18:25:09 [core.py:1] torch.OutOfMemoryError: CUDA out of memory. Tried to "
     "allocate 1.00 GiB.",
 }
-LIMITS = ("max-num-seqs", "max-num-batched-tokens", "max-model-len", "gpu-memory-utilization", "block-size")
-LIMITS += ("kv-cache-memory-bytes",)
+LIMITS = ("max-num-seqs", "max-num-batched-tokens", "max-model-len")
+MEMORY = ("gpu-memory-utilization", "kv-cache-memory-bytes", "block-size")
 TIMES = ("time_to_first_token", "inter_token_latency", "request_queue_time", "request_inference_time")
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
 
@@ -160,7 +160,8 @@ def check_ranks(options: argparse.Namespace) -> None:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    for name in ("model", "host", "dtype", "max-loras", "max-cpu-loras", "max-lora-rank", "served-model-name", *LIMITS):
+    names = ("model", "host", "dtype", "max-loras", "max-cpu-loras", "max-lora-rank", "served-model-name")
+    for name in (*names, *LIMITS, *MEMORY):
         parser.add_argument(f"--{name}")
     parser.add_argument("--port", type=int)
     for name in ("enable-lora", "no-enable-prefix-caching"):
