@@ -76,7 +76,11 @@ FEATURES = (
     Feature("memory_load_share", "full load that the memory allows, over that of any memory", grows_with_memory=True),
     Feature("slots_that_fit", "slots with which the server starts", grows_with_memory=True),
     Feature("slots_to_spare", "slots beside which the KV cache holds a full batch", grows_with_memory=True),
-    Feature("slots_for_memory", "slots whose adapters, waiting their turn, fill the memory", grows_with_memory=True),
+    Feature(
+        "slots_for_memory",
+        "slots whose adapters, waiting their turn, fill the batch that memory allows",
+        grows_with_memory=True,
+    ),
 )
 NAMES = tuple(feature.name for feature in FEATURES)
 
