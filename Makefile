@@ -25,8 +25,9 @@ vllm: $(VENV)/.test ## Compare with vLLM's own scheduler, and drive a real serve
 	PYTHON=$(PYTHON) tests/vllm/make_environment.sh
 	LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm
 
+# Three pages at once even on two cores: some wait for servers.
 docs-code: $(VENV)/.dev ## Run the code of the documentation (UPDATE=1 writes into it what the code prints)
-	LORA_CAPACITY_UPDATE_DOCS=$(UPDATE) $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m docs tests/docs
+	LORA_CAPACITY_UPDATE_DOCS=$(UPDATE) $(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m docs tests/docs
 
 browser: $(VENV)/.browser docs ## Test the documentation and a report in Chromium (screenshots in build/screenshots)
 	$(BIN)/python -m pytest -m browser tests/browser

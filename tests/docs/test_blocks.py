@@ -10,10 +10,11 @@ from tests.docs.pages import PAGES, REPOSITORY
 pytestmark = pytest.mark.docs
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, id=str(page.relative_to(REPOSITORY))) for page in PAGES if "```" in page.read_text("utf-8")],
-)
+WITH_CODE = [page for page in PAGES if "```" in page.read_text("utf-8")]
+LONGEST_FIRST = sorted(WITH_CODE, key=lambda page: page.stat().st_size, reverse=True)
+
+
+@pytest.mark.parametrize("page", LONGEST_FIRST, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_blocks_run_and_print_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path, REPOSITORY, page)
     monkeypatch.chdir(tmp_path)
