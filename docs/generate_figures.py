@@ -72,6 +72,7 @@ def step_time() -> str:
             kv_tokens=batch * 350.0,
             adapters=np.minimum(adapters, batch),
             passed_over=0.0 * batch,
+            waiting=0.0 * batch,
             max_loras=slots + 0.0 * batch,
             max_lora_rank=16.0 + 0.0 * batch,
             small_share=np.where(batch * per_sequence < 128.0, 1.0, 0.0),

@@ -2,8 +2,8 @@
 
 vLLM multiplies by an adapter's two small matrices with two Triton kernels per linear layer: *shrink* (hidden size to
 rank) and *expand* (rank to output size). Both are launched over a grid that covers **every slot**, each as if all
-tokens of the step were its own; a block whose slot has no tokens there leaves at once, but launching it takes time.
-That is why slots cost time even when empty, and why the cost of a slot grows with the tokens in the step.
+tokens of the step were its own; a block whose slot has no tokens there leaves at once, but launching it takes time,
+and a little more if its adapter has tokens elsewhere in the step. That is why slots cost time even when empty, and why the cost of a slot grows with the tokens in the step.
 
 Source: the launch grids in ``vllm/lora/ops/triton_ops/lora_shrink.py`` and ``lora_expand.py`` of vLLM 0.8.5. The
 block sizes are those of that version; later versions tune them per GPU, which a calibration's ``kernel_block_s``
@@ -55,21 +55,20 @@ class LoraKernels:
 def launched_blocks(
     kernels: LoraKernels,
     tokens: ArrayLike,
-    max_loras: ArrayLike,
+    grids: ArrayLike,
     max_lora_rank: ArrayLike,
     small_share: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
     """Thread blocks launched by the LoRA kernels in one step.
 
-    Expand: ``layers · (slots + 1) · expand_tiles · ⌈tokens/64⌉``. Shrink: ``layers · (slots + 1) · slices · ⌈rank/16⌉
-        · splits ·
-    ⌈tokens/32⌉``, with 64 splits below 128 tokens and 8 from there on. The one extra slot stands for tokens without
-    an adapter.
+    Expand: ``layers · grids · expand_tiles · ⌈tokens/64⌉``. Shrink: ``layers · grids · slices · ⌈rank/16⌉ · splits ·
+    ⌈tokens/32⌉``, with 64 splits below 128 tokens and 8 from there on.
 
     Args:
         kernels: The model's part of the grid.
         tokens: Tokens in the step, any shape.
-        max_loras: Slots, same shape.
+        grids: Grids that each kernel is launched over, one a slot and one for tokens without an adapter, same shape;
+            not a whole number where some count for more.
         max_lora_rank: Rank that the slots are reserved for, same shape.
         small_share: Share of steps with fewer than 128 tokens when ``tokens`` is a mean over steps; the ceilings are
             then replaced by their means. None for the tokens of one actual step.
@@ -85,9 +84,9 @@ def launched_blocks(
         expand_rows, shrink_rows = tokens / _EXPAND_BLOCK_TOKENS + 0.5, tokens / _SHRINK_BLOCK_TOKENS + 0.5
     splits = _SHRINK_SPLITS_LARGE + (_SHRINK_SPLITS_SMALL - _SHRINK_SPLITS_LARGE) * jnp.asarray(small_share)
     rank_tiles = jnp.ceil(jnp.asarray(max_lora_rank) / _SHRINK_BLOCK_RANKS)
-    slots = kernels.layers * (jnp.asarray(max_loras) + 1)
-    expand = slots * kernels.expand_tiles * expand_rows
-    shrink = slots * kernels.shrink_slices * rank_tiles * splits * shrink_rows
+    per_kernel = kernels.layers * jnp.asarray(grids)
+    expand = per_kernel * kernels.expand_tiles * expand_rows
+    shrink = per_kernel * kernels.shrink_slices * rank_tiles * splits * shrink_rows
     return jnp.asarray(expand), jnp.asarray(shrink)
 
 

@@ -23,9 +23,14 @@ class StepCosts:
         shrink_block_s: The same of the shrink kernels.
         adapter_s: Each different adapter in the step.
         adapter_rank_s: Each different adapter, times the server's ``max_lora_rank``.
+        active_block_factor: How much more a block costs whose slot has an adapter in the step: it looks up how many
+            tokens are its own before it leaves.
         small_step_factor: How much more a different adapter costs in a step of fewer than 128 tokens (1: twice as
             much).
         passed_over_s: Each waiting request that the scheduler passes over because its adapter has no slot.
+        waiting_s: Each waiting request, whether the scheduler looks at it or not. Steps take longer while thousands
+            wait, and the scheduler's own log does not tell why: other processes hold their connections, on the same
+            processors.
         decode_token_s: Each decode token, on top: on a CPU the processor that computes also samples, and shares memory
             with what hands the tokens out, while prefill tokens go through the matrices together.
         lora_token_rank_s: Each token in a server with adapters, times the server's ``max_lora_rank``: vLLM's kernels
@@ -44,6 +49,8 @@ class StepCosts:
     adapter_rank_s: ArrayLike
     small_step_factor: ArrayLike
     passed_over_s: ArrayLike
+    waiting_s: ArrayLike = 0.0
+    active_block_factor: ArrayLike = 0.0
     decode_token_s: ArrayLike = 0.0
     lora_token_rank_s: ArrayLike = 0.0
 
@@ -80,6 +87,7 @@ def step_time_s(
     kv_tokens: ArrayLike,
     adapters: ArrayLike,
     passed_over: ArrayLike,
+    waiting: ArrayLike,
     max_loras: ArrayLike,
     max_lora_rank: ArrayLike,
     small_share: ArrayLike | None = None,
@@ -89,7 +97,8 @@ def step_time_s(
     ``base + lora + (token + lora_token + lora_token_rank · max_lora_rank) · tokens + prefill_token · prefill_tokens +
     decode_token · (tokens - prefill_tokens) + kv_token · kv_tokens + expand_block · expand_blocks + shrink_block ·
     shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank) · (1 + small_step_factor · small) +
-    passed_over_s · passed_over``.
+    passed_over · passed_over + waiting · waiting``, with ``max_loras + 1 + active_block_factor · adapters`` grids of
+    blocks.
 
     A GPU has no ``decode_token`` and no ``lora_token_rank``, a CPU no blocks and no ``prefill_token``.
 
@@ -103,6 +112,7 @@ def step_time_s(
         kv_tokens: Tokens held in the KV cache by the sequences of the step.
         adapters: Different adapters in the step.
         passed_over: Waiting requests that the scheduler looks at and passes over.
+        waiting: All waiting requests.
         max_loras: Adapter slots of the server.
         max_lora_rank: Rank that the slots are reserved for.
         small_share: Share of steps below 128 tokens where the arguments are means over steps; None for one actual step.
@@ -111,7 +121,8 @@ def step_time_s(
         Seconds, in the common shape of the arguments.
     """
     step = costs.step
-    expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, max_loras, max_lora_rank, small_share)
+    grids = jnp.asarray(max_loras) + 1.0 + step.active_block_factor * adapters
+    expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, grids, max_lora_rank, small_share)
     small = is_small(tokens) if small_share is None else small_share
     adapter_s = (step.adapter_s + step.adapter_rank_s * max_lora_rank) * (1.0 + step.small_step_factor * small)
     return jnp.asarray(
@@ -125,4 +136,5 @@ def step_time_s(
         + step.shrink_block_s * shrink_blocks
         + adapter_s * adapters
         + step.passed_over_s * passed_over
+        + step.waiting_s * waiting
     )

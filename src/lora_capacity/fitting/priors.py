@@ -18,14 +18,17 @@ _GPU: dict[str, Belief] = {
     "shrink_block_s": (0.3e-9, 0.7),
     "adapter_s": (0.15e-3, 0.7),
     "adapter_rank_s": (4e-6, 0.5),
+    "active_block_factor": (0.5, 0.5),
     "small_step_factor": (0.8, 0.4),
+    "waiting_s": (0.3e-6, 0.7),
 }
 # A large data-centre GPU: memory bandwidth, and matrix products as far as serving reaches.
 _GPU_BANDWIDTH_BYTES_PER_S = 2.0e12
 _GPU_COMPUTE_FLOP_PER_S = 3.5e14
 _PREFILL_SHARE_ON_TOP = 0.4
 
-_PASSED_OVER: Belief = (0.35e-6, 0.3)
+# The scheduler's own log of the published runs: what it takes longer with a queue when slots are fewer than adapters.
+_PASSED_OVER: Belief = (0.2e-6, 0.3)
 _HOST_SPREAD = 0.4
 # CPUs differ more than data-centre GPUs do: their own step times set the scale.
 _CPU_BANDWIDTH_BYTES_PER_S = 2.0e10

@@ -27,7 +27,15 @@ _EVERY_DEVICE = (
     "host_s",
 )
 NAMES: Mapping[str, tuple[str, ...]] = {
-    "gpu": (*_EVERY_DEVICE, "prefill_token_s", "expand_block_s", "shrink_block_s", "small_step_factor"),
+    "gpu": (
+        *_EVERY_DEVICE,
+        "waiting_s",
+        "prefill_token_s",
+        "expand_block_s",
+        "shrink_block_s",
+        "active_block_factor",
+        "small_step_factor",
+    ),
     "cpu": (*_EVERY_DEVICE, "decode_token_s", "lora_token_rank_s"),
 }
 """Coefficients that a device has, in the order in which they are fitted; it has no others."""
@@ -80,6 +88,7 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
             kv_tokens=held_tokens(adapters["running"], adapters["output_tokens"]),
             adapters=adapters["unique"],
             passed_over=0.0,
+            waiting=0.0,
             max_loras=adapters["max_loras"],
             max_lora_rank=adapters["max_lora_rank"],
         )

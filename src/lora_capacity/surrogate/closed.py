@@ -82,6 +82,7 @@ def at_limit(
             kv_tokens=running * kv_tokens_per_request,
             adapters=jnp.minimum(jnp.minimum(busy, max_loras), running),
             passed_over=0.0,
+            waiting=0.0,
             max_loras=max_loras,
             max_lora_rank=max_lora_rank,
             small_share=jnp.zeros_like(running),

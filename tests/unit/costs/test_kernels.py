@@ -30,7 +30,7 @@ def test_the_grid_of_a_llama_is_counted_from_its_layers() -> None:
 def test_blocks_of_one_step_are_those_counted_by_hand(
     tokens: int, slots: int, rank: int, expand: int, shrink: int
 ) -> None:
-    found = launched_blocks(KERNELS, tokens, slots, rank)
+    found = launched_blocks(KERNELS, tokens, slots + 1, rank)
     assert [float(blocks) for blocks in found] == [expand, shrink]
 
 
@@ -38,26 +38,26 @@ def test_means_over_steps_agree_with_the_mean_of_the_steps() -> None:
     """Tokens even over whole tiles; the mean form takes any number, so whole ones are shifted by half a token."""
     for low, high in [(0, 128), (128, 1024)]:
         tokens = np.arange(low, high) + 0.5
-        exact = launched_blocks(KERNELS, tokens, 15, 16)
-        mean = launched_blocks(KERNELS, tokens.mean(), 15, 16, small_share=float(low < 128))
+        exact = launched_blocks(KERNELS, tokens, 16, 16)
+        mean = launched_blocks(KERNELS, tokens.mean(), 16, 16, small_share=float(low < 128))
         for of_steps, of_mean in zip(exact, mean, strict=True):
             assert float(of_mean) == pytest.approx(float(np.mean(of_steps)), rel=1e-6)
 
 
 def test_the_share_of_small_steps_weighs_the_two_ways_to_split() -> None:
-    small, large, half = (launched_blocks(KERNELS, 100.0, 3, 16, small_share=share)[1] for share in (1.0, 0.0, 0.5))
+    small, large, half = (launched_blocks(KERNELS, 100.0, 4, 16, small_share=share)[1] for share in (1.0, 0.0, 0.5))
     assert float(small) == 8 * float(large)
     assert float(half) == (float(small) + float(large)) / 2
 
 
-def test_arrays_broadcast_and_slopes_in_slots_and_tokens_are_the_tiles() -> None:
-    expand, shrink = launched_blocks(KERNELS, jnp.asarray([[1.0], [200.0]]), jnp.asarray([1.0, 3.0, 7.0]), 16)
+def test_arrays_broadcast_and_slopes_in_grids_and_tokens_are_the_tiles() -> None:
+    expand, shrink = launched_blocks(KERNELS, jnp.asarray([[1.0], [200.0]]), jnp.asarray([2.0, 4.0, 8.0]), 16)
     assert expand.shape == shrink.shape == (2, 3)
     np.testing.assert_allclose(expand[:, 1] / expand[:, 0], 2.0)
-    by_slot = jax.grad(lambda slots: launched_blocks(KERNELS, 256.0, slots, 16, 0.0)[0])(8.0)
-    assert float(by_slot) == 32 * 384 * 4.5
+    by_grid = jax.grad(lambda grids: launched_blocks(KERNELS, 256.0, grids, 16, 0.0)[0])(8.0)
+    assert float(by_grid) == 32 * 384 * 4.5
     by_token = jax.grad(lambda tokens: launched_blocks(KERNELS, tokens, 8.0, 16, 0.0)[0])(256.0)
-    assert float(by_token) == 32 * 9 * 384 / 64
+    assert float(by_token) == 32 * 8 * 384 / 64
 
 
 def test_a_step_is_small_below_128_tokens() -> None:

@@ -15,6 +15,7 @@ STEP = {
     "kv_tokens": 30_000.0,
     "adapters": 20.0,
     "passed_over": 300.0,
+    "waiting": 700.0,
     "max_loras": 31.0,
     "max_lora_rank": 32.0,
 }
@@ -32,6 +33,7 @@ UNITS = {
     "adapter_s": (20, 20),
     "adapter_rank_s": (20 * 32, 20 * 32),
     "passed_over_s": (300, 300),
+    "waiting_s": (700, 700),
     "decode_token_s": (50, 50),
     "lora_token_rank_s": (200 * 32, 60 * 32),
 }
@@ -42,7 +44,7 @@ def step_s(costs: Any = COSTS, **step: float) -> float:
 
 
 def test_every_coefficient_is_named_here() -> None:
-    assert {entry.name for entry in fields(StepCosts)} == {*UNITS, "small_step_factor"}
+    assert {entry.name for entry in fields(StepCosts)} == {*UNITS, "active_block_factor", "small_step_factor"}
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -64,6 +66,15 @@ def test_a_different_adapter_costs_more_in_a_small_step() -> None:
     assert step_s(costs) == pytest.approx(20 * (1e-3 + 32e-4))
     assert step_s(costs, **SMALL) == pytest.approx(20 * (1e-3 + 32e-4) * 1.5)
     assert step_s(costs, small_share=0.4) == pytest.approx(20 * (1e-3 + 32e-4) * 1.2)
+
+
+def test_blocks_of_adapters_in_the_step_cost_more() -> None:
+    """As if each of the 20 adapters had a quarter of a slot on top of the 32 grids."""
+    large, small = UNITS["expand_block_s"]
+    costs = make_costs(expand_block_s=1.0, active_block_factor=0.25)
+    assert step_s(costs) == pytest.approx(large * (32 + 5) / 32)
+    assert step_s(costs, **SMALL) == pytest.approx(small * (32 + 5) / 32)
+    assert step_s(costs, adapters=0.0) == pytest.approx(large)
 
 
 def test_a_step_of_this_size_takes_milliseconds() -> None:

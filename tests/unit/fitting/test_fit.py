@@ -31,6 +31,7 @@ TRUTH = {
     "expand_block_s": 2e-9,
     "adapter_s": 200e-6,
     "adapter_rank_s": 6e-6,
+    "active_block_factor": 0.7,
     "small_step_factor": 0.6,
 }
 NOISE = 0.005
@@ -48,7 +49,8 @@ def expand_tiles(model: ModelShape) -> int:
 
 def lora_step_s(batch: int, held: float, adapters: float, slots: int, rank: int) -> float:
     """Step time of a decode batch, written out; shrink blocks cost nothing on this server."""
-    expand = MODEL.num_layers * (slots + 1) * expand_tiles(MODEL) * math.ceil(batch / 64)
+    grids = slots + 1 + TRUTH["active_block_factor"] * adapters
+    expand = MODEL.num_layers * grids * expand_tiles(MODEL) * math.ceil(batch / 64)
     small = 1.0 + TRUTH["small_step_factor"] * (batch < 128)
     return (
         TRUTH["base_s"]
@@ -121,10 +123,11 @@ def adapter_rows(noisy: Callable[[float], float]) -> list[dict[str, Any]]:
             "median_itl_ms": noisy(lora_step_s(batch, batch * 59.0, adapters, slots, rank)) * 1e3,
             "mean_unique_adapters": adapters,
         }
-        for batch in (32, 96, 200, 400)
+        for batch in (32, 96, 200, 400, 1600)
         for slots in (8, 64, 256)
         for rank in (8, 32)
-        for adapters in (1, min(slots, 24))
+        for adapters in sorted({1, min(slots, 24), min(slots, 120)})
+        if adapters <= batch
     ]
 
 
@@ -172,7 +175,7 @@ def test_calibration_says_what_it_is(profile: Path, tmp_path: Path) -> None:
     assert (calibration.name, calibration.model, calibration.gpu) == ("mine", MODEL, GPU)
     assert calibration.runs is None
     assert calibration.fitted_ranges == {"max_loras": (8.0, 256.0), "max_lora_rank": (8.0, 32.0)}
-    assert calibration.provenance["rows"]["adapter_latency"] == 48
+    assert calibration.provenance["rows"]["adapter_latency"] == 74
     assert {row["coefficient"] for row in report.table()} >= set(TRUTH)
     calibration.save(tmp_path / "mine.json")
     again = Calibration.from_file(tmp_path / "mine.json")

@@ -157,6 +157,7 @@ def assembled(costs: Costs, server: Server, crowded: Array, s: State) -> Work:
         kv_tokens=s.kv_tokens,
         adapters=s.active,
         passed_over=passed,
+        waiting=s.waiting,
         max_loras=server.max_loras,
         max_lora_rank=server.max_lora_rank,
     )
