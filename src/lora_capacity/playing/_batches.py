@@ -46,7 +46,7 @@ _LAYOUT_STEP = 1024
 
 _OF_ADAPTERS = ("adapter_arrived", "adapter_completed", "adapter_worst_wait_s")
 
-_MARGIN = 1.5
+_MARGIN = 1.25
 """Requests laid out per request that the steady twin sees completed, where clients hold requests back."""
 
 
@@ -167,10 +167,14 @@ class Batches:
         return batches
 
     def _alike(self, wanted: NDArray[np.bool_], least: int) -> list[NDArray[np.int64]]:
-        """Group configurations by their adapters, at least so many in a group if there are; the longest first."""
+        """Group configurations by the requests that they need, at least so many if there are; the longest first.
+
+        Requests take most of the memory. Adapters take little of it, and little time: they share the largest size.
+        """
         groups: list[NDArray[np.int64]] = []
-        for adapters in np.unique(self.adapters[wanted]):
-            rows = np.flatnonzero(wanted & (self.adapters == adapters))
+        power = np.ceil(np.log2(self.most))
+        for size in np.unique(power[wanted]):
+            rows = np.flatnonzero(wanted & (power == size))
             if groups and min(groups[-1].size, rows.size) < least:
                 rows = np.concatenate([groups.pop(), rows])
             groups.append(rows[np.argsort(-self.work[rows], kind="stable")])
@@ -189,7 +193,9 @@ class Batches:
         return _devices() * min(max(several, least), WIDTH_CPU)
 
     def _room(self, rows: NDArray[np.int64]) -> int:
-        return _rounded(int(self.most[rows].max(initial=0)) + _LAYOUT_STEP)
+        """Return the most requests of any, rounded up by an eighth at most, so that few shapes are compiled."""
+        most = int(self.most[rows].max(initial=0)) + _LAYOUT_STEP
+        return -(-most // (unit := max(_LAYOUT_STEP, _power(most) // 16))) * unit
 
     def _bytes(self, requests: int, adapters: int) -> float:
         return bytes_per_configuration(requests, adapters, self.longest_output)

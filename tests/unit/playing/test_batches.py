@@ -42,12 +42,12 @@ def test_every_configuration_is_in_one_batch_the_longest_first() -> None:
     assert {(batch.width, batch.requests) for batch in batches} == {(16, batches[0].requests)}
 
 
-def test_configurations_with_about_as_many_adapters_go_together() -> None:
-    adapters = np.repeat([31, 63, 383], [40, 10, 50])
-    batches = make_plan(adapters=adapters).cut(np.ones(100, dtype=bool))
-    assert {batch.adapters for batch in batches} == {63, 383}  # too few have 63 for batches of their own
+def test_configurations_with_about_as_many_requests_go_together() -> None:
+    most = np.repeat([3000, 7000, 100_000], [40, 10, 50])
+    batches = make_plan(most=most).cut(np.ones(100, dtype=bool))
+    assert {batch.requests for batch in batches} == {8192, 106_496}  # too few have 7,000 for batches of their own
     for batch in batches:
-        assert np.all((adapters[batch.rows] == 383) == (batch.adapters == 383))
+        assert np.all((most[batch.rows] == 100_000) == (batch.requests == 106_496))
 
 
 @pytest.mark.parametrize(("configs", "width"), [(1, 1), (3, 2), (10, 8), (60, 16), (500, 64), (5000, 64)])
@@ -58,7 +58,7 @@ def test_few_configurations_keep_all_cores_busy(configs: int, width: int) -> Non
 
 def test_batches_fit_into_the_memory() -> None:
     most = np.where(np.arange(100) % 5, 4096, 2**17)
-    each = [bytes_per_configuration(_batches._rounded(n + 1024), 31, 255) for n in (4096, 2**17)]
+    each = [bytes_per_configuration(n + 1024, 31, 255) for n in (4096, 2**17)]
     plan = make_plan(most=most, work=most.astype(float), memory_bytes=2 * 4.5 * each[1])
     widths = [batch.width for batch in plan.cut(most > 0)]
     assert widths[:5] == [4] * 5
