@@ -20,7 +20,7 @@ LLAMA_8B = ModelShape("llama", 32, 4096, 14336, 32, 8, 128, 128256, False, False
 MEMORY = MemoryModel(700e6, 200e6, 14.0, 250e6, 100e6)
 LENGTHS = LengthDistribution.from_moments(200.0, 200.0, 4, 1024)
 STEP = {"base_s": 0.01, "token_s": 4e-5, "kv_token_s": 6e-8, "adapter_s": 2e-4, "adapter_rank_s": 4e-6}
-KERNELS = {"expand_block_s": 1.5e-9, "shrink_block_s": 2e-10, "small_step_factor": 0.9, "passed_over_s": 4e-7}
+KERNELS = {"expand_block_s": 1.5e-9, "shrink_block_s": 2e-10, "passed_over_s": 4e-7}
 LOADS = {"host_s": 0.01, "disk_s": 0.045, "disk_rank_s": 0.003}
 
 

@@ -240,7 +240,7 @@ def test_fit_writes_a_calibration_that_optimize_takes(run: Run, workload: Path, 
     assert (found["calibration"], found["model"]) == ("mine", QWEN)
     text = run(*command)
     assert text.exit_code == 0
-    assert "small_step_factor" in text.stdout
+    assert "active_block_factor" in text.stdout
     assert "Errors on serving runs: no runs given" in text.stdout
 
 

@@ -21,7 +21,7 @@ CONFIGS, CLASSES = 4, 2
 MOST_ADAPTERS = 15
 HORIZON_S = 30.0
 COSTS = Costs(
-    StepCosts(0.01, 0.003, 3e-5, 5e-5, 1e-5, 1e-7, 0.0, 0.0, 2e-4, 3e-6, 0.5, 4e-7),
+    StepCosts(0.01, 0.003, 3e-5, 5e-5, 1e-5, 1e-7, 0.0, 0.0, 2e-4, 3e-6, 4e-7),
     LoadCosts(0.01, 0.04, 0.003),
     LoraKernels(32.0, 224.0, 7.0),
 )

@@ -22,7 +22,7 @@ SMALL_STEP_TOKENS = 128
 
 _EXPAND_BLOCK_TOKENS, _EXPAND_BLOCK_OUTPUTS = 64, 128
 _SHRINK_BLOCK_TOKENS, _SHRINK_BLOCK_RANKS = 32, 16
-_SHRINK_SPLITS_SMALL, _SHRINK_SPLITS_LARGE = 64, 8
+SHRINK_SPLITS_SMALL, SHRINK_SPLITS_LARGE = 64, 8
 
 
 @struct.dataclass
@@ -82,12 +82,16 @@ def launched_blocks(
         small_share = is_small(tokens)
     else:
         expand_rows, shrink_rows = tokens / _EXPAND_BLOCK_TOKENS + 0.5, tokens / _SHRINK_BLOCK_TOKENS + 0.5
-    splits = _SHRINK_SPLITS_LARGE + (_SHRINK_SPLITS_SMALL - _SHRINK_SPLITS_LARGE) * jnp.asarray(small_share)
     rank_tiles = jnp.ceil(jnp.asarray(max_lora_rank) / _SHRINK_BLOCK_RANKS)
     per_kernel = kernels.layers * jnp.asarray(grids)
     expand = per_kernel * kernels.expand_tiles * expand_rows
-    shrink = per_kernel * kernels.shrink_slices * rank_tiles * splits * shrink_rows
+    shrink = per_kernel * kernels.shrink_slices * rank_tiles * shrink_splits(small_share) * shrink_rows
     return jnp.asarray(expand), jnp.asarray(shrink)
+
+
+def shrink_splits(small_share: ArrayLike) -> Array:
+    """Parts into which the shrink kernel splits its inner dimension; their mean where only a share of steps is small."""
+    return SHRINK_SPLITS_LARGE + (SHRINK_SPLITS_SMALL - SHRINK_SPLITS_LARGE) * jnp.asarray(small_share)
 
 
 def is_small(tokens: ArrayLike) -> Array:

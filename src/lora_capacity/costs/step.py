@@ -5,7 +5,7 @@ from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 
-from lora_capacity.costs.kernels import LoraKernels, is_small, launched_blocks
+from lora_capacity.costs.kernels import SHRINK_SPLITS_SMALL, LoraKernels, is_small, launched_blocks, shrink_splits
 
 
 @struct.dataclass
@@ -22,11 +22,11 @@ class StepCosts:
         expand_block_s: Each thread block that the expand kernels launch, nearly all of them empty.
         shrink_block_s: The same of the shrink kernels.
         adapter_s: Each different adapter in the step.
-        adapter_rank_s: Each different adapter, times the server's ``max_lora_rank``.
+        adapter_rank_s: Each different adapter, times the server's ``max_lora_rank``, in a step of fewer than 128 tokens; an
+            eighth in a larger one: each split of the shrink kernel adds results as wide as the rank to those of the
+            others, and in larger steps there are 8 splits in place of 64.
         active_block_factor: How much more a block costs whose slot has an adapter in the step: it looks up how many
             tokens are its own before it leaves.
-        small_step_factor: How much more a different adapter costs in a step of fewer than 128 tokens (1: twice as
-            much).
         passed_over_s: Each waiting request that the scheduler passes over because its adapter has no slot.
         waiting_s: Each waiting request, whether the scheduler looks at it or not. Steps take longer while thousands
             wait, and the scheduler's own log does not tell why: other processes hold their connections, on the same
@@ -47,7 +47,6 @@ class StepCosts:
     shrink_block_s: ArrayLike
     adapter_s: ArrayLike
     adapter_rank_s: ArrayLike
-    small_step_factor: ArrayLike
     passed_over_s: ArrayLike
     waiting_s: ArrayLike = 0.0
     active_block_factor: ArrayLike = 0.0
@@ -96,7 +95,7 @@ def step_time_s(
 
     ``base + lora + (token + lora_token + lora_token_rank · max_lora_rank) · tokens + prefill_token · prefill_tokens +
     decode_token · (tokens - prefill_tokens) + kv_token · kv_tokens + expand_block · expand_blocks + shrink_block ·
-    shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank) · (1 + small_step_factor · small) +
+    shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank · splits / 64) +
     passed_over · passed_over + waiting · waiting``, with ``max_loras + 1 + active_block_factor · adapters`` grids of
     blocks.
 
@@ -123,8 +122,8 @@ def step_time_s(
     step = costs.step
     grids = jnp.asarray(max_loras) + 1.0 + step.active_block_factor * adapters
     expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, grids, max_lora_rank, small_share)
-    small = is_small(tokens) if small_share is None else small_share
-    adapter_s = (step.adapter_s + step.adapter_rank_s * max_lora_rank) * (1.0 + step.small_step_factor * small)
+    splits = shrink_splits(is_small(tokens) if small_share is None else small_share)
+    adapter_s = step.adapter_s + step.adapter_rank_s * max_lora_rank * splits / SHRINK_SPLITS_SMALL
     return jnp.asarray(
         step.base_s
         + step.lora_s

@@ -17,9 +17,8 @@ _GPU: dict[str, Belief] = {
     "expand_block_s": (1.5e-9, 0.5),
     "shrink_block_s": (0.3e-9, 0.7),
     "adapter_s": (0.15e-3, 0.7),
-    "adapter_rank_s": (4e-6, 0.5),
+    "adapter_rank_s": (6e-6, 0.5),
     "active_block_factor": (0.5, 0.5),
-    "small_step_factor": (0.8, 0.4),
     "waiting_s": (0.3e-6, 0.7),
 }
 # A large data-centre GPU: memory bandwidth, and matrix products as far as serving reaches.
@@ -37,7 +36,6 @@ _LOOSE_SPREAD = 1.5
 _ADAPTER_SHARE = (
     0.01  # of the base step, for each different adapter: a CPU's kernels do not depend on how many there are
 )
-_USUAL_RANK = 16.0
 
 
 def priors(profile: Profile) -> dict[str, Belief]:
@@ -75,7 +73,6 @@ def _of_cpu(profile: Profile) -> dict[str, Belief]:
         "lora_token_rank_s": (0.5 * on_top_s / float(np.median(adapters["max_lora_rank"])), _LOOSE_SPREAD),
         "kv_token_s": (profile.model.kv_bytes_per_token / _CPU_BANDWIDTH_BYTES_PER_S, _SCALE_SPREAD),
         "adapter_s": (_ADAPTER_SHARE * base_s, _LOOSE_SPREAD),
-        "adapter_rank_s": (_ADAPTER_SHARE * base_s / _USUAL_RANK, _LOOSE_SPREAD),
     }
 
 

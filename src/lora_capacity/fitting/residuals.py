@@ -22,7 +22,6 @@ _EVERY_DEVICE = (
     "lora_token_s",
     "kv_token_s",
     "adapter_s",
-    "adapter_rank_s",
     "passed_over_s",
     "host_s",
 )
@@ -34,7 +33,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "expand_block_s",
         "shrink_block_s",
         "active_block_factor",
-        "small_step_factor",
+        "adapter_rank_s",
     ),
     "cpu": (*_EVERY_DEVICE, "decode_token_s", "lora_token_rank_s"),
 }

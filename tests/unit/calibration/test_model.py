@@ -51,7 +51,7 @@ def test_a_calibration_survives_a_file(tmp_path: Path) -> None:
 def test_a_file_names_every_coefficient_with_its_unit() -> None:
     coefficients = CONTENT["coefficients"]
     assert coefficients["step"]["base_s"] == {"value": COSTS.step.base_s, "unit": "s"}
-    assert coefficients["step"]["small_step_factor"]["unit"] == "1"
+    assert coefficients["step"]["active_block_factor"]["unit"] == "1"
     assert set(coefficients["loads"]) == {"host_s", "disk_s", "disk_rank_s"}
     assert "kernels" not in coefficients, "follows from the model"
 

@@ -31,7 +31,7 @@ UNITS = {
     "expand_block_s": (32 * 32 * 384 * 4, 32 * 32 * 384 * 1),
     "shrink_block_s": (32 * 32 * 7 * 2 * 8 * 7, 32 * 32 * 7 * 2 * 64 * 2),
     "adapter_s": (20, 20),
-    "adapter_rank_s": (20 * 32, 20 * 32),
+    "adapter_rank_s": (20 * 32 / 8, 20 * 32),
     "passed_over_s": (300, 300),
     "waiting_s": (700, 700),
     "decode_token_s": (50, 50),
@@ -44,7 +44,7 @@ def step_s(costs: Any = COSTS, **step: float) -> float:
 
 
 def test_every_coefficient_is_named_here() -> None:
-    assert {entry.name for entry in fields(StepCosts)} == {*UNITS, "active_block_factor", "small_step_factor"}
+    assert {entry.name for entry in fields(StepCosts)} == {*UNITS, "active_block_factor"}
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -61,11 +61,9 @@ def test_contributions_add_up() -> None:
     assert step_s(make_costs(**given)) == pytest.approx(alone, rel=1e-6)
 
 
-def test_a_different_adapter_costs_more_in_a_small_step() -> None:
-    costs = make_costs(adapter_s=1e-3, adapter_rank_s=1e-4, small_step_factor=0.5)
-    assert step_s(costs) == pytest.approx(20 * (1e-3 + 32e-4))
-    assert step_s(costs, **SMALL) == pytest.approx(20 * (1e-3 + 32e-4) * 1.5)
-    assert step_s(costs, small_share=0.4) == pytest.approx(20 * (1e-3 + 32e-4) * 1.2)
+def test_a_share_of_small_steps_pays_so_much_of_what_the_rank_costs() -> None:
+    costs = make_costs(adapter_s=1e-3, adapter_rank_s=1e-4)
+    assert step_s(costs, small_share=0.25) == pytest.approx(20 * (1e-3 + 32e-4 * (0.25 + 0.75 / 8)))
 
 
 def test_blocks_of_adapters_in_the_step_cost_more() -> None:
@@ -78,9 +76,9 @@ def test_blocks_of_adapters_in_the_step_cost_more() -> None:
 
 
 def test_a_step_of_this_size_takes_milliseconds() -> None:
-    """10 ms + 200 · 40 µs + 30000 · 60 ns + 20 · (200 + 32 · 4) µs + 300 · 0.4 µs + blocks, by hand."""
+    """10 ms + 200 · 40 µs + 30000 · 60 ns + 20 · (200 + 32 · 4 / 8) µs + 300 · 0.4 µs + blocks, by hand."""
     blocks_s = 32 * 32 * 384 * 4 * 1.5e-9 + 32 * 32 * 7 * 2 * 8 * 7 * 2e-10
-    assert step_s() == pytest.approx(0.010 + 0.008 + 0.0018 + 0.00656 + 0.00012 + blocks_s, rel=1e-5)
+    assert step_s() == pytest.approx(0.010 + 0.008 + 0.0018 + 0.00432 + 0.00012 + blocks_s, rel=1e-5)
 
 
 def test_no_part_shortens_a_step_and_shapes_broadcast() -> None:

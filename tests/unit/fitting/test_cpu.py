@@ -55,7 +55,7 @@ def test_step_times_of_a_cpu_are_matched(report: FitReport) -> None:
 
 def test_coefficients_are_those_of_a_cpu(report: FitReport, tmp_path: Path) -> None:
     step = report.calibration.costs.step
-    assert (step.expand_block_s, step.shrink_block_s, step.small_step_factor, step.prefill_token_s) == (0, 0, 0, 0)
+    assert (step.expand_block_s, step.shrink_block_s, step.adapter_rank_s, step.prefill_token_s) == (0, 0, 0, 0)
     # Kernels that copy an adapter's matrices for every token cost by the rank, not by how many adapters there are.
     assert 8 * float(step.lora_token_rank_s) > float(step.lora_token_s)
     assert 7 * float(step.adapter_s) < 0.1 * 64 * 8 * float(step.lora_token_rank_s)

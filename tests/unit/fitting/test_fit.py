@@ -32,7 +32,6 @@ TRUTH = {
     "adapter_s": 200e-6,
     "adapter_rank_s": 6e-6,
     "active_block_factor": 0.7,
-    "small_step_factor": 0.6,
 }
 NOISE = 0.005
 # Recovered coefficients: noise of half a percent, and priors that pull a little.
@@ -51,14 +50,14 @@ def lora_step_s(batch: int, held: float, adapters: float, slots: int, rank: int)
     """Step time of a decode batch, written out; shrink blocks cost nothing on this server."""
     grids = slots + 1 + TRUTH["active_block_factor"] * adapters
     expand = MODEL.num_layers * grids * expand_tiles(MODEL) * math.ceil(batch / 64)
-    small = 1.0 + TRUTH["small_step_factor"] * (batch < 128)
+    splits = 64 if batch < 128 else 8
     return (
         TRUTH["base_s"]
         + TRUTH["lora_s"]
         + TRUTH["token_s"] * batch
         + TRUTH["kv_token_s"] * held
         + TRUTH["expand_block_s"] * expand
-        + (TRUTH["adapter_s"] + TRUTH["adapter_rank_s"] * rank) * adapters * small
+        + (TRUTH["adapter_s"] + TRUTH["adapter_rank_s"] * rank * splits / 64) * adapters
     )
 
 
