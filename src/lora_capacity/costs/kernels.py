@@ -3,7 +3,8 @@
 vLLM multiplies by an adapter's two small matrices with two Triton kernels per linear layer: *shrink* (hidden size to
 rank) and *expand* (rank to output size). Both are launched over a grid that covers **every slot**, each as if all
 tokens of the step were its own; a block whose slot has no tokens there leaves at once, but launching it takes time,
-and a little more if its adapter has tokens elsewhere in the step. That is why slots cost time even when empty, and why the cost of a slot grows with the tokens in the step.
+and a little more if its adapter has tokens elsewhere in the step. That is why slots cost time even when empty, and why
+the cost of a slot grows with the tokens in the step.
 
 Source: the launch grids in ``vllm/lora/ops/triton_ops/lora_shrink.py`` and ``lora_expand.py`` of vLLM 0.8.5. The
 block sizes are those of that version; later versions tune them per GPU, which a calibration's ``kernel_block_s``
@@ -90,7 +91,7 @@ def launched_blocks(
 
 
 def shrink_splits(small_share: ArrayLike) -> Array:
-    """Parts into which the shrink kernel splits its inner dimension; their mean where only a share of steps is small."""
+    """Parts into which the shrink kernel splits its inner dimension; their mean where a share of steps is small."""
     return SHRINK_SPLITS_LARGE + (SHRINK_SPLITS_SMALL - SHRINK_SPLITS_LARGE) * jnp.asarray(small_share)
 
 

@@ -22,9 +22,9 @@ class StepCosts:
         expand_block_s: Each thread block that the expand kernels launch, nearly all of them empty.
         shrink_block_s: The same of the shrink kernels.
         adapter_s: Each different adapter in the step.
-        adapter_rank_s: Each different adapter, times the server's ``max_lora_rank``, in a step of fewer than 128 tokens; an
-            eighth in a larger one: each split of the shrink kernel adds results as wide as the rank to those of the
-            others, and in larger steps there are 8 splits in place of 64.
+        adapter_rank_s: Each different adapter, times the server's ``max_lora_rank``, in a step of fewer than 128
+            tokens; an eighth in a larger one: each split of the shrink kernel adds results as wide as the rank to those
+            of the others, and in larger steps there are 8 splits in place of 64.
         active_block_factor: How much more a block costs whose slot has an adapter in the step: it looks up how many
             tokens are its own before it leaves.
         passed_over_s: Each waiting request that the scheduler passes over because its adapter has no slot.

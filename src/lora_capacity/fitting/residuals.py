@@ -111,9 +111,10 @@ def run_residuals(
 ) -> Callable[[Costs], Array]:
     """Serving runs by the steady twin: throughput, and the inter-token latency twice, ``[3, runs]``.
 
-    The twin's latency is compared with the step time that Little's law gives from the requests running. What the clients
-    saw only bounds it from above: they see longer gaps than steps, and fewer of them, when the server's front end falls
-    behind and sends tokens together. Where the requests running are not recorded, gaps are all there is to compare with.
+    The twin's latency is compared with the step time that Little's law gives from the requests running. What the
+    clients saw only bounds it from above: they see longer gaps than steps, and fewer of them, when the server's front
+    end falls behind and sends tokens together. Where the requests running are not recorded, gaps are all there is to
+    compare with.
 
     Args:
         scenarios: The runs as configurations, ``[runs]``.

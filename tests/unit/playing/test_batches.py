@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lora_capacity.playing import _batches, play
+from lora_capacity.playing import play
 from lora_capacity.playing._batches import Batches, bytes_per_configuration, expected_turns
 from lora_capacity.sweep import simulate
 from lora_capacity.twin.events import draw_requests, simulate_events
