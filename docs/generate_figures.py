@@ -73,6 +73,7 @@ def step_time() -> str:
             adapters=np.minimum(adapters, batch),
             passed_over=0.0 * batch,
             waiting=0.0 * batch,
+            loaded=adapters + 0.0 * batch,
             max_loras=slots + 0.0 * batch,
             max_lora_rank=16.0 + 0.0 * batch,
             small_share=np.where(batch * per_sequence < 128.0, 1.0, 0.0),

@@ -27,9 +27,9 @@ HORIZON_S = 1024.0
 TICK_S = HORIZON_S / 2**30
 
 # Multiples of a tick, so that both clocks are exact.
-BASE, TOKEN, PREFILL, KV, ADAPTER, PASSED, WAITING, HOST, DISK = 20000, 40, 30, 1, 300, 7, 11, 5000, 9000
+BASE, TOKEN, PREFILL, KV, ADAPTER, PASSED, WAITING, LISTED, HOST, DISK = 20000, 40, 30, 1, 300, 7, 11, 13, 5000, 9000
 COSTS = Costs(
-    StepCosts(*(TICK_S * ticks for ticks in (BASE, 0, TOKEN, PREFILL, 0, KV, 0, 0, ADAPTER, 0, PASSED, WAITING))),
+    StepCosts(*(TICK_S * ticks for ticks in (BASE, 0, TOKEN, PREFILL, 0, KV, 0, 0, ADAPTER, 0, PASSED, WAITING, LISTED))),
     LoadCosts(host_s=TICK_S * HOST, disk_s=0.0, disk_rank_s=TICK_S * DISK / 8),
     LoraKernels(1.0, 1.0, 1.0),
 )
@@ -74,7 +74,7 @@ class StepTime:
         self.decoding |= set(state.sampling)
         self.prefill.append(prefill)
         ticks = BASE + TOKEN * state.tokens + PREFILL * prefill + KV * state.kv_tokens + ADAPTER * len(state.adapters)
-        ticks += WAITING * state.waiting
+        ticks += WAITING * state.waiting + LISTED * ADAPTERS * len(state.adapters)
         ticks += HOST * len(state.host_loads) + DISK * len(state.disk_loads)
         return ticks * TICK_S
 
@@ -171,7 +171,7 @@ def turns_of(scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules)
     disk_s = COSTS.loads.disk_rank_s * tables.rank
 
     def turn(state: engine.State, _: None) -> tuple[engine.State, Any]:
-        work = assembled(COSTS, server, adapters > server.max_loras, state)
+        work = assembled(COSTS, server, adapters, state)
         seen = (
             state.mode == engine.RUN,
             times(server, state, work).end,

@@ -25,6 +25,8 @@ class StepCosts:
         adapter_rank_s: Each different adapter, times the server's ``max_lora_rank``, in a step of fewer than 128
             tokens; an eighth in a larger one: each split of the shrink kernel adds results as wide as the rank to those
             of the others, and in larger steps there are 8 splits in place of 64.
+        listed_s: Each different adapter, times each adapter loaded on the host: for every one in a step, vLLM lists all
+            that are loaded, in Python.
         active_block_factor: How much more a block costs whose slot has an adapter in the step: it looks up how many
             tokens are its own before it leaves.
         passed_over_s: Each waiting request that the scheduler passes over because its adapter has no slot.
@@ -49,6 +51,7 @@ class StepCosts:
     adapter_rank_s: ArrayLike
     passed_over_s: ArrayLike
     waiting_s: ArrayLike = 0.0
+    listed_s: ArrayLike = 0.0
     active_block_factor: ArrayLike = 0.0
     decode_token_s: ArrayLike = 0.0
     lora_token_rank_s: ArrayLike = 0.0
@@ -87,6 +90,7 @@ def step_time_s(
     adapters: ArrayLike,
     passed_over: ArrayLike,
     waiting: ArrayLike,
+    loaded: ArrayLike,
     max_loras: ArrayLike,
     max_lora_rank: ArrayLike,
     small_share: ArrayLike | None = None,
@@ -95,11 +99,14 @@ def step_time_s(
 
     ``base + lora + (token + lora_token + lora_token_rank · max_lora_rank) · tokens + prefill_token · prefill_tokens +
     decode_token · (tokens - prefill_tokens) + kv_token · kv_tokens + expand_block · expand_blocks + shrink_block ·
-    shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank · splits / 64) +
+    shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank · splits / 64 + listed · loaded) +
     passed_over · passed_over + waiting · waiting``, with ``max_loras + 1 + active_block_factor · adapters`` grids of
     blocks.
 
     A GPU has no ``decode_token`` and no ``lora_token_rank``, a CPU no blocks and no ``prefill_token``.
+
+    Source: of the blocks `lora_capacity.costs.kernels`; of listing, ``LRUCacheWorkerLoRAManager.add_adapter`` in
+    ``vllm/lora/worker_manager.py``, vLLM 0.8.5.
 
     It leaves out that launches overlap with compute, and that steps above the largest captured CUDA graph are
     launched one kernel at a time.
@@ -112,6 +119,7 @@ def step_time_s(
         adapters: Different adapters in the step.
         passed_over: Waiting requests that the scheduler looks at and passes over.
         waiting: All waiting requests.
+        loaded: Adapters loaded on the host.
         max_loras: Adapter slots of the server.
         max_lora_rank: Rank that the slots are reserved for.
         small_share: Share of steps below 128 tokens where the arguments are means over steps; None for one actual step.
@@ -124,6 +132,7 @@ def step_time_s(
     expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, grids, max_lora_rank, small_share)
     splits = shrink_splits(is_small(tokens) if small_share is None else small_share)
     adapter_s = step.adapter_s + step.adapter_rank_s * max_lora_rank * splits / SHRINK_SPLITS_SMALL
+    adapter_s += step.listed_s * loaded
     return jnp.asarray(
         step.base_s
         + step.lora_s

@@ -20,6 +20,7 @@ _GPU: dict[str, Belief] = {
     "adapter_rank_s": (6e-6, 0.5),
     "active_block_factor": (0.5, 0.5),
     "waiting_s": (0.3e-6, 0.7),
+    "listed_s": (0.2e-6, 0.5),
 }
 # A large data-centre GPU: memory bandwidth, and matrix products as far as serving reaches.
 _GPU_BANDWIDTH_BYTES_PER_S = 2.0e12

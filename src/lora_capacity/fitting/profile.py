@@ -248,6 +248,7 @@ def _adapters(table: Table) -> Table:
         "running": running[lora],
         "max_loras": table["max_loras"][lora],
         "max_lora_rank": table["max_lora_rank"][lora],
+        "served": served[lora],
         "unique": unique[lora],
         "output_tokens": table["output_tokens"][lora],
         "step_s": table["median_itl_ms"][lora] / MS_PER_S,

@@ -74,7 +74,8 @@ def at_limit(
     running = jnp.minimum(by_kv, by_others)
     mean_rate = rates_per_s.mean(axis=0)
 
-    def iterate(busy: Array, _: None) -> tuple[Array, tuple[Array, Array, Array]]:
+    def iterate(guess: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+        busy, loaded = guess
         step_s = step_time_s(
             costs,
             tokens=running * (1.0 + prompt),
@@ -83,6 +84,7 @@ def at_limit(
             adapters=jnp.minimum(jnp.minimum(busy, max_loras), running),
             passed_over=0.0,
             waiting=0.0,
+            loaded=loaded,
             max_loras=max_loras,
             max_lora_rank=max_lora_rank,
             small_share=jnp.zeros_like(running),
@@ -91,7 +93,8 @@ def at_limit(
         load = running / stay_s
         adapters = jnp.maximum(load - base_rate_per_s, 0.0) / mean_rate
         wanted = adapters * -jnp.expm1(-rates_per_s * stay_s).mean(axis=0)
-        return jnp.sqrt(jnp.maximum(busy * wanted, 1e-3)), (load, step_s, wanted)
+        damped = (jnp.sqrt(jnp.maximum(old * new, 1e-3)) for old, new in ((busy, wanted), (loaded, adapters)))
+        return (next(damped), next(damped)), (load, step_s, wanted)
 
     shape = jnp.broadcast_shapes(running.shape, max_loras.shape)
     running = jnp.broadcast_to(running, shape)

@@ -193,6 +193,7 @@ def _iterate(
         adapters=adapters + own_adapter,
         passed_over=jnp.where(limited, mean_waiting * (1.0 - bound_share * (1.0 - kv_bound_share)), 0.0),
         waiting=mean_waiting,
+        loaded=fixed.adapters.sum(axis=0),
         max_loras=scenarios.max_loras,
         max_lora_rank=scenarios.max_lora_rank,
         small_share=_small_step_share(running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens),

@@ -16,6 +16,7 @@ STEP = {
     "adapters": 20.0,
     "passed_over": 300.0,
     "waiting": 700.0,
+    "loaded": 90.0,
     "max_loras": 31.0,
     "max_lora_rank": 32.0,
 }
@@ -34,6 +35,7 @@ UNITS = {
     "adapter_rank_s": (20 * 32 / 8, 20 * 32),
     "passed_over_s": (300, 300),
     "waiting_s": (700, 700),
+    "listed_s": (20 * 90, 20 * 90),
     "decode_token_s": (50, 50),
     "lora_token_rank_s": (200 * 32, 60 * 32),
 }

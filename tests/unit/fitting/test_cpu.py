@@ -45,6 +45,7 @@ def test_step_times_of_a_cpu_are_matched(report: FitReport) -> None:
         adapters=batch["unique"],
         passed_over=0.0,
         waiting=0.0,
+        loaded=0.0,
         max_loras=batch["max_loras"],
         max_lora_rank=batch["max_lora_rank"],
     )

@@ -32,6 +32,7 @@ TRUTH = {
     "adapter_s": 200e-6,
     "adapter_rank_s": 6e-6,
     "active_block_factor": 0.7,
+    "listed_s": 1e-6,
 }
 NOISE = 0.005
 # Recovered coefficients: noise of half a percent, and priors that pull a little.
@@ -57,7 +58,7 @@ def lora_step_s(batch: int, held: float, adapters: float, slots: int, rank: int)
         + TRUTH["token_s"] * batch
         + TRUTH["kv_token_s"] * held
         + TRUTH["expand_block_s"] * expand
-        + (TRUTH["adapter_s"] + TRUTH["adapter_rank_s"] * rank * splits / 64) * adapters
+        + (TRUTH["adapter_s"] + TRUTH["adapter_rank_s"] * rank * splits / 64 + TRUTH["listed_s"] * adapters) * adapters
     )
 
 

@@ -340,6 +340,7 @@ def test_the_step_time_told_is_that_of_the_batch_told() -> None:
         adapters=found["active_adapters"],
         passed_over=0.0,
         waiting=found["mean_waiting"],
+        loaded=0.0,
         max_loras=60,
         max_lora_rank=16,
         small_share=0.0,

@@ -117,7 +117,7 @@ def turn_all(costs: Costs, server: Server, adapters: Array, requests: RequestTab
         s: The state, ``[configs, …]``.
     """
     crowded = adapters > server.max_loras
-    work = apart(lambda s: assembled(costs, server, crowded, s), s)
+    work = apart(lambda s: assembled(costs, server, adapters, s), s)
     s = run(server, s, work)
     s = send(server, requests.arrival, s)
     s, newcomer = arrange(server, requests, disk_s, s)
@@ -127,8 +127,9 @@ def turn_all(costs: Costs, server: Server, adapters: Array, requests: RequestTab
     return s._replace(distance=distance)
 
 
-def assembled(costs: Costs, server: Server, crowded: Array, s: State) -> Work:
+def assembled(costs: Costs, server: Server, adapters: Array, s: State) -> Work:
     """Say what the steps put together consist of and cost, where they are ready to run, ``[configs]``."""
+    crowded = adapters > server.max_loras
     b = s.building
     ready = s.mode == RUN
     none = jnp.zeros_like(s.step)
@@ -158,6 +159,7 @@ def assembled(costs: Costs, server: Server, crowded: Array, s: State) -> Work:
         adapters=s.active,
         passed_over=passed,
         waiting=s.waiting,
+        loaded=adapters,
         max_loras=server.max_loras,
         max_lora_rank=server.max_lora_rank,
     )
