@@ -93,11 +93,15 @@ def at_limit(
         load = running / stay_s
         adapters = jnp.maximum(load - base_rate_per_s, 0.0) / mean_rate
         wanted = adapters * -jnp.expm1(-rates_per_s * stay_s).mean(axis=0)
-        damped = (jnp.sqrt(jnp.maximum(old * new, 1e-3)) for old, new in ((busy, wanted), (loaded, adapters)))
-        return (next(damped), next(damped)), (load, step_s, wanted)
+        return (_between(busy, wanted), _between(loaded, adapters)), (load, step_s, wanted)
 
     shape = jnp.broadcast_shapes(running.shape, max_loras.shape)
     running = jnp.broadcast_to(running, shape)
-    _, every = jax.lax.scan(iterate, jnp.broadcast_to(max_loras, shape) + 0.0 * running, length=_ITERATIONS)
+    slots = jnp.broadcast_to(max_loras, shape) + 0.0 * running
+    _, every = jax.lax.scan(iterate, (slots, slots), length=_ITERATIONS)
     load, step_s, busy = (values[-1] for values in every)
     return Limit(load, step_s, running, busy, by_kv / by_others)
+
+
+def _between(old: Array, new: Array) -> Array:
+    return jnp.sqrt(jnp.maximum(old * new, 1e-3))
