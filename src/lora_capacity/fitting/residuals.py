@@ -45,8 +45,6 @@ _STEP_SPREAD = 0.03
 _PREFILL_SPREAD = 0.05
 _THROUGHPUT_SPREAD = 0.03
 _RUN_STEP_SPREAD = 0.05
-# By what clients' gaps exceed steps, root mean square of the logarithm, in the published runs that kept up.
-_CLIENT_EXCESS = 0.1
 _BLOCK_TOKENS = 16
 
 
@@ -116,9 +114,9 @@ def run_residuals(
     """Serving runs by the steady twin: throughput, and the inter-token latency twice, ``[3, runs]``.
 
     The twin's latency is compared with the step time that Little's law gives from the requests running. What the
-    clients saw bounds it from above: they see longer gaps than steps, and fewer of them, when the server's front end
-    falls behind and sends tokens together. By how much is taken to be half-normal. Where the requests running are not
-    recorded, gaps are all there is to compare with.
+    clients saw only bounds it from above: they see longer gaps than steps, and fewer of them, when the server's front
+    end falls behind and sends tokens together. Where the requests running are not recorded, gaps are all there is to
+    compare with.
 
     Args:
         scenarios: The runs as configurations, ``[runs]``.
@@ -137,7 +135,7 @@ def run_residuals(
             [
                 (jnp.log(results.throughput_tokens_per_s) - np.log(throughput_tokens_per_s)) / _THROUGHPUT_SPREAD,
                 (log_itl - np.log(step_s)) / _RUN_STEP_SPREAD,
-                beyond_gaps / jnp.where(shorter, _CLIENT_EXCESS, _RUN_STEP_SPREAD),
+                jnp.where(shorter, 0.0, beyond_gaps) / _RUN_STEP_SPREAD,
             ]
         )
         return jnp.where(jnp.isfinite(rows), rows, 0.0)
