@@ -28,8 +28,9 @@ TICK_S = HORIZON_S / 2**30
 
 # Multiples of a tick, so that both clocks are exact.
 BASE, TOKEN, PREFILL, KV, ADAPTER, PASSED, WAITING, LISTED, HOST, DISK = 20000, 40, 30, 1, 300, 7, 11, 13, 5000, 9000
+STEP = (BASE, 0, TOKEN, PREFILL, 0, KV, 0, 0, ADAPTER, 0, PASSED, WAITING, LISTED)
 COSTS = Costs(
-    StepCosts(*(TICK_S * ticks for ticks in (BASE, 0, TOKEN, PREFILL, 0, KV, 0, 0, ADAPTER, 0, PASSED, WAITING, LISTED))),
+    StepCosts(*(TICK_S * ticks for ticks in STEP)),
     LoadCosts(host_s=TICK_S * HOST, disk_s=0.0, disk_rank_s=TICK_S * DISK / 8),
     LoraKernels(1.0, 1.0, 1.0),
 )
