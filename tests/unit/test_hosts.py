@@ -59,9 +59,8 @@ def leaves(path: Path) -> list[np.ndarray]:
 
 def assert_same(one: Path, other: Path) -> None:
     for left, right in zip(leaves(one), leaves(other), strict=True):
-        np.testing.assert_allclose(
-            left, right, rtol=1e-5, atol=1e-5
-        )  # as for chunks: other shapes, other order of sums
+        # Other shapes, other order of sums in single precision, which the iteration of a few servers amplifies.
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from lora_capacity.calibration import Calibration, RunLengths, bundled_names, load_calibration
 from lora_capacity.errors import InputError
 from lora_capacity.server import VllmBehaviour
-from tests.examples import COSTS, LLAMA_8B, make_calibration
+from tests.examples import COSTS, LLAMA_8B, make_calibration, make_costs
 
 RUNS = RunLengths(0.98, 207.0, 1024, 360.0, 26_000.0)
 FULL = make_calibration(runs=RUNS, accuracy={"throughput_smape": 1.5}, provenance={"source": "a table"})
@@ -51,7 +51,8 @@ def test_a_calibration_survives_a_file(tmp_path: Path) -> None:
 def test_a_file_names_every_coefficient_with_its_unit() -> None:
     coefficients = CONTENT["coefficients"]
     assert coefficients["step"]["base_s"] == {"value": COSTS.step.base_s, "unit": "s"}
-    assert coefficients["step"]["active_block_factor"]["unit"] == "1"
+    factor = replace(FULL, costs=make_costs(active_block_factor=0.5)).to_json()["coefficients"]["step"]
+    assert factor["active_block_factor"] == {"value": 0.5, "unit": "1"}
     assert set(coefficients["loads"]) == {"host_s", "disk_s", "disk_rank_s"}
     assert "kernels" not in coefficients, "follows from the model"
 
