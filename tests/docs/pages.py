@@ -1,6 +1,5 @@
 """Which pages hold blocks that are run."""
 
-from pathlib import Path
+from tests.conftest import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

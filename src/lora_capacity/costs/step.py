@@ -103,7 +103,8 @@ def step_time_s(
     passed_over · passed_over + waiting · waiting``, with ``max_loras + 1 + active_block_factor · adapters`` grids of
     blocks.
 
-    A GPU has no ``decode_token`` and no ``lora_token_rank``, a CPU no blocks and no ``prefill_token``.
+    A GPU has no ``decode_token`` and no ``lora_token_rank``; a CPU no blocks, and of the others no ``prefill_token``,
+    ``adapter_rank``, ``listed`` and ``waiting``.
 
     Source: of the blocks `lora_capacity.costs.kernels`; of listing, ``LRUCacheWorkerLoRAManager.add_adapter`` in
     ``vllm/lora/worker_manager.py``, vLLM 0.8.5.

@@ -195,7 +195,8 @@ class Batches:
     def _room(self, rows: NDArray[np.int64]) -> int:
         """Return the most requests of any, rounded up by an eighth at most, so that few shapes are compiled."""
         most = int(self.most[rows].max(initial=0)) + _LAYOUT_STEP
-        return -(-most // (unit := max(_LAYOUT_STEP, _power(most) // 16))) * unit
+        unit = max(_LAYOUT_STEP, _power(most) // 16)
+        return -(-most // unit) * unit
 
     def _bytes(self, requests: int, adapters: int) -> float:
         return bytes_per_configuration(requests, adapters, self.longest_output)
