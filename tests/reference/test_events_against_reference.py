@@ -18,6 +18,7 @@ from lora_capacity.twin import Scenarios
 from lora_capacity.twin.events import RequestTables, lay_out_requests, simulate_events
 from lora_capacity.twin.events import _state as engine
 from lora_capacity.twin.events._flight import times
+from lora_capacity.twin.events._quiet import skip_quiet_steps
 from lora_capacity.twin.events.simulation import assembled, initial_state, lay_out_servers, turn_all
 from lora_capacity.workload import BASE_MODEL, Requests
 from tests.reference.scheduler import Behaviour, Config, Simulation, StepState, simulate
@@ -164,8 +165,10 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
     return scenarios, replace(tables, longest_output=LONGEST)
 
 
-@partial(jax.jit, static_argnames="rules")
-def turns_of(scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules) -> tuple[Any, engine.State]:
+@partial(jax.jit, static_argnames=("rules", "skips"))
+def turns_of(
+    scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules, *, skips: bool = False
+) -> tuple[Any, engine.State]:
     """What stood ready before each turn, and the state after the last."""
     server = lay_out_servers(scenarios, rules)
     adapters = jnp.asarray(scenarios.class_count.sum(axis=1), jnp.int32)
@@ -183,7 +186,8 @@ def turns_of(scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules)
             state.counts[engine.PREEMPTIONS],
             state.ring[:, state.step[0] & (state.ring.shape[1] - 1), 0],
         )
-        return turn_all(COSTS, server, adapters, tables, disk_s, state), seen
+        state = turn_all(COSTS, server, adapters, tables, disk_s, state)
+        return skip_quiet_steps(COSTS, server, adapters, state) if skips else state, seen
 
     state, seen = jax.lax.scan(turn, initial_state(scenarios, server, tables), length=TURNS)
     return jax.tree.map(lambda values: values[:, 0], seen), state
@@ -238,6 +242,29 @@ def test_same_steps(version: str, data: st.DataObject) -> None:
     delays = result.first_token_s - result.sent_s
     assert int(state.histogram[:, : engine.BINS].sum()) == delays.size
     assert float(state.sums[engine.TTFT, 0]) == pytest.approx(delays.sum(), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [version for version in RULES if not RULES[version].async_scheduling])
+@settings(max_examples=60)
+@given(st.data())
+def test_quiet_steps_change_the_same_whether_skipped_or_not(version: str, data: st.DataObject) -> None:
+    case = laid_out(*data.draw(workloads(RULES[version])))
+    (every, state), (fewer, skipped) = (turns_of(*case, RULES[version], skips=skips) for skips in (False, True))
+    taken, left = (int(np.asarray(seen[0]).sum()) for seen in (every, fewer))
+    assert left <= taken
+    for name in ("now", "step", "completed", "free", "kv_tokens", "counts", "most", "histogram", "worst_wait", "limit"):
+        np.testing.assert_array_equal(getattr(skipped, name), getattr(state, name), err_msg=name)
+    np.testing.assert_allclose(skipped.sums, state.sums, rtol=1e-5)
+
+
+def test_quiet_steps_are_skipped() -> None:
+    one = Requests(np.zeros(1), np.zeros(1, dtype=int), np.full(1, 10), np.full(1, 41))
+    config = Config(max_num_seqs=8, max_num_batched_tokens=100, max_loras=2, max_cpu_loras=ADAPTERS, kv_blocks=30)
+    case = laid_out(one, config, None)
+    (every, _), (fewer, state) = (turns_of(*case, RULES["0.8.5"], skips=skips) for skips in (False, True))
+    assert int(state.counts[engine.STEPS, 0]) == int(np.asarray(every[0]).sum()) == 41
+    assert int(np.asarray(fewer[0]).sum()) < 12
 
 
 @pytest.mark.parametrize("version", ["0.8.5", "0.14"])

@@ -1,8 +1,8 @@
 """Batches of configurations: which go together, how many fit into memory, and how one is run.
 
-The loop of a batch turns until its last server is done, and each turn goes through as many adapters as the server with
-the most has: servers with about as many adapters and about as much to do go together. Sizes are rounded up, so that
-batches share what was compiled.
+On a CPU each core plays one configuration after the other: a turn then does only what its server needs. On an
+accelerator a batch is played at once, and its loop turns until its last server is done: servers with about as much to
+do go together. Sizes are rounded up, so that batches share what was compiled.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import Mesh, PartitionSpec
 from numpy.typing import NDArray
 
@@ -24,19 +25,21 @@ from lora_capacity.errors import InputError, check_number
 from lora_capacity.server import SchedulerRules
 from lora_capacity.status import Status
 from lora_capacity.twin import Results, Scenarios
-from lora_capacity.twin.events import EventResults, RequestTables, lay_out_requests, simulate_events
+from lora_capacity.twin.events import EventResults, RequestTables, lay_out_requests
+from lora_capacity.twin.events._quiet import MOST_SKIPPED
+from lora_capacity.twin.events._state import WINDOW
 from lora_capacity.twin.events.requests import TICKS
-from lora_capacity.twin.events.simulation import initial_state, lay_out_servers
+from lora_capacity.twin.events.simulation import initial_state, lay_out_servers, play_out
 from lora_capacity.workload import Requests
 
-WIDTH_CPU, WIDTH_ACCELERATOR = 64, 4096
-"""Most configurations in a batch and on a device: more leave a core's cache, fewer use less of its vector units."""
+WIDTH_ACCELERATOR = 4096
+"""Most configurations that an accelerator plays at once: fewer use less of its vector units."""
 
-NARROWEST = 16
-"""Fewest, if there are so many: below, a turn costs almost as much as one of twice as many."""
+LONGEST_BATCH, BATCHES_PER_CORE = 64, 4
+"""Most configurations in a batch on a CPU, and batches that each core should get at least, for an even end."""
 
-BATCHES_PER_CORE = 4
-"""Batches that each core should get at least, so that in none a short configuration waits long for the longest."""
+WORTH_COMPILING, MOST_SIZES = 64, 4
+"""Configurations for which tables of a size of their own are compiled, which saves memory; and most such sizes."""
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that batches may take."""
@@ -56,7 +59,7 @@ class Batch:
 
     Attributes:
         rows: Which, ``[rows]``.
-        width: How many it is filled up to.
+        width: How many are played at a time; the last ones are filled up to it.
         requests: Requests that each has room for.
         adapters: Adapters that each has room for.
     """
@@ -65,6 +68,10 @@ class Batch:
     width: int
     requests: int
     adapters: int
+
+    def pieces(self) -> list[NDArray[np.int64]]:
+        """Return the rows played at a time."""
+        return [self.rows[i : i + self.width] for i in range(0, self.rows.size, self.width)]
 
 
 @dataclass(frozen=True)
@@ -145,25 +152,25 @@ class Batches:
         Raises:
             InputError: If a configuration alone needs more memory than there is.
         """
-        widest = self._widest(int(wanted.sum()))
+        widest, together = self._widest(int(wanted.sum()))
         batches = [
-            batch for rows in self._alike(wanted, self.at_once * widest) for batch in self._cut_alike(rows, widest)
+            batch
+            for rows in self._alike(wanted, max(WORTH_COMPILING, self.at_once * widest))
+            for batch in self._cut_alike(rows, widest, together)
         ]
         return sorted(batches, key=lambda batch: -self.work[batch.rows].max())
 
-    def _cut_alike(self, order: NDArray[np.int64], widest: int) -> list[Batch]:
+    def _cut_alike(self, order: NDArray[np.int64], widest: int, together: int) -> list[Batch]:
         adapters, common, batches = int(self.adapters[order].max()), self._room(order), []
         while order.size:
-            width, room = widest, common  # one shape is compiled once
-            if not self._fits(width, room, adapters):
-                room = self._room(order[:width])
+            width, count, room = widest, together, common  # one shape is compiled once
             while not self._fits(width, room, adapters):
-                if width == _devices():
-                    raise self._too_large(order[:width], adapters)
-                width = max(width // 2, _devices())
-                room = self._room(order[:width])
-            batches.append(Batch(order[:width], width, room, adapters))
-            order = order[width:]
+                if count == _devices():
+                    raise self._too_large(order[:count], adapters)
+                count = max(count // 2, _devices())
+                width, room = min(width, count), self._room(order[:count])
+            batches.append(Batch(order[:count], width, room, adapters))
+            order = order[count:]
         return batches
 
     def _alike(self, wanted: NDArray[np.bool_], least: int) -> list[NDArray[np.int64]]:
@@ -171,26 +178,20 @@ class Batches:
 
         Requests take most of the memory. Adapters take little of it, and little time: they share the largest size.
         """
-        groups: list[NDArray[np.int64]] = []
-        power = np.ceil(np.log2(self.most))
-        for size in np.unique(power[wanted]):
-            rows = np.flatnonzero(wanted & (power == size))
-            if groups and min(groups[-1].size, rows.size) < least:
-                rows = np.concatenate([groups.pop(), rows])
-            groups.append(rows[np.argsort(-self.work[rows], kind="stable")])
-        return groups
+        rows = np.flatnonzero(wanted)
+        rows = rows[np.argsort(self.most[rows], kind="stable")]
+        groups = np.array_split(rows, np.clip(rows.size // least, 1, MOST_SIZES))
+        return [group[np.argsort(-self.work[group], kind="stable")] for group in groups if group.size]
 
     def _fits(self, width: int, requests: int, adapters: int) -> bool:
         return width * self._bytes(requests, adapters) <= self.memory_bytes / self.at_once
 
-    def _widest(self, configs: int) -> int:
-        """Return a width that fills cores or devices several times over, a power of two for each device."""
-        on_cpu = jax.local_devices()[0].platform == "cpu"
+    def _widest(self, configs: int) -> tuple[int, int]:
+        """Return how many configurations to play at a time, and how many to put into a batch."""
         share = configs / (self.at_once * _devices() * jax.process_count())
-        if not on_cpu:
-            return _devices() * min(_power(share), WIDTH_ACCELERATOR)
-        least, several = min(_power(share), NARROWEST), _power(share / BATCHES_PER_CORE)
-        return _devices() * min(max(several, least), WIDTH_CPU)
+        if jax.local_devices()[0].platform == "cpu":
+            return _devices(), _devices() * min(_power(share / BATCHES_PER_CORE), LONGEST_BATCH)
+        return (_devices() * min(_power(share), WIDTH_ACCELERATOR),) * 2
 
     def _room(self, rows: NDArray[np.int64]) -> int:
         """Return the most requests of any, rounded up by an eighth at most, so that few shapes are compiled."""
@@ -212,13 +213,12 @@ class Batches:
         )
 
     def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> EventResults:
-        """Play a batch and return its configurations, adapters in the order of their classes."""
+        """Play a piece of a batch and return its configurations, adapters in the order of their classes."""
         padded = _padded(tables, batch, self.longest_output)
-        simulate = _sharded(self.rules, self.observation.samples)
+        simulate = compiled_twin(self.rules, self.observation.samples)
         warmup_s = np.float32(self.observation.warmup_s)
         played: Any = simulate(self.calibration.costs, warmup_s, _filled(part, batch.width), padded)
-        count = len(batch.rows)
-        results: Any = jax.tree.map(lambda values: np.asarray(values)[:count], played)
+        results: Any = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], played)
         class_of = np.asarray(tables.class_of)
         class_of = np.pad(class_of, [(0, 0), (0, batch.adapters - class_of.shape[1])], constant_values=-1)
         by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), axis=1, kind="stable")
@@ -239,18 +239,54 @@ def _devices() -> int:
 
 
 @functools.cache
-def _sharded(rules: SchedulerRules, samples: int) -> Callable[..., EventResults]:
+def compiled_twin(rules: SchedulerRules, samples: int) -> Callable[..., EventResults]:
     """Return the compiled twin; each local device turns its own share until that is done."""
 
-    def simulate(costs: Costs, warmup_s: Array, scenarios: Scenarios, requests: RequestTables) -> EventResults:
-        return simulate_events(costs, scenarios, requests, rules=rules, warmup_s=warmup_s, samples=samples)
+    def simulate(
+        costs: Costs, warmup_s: Array, scenarios: Scenarios, arrival: Array, requests: RequestTables
+    ) -> tuple[EventResults, Array]:
+        requests = dataclasses.replace(requests, arrival=arrival)
+        return play_out(costs, scenarios, requests, rules, warmup_s, samples)
 
+    on_cpu = jax.local_devices()[0].platform == "cpu"
     spec: Any = PartitionSpec
     split, whole = spec("configs"), spec()
     mesh = Mesh(np.array(jax.local_devices()), ("configs",))
-    shards = jax.shard_map(simulate, mesh=mesh, in_specs=(whole, whole, split, split), out_specs=split, check_vma=False)
-    jitted: Callable[..., EventResults] = jax.jit(shards)
-    return jitted
+    shards = jax.shard_map(
+        in_one_piece(simulate) if on_cpu else simulate,
+        mesh=mesh,
+        in_specs=(whole, whole, split, split, split),
+        out_specs=split,
+        check_vma=False,
+    )
+    jitted = jax.jit(shards, donate_argnums=3, compiler_options=IN_ONE_PIECE if on_cpu else None)
+
+    def play(costs: Costs, warmup_s: Any, scenarios: Scenarios, requests: RequestTables) -> EventResults:
+        others = dataclasses.replace(requests, arrival=requests.arrival[:, :0])
+        return jitted(costs, warmup_s, scenarios, requests.arrival, others)[0]
+
+    return play
+
+
+IN_ONE_PIECE = {"xla_cpu_use_fusion_emitters": False}
+"""Options that `in_one_piece` needs: only the older code generator can compile whole loops."""
+
+
+def in_one_piece(simulate: Callable[..., EventResults]) -> Callable[..., EventResults]:
+    """Let XLA compile a function for a CPU as one piece of code.
+
+    By default XLA:CPU runs a loop's body as hundreds of small tasks in a pool of threads, which takes longer than what
+    they do. It compiles calls in one piece that it marks as small itself, as it does with loops over little memory.
+
+    Source: ``xla/service/cpu/small_while_loop_hoisting_pass.cc`` and ``xla/service/call_inliner.cc``.
+    """
+    jitted = jax.jit(simulate)
+
+    def call(*arguments: Any) -> EventResults:
+        marked: EventResults = set_xla_metadata(jitted(*arguments), xla_cpu_small_call="true", inlineable="false")
+        return marked
+
+    return call
 
 
 def free_memory_bytes() -> float:
@@ -280,7 +316,9 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -
     tables = lay_out_requests(scenario, [Requests(none, none, none, none)], [none], seed=None)
     tables = _padded(tables, Batch(np.arange(1), 1, requests, adapters), longest_output)
     state = jax.eval_shape(lambda s, t: initial_state(s, lay_out_servers(s), t), scenario, tables)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((tables, state)))
+    # The times of sending take the place of the arrivals.
+    leaves = jax.tree.leaves((dataclasses.replace(tables, arrival=None), state))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _most_requests(host: Any, steady: Results) -> NDArray[np.int64]:
@@ -295,20 +333,19 @@ def _most_requests(host: Any, steady: Results) -> NDArray[np.int64]:
 
 
 def expected_turns(host: Any, steady: Results) -> NDArray[np.float64]:
-    """Return about how many turns each configuration takes, ``[configs]``: a step, an admission, a look in vain.
+    """Return about how many turns each configuration takes, ``[configs]``: steps, admissions, arrivals in bulk.
 
-    A step takes a turn, and so does every admission after its first, ``m − 1 + e^(−m)`` where ``m`` requests are
-    admitted in a step on average. A step that admits looks once more if others wait, unless the batch is full.
+    A step that ends with nothing but a token for each request is skipped with the one before it, up to `MOST_SKIPPED`
+    in a row; arrivals, completions and last blocks, which come as often, prevent it. Most admissions take a turn, and
+    so do each `WINDOW` of the requests that come to wait.
 
-    Source: turns of 288 configurations of the example workloads, of which it predicts the logarithm to 0.05.
+    Source: turns of configurations of the published scenarios, of which it predicts the logarithm to 0.2.
     """
     steps = host.horizon_s / steady.step_time_s
-    admitted = steady.completed_per_s * steady.step_time_s
-    none_admitted = np.exp(-admitted)
-    waits = steady.mean_waiting / (1.0 + steady.mean_waiting)
-    full = np.minimum(steady.mean_running / host.max_num_seqs, 1.0)
-    looks = waits * (1.0 - 0.75 * full**2) * (1.0 - none_admitted)
-    turns: NDArray[np.float64] = np.nan_to_num(steps * (admitted + none_admitted + looks))
+    quiet = np.exp(-3.0 * steady.completed_per_s * steady.step_time_s)
+    run = steps * (1.0 - quiet) / (1.0 - quiet ** (MOST_SKIPPED + 1))
+    admitted = 0.85 * steady.completed_per_s * host.horizon_s
+    turns: NDArray[np.float64] = np.nan_to_num(run + admitted + steady.mean_waiting / WINDOW)
     return turns
 
 
@@ -359,6 +396,7 @@ def _power(size: float) -> int:
 
 
 def _rounded(size: int) -> int:
-    """Return the next number of the form 2^n or 1.5 · 2^n that is a multiple of 16."""
-    power = max(16, 1 << (size - 1).bit_length())
-    return power * 3 // 4 if power >= 64 and size <= power * 3 // 4 else power
+    """Return the next of some odd multiples of 16, an eighth apart; even ones compete for the same lines of a cache."""
+    units = -(-size // 16)
+    step = max(2, _power(units) // 8)
+    return 16 * (1 + step * -(-(units - 1) // step))

@@ -223,8 +223,11 @@ def _play(
         own = batches.cut(np.ones_like(done))[-1:]
 
     def run(batch: Batch) -> Part:
-        part = jax.tree.map(lambda values: values[batch.rows], host)
-        results = batches.run(batch, part, source.draw(part, batch.rows.tolist(), batches.most[batch.rows]))
+        pieces = []
+        for rows in batch.pieces():
+            part = jax.tree.map(lambda values, rows=rows: values[rows], host)
+            pieces.append(batches.run(batch, part, source.draw(part, rows.tolist(), batches.most[rows])))
+        results: EventResults = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
         if folder:
             folder.save(batch.rows, results)
         return batch.rows, results

@@ -6,10 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from lora_capacity.errors import InputError
 from lora_capacity.playing import play
 from lora_capacity.playing._batches import Batches, bytes_per_configuration, expected_turns
+from lora_capacity.server import SchedulerRules
 from lora_capacity.sweep import simulate
-from lora_capacity.twin.events import draw_requests, simulate_events
+from lora_capacity.twin import Scenarios
+from lora_capacity.twin.events import RequestTables, draw_requests
+from lora_capacity.twin.events.simulation import play_out
 from tests.examples import STAYS, make_calibration, make_scenarios
 
 CALIBRATION = make_calibration()
@@ -39,31 +43,38 @@ def test_every_configuration_is_in_one_batch_the_longest_first() -> None:
     rows = np.concatenate([batch.rows for batch in batches])
     assert sorted(rows.tolist()) == np.flatnonzero(wanted).tolist()
     assert plan.work[rows].tolist() == sorted(plan.work[wanted], reverse=True)
-    assert {(batch.width, batch.requests) for batch in batches} == {(16, batches[0].requests)}
+    assert {(batch.width, batch.requests) for batch in batches} == {(1, batches[0].requests)}
+    assert max(batch.rows.size for batch in batches) <= 16
 
 
 def test_configurations_with_about_as_many_requests_go_together() -> None:
-    most = np.repeat([3000, 7000, 100_000], [40, 10, 50])
-    batches = make_plan(most=most).cut(np.ones(100, dtype=bool))
-    assert {batch.requests for batch in batches} == {8192, 106_496}  # too few have 7,000 for batches of their own
+    most = np.repeat([3000, 7000, 100_000], [80, 20, 100])
+    batches = make_plan(most=most, work=np.ones(200), adapters=np.full(200, 31)).cut(np.ones(200, dtype=bool))
+    assert {batch.requests for batch in batches} == {4096, 106_496}
     for batch in batches:
-        assert np.all((most[batch.rows] == 100_000) == (batch.requests == 106_496))
+        assert most[batch.rows].max() < batch.requests
+    assert sum(batch.rows.size for batch in batches if batch.requests == 4096) == 67  # a third
 
 
-@pytest.mark.parametrize(("configs", "width"), [(1, 1), (3, 2), (10, 8), (60, 16), (500, 64), (5000, 64)])
-def test_few_configurations_keep_all_cores_busy(configs: int, width: int) -> None:
+@pytest.mark.parametrize(("configs", "largest"), [(1, 1), (3, 1), (10, 2), (60, 8), (500, 64), (5000, 64)])
+def test_few_configurations_keep_all_cores_busy(configs: int, largest: int) -> None:
     plan = make_plan(most=np.full(configs, 4096), work=np.ones(configs), adapters=np.full(configs, 31))
-    assert plan.cut(plan.work > 0)[0].width == width
+    assert plan.cut(plan.work > 0)[0].rows.size == largest
+
+
+def test_a_batch_is_played_in_pieces() -> None:
+    batch = make_plan().cut(np.ones(100, dtype=bool))[0]
+    assert [piece.size for piece in batch.pieces()] == [1] * batch.rows.size
+    assert np.concatenate(batch.pieces()).tolist() == batch.rows.tolist()
 
 
 def test_batches_fit_into_the_memory() -> None:
     most = np.where(np.arange(100) % 5, 4096, 2**17)
-    each = [bytes_per_configuration(n + 1024, 31, 255) for n in (4096, 2**17)]
-    plan = make_plan(most=most, work=most.astype(float), memory_bytes=2 * 4.5 * each[1])
-    widths = [batch.width for batch in plan.cut(most > 0)]
-    assert widths[:5] == [4] * 5
-    assert widths[-1] > 4
-    assert widths[-1] * each[0] <= 4.5 * each[1]
+    each = bytes_per_configuration(2**17 + 1024, 31, 255)
+    plan = make_plan(most=most, work=most.astype(float), memory_bytes=2.3 * each)
+    assert sum(batch.rows.size for batch in plan.cut(most > 0)) == 100
+    with pytest.raises(InputError, match="requests, which fill the memory"):
+        dataclasses.replace(plan, memory_bytes=1.9 * each).cut(most > 0)
 
 
 @pytest.mark.parametrize("load", [2.0, 20.0])
@@ -72,10 +83,18 @@ def test_the_memory_counted_is_what_the_compiler_plans(load: float) -> None:
     tables = draw_requests(scenarios, INPUTS, OUTPUTS, seed=0)
     requests, adapters = tables.arrival.shape[1], tables.rank.shape[1]
     tables = dataclasses.replace(tables, longest_output=255)
-    planned = jax.jit(simulate_events).lower(CALIBRATION.costs, scenarios, tables).compile().memory_analysis()
+    others = dataclasses.replace(tables, arrival=tables.arrival[:, :0])
+
+    def simulate(scenarios: Scenarios, arrival: jax.Array, others: RequestTables) -> object:
+        tables = dataclasses.replace(others, arrival=arrival)
+        return play_out(CALIBRATION.costs, scenarios, tables, SchedulerRules(), 0.0, 0)
+
+    planned = jax.jit(simulate, donate_argnums=1).lower(scenarios, tables.arrival, others).compile().memory_analysis()
     assert planned is not None
+    assert planned.alias_size_in_bytes == tables.arrival.nbytes
     counted = 8 * bytes_per_configuration(requests, adapters, 255)
     total = planned.argument_size_in_bytes + planned.temp_size_in_bytes + planned.output_size_in_bytes
+    total -= planned.alias_size_in_bytes
     assert counted == pytest.approx(total, rel=MEMORY)
 
 
@@ -94,4 +113,4 @@ def test_the_turns_expected_are_about_those_taken() -> None:
     )
     expected = expected_turns(jax.tree.map(np.asarray, scenarios), simulate(CALIBRATION, scenarios, STAYS))
     turns = play(CALIBRATION, scenarios, INPUTS, OUTPUTS).turns
-    np.testing.assert_allclose(np.log(expected / turns), 0.0, atol=0.25)
+    np.testing.assert_allclose(np.log(expected / turns), 0.0, atol=0.5)

@@ -39,11 +39,11 @@ def scenarios(adapters: list[int], max_loras: list[int], **settings: Any) -> Sce
 
 
 def test_batches_play_each_configuration_as_it_plays_alone_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_batches, "WIDTH_CPU", 2)
+    monkeypatch.setattr(_batches, "LONGEST_BATCH", 2)
     many = scenarios([4, 12, 8, 5, 2], [2, 3, 1, 5, 2], gpu_memory_utilization=[0.9, 0.9, 0.9, 0.2, 0.9])
     seen: list[tuple[int, int]] = []
     together = play(CALIBRATION, many, INPUTS, OUTPUTS, seed=3, progress=lambda *done: seen.append(done))
-    assert len(seen) == 3
+    assert len(seen) == 5
     assert seen == sorted(seen)
     assert seen[-1] == (5, 5)
     assert int(together.settled.status[3]) == Status.NO_KV_CACHE
@@ -103,12 +103,12 @@ def assert_same(one: Any, other: Any, rows: Any = slice(None)) -> None:
         np.testing.assert_array_equal(left, np.asarray(right)[rows])
 
 
-def test_neither_order_nor_width_of_batches_changes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_order_nor_size_of_batches_changes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     given = scenarios([4, 12, 8, 5, 2, 9], [2, 3, 1, 5, 2, 4])
     expected = play_workload(CALIBRATION, given, workload(), seed=[0, 1, 0, 1, 0, 1])
     order = np.array([5, 0, 3, 1, 4, 2])
     shuffled = jax.tree.map(lambda values: values[order], given)
-    monkeypatch.setattr(_batches, "WIDTH_CPU", 4)
+    monkeypatch.setattr(_batches, "LONGEST_BATCH", 4)
     found = play_workload(CALIBRATION, shuffled, workload(), seed=order % 2)
     assert_same(found, expected, order)
 
@@ -126,7 +126,7 @@ def test_a_load_is_that_of_as_many_times_the_rates() -> None:
 def test_what_was_played_is_not_played_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = scenarios([4, 12, 8, 5, 2, 7] * 4, [2, 3, 1, 5, 2, 3] * 4)
     expected = play_workload(CALIBRATION, given, workload())
-    monkeypatch.setattr(_batches, "WIDTH_CPU", 2)
+    monkeypatch.setattr(_batches, "LONGEST_BATCH", 2)
 
     def give_up(done: int, total: int) -> None:
         raise KeyboardInterrupt

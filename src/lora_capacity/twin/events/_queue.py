@@ -17,14 +17,28 @@ from lora_capacity.twin.events._arrays import (
     add,
     add_across,
     after,
+    largest,
+    least,
     pick,
     pick_across,
     places,
     put_across,
     seldom,
     total,
+    when_any,
 )
-from lora_capacity.twin.events._state import DONE, FAR, PREEMPTIONS, Building, Move, Passed, Preempted, State
+from lora_capacity.twin.events._flight import slots_in_use
+from lora_capacity.twin.events._state import (
+    DONE,
+    FAR,
+    PREEMPTIONS,
+    Building,
+    Move,
+    Passed,
+    Preempted,
+    Server,
+    State,
+)
 
 
 class Waiting(NamedTuple):
@@ -55,18 +69,21 @@ def first_waiting(s: State, since: Array, free: Array) -> Waiting:
         since: Adapters needed in this step or later have one, ``[configs]``.
         free: Whether there is one for any adapter, bool ``[configs]``.
     """
-    has_slot = (s.last >= since) | free
+
+    def with_slot(last: Array, key: Array) -> Array:
+        return jnp.where((last >= since) | free, key, FAR)
+
     if s.passed is None:
-        key = jnp.min(jnp.where(has_slot, s.key, FAR), axis=0)
+        key = least(s.last, s.key, of=with_slot)
         place = jnp.clip(-1 - key, 0, s.preempted.request.shape[0] - 1)
         return _waiting(s, key, place, place, key < 0, key < s.sent)
-    number = jnp.min(jnp.where(has_slot, s.head, FAR), axis=0)
+    number = least(s.last, s.head, of=with_slot)
     before, row = s.passed.before, places(s.passed.before)
 
     def among_preempted() -> tuple[Array, Array]:
         stands = row < s.preempted_waiting
         owns = (jnp.take_along_axis(s.last, s.preempted.adapter, axis=0) >= since) | free
-        return jnp.min(jnp.where(stands & owns, row, FAR), axis=0), total(stands & (before <= number))
+        return least(jnp.where(stands & owns, row, FAR)), total(stands & (before <= number))
 
     none = jnp.full_like(number, FAR), jnp.zeros_like(number)
     place, in_front = jax.lax.cond((s.preempted_waiting > 0).any(), among_preempted, lambda: none)
@@ -134,8 +151,8 @@ def _leave(s: State, move: Move, admit: Array, again: Array, place: Array, head:
     adapter = s.preempted.adapter
     request = put_across(s.preempted.request, again, place, -1)
     filled = (request >= 0) & (places(request) < s.places)
-    next_place = jnp.max(jnp.where(filled & (adapter == move.adapter), places(request), -1), axis=0)
-    used = 1 + jnp.max(jnp.where(filled, places(request), -1), axis=0)
+    next_place = largest(jnp.where(filled & (adapter == move.adapter), places(request), -1))
+    used = 1 + largest(jnp.where(filled, places(request), -1))
     key = jnp.where(again & (next_place >= 0), -1 - next_place, head)
     return s._replace(
         key=put_across(s.key, admit, move.adapter, key),
@@ -179,7 +196,21 @@ def _close_up(s: State, passed: Passed, again: Array, place: Array) -> State:
     )
 
 
-def passed_over(s: State) -> Array:
+def passed_over(server: Server, s: State, ready: Array) -> Array:
+    """Count the waiting requests that admission has passed over, ``[configs]``.
+
+    Args:
+        server: The configurations.
+        s: The state.
+        ready: Where a step is put together.
+    """
+    slots, _ = slots_in_use(server, s)
+    behind = ready & (jnp.abs(s.building.stop) < FAR) & (slots >= server.max_loras)
+    before: Array = when_any(behind, lambda: _standing_before_the_stop(s))
+    return jnp.where(behind, before, jnp.where(s.building.stop == FAR, s.waiting, 0))
+
+
+def _standing_before_the_stop(s: State) -> Array:
     """Count the waiting requests that stand before the one at which admission stopped."""
     stop, request = s.building.stop, s.preempted.request
     block = jnp.clip(stop >> 10, 0, s.admitted_by_block.shape[0] - 1)

@@ -14,12 +14,16 @@ from jax import Array
 from lora_capacity.twin.events._arrays import (
     add,
     apart,
+    least,
     pick,
     pick_across,
     places,
     put,
     put_across,
+    read,
+    seldom,
     total,
+    when_any,
 )
 from lora_capacity.twin.events._flight import keep_in_use, preempt_finished, slots_in_use
 from lora_capacity.twin.events._queue import Waiting, dequeue, first_waiting, requeue, stopped
@@ -113,25 +117,27 @@ class Outcome(NamedTuple):
     partial: Partial
 
 
-def send(server: Server, arrival: Array, s: State) -> State:
+def send(server: Server, s: State) -> State:
     """Let requests arrive while clients have room; jump to the next arrival if there is nothing to do.
 
     Args:
         server: The configurations.
-        arrival: Arrivals, ticks, ``[configs, requests]``.
         s: The state.
     """
     sending = s.mode == SEND
     number = s.sent + jnp.arange(WINDOW, dtype=jnp.int32)[:, None]
-    window = pick(arrival, number)
+    window = read(s, s.sent_at, number)
     target = s.completed + server.max_pending
     enters = (window <= s.now) & (number < target) & sending
     held = enters & (number >= s.room)
+    sent_at = s.sent_at
+    for i in range(WINDOW):
+        sent_at = put(sent_at, held[i], number[i], s.now)
     entered = total(enters)
     sent = s.sent + entered
     more = entered == WINDOW
     empty = sending & ~more & (s.running == 0) & (s._replace(sent=sent).waiting == 0)
-    following = jnp.min(jnp.where(enters, FAR, window), axis=0)
+    following = least(jnp.where(enters, FAR, window))
     now = jnp.where(empty, jnp.minimum(following, server.horizon), s.now)
     over = sending & (now >= server.horizon)
     begins = sending & ~more & ~empty
@@ -140,7 +146,7 @@ def send(server: Server, arrival: Array, s: State) -> State:
         now=now,
         sent=sent,
         room=jnp.where(sending & ~more, target, s.room),
-        sent_at=put(s.sent_at, held, number, jnp.broadcast_to(s.now, held.shape)),
+        sent_at=sent_at,
     )
 
 
@@ -165,12 +171,18 @@ def arrange(server: Server, requests: RequestTables, disk_s: Array, s: State) ->
         building=outcome.building,
         partial=outcome.partial,
     )
-    s, newcomer = _note_adapter(s, move, choice.before, disk_s)
-    s = _join_or_leave(s, move, choice.pop, outcome.started)
-    s = requeue(s, move, outcome.preempt, outcome.sampled)
-    if choice.finished is not None:
-        s = preempt_finished(s, choice.finished, move.input + move.output)
-    return dequeue(s, move, outcome.admit, choice.waiting.from_preempted, choice.waiting.place), newcomer
+
+    def moved(carry: tuple[State, Array]) -> tuple[State, Array]:
+        s, newcomer = _note_adapter(carry[0], move, choice.before, disk_s)
+        s = _join_or_leave(s, move, choice.pop, outcome.started)
+        s = requeue(s, move, outcome.preempt, outcome.sampled)
+        if choice.finished is not None:
+            s = preempt_finished(s, choice.finished, move.input + move.output)
+        return dequeue(s, move, outcome.admit, choice.waiting.from_preempted, choice.waiting.place), newcomer
+
+    moves = move.needed | (move.sign != 0) | outcome.preempt | choice.pop
+    s, newcomer = seldom(moves, moved, (s, jnp.full_like(s.step, -1)))
+    return seldom(s.mode == ADMIT, lambda s: _look_on(server, s), s), newcomer
 
 
 def _choose(server: Server, s: State) -> Choice:
@@ -189,7 +201,8 @@ def _choose(server: Server, s: State) -> Choice:
     admitting = (kept & ~has_partial & ~b.preempted) | (s.mode == ADMIT)
 
     slots, since = slots_in_use(server, s)
-    waiting = first_waiting(s, since, slots < server.max_loras)
+    looking = admitting & (s.waiting > 0)
+    waiting: Waiting = when_any(looking, lambda: first_waiting(s, since, slots < server.max_loras))
     request = jnp.where(pop, entry, waiting.request)
     request = jnp.where(kept & has_partial | short & has_partial, part.request, request)
     budget = jnp.where(kept, server.max_num_batched_tokens - decoding - chunk, b.budget)
@@ -210,7 +223,7 @@ def _choose(server: Server, s: State) -> Choice:
         admitting=admitting,
         room=admitting & (budget > 0) & (s.running < server.max_num_seqs),
         waiting=waiting,
-        found=admitting & waiting.found,
+        found=looking & waiting.found,
         request=jnp.clip(request, 0, s.sent_at.shape[1] - 1),
     )
 
@@ -274,6 +287,18 @@ def _decide(server: Server, requests: RequestTables, s: State, c: Choice) -> Out
             total=jnp.where(admit, length, part.total),
             sampled=jnp.where(admit, sampled, part.sampled),
         ),
+    )
+
+
+def _look_on(server: Server, s: State) -> State:
+    """Let the step run if nobody else who waits has a slot, which the next turn would find."""
+    slots, since = slots_in_use(server, s)
+    waiting = first_waiting(s, since, slots < server.max_loras)
+    room = (s.building.budget > 0) & (s.running < server.max_num_seqs)
+    nobody = (s.mode == ADMIT) & room & ~waiting.found
+    return s._replace(
+        mode=jnp.where(nobody, RUN, s.mode),
+        building=stopped(s.building, nobody, nobody, waiting),
     )
 
 
@@ -343,7 +368,7 @@ def _follow(s: State, move: Move, started: Array) -> Followed:
     f, sign = s.followed, move.sign
     own = (f.request == move.request) & (sign != 0)
     row = places(f.request)
-    place = jnp.min(jnp.where(f.request < 0, row, FOLLOWED), axis=0)
+    place = least(jnp.where(f.request < 0, row, FOLLOWED))
     drawn = (move.request.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)) >> 16
     begins = (row == place) & started & (drawn % FOLLOWED_ONE_IN == 0)
     return Followed(

@@ -8,32 +8,55 @@ Source: ``vllm/lora/worker_manager.py`` and the LRU lists of ``vllm/lora/models.
 import jax.numpy as jnp
 from jax import Array
 
-from lora_capacity.twin.events._arrays import pick_across, places, total
+from lora_capacity.twin.events._arrays import (
+    least,
+    pick_across,
+    places,
+    put_across,
+    running_total,
+    seldom,
+    total,
+)
 from lora_capacity.twin.events._state import FAR, NEVER, Server, State
 
 
-def distances(s: State, newcomer: Array) -> Array:
+def note_distance(s: State, newcomer: Array) -> State:
     """Note for an adapter that became active how many others were used since, in the order of touching.
 
     An adapter is on the GPU if fewer than ``max_loras`` others were used since its last use; here use is counted as it
     will be when the step touches the newcomer. Others that this step made active count if they come before it.
+
+    Args:
+        s: The state.
+        newcomer: The adapter that this turn made active, -1 for none, ``[configs]``.
     """
-    order = places(s.last)
+    order, comes = places(s.last), newcomer >= 0
     own = jnp.maximum(newcomer, 0)
-    new = (s.since == s.step) & (order != own)
-    used = jnp.where(new, s.earlier, jnp.minimum(s.last, s.step - 1))
-    last = pick_across(s.earlier, own)
-    later = (used > last) | ((used == last) & (order > own))
-    counted = jnp.where(new, later | (order < own), later) & (order != own) & (s.last < FAR)
-    distance = s.distance + (new & later & (order > own))
-    distance = jnp.where(order == own, total(counted), distance)
-    return jnp.where(newcomer >= 0, distance, s.distance)
+    own_last = pick_across(s.earlier, own)
+
+    def counts(order: Array, last: Array, since: Array, earlier: Array) -> Array:
+        new = since == s.step
+        used = jnp.where(new, earlier, jnp.minimum(last, s.step - 1))
+        later = (used > own_last) | ((used == own_last) & (order > own))
+        return jnp.where(new, later | (order < own), later) & (order != own) & (last < FAR)
+
+    def of_newcomer(distance: Array) -> Array:
+        return put_across(distance, comes, own, total(order, s.last, s.since, s.earlier, of=counts))
+
+    def of_others(distance: Array) -> Array:
+        return distance + (comes & (s.since == s.step) & (order > own) & (s.earlier >= own_last))
+
+    distance = seldom(comes & (s.building.newcomers > 1), of_others, s.distance)
+    return s._replace(distance=seldom(comes, of_newcomer, distance))
 
 
 def loads_of_newcomers(server: Server, s: State) -> Array:
     """Count the adapters that this step made active and that are not on the GPU any more, or never were."""
-    new = s.since == s.step
-    return total(new & ((s.earlier == NEVER) | (s.distance >= server.max_loras)))
+
+    def missing(since: Array, earlier: Array, distance: Array) -> Array:
+        return (since == s.step) & ((earlier == NEVER) | (distance >= server.max_loras))
+
+    return total(s.since, s.earlier, s.distance, of=missing)
 
 
 def loads_of_evicted(server: Server, s: State, *, one: bool) -> Array:
@@ -53,16 +76,14 @@ def loads_of_evicted(server: Server, s: State, *, one: bool) -> Array:
     left = s.last == s.step - 1
     free = server.max_loras - s.active_before
     if one:
-        after = jnp.min(jnp.where(new, order, FAR), axis=0)
-        until = jnp.min(jnp.where(left, order, FAR), axis=0)
+        after = least(jnp.where(new, order, FAR))
+        until = least(jnp.where(left, order, FAR))
         return jnp.where(free == 0, total(stays & (order > after) & (order < until)), 0)
-    return total(stays & (_running_total(new.astype(jnp.float32) - left.astype(jnp.float32)) > free))
+    return total(stays & (_added_up(new.astype(jnp.int32) - left) > free))
 
 
-def _running_total(values: Array) -> Array:
-    """Add up along the first axis, whose size is a multiple of 16, by products with triangular matrices."""
-    groups = values.reshape(-1, 16, values.shape[1])
-    inside = jnp.einsum("ij,gjc->gic", jnp.tril(jnp.ones((16, 16))), groups)
-    number = groups.shape[0]
-    before = jnp.tril(jnp.ones((number, number)), -1) @ inside[:, -1]
-    return (inside + before[:, None]).reshape(values.shape)
+def _added_up(values: Array) -> Array:
+    """Add up along the first axis, whose size is a multiple of 16, in groups."""
+    groups = running_total(jnp.moveaxis(values.reshape(-1, 16, values.shape[1]), 1, 0))
+    before = running_total(groups[-1]) - groups[-1]
+    return jnp.moveaxis(groups + before, 0, 1).reshape(values.shape)

@@ -241,8 +241,8 @@ class State(NamedTuple):
         streaming: Requests with a first but not a last token.
         building: The step being put together.
         partial: The request in the batch that does not decode yet.
-        sent_at: When each request is sent, ticks: later than it arrives if clients hold it back;
-            ``[configs, requests]``.
+        sent_at: When each request is sent, ticks, later than it arrives if clients hold it back; of those that have not
+            entered when they arrive; ``[configs, requests]``.
         head: First request of each adapter not yet admitted, the base model last, ``[adapters + 1, configs]``.
         key: The same, but ``-1 - place`` where a preempted one comes first,
             ``[adapters + 1, configs]``; with `Passed` ``[0, configs]``.

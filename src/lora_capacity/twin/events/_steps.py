@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_capacity.twin.events._arrays import add_several, after, pick, places, put
+from lora_capacity.twin.events._arrays import add, add_several, after, places, put, read, seldom
 from lora_capacity.twin.events._flight import hand_back, times
 from lora_capacity.twin.events._queue import look_further
 from lora_capacity.twin.events._state import (
@@ -21,6 +21,7 @@ from lora_capacity.twin.events._state import (
     SEND,
     SHORTEST_S,
     TOKENS,
+    TTFT,
     WAITING,
     WHOLE_ANSWER,
     Flight,
@@ -44,7 +45,7 @@ def run(server: Server, s: State, work: Work) -> State:
     observed_s = jnp.maximum(jnp.minimum(end, server.horizon) - start, 0) * server.tick_s
     cell = s.step & (s.ring.shape[1] - 1)
     leaving, leaving_blocks, leaving_tokens, last_block, last_needed = (
-        jnp.where(steps, value, 0) for value in pick(s.ring, cell).T
+        jnp.where(steps, value, 0) for value in read(s, s.ring, cell).T
     )
     freed, flight = hand_back(
         s, runs, Flight(jnp.where(steps, end, time.then), leaving, leaving_blocks, jnp.zeros_like(leaving), last_needed)
@@ -53,12 +54,10 @@ def run(server: Server, s: State, work: Work) -> State:
     rates = (s.running, s.waiting, server.kv_blocks - s.free, work.adapters, s.streaming)
     loading_s = jnp.minimum(time.load * server.tick_s, observed_s)
     scheduling_s = jnp.where(steps, jnp.minimum(time.scheduling_s, observed_s - loading_s), 0.0)
-    s, delay_s, noted_end = _note_times(server, s, steps, time.begin, end)
-    sums, lost = _add(
-        s.sums,
-        s.sums_lost,
-        jnp.stack([observed_s - loading_s, loading_s, *(rate * observed_s for rate in rates), scheduling_s, delay_s]),
-    )
+    s = _note_followed(server, s, steps, time.begin, end)
+    integrals, none = [rate * observed_s for rate in rates], jnp.zeros_like(observed_s)
+    added = jnp.stack([observed_s - loading_s, loading_s, *integrals, scheduling_s, none])
+    sums, lost = accumulate(s.sums, s.sums_lost, added)
     events = (
         leaving,
         leaving_tokens,
@@ -90,7 +89,7 @@ def run(server: Server, s: State, work: Work) -> State:
         ring=put(s.ring, after(leaving, steps), cell, jnp.zeros((cell.shape[0], s.ring.shape[2]))),
         phase=s.phase - jnp.where(here, last_block, 0),
         limit=jnp.where(steps, _limit(server, s), s.limit),
-        ends=put(s.ends, after(noted_end, steps), s.step & (s.ends.shape[1] - 1), end),
+        ends=put(s.ends, steps, s.step & (s.ends.shape[1] - 1), end),
         most=jnp.where(inside, jnp.maximum(s.most, used), s.most),
         sums=sums,
         sums_lost=lost,
@@ -108,32 +107,43 @@ def _limit(server: Server, s: State) -> Array:
     return jnp.where(s.waiting == 0, Limit.NONE, limit).astype(jnp.int32)
 
 
-def _note_times(server: Server, s: State, steps: Array, begin: Array, end: Array) -> tuple[State, Array, Array]:
-    """Note the delay of a first token whose step has run, one in every turn, and the times of followed requests."""
-    sent, when = pick(s.first, s.first_got & (s.first.shape[1] - 1)).T
+def note_first_token(server: Server, s: State) -> State:
+    """Note the delay of a first token whose step has run, one a turn."""
+    sent, when = read(s, s.first, s.first_got & (s.first.shape[1] - 1)).T
+    end = read(s, s.ends, when & (s.ends.shape[1] - 1))
     ready = (s.first_got < s.first_put) & (when < s.step)
-    noted_end = pick(s.ends, when & (s.ends.shape[1] - 1))
-    counts = ready & (noted_end <= server.horizon) & (noted_end > server.warmup)
-    delay_s = jnp.where(counts, (noted_end - sent) * server.tick_s, 0.0)
+    counts = ready & (end <= server.horizon) & (end > server.warmup)
+    delay_s = jnp.where(counts, (end - sent) * server.tick_s, 0.0)
+    total_s, lost_s = accumulate(s.sums[TTFT], s.sums_lost[TTFT], delay_s)
+
+    def noted(s: State) -> State:
+        return s._replace(
+            histogram=add(s.histogram, counts, _bin(delay_s, FIRST_TOKEN), 1),
+            sums=s.sums.at[TTFT].set(total_s),
+            sums_lost=s.sums_lost.at[TTFT].set(lost_s),
+            first_got=s.first_got + ready,
+        )
+
+    return seldom(ready, noted, s)
+
+
+def _note_followed(server: Server, s: State, steps: Array, begin: Array, end: Array) -> State:
+    """Note the times of followed requests that the step ends."""
     f = s.followed
     first_end = jnp.where(steps & (f.first_step == s.step), end, f.first_end)
     ends = steps & (f.request >= 0) & (f.finish == s.step)
     told = ends & (end <= server.horizon) & (begin >= server.warmup)
     later_s = (end - first_end) * server.tick_s / jnp.maximum(f.later_tokens, 1)
-    bins = (
-        (counts, delay_s[None], FIRST_TOKEN),
-        (told & f.undisturbed & (f.later_tokens > 0), later_s, LATER_TOKENS),
-        (told, (end - f.sent) * server.tick_s, WHOLE_ANSWER),
-    )
-    noted = jnp.concatenate([jnp.broadcast_to(when, time_s.shape) for when, time_s, _ in bins])
-    place = jnp.concatenate([_bin(time_s, which) for _, time_s, which in bins])
-    s = s._replace(
-        histogram=add_several(s.histogram, noted, place, 1),
+
+    def noted(histogram: Array) -> Array:
+        whole = told & f.undisturbed & (f.later_tokens > 0)
+        histogram = add_several(histogram, whole, _bin(later_s, LATER_TOKENS), 1)
+        return add_several(histogram, told, _bin((end - f.sent) * server.tick_s, WHOLE_ANSWER), 1)
+
+    return s._replace(
+        histogram=seldom(told, noted, s.histogram),
         followed=f._replace(first_end=first_end, request=jnp.where(ends, -1, f.request)),
-        first_got=s.first_got + ready,
-        first_put=jnp.where(sent >= 0, s.first_put, 0),
     )
-    return s, delay_s, noted_end
 
 
 def _bin(time_s: Array, which: int) -> Array:
@@ -152,7 +162,7 @@ def _sample(server: Server, s: State, steps: Array, end: Array, sums: Array, cou
     return put(s.series, steps & (end <= server.horizon), part, row)
 
 
-def _add(sums: Array, lost: Array, values: Array) -> tuple[Array, Array]:
+def accumulate(sums: Array, lost: Array, values: Array) -> tuple[Array, Array]:
     """Compensated summation (Kahan): float32 would lose what a step adds to hours."""
     values = values - lost
     total = sums + values

@@ -16,11 +16,11 @@ from jax.typing import ArrayLike
 from lora_capacity.costs import Costs, step_time_s
 from lora_capacity.server import SchedulerRules
 from lora_capacity.status import Status
-from lora_capacity.twin.events._arrays import apart, seldom
-from lora_capacity.twin.events._flight import slots_in_use
+from lora_capacity.twin.events._arrays import seldom
 from lora_capacity.twin.events._queue import passed_over
+from lora_capacity.twin.events._quiet import skip_quiet_steps
 from lora_capacity.twin.events._scheduler import arrange, send
-from lora_capacity.twin.events._slots import distances, loads_of_evicted, loads_of_newcomers
+from lora_capacity.twin.events._slots import loads_of_evicted, loads_of_newcomers, note_distance
 from lora_capacity.twin.events._state import (
     BINS,
     BLOCK_TOKENS,
@@ -40,7 +40,7 @@ from lora_capacity.twin.events._state import (
     Work,
     new_building,
 )
-from lora_capacity.twin.events._steps import run
+from lora_capacity.twin.events._steps import note_first_token, run
 from lora_capacity.twin.events.requests import TICKS, RequestTables
 from lora_capacity.twin.events.results import EventResults, summarise
 from lora_capacity.twin.inputs import Scenarios
@@ -81,10 +81,24 @@ def simulate_events(
 
     Status: ``step_limit`` where more preempted requests wait, or are more deeply nested, than there is room for.
     """
+    results, _ = play_out(costs, scenarios, requests, rules, warmup_s, samples)
+    return results
+
+
+def play_out(
+    costs: Costs,
+    scenarios: Scenarios,
+    requests: RequestTables,
+    rules: SchedulerRules,
+    warmup_s: ArrayLike,
+    samples: int,
+) -> tuple[EventResults, Array]:
+    """Return what `simulate_events` does, and when requests were sent; that can take the memory of the arrivals."""
     server = lay_out_servers(scenarios, rules, warmup_s)
     adapters = jnp.asarray(scenarios.class_count.sum(axis=1), jnp.int32)
     disk_s = jnp.asarray(costs.loads.disk_s + costs.loads.disk_rank_s * requests.rank, jnp.float32)
     state = initial_state(scenarios, server, requests, samples)
+    skips = samples == 0 and state.flight is None
 
     def unfinished(carry: tuple[State, Array]) -> Array:
         return alive(carry[0]).any()
@@ -92,11 +106,14 @@ def simulate_events(
     def turn(carry: tuple[State, Array]) -> tuple[State, Array]:
         state, turns = carry
         turns = turns + alive(state)
-        return turn_all(costs, server, adapters, requests, disk_s, state), turns
+        state = turn_all(costs, server, adapters, requests, disk_s, state)
+        if skips:
+            state = skip_quiet_steps(costs, server, adapters, state)
+        return state, turns
 
     none = jnp.zeros_like(adapters)
     state, turns = jax.lax.while_loop(unfinished, turn, (state, none))
-    return summarise(scenarios, server, requests, state, turns)
+    return summarise(scenarios, server, requests, state, turns), state.sent_at
 
 
 def alive(state: State) -> Array:
@@ -117,14 +134,11 @@ def turn_all(costs: Costs, server: Server, adapters: Array, requests: RequestTab
         s: The state, ``[configs, …]``.
     """
     crowded = adapters > server.max_loras
-    work = apart(lambda s: assembled(costs, server, adapters, s), s)
-    s = run(server, s, work)
-    s = send(server, requests.arrival, s)
+    s = seldom(s.mode == RUN, lambda s: run(server, s, assembled(costs, server, adapters, s)), s)
+    s = note_first_token(server, s)
+    s = seldom(s.mode == SEND, lambda s: send(server, s), s)
     s, newcomer = arrange(server, requests, disk_s, s)
-    newcomer = jnp.where(crowded, newcomer, -1)
-
-    distance = seldom(newcomer >= 0, lambda known: distances(s._replace(distance=known), newcomer), s.distance)
-    return s._replace(distance=distance)
+    return note_distance(s, jnp.where(crowded, newcomer, -1))
 
 
 def assembled(costs: Costs, server: Server, adapters: Array, s: State) -> Work:
@@ -133,10 +147,7 @@ def assembled(costs: Costs, server: Server, adapters: Array, s: State) -> Work:
     b = s.building
     ready = s.mode == RUN
     none = jnp.zeros_like(s.step)
-    slots, _ = slots_in_use(server, s)
-    behind = ready & (jnp.abs(b.stop) < FAR) & (slots >= server.max_loras)
-    passed = jax.lax.cond(behind.any(), lambda: passed_over(s), lambda: none)
-    passed = jnp.where(behind, passed, jnp.where(b.stop == FAR, s.waiting, 0))
+    passed = passed_over(server, s, ready)
     new = ready & crowded & (b.newcomers > 0)
     evicting = new & (b.newcomers > server.max_loras - s.active_before)
     several = evicting & (b.newcomers > 1)
