@@ -58,8 +58,10 @@ def event(data: dict[str, Any]) -> str:
         lines += ["", source]
     lines += [
         "",
-        f"Compiling for {compiling['configs']} configurations took {compiling['compile_s']:.1f} s, once. "
-        f"A configuration takes {mix['memory_mb_per_config']:.1f} MB in batches of {mix['batch']}.",
+        f"Compiling took {compiling['compile_s']:.1f} s, once for each size of the requests' tables. A configuration "
+        f"takes {mix['memory_mb_per_config']:.1f} MB on average, the largest {mix['largest_mb']:.1f} MB; "
+        f"{mix['cores']} were in memory at a time, one for each core. The twin is {plain['times_faster']:.0f} times as "
+        f"fast as plain Python.",
         "",
         on_a_gpu(mix, compiling),
         "",
