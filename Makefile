@@ -19,7 +19,8 @@ recommend: $(VENV)/.base ## Recommend A and S for WORKLOAD on CALIBRATION
 	$(BIN)/lora-capacity optimize $(WORKLOAD) --calibration $(CALIBRATION)
 
 test: $(VENV)/.test ## Run the tests, as many at once as there are cores, four at most
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
+		$(PYTEST_ARGS)
 
 vllm: $(VENV)/.test ## Compare with vLLM's own scheduler, and drive a real server (4 GB, minutes)
 	PYTHON=$(PYTHON) tests/vllm/make_environment.sh

@@ -246,7 +246,7 @@ def test_same_steps(version: str, data: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [version for version in RULES if not RULES[version].async_scheduling])
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_quiet_steps_change_the_same_whether_skipped_or_not(version: str, data: st.DataObject) -> None:
     case = laid_out(*data.draw(workloads(RULES[version])))
