@@ -36,7 +36,10 @@ from lora_capacity.validation import smape
 from lora_capacity.workload import Workload
 
 START_S, SPARE_S = 30.0, 10.0
-STARVED, RISKS = 0.1, (0.05, 0.5)
+STARVED = 0.1
+ASKED = (("steady", 0.05), ("event", 0.05))
+"""Twin that decides, accepted chance of starving."""
+MEASURED = ("throughput_tokens_per_s", "itl_ms", "ttft_ms")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 INPUT = {"mean": 80, "std": 60, "min": 4, "max": 256}
 OUTPUT = {"mean": 60, "std": 40, "min": 4, "max": 200}
@@ -60,8 +63,9 @@ POINTS = [
     (24, 2, 8, 30.0, 1),
 ]
 # A grid of a workload whose adapters all have the same rate each; what fits best is to be found.
-GRID_RATE_PER_S, GRID_ADAPTERS, GRID_SLOTS = 1.2, (12, 20, 28), (2, 4, 8)
-POINT_HORIZON_S, GRID_HORIZON_S = 24.0, 20.0
+GRID_RATE_PER_S, GRID_ADAPTERS, GRID_SLOTS = 0.6, (40, 44, 48, 52), (8, 16)
+GRID_REPEATS = {(44, 16): 2, (48, 16): 2}
+POINT_HORIZON_S, GRID_HORIZON_S = 24.0, 90.0
 
 
 def workload(rates_per_s: list[float], rank: int, horizon_s: float) -> Workload:
@@ -76,20 +80,27 @@ def workload(rates_per_s: list[float], rank: int, horizon_s: float) -> Workload:
 
 
 def planned() -> list[dict[str, Any]]:
-    """All runs, those of one server together."""
-    runs = []
+    """All runs in their order: the grid, the points, and at the end some pairs of the grid again, which show drift."""
+    grid, points = [], []
+    for slots in GRID_SLOTS:
+        for adapters in GRID_ADAPTERS:
+            about = {"kind": "grid", "adapters": adapters, "max_loras": slots, "max_lora_rank": 8}
+            about |= {"rate_per_s": round(GRID_RATE_PER_S * adapters, 5), "rates_per_s": [GRID_RATE_PER_S]}
+            repeats = GRID_REPEATS.get((adapters, slots), 1)
+            grid += [about | {"repeat": repeat, "seed": 2} for repeat in range(repeats)]
     for adapters, slots, rank, rate, repeats in POINTS:
         shares = np.array([SHARES[i % len(SHARES)] for i in range(adapters)])
         rates = [round(share * rate / float(shares.sum()), 5) for share in SHARES]
         for repeat in range(repeats):
             about = {"kind": "point", "adapters": adapters, "max_loras": slots, "max_lora_rank": rank}
-            runs.append(about | {"rate_per_s": rate, "rates_per_s": rates, "repeat": repeat, "seed": 1})
-    for slots in GRID_SLOTS:
-        for adapters in GRID_ADAPTERS:
-            about = {"kind": "grid", "adapters": adapters, "max_loras": slots, "max_lora_rank": 8}
-            rate = GRID_RATE_PER_S * adapters
-            runs.append(about | {"rate_per_s": rate, "rates_per_s": [GRID_RATE_PER_S], "repeat": 0, "seed": 2})
-    return runs
+            points.append(about | {"rate_per_s": rate, "rates_per_s": rates, "repeat": repeat, "seed": 1})
+    first, again = ([run for run in grid if (run["repeat"] > 0) == late] for late in (False, True))
+    return [*first, *points, *again]
+
+
+def server_of(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What runs have in common that share a server."""
+    return run["max_loras"], run["max_lora_rank"], run["kind"], run["kind"] == "grid" and run["repeat"] > 0
 
 
 def traffic(run: Mapping[str, Any]) -> Workload:
@@ -168,10 +179,11 @@ def run_all(args: argparse.Namespace, calibration: Calibration, results: list[di
     material = args.output.with_suffix(".material")
     model = write_model(material / "model")
     left = [run for run in planned() if not any({**found, **run} == found for found in results)]
-    servers = list(dict.fromkeys((run["max_loras"], run["max_lora_rank"], run["kind"]) for run in left))
-    for slots, rank, kind in servers:
-        mine = [run for run in left if (run["max_loras"], run["max_lora_rank"], run["kind"]) == (slots, rank, kind)]
-        if args.seconds - (time.monotonic() - began_s) < START_S + POINT_HORIZON_S + SPARE_S:
+    servers = list(dict.fromkeys(server_of(run) for run in left))
+    for server_key in servers:
+        mine = [run for run in left if server_of(run) == server_key]
+        slots, rank = mine[0]["max_loras"], mine[0]["max_lora_rank"]
+        if args.seconds - (time.monotonic() - began_s) < START_S + GRID_HORIZON_S + SPARE_S:
             return False
         most = max(run["adapters"] for run in mine)
         adapter = write_adapter(material / f"rank{rank}", model, rank=rank)
@@ -186,7 +198,7 @@ def run_all(args: argparse.Namespace, calibration: Calibration, results: list[di
             # The traffic itself for a while: a server sets something up for every new size of a step.
             serve_workload(server.endpoint, workload([20.0 / most], rank, 6.0), names, base_model=profile.model.name)
             for run in mine:
-                if args.seconds - (time.monotonic() - began_s) < POINT_HORIZON_S + SPARE_S:
+                if args.seconds - (time.monotonic() - began_s) < GRID_HORIZON_S + SPARE_S:
                     return False
                 try:
                     measured = measure(run, server, names, profile.model.name)
@@ -211,49 +223,73 @@ def report(args: argparse.Namespace, calibration: Calibration, results: list[dic
     print("   A  S rank  req/s | tokens/s: measured, steady, event twin | ITL ms: the same | TTFT ms: the same")
     for run in points:
         columns = []
-        for key in ("throughput_tokens_per_s", "itl_ms", "ttft_ms"):
+        for key in MEASURED:
             columns.append(" ".join(f"{each[key]:8.1f}" for each in (run["measured"], *run["predicted"].values())))
         print(
             f"{run['adapters']:4} {run['max_loras']:2} {run['max_lora_rank']:3} {run['rate_per_s']:6} | ",
             " | ".join(columns),
         )
-    first = [run for run in points if run["repeat"] == 0]
-    summary: dict[str, Any] = {"points": len(first)}
-    for twin in ("steady", "event"):
-        for key in ("throughput_tokens_per_s", "itl_ms", "ttft_ms"):
-            predicted, measured = (np.array([run[a][key] if b is None else run[a][b][key] for run in first])
-                                   for a, b in (("measured", None), ("predicted", twin)))  # fmt: skip
-            summary[f"{twin}_{key}_smape"] = round(smape(predicted, measured), 2)
-    for run in points:
-        same = [each for each in points if {**each, "repeat": 0, "measured": 0, "predicted": 0}
-                == {**run, "repeat": 0, "measured": 0, "predicted": 0}]  # fmt: skip
-        if len(same) > 1 and run["repeat"] == 0:
-            for key in ("throughput_tokens_per_s", "itl_ms"):
-                values = [each["measured"][key] for each in same]
-                name = f"repeats A{run['adapters']} S{run['max_loras']} {run['rate_per_s']}/s {key}"
-                summary[name] = [round(value, 2) for value in values]
+    summary: dict[str, Any] = {"errors": [errors(points, twin) for twin in ("steady", "event")]}
+    summary["repeats"] = [repeats(runs) for runs in grouped(results).values() if len(runs) > 1]
     grid = [run for run in results if run["kind"] == "grid"]
     if grid:
         summary |= regret(grid, calibration, fixed)
     print(json.dumps(summary, indent=2))
-    whole = {"environment": environment("jax", "jaxlib", "numpy"), "runs": results, "summary": summary}
-    args.output.write_text(json.dumps(whole, indent=2) + "\n")
+    whole = {"environment": environment("jax", "jaxlib", "numpy"), "server": server_told(args.profile)}
+    args.output.write_text(json.dumps({**whole, "summary": summary, "runs": results}, indent=1) + "\n")
+
+
+def server_told(profile: Path) -> dict[str, Any]:
+    """Say which server it was."""
+    recorded = json.loads((profile / "profile.json").read_text())
+    return {"vllm_version": recorded["server"]["vllm_version"], "gpu": recorded["gpu"]["name"]}
+
+
+def grouped(runs: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Put runs together that repeat each other."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        key = tuple(run[name] for name in ("kind", "adapters", "max_loras", "max_lora_rank", "rate_per_s"))
+        groups.setdefault(key, []).append(run)
+    return groups
+
+
+def errors(points: list[dict[str, Any]], twin: str) -> dict[str, Any]:
+    """How far a twin is off over the points, SMAPE in percent, of each point its first run."""
+    first = [run for run in points if run["repeat"] == 0]
+    found: dict[str, Any] = {"twin": twin, "runs": len(first)}
+    for key in MEASURED:
+        predicted, measured = (
+            np.array([part(run)[key] for run in first])
+            for part in (lambda run: run["predicted"][twin], lambda run: run["measured"])
+        )
+        found[key] = round(smape(predicted, measured), 2)
+    return found
+
+
+def repeats(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the same requests gave each time."""
+    about = {name: runs[0][name] for name in ("kind", "adapters", "max_loras", "rate_per_s")}
+    return about | {key: [round(run["measured"][key], 1) for run in runs] for key in MEASURED}
 
 
 def regret(grid: list[dict[str, Any]], calibration: Calibration, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Where recommended pairs stand among those measured: with the usual margin to starvation, and without any.
+    """Where recommended pairs stand among those measured: by each twin with the usual margin to starvation, and without.
 
-    The best pair is the one of highest throughput among those that did not starve.
+    The best pair is the one of highest throughput among those that did not starve, by the mean of their repeats.
     """
-    for run in grid:
-        requests = traffic(run).sample_requests(run["adapters"], run["seed"])
-        offered = float((requests.input_tokens + requests.output_tokens).sum()) / GRID_HORIZON_S
-        run["served"] = run["measured"]["throughput_tokens_per_s"] / offered
-    kept = [run for run in grid if run["served"] > 1.0 - STARVED]
-    best = max(kept, key=lambda run: float(run["measured"]["throughput_tokens_per_s"]))
+    pairs = [
+        pair_row([run for run in grid if (run["adapters"], run["max_loras"]) == (adapters, slots)])
+        for slots in GRID_SLOTS
+        for adapters in GRID_ADAPTERS
+    ]
+    unstarved = [pair for pair in pairs if pair["served"] > 1.0 - STARVED]
+    if not unstarved:
+        return {"grid": pairs, "best": None}
+    best = max(unstarved, key=lambda pair: pair["tokens_per_s"])
     others = {name: fixed[name] for name in ("max_model_len", "block_size")}
-    chosen = {}
-    for risk in RISKS:
+    chosen = []
+    for engine, risk in ASKED:
         server = optimize(
             workload([GRID_RATE_PER_S], 8, GRID_HORIZON_S),
             calibration,
@@ -262,31 +298,33 @@ def regret(grid: list[dict[str, Any]], calibration: Calibration, fixed: Mapping[
             max_num_seqs=[fixed["max_num_seqs"]],
             max_num_batched_tokens=[fixed["max_num_batched_tokens"]],
             risk=risk,
+            engine=engine,
             settings={**others, "max_lora_rank": 8},
         ).server
-        pair = (server.max_cpu_loras, server.max_loras)
-        chosen[risk] = next(run for run in grid if (run["adapters"], run["max_loras"]) == pair)
-    most = best["measured"]["throughput_tokens_per_s"]
+        pair = next(p for p in pairs if (p["adapters"], p["max_loras"]) == (server.max_cpu_loras, server.max_loras))
+        loss = round(1.0 - pair["tokens_per_s"] / best["tokens_per_s"], 4)
+        chosen.append({"engine": engine, "risk": risk, **pair, "regret": loss})
+    return {"grid": pairs, "best": best, "recommended": chosen}
+
+
+def pair_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The runs of a pair together: mean throughput, mean share of the tokens sent that it is, and each run's share."""
+    given = [float(run["measured"]["throughput_tokens_per_s"]) for run in runs]
+    served = [rate / sent_tokens_per_s(run) for rate, run in zip(given, runs, strict=True)]
     return {
-        "grid": [_row(run) for run in grid],
-        "best": _row(best),
-        **{
-            f"recommended, risk {risk}": {
-                **_row(run),
-                "regret": round(1.0 - run["measured"]["throughput_tokens_per_s"] / most, 4),
-            }
-            for risk, run in chosen.items()
-        },
+        "adapters": runs[0]["adapters"],
+        "max_loras": runs[0]["max_loras"],
+        "tokens_per_s": round(float(np.mean(given))),
+        "served": round(float(np.mean(served)), 3),
+        "served_by_repeat": [round(share, 3) for share in served],
     }
 
 
-def _row(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "adapters": run["adapters"],
-        "max_loras": run["max_loras"],
-        "tokens_per_s": round(run["measured"]["throughput_tokens_per_s"]),
-        "served": round(run["served"], 3),
-    }
+def sent_tokens_per_s(run: Mapping[str, Any]) -> float:
+    """Tokens of the requests of a run, per second of its horizon."""
+    asked = traffic(run)
+    requests = asked.sample_requests(run["adapters"], run["seed"])
+    return float((requests.input_tokens + requests.output_tokens).sum()) / asked.horizon_s
 
 
 def main() -> None:

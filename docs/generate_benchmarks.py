@@ -106,6 +106,34 @@ def load(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def real(data: dict[str, Any]) -> str:
+    """Render how close the twins come to a real server, what its repeats give, and what was recommended."""
+    summary = data["summary"]
+    lines = [measured_on(data["environment"]), ""]
+    lines += table("off from the server, SMAPE %", "runs", "throughput", "ITL", "TTFT")
+    keys = ("throughput_tokens_per_s", "itl_ms", "ttft_ms")
+    lines += [row(f"{e['twin']} twin", e["runs"], *(f"{e[key]:.1f}" for key in keys)) for e in summary["errors"]]
+    lines += ["", *table("the same requests again", "A", "S", "tokens/s", "ITL, ms", "TTFT, ms")]
+    kinds = {"point": "at once", "grid": "some minutes later"}
+    for each in summary["repeats"]:
+        values = (", ".join(f"{value:,.0f}" for value in each[key]) for key in keys)
+        lines.append(row(kinds[each["kind"]], each["adapters"], each["max_loras"], *values))
+    lines += ["", *table("of the grid", "A", "S", "tokens/s", "served", "below the best")]
+
+    def pair(name: str, each: dict[str, Any], regret: str) -> str:
+        cells = (each["adapters"], each["max_loras"], f"{each['tokens_per_s']:,}", f"{each['served']:.1%}")
+        return row(name, *cells, regret)
+
+    if summary["best"] is None:
+        lines.append(row("every pair starved", "", "", "", "", ""))
+    else:
+        lines.append(pair("best measured", summary["best"], ""))
+        for each in summary["recommended"]:
+            name = f"recommended by the {each['engine']} twin, chance of starving {each['risk']:.0%}"
+            lines.append(pair(name, each, f"{each['regret']:.1%}"))
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Rewrite the pages."""
     newcomer = read_data("first_recommendation")
@@ -116,6 +144,7 @@ def main() -> None:
         steady=steady(read_data("steady_benchmark")),
         event=event(read_data("event_benchmark")),
         load=load(read_data("load_benchmark")),
+        real=real(read_data("real_server")),
     )
 
 
