@@ -274,7 +274,7 @@ def repeats(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def regret(grid: list[dict[str, Any]], calibration: Calibration, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Where recommended pairs stand among those measured: by each twin with the usual margin to starvation, and without.
+    """Where the pairs that either twin recommends stand among those measured.
 
     The best pair is the one of highest throughput among those that did not starve, by the mean of their repeats.
     """

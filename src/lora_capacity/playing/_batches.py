@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import jax
 import numpy as np
@@ -46,6 +46,8 @@ MEMORY_SHARE = 0.5
 
 _LAYOUT_STEP = 1024
 """Requests that tables are laid out in steps of."""
+
+Result = TypeVar("Result")
 
 _OF_ADAPTERS = ("adapter_arrived", "adapter_completed", "adapter_worst_wait_s")
 
@@ -263,7 +265,8 @@ def compiled_twin(rules: SchedulerRules, samples: int) -> Callable[..., EventRes
 
     def play(costs: Costs, warmup_s: Any, scenarios: Scenarios, requests: RequestTables) -> EventResults:
         others = dataclasses.replace(requests, arrival=requests.arrival[:, :0])
-        return jitted(costs, warmup_s, scenarios, requests.arrival, others)[0]
+        results, _ = jitted(costs, warmup_s, scenarios, requests.arrival, others)
+        return cast(EventResults, results)
 
     return play
 
@@ -272,7 +275,7 @@ IN_ONE_PIECE = {"xla_cpu_use_fusion_emitters": False}
 """Options that `in_one_piece` needs: only the older code generator can compile whole loops."""
 
 
-def in_one_piece(simulate: Callable[..., EventResults]) -> Callable[..., EventResults]:
+def in_one_piece(simulate: Callable[..., Result]) -> Callable[..., Result]:
     """Let XLA compile a function for a CPU as one piece of code.
 
     By default XLA:CPU runs a loop's body as hundreds of small tasks in a pool of threads, which takes longer than what
@@ -280,10 +283,10 @@ def in_one_piece(simulate: Callable[..., EventResults]) -> Callable[..., EventRe
 
     Source: ``xla/service/cpu/small_while_loop_hoisting_pass.cc`` and ``xla/service/call_inliner.cc``.
     """
-    jitted = jax.jit(simulate)
+    jitted, mark = jax.jit(simulate), cast(Any, set_xla_metadata)
 
-    def call(*arguments: Any) -> EventResults:
-        marked: EventResults = set_xla_metadata(jitted(*arguments), xla_cpu_small_call="true", inlineable="false")
+    def call(*arguments: Any) -> Result:
+        marked: Result = mark(jitted(*arguments), xla_cpu_small_call="true", inlineable="false")
         return marked
 
     return call
@@ -316,9 +319,8 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -
     tables = lay_out_requests(scenario, [Requests(none, none, none, none)], [none], seed=None)
     tables = _padded(tables, Batch(np.arange(1), 1, requests, adapters), longest_output)
     state = jax.eval_shape(lambda s, t: initial_state(s, lay_out_servers(s), t), scenario, tables)
-    # The times of sending take the place of the arrivals.
-    leaves = jax.tree.leaves((dataclasses.replace(tables, arrival=None), state))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    every: int = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((tables, state)))
+    return every - int(tables.arrival.nbytes)  # the times of sending take their place
 
 
 def _most_requests(host: Any, steady: Results) -> NDArray[np.int64]:
