@@ -130,15 +130,13 @@ def largest(*arrays: Array, of: Callable[..., Array] = jnp.asarray) -> Array:
     return _folded(jnp.maximum, of, arrays)
 
 
-def _folded(
-    combine: Callable[[Array, Array], Array], of: Callable[..., Array], arrays: tuple[Array, ...], parts: int = 8
-) -> Array:
+def _folded(combine: Callable[[Array, Array], Array], of: Callable[..., Array], arrays: tuple[Array, ...]) -> Array:
     """Combine along the first axis part by part: on CPUs XLA's own reductions are not vectorised.
 
     What is combined is made of parts of the arrays, so that nothing as long as they are is written.
     """
     size = arrays[0].shape[0]
-    parts = next(number for number in range(min(parts, size), 0, -1) if size % number == 0)
+    parts = next(number for number in range(min(8, size), 0, -1) if size % number == 0)
     length = size // parts
     folded = functools.reduce(
         combine, (of(*(values[i * length : (i + 1) * length] for values in arrays)) for i in range(parts))
