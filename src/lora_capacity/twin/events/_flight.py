@@ -46,10 +46,15 @@ class Freed(NamedTuple):
     blocks: Array
 
 
+def compute_ticks(server: Server, compute_s: Array) -> Array:
+    """Return what a step takes in ticks, one at least."""
+    return jnp.maximum(jnp.round(compute_s / server.tick_s), 1.0).astype(jnp.int32)
+
+
 def times(server: Server, s: State, work: Work) -> Times:
     """Say when the step that was put together runs: once it is scheduled, and after the one in flight."""
     load = jnp.round(work.load_s / server.tick_s).astype(jnp.int32)
-    compute = jnp.maximum(jnp.round(work.compute_s / server.tick_s), 1.0).astype(jnp.int32)
+    compute = compute_ticks(server, work.compute_s)
     if s.flight is None:
         end = s.now + load + compute
         return Times(s.now, load, end, end, work.scheduling_s)

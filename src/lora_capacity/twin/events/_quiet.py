@@ -7,11 +7,12 @@ known beforehand.
 import jax.numpy as jnp
 from jax import Array
 
-from lora_capacity.costs import Costs, step_time_s
+from lora_capacity.costs import Costs
 from lora_capacity.twin.events._arrays import least, pick, pick_across, read, running_total, seldom, total
+from lora_capacity.twin.events._flight import compute_ticks
 from lora_capacity.twin.events._queue import passed_over
 from lora_capacity.twin.events._state import FAR, NEXT_TOKENS, RUN, STEPS, Server, State
-from lora_capacity.twin.events._steps import accumulate
+from lora_capacity.twin.events._steps import accumulate, compute_time_s
 
 MOST_SKIPPED = 8
 """Most steps that are skipped at once, at most the tokens of a block: then each needs the blocks of another phase."""
@@ -40,19 +41,11 @@ def _skipped(costs: Costs, server: Server, adapters: Array, quiet: Array, s: Sta
     step = s.step + number
     leaving, _, _, last_block, last_needed = jnp.moveaxis(read(s, s.ring, step & (s.ring.shape[1] - 1)), 2, 0)
     growth = pick_across(s.phase, (step + 1) & 15)
-    seconds = step_time_s(
-        costs,
-        tokens=s.running.astype(jnp.float32),
-        prefill_tokens=0,
-        kv_tokens=s.kv_tokens + s.running * number,
-        adapters=s.active,
-        passed_over=passed,
-        waiting=s.waiting,
-        loaded=adapters,
-        max_loras=server.max_loras,
-        max_lora_rank=server.max_lora_rank,
+    kv_tokens = s.kv_tokens + s.running * number
+    compute_s = compute_time_s(
+        costs, server, adapters, s, tokens=s.running, prefill_tokens=0, kv_tokens=kv_tokens, passed_over=passed
     )
-    ticks = jnp.maximum(jnp.round(seconds.astype(jnp.float32) / server.tick_s), 1.0).astype(jnp.int32)
+    ticks = compute_ticks(server, compute_s)
     end, grown = s.now + running_total(ticks), running_total(growth)
     arrival = jnp.where(s.sent < s.completed + server.max_pending, pick(s.sent_at, s.sent), FAR)
     until = jnp.minimum(arrival, server.horizon)

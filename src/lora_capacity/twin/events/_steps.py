@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
+from lora_capacity.costs import Costs, step_time_s
 from lora_capacity.twin.events._arrays import add, add_several, after, places, put, read, seldom
 from lora_capacity.twin.events._flight import hand_back, times
 from lora_capacity.twin.events._queue import look_further
@@ -31,6 +33,44 @@ from lora_capacity.twin.events._state import (
     new_building,
 )
 from lora_capacity.twin.results import Limit
+
+
+def compute_time_s(
+    costs: Costs,
+    server: Server,
+    adapters: Array,
+    s: State,
+    *,
+    tokens: Array,
+    prefill_tokens: ArrayLike,
+    kv_tokens: Array,
+    passed_over: Array,
+) -> Array:
+    """Return what a step takes with the adapters and the queue as they are, float32 seconds, in the shape of its parts.
+
+    Args:
+        costs: What steps cost.
+        server: The configurations.
+        adapters: Adapters of each, ``[configs]``.
+        s: The state.
+        tokens: Tokens of the step.
+        prefill_tokens: Those of prompts.
+        kv_tokens: Tokens in the KV cache.
+        passed_over: Waiting requests that admission has passed over.
+    """
+    seconds = step_time_s(
+        costs,
+        tokens=tokens.astype(jnp.float32),
+        prefill_tokens=prefill_tokens,
+        kv_tokens=kv_tokens,
+        adapters=s.active,
+        passed_over=passed_over,
+        waiting=s.waiting,
+        loaded=adapters,
+        max_loras=server.max_loras,
+        max_lora_rank=server.max_lora_rank,
+    )
+    return seconds.astype(jnp.float32)
 
 
 def run(server: Server, s: State, work: Work) -> State:

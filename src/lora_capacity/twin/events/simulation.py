@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from lora_capacity.costs import Costs, step_time_s
+from lora_capacity.costs import Costs
 from lora_capacity.server import SchedulerRules
 from lora_capacity.status import Status
 from lora_capacity.twin.events._arrays import seldom
@@ -40,7 +40,7 @@ from lora_capacity.twin.events._state import (
     Work,
     new_building,
 )
-from lora_capacity.twin.events._steps import note_first_token, run
+from lora_capacity.twin.events._steps import compute_time_s, note_first_token, run
 from lora_capacity.twin.events.requests import TICKS, RequestTables
 from lora_capacity.twin.events.results import EventResults, summarise
 from lora_capacity.twin.inputs import Scenarios
@@ -162,17 +162,15 @@ def assembled(costs: Costs, server: Server, adapters: Array, s: State) -> Work:
     missing = jax.lax.cond(new.any(), lambda: loads_of_newcomers(server, s), lambda: none)
     host_loads = jnp.where(new, missing, b.first_touched) + jnp.where(evicting, evicted, 0)
     tokens = server.max_num_batched_tokens - b.budget
-    compute_s = step_time_s(
+    compute_s = compute_time_s(
         costs,
-        tokens=tokens.astype(jnp.float32),
+        server,
+        adapters,
+        s,
+        tokens=tokens,
         prefill_tokens=b.prefill_tokens,
         kv_tokens=s.kv_tokens,
-        adapters=s.active,
         passed_over=passed,
-        waiting=s.waiting,
-        loaded=adapters,
-        max_loras=server.max_loras,
-        max_lora_rank=server.max_lora_rank,
     )
     return Work(
         tokens=tokens,
@@ -182,7 +180,7 @@ def assembled(costs: Costs, server: Server, adapters: Array, s: State) -> Work:
         passed_over=passed,
         host_loads=host_loads,
         disk_loads=b.first_touched,
-        compute_s=compute_s.astype(jnp.float32),
+        compute_s=compute_s,
         scheduling_s=jnp.asarray(costs.step.passed_over_s * passed, jnp.float32),
         load_s=jnp.asarray(costs.loads.host_s * host_loads + b.disk_s, jnp.float32),
     )
