@@ -19,8 +19,8 @@ from environment import REPOSITORY, environment
 
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.costs import step_time_s
-from lora_capacity.twin import build_scenarios
-from lora_capacity.twin.events import lay_out_requests, simulate_events
+from lora_capacity.scenarios import build_scenarios
+from lora_capacity.twins.events import lay_out_requests, simulate_events
 from lora_capacity.workload import Workload
 
 sys.path.insert(0, str(REPOSITORY))

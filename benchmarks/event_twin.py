@@ -15,12 +15,13 @@ import numpy as np
 from environment import REPOSITORY, environment
 
 from lora_capacity.calibration import Calibration, load_calibration
-from lora_capacity.playing import play
-from lora_capacity.playing._batches import Batches, Observation, bytes_per_configuration, compiled_twin
+from lora_capacity.run import play
+from lora_capacity.run.batches import Batches, Observation, bytes_per_configuration, compiled_twin
+from lora_capacity.run.steady import simulate
+from lora_capacity.scenarios import Scenarios, lay_out
 from lora_capacity.status import Status
-from lora_capacity.sweep import simulate
-from lora_capacity.twin import Scenarios, StayLaw, lay_out
-from lora_capacity.twin.events import draw_requests, simulate_events
+from lora_capacity.twins.events import draw_requests, simulate_events
+from lora_capacity.twins.steady import StayLaw
 from lora_capacity.workload import LengthDistribution, Requests
 
 RATES_PER_S = (

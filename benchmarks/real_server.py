@@ -27,11 +27,13 @@ from lora_capacity_profiling.server import Server
 from lora_capacity_profiling.serving import serve_workload, warm_up
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.fitting import fit_calibration, read_profile
-from lora_capacity.optimize import optimize
-from lora_capacity.playing import play_workload
-from lora_capacity.sweep import simulate
-from lora_capacity.twin import StayLaw, build_scenarios
+from lora_capacity.fitting import fit_calibration
+from lora_capacity.measurements import read_profile
+from lora_capacity.run import play_workload
+from lora_capacity.run.steady import simulate
+from lora_capacity.scenarios import build_scenarios
+from lora_capacity.search import optimize
+from lora_capacity.twins.steady import StayLaw
 from lora_capacity.validation import smape
 from lora_capacity.workload import Workload
 

@@ -17,9 +17,10 @@ import numpy as np
 from environment import REPOSITORY, environment
 
 from lora_capacity.calibration import Calibration, load_calibration
-from lora_capacity.optimize import optimize
-from lora_capacity.sweep import simulate
-from lora_capacity.twin import Scenarios, StayLaw, build_scenarios, simulate_steady
+from lora_capacity.run.steady import simulate
+from lora_capacity.scenarios import Scenarios, build_scenarios
+from lora_capacity.search import optimize
+from lora_capacity.twins.steady import StayLaw, simulate_steady
 from lora_capacity.workload import Workload
 
 EXAMPLES = ("few_busy", "many_idle", "mixed_ranks")

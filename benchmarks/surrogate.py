@@ -33,12 +33,12 @@ from lora_capacity import (
     train_smooth,
 )
 from lora_capacity.calibration import Calibration
-from lora_capacity.optimize import assess
+from lora_capacity.search import assess
 from lora_capacity.surrogate import Questions, describe, with_slots
 from lora_capacity.surrogate.scores import smape
 from lora_capacity.surrogate.steady import simulate_questions, stay_laws
 from lora_capacity.surrogate.targets import TARGETS, adapters_of
-from lora_capacity.twin import StayLaw
+from lora_capacity.twins.steady import StayLaw
 
 MODELS = {
     "llama-3.1-8b-instruct": "llama-3.1-8b-instruct-h100-64gb",

@@ -9,10 +9,12 @@ import numpy as np
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.hardware import Gpu
 from lora_capacity.memory import MemoryModel
-from lora_capacity.server import Gpu, ModelShape
+from lora_capacity.models import ModelShape
+from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twin import Results, Scenarios, StayLaw, simulate_steady
+from lora_capacity.twins.steady import StayLaw, simulate_steady
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import LengthDistribution
 

@@ -65,9 +65,9 @@ def compare(
         check_output(output)
     prepare()
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.comparison import compare_twins, summarise_comparison
-    from lora_capacity.sweep import grid
-    from lora_capacity.twin import build_scenarios
+    from lora_capacity.run.steady import grid
+    from lora_capacity.scenarios import build_scenarios
+    from lora_capacity.validation.twins import compare_twins, summarise_comparison
     from lora_capacity.workload import Workload
 
     asked = Workload.from_file(workload)

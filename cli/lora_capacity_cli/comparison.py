@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lora_capacity_profiling.trial import Measured
 
     from lora_capacity.calibration import Calibration
-    from lora_capacity.server import ServerConfig
+    from lora_capacity.engines import ServerConfig
     from lora_capacity.validation import Outcome
 
 _SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")

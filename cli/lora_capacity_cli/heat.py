@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_capacity.display import shown
+from lora_capacity.words import shown
 from lora_capacity_cli.output import terminal
 
 if TYPE_CHECKING:

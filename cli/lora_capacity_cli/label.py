@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lora_capacity.display import duration, shown
+from lora_capacity.words import duration, shown
 from lora_capacity_cli.files import check_output, write_whole
 from lora_capacity_cli.options import FILE, calibration_option, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json

@@ -24,8 +24,8 @@ from lora_capacity_cli.report import SUFFIXES, write_report
 from lora_capacity_cli.search import recommend, search_options
 
 if TYPE_CHECKING:
-    from lora_capacity.optimize import Candidate, Recommendation
     from lora_capacity.reports import Landscape
+    from lora_capacity.search import Candidate, Recommendation
 
 
 @click.command(

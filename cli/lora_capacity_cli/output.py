@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_capacity.display import bound_words, duration, gibibytes, percent, shown
+from lora_capacity.words import bound_words, duration, gibibytes, percent, shown
 
 __all__ = [
     "bound_words",

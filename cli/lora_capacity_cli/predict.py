@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from lora_capacity.display import percent, shown
 from lora_capacity.errors import InputError
+from lora_capacity.words import percent, shown
 from lora_capacity_cli.options import examples, format_option, server_options, workload_argument
 from lora_capacity_cli.output import print_facts, print_json, print_warnings
 from lora_capacity_cli.runtime import prepare

@@ -121,7 +121,7 @@ def _profiler(given: Mapping[str, Any], campaign: "Campaign", machine: "Machine"
     from lora_capacity_profiling.material import write_model
     from lora_capacity_profiling.profiler import Launch, Profiler
 
-    from lora_capacity.server import ModelShape
+    from lora_capacity.models import ModelShape
 
     model = given["model"]
     if given["random_model"]:

@@ -15,7 +15,7 @@ from lora_capacity_cli.search import recommend, search_options
 
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
-    from lora_capacity.optimize import Recommendation
+    from lora_capacity.search import Recommendation
     from lora_capacity.workload import Workload
 
 SUFFIXES = (".html",)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from lora_capacity.display import shown
+from lora_capacity.words import shown
 from lora_capacity_cli.files import check_output, write_text
 from lora_capacity_cli.options import FILE, examples, format_option, server_options
 from lora_capacity_cli.output import print_json, print_table

@@ -22,7 +22,7 @@ def prepare(*, on_cpu: bool = False) -> None:
     Args:
         on_cpu: Whether to leave the GPU alone, for commands that start a server on it.
     """
-    from lora_capacity.sweep import enable_compilation_cache
+    from lora_capacity.run.steady import enable_compilation_cache
 
     if on_cpu:
         import jax

@@ -20,7 +20,7 @@ from lora_capacity_cli.runtime import prepare, progress_bar
 
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
-    from lora_capacity.optimize import Recommendation
+    from lora_capacity.search import Recommendation
     from lora_capacity.workload import Workload
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -97,7 +97,7 @@ def recommend(question: dict[str, Any]) -> "tuple[Workload, Calibration, Recomme
     """
     prepare()
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.optimize import Objective, optimize
+    from lora_capacity.search import Objective, optimize
     from lora_capacity.workload import Workload
 
     bounds_s = {

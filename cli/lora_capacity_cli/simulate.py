@@ -29,9 +29,9 @@ from lora_capacity_cli.runtime import prepare
 
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
-    from lora_capacity.server import ServerConfig
-    from lora_capacity.twin import Results
-    from lora_capacity.twin.events import EventResults
+    from lora_capacity.engines import ServerConfig
+    from lora_capacity.scenarios import Results
+    from lora_capacity.twins.events import EventResults
     from lora_capacity.workload import Workload
 
 _SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
@@ -95,11 +95,12 @@ def simulate(
     """
     prepare()
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.playing import play_workload
-    from lora_capacity.server import ServerConfig
-    from lora_capacity.sweep import simulate as run
-    from lora_capacity.sweep import table
-    from lora_capacity.twin import StayLaw, build_scenarios
+    from lora_capacity.engines import ServerConfig
+    from lora_capacity.run import play_workload
+    from lora_capacity.run.steady import simulate as run
+    from lora_capacity.run.steady import table
+    from lora_capacity.scenarios import build_scenarios
+    from lora_capacity.twins.steady import StayLaw
     from lora_capacity.workload import Workload
 
     asked = Workload.from_file(workload)

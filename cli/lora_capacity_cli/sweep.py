@@ -75,7 +75,7 @@ def sweep(
     prepare()
     answers = join_processes(processes)
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.sweep import grid
+    from lora_capacity.run.steady import grid
     from lora_capacity.workload import Workload
 
     asked = Workload.from_file(workload)
@@ -114,8 +114,9 @@ def _averaged(
     workload: "Workload", calibration: "Calibration", points: dict[str, Any], fixed: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what the steady twin predicts."""
-    from lora_capacity.sweep import simulate, table
-    from lora_capacity.twin import StayLaw, build_scenarios
+    from lora_capacity.run.steady import simulate, table
+    from lora_capacity.scenarios import build_scenarios
+    from lora_capacity.twins.steady import StayLaw
 
     scenarios = build_scenarios(workload, calibration, **points, **fixed)
     with progress_bar("configurations") as progress:
@@ -134,8 +135,8 @@ def _played(
     """Return what happens in the event twin, a row per configuration and seed."""
     import numpy as np
 
-    from lora_capacity.playing import event_table, play_workload
-    from lora_capacity.twin import build_scenarios
+    from lora_capacity.run import event_table, play_workload
+    from lora_capacity.scenarios import build_scenarios
 
     repeated = {name: np.repeat(column, len(seeds)) for name, column in points.items()}
     seed = np.resize(np.array(seeds), len(repeated["adapters"]))

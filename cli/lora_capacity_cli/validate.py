@@ -44,7 +44,8 @@ def validate(runs: Path, given: tuple[str, ...], engine: str, seed: int, seeds: 
     RUNS is a CSV file, one serving run a row. Errors are in percent: SMAPE is 100/n · Σ |p − m| / (|p| + |m|).
     """
     prepare()
-    from lora_capacity.validation import predict_runs, read_runs, score_runs
+    from lora_capacity.measurements import read_runs
+    from lora_capacity.validation import predict_runs, score_runs
 
     measured = read_runs(runs)
     calibrations = _calibrations(set(measured.model.tolist()), given)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_capacity_profiling.trial import Measured, Trial
 
     from lora_capacity.calibration import Calibration
-    from lora_capacity.server import ServerConfig
+    from lora_capacity.engines import ServerConfig
     from lora_capacity.workload import Workload
 
 DISAGREES = 3
@@ -199,7 +199,7 @@ def _points(
     if neighbours:
         raise InputError("--neighbours", True, "a search: not both --adapters and --max-loras", "give more values")
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.sweep import grid
+    from lora_capacity.run.steady import grid
     from lora_capacity.workload import Workload
 
     workload, calibration = Workload.from_file(question["workload"]), load_calibration(question["calibration"])
@@ -233,8 +233,8 @@ def _settings_of(url: str, question: dict[str, Any]) -> dict[str, Any]:
 def _server(
     workload: "Workload", calibration: "Calibration", question: dict[str, Any], chosen: dict[str, Any]
 ) -> "ServerConfig":
-    from lora_capacity.server import ServerConfig
-    from lora_capacity.server.behaviour import smallest_max_lora_rank
+    from lora_capacity.engines import ServerConfig
+    from lora_capacity.engines.vllm.behaviour import smallest_max_lora_rank
 
     settings = {name: _single(name, value, chosen) for name, value in question["settings"].items()}
     needed = int(workload.adapters.max_rank([chosen["max_cpu_loras"]])[0])

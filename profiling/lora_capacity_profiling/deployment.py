@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError
-from lora_capacity.server import ModelShape, ServerConfig
-from lora_capacity.server.model import expand_target_modules
+from lora_capacity.models import ModelShape
+from lora_capacity.models.shape import expand_target_modules
 from lora_capacity.workload import Workload
 from lora_capacity_profiling.material import write_adapter
 from lora_capacity_profiling.server import SECRET, FlagValue, Progress, Server

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_capacity.errors import InputError
-from lora_capacity.server import Gpu
+from lora_capacity.hardware import Gpu
 from lora_capacity_profiling.errors import ServerError
 
 DEVICES = ("gpu", "cpu")

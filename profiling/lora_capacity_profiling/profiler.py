@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError, LoraCapacityError
-from lora_capacity.server import ModelShape, VllmBehaviour
+from lora_capacity.models import ModelShape
 from lora_capacity_profiling.campaign import Campaign, KvCapacity, Loading, Point, ServingRun
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.folder import Finished, ProfileFolder

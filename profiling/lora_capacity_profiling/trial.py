@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import check_number
-from lora_capacity.server import ServerConfig
 from lora_capacity.workload import Workload
 from lora_capacity_profiling.deployment import Deployment, served_names
 from lora_capacity_profiling.errors import ServerError

@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration, bundled_names, load_calibration
-    from lora_capacity.comparison import compare_twins, summarise_comparison
+    from lora_capacity.engines import SchedulerRules, ServerConfig, VllmBehaviour
     from lora_capacity.errors import InfeasibleError, InputError, LoraCapacityError
     from lora_capacity.fitting import FitReport, fit_calibration
+    from lora_capacity.hardware import Gpu
+    from lora_capacity.measurements import Runs, read_runs
     from lora_capacity.memory import MemoryPlan, plan_memory
-    from lora_capacity.optimize import Objective, Recommendation
-    from lora_capacity.optimize import optimize as recommend
-    from lora_capacity.playing import play, play_workload
+    from lora_capacity.models import ModelShape
     from lora_capacity.reports import Report, build_report
-    from lora_capacity.server import Gpu, ModelShape, SchedulerRules, ServerConfig, VllmBehaviour
+    from lora_capacity.run import play, play_workload
+    from lora_capacity.run.steady import grid, simulate
+    from lora_capacity.scenarios import Limit, Results, Scenarios, build_scenarios
+    from lora_capacity.search import Objective, Recommendation
+    from lora_capacity.search import optimize as recommend
     from lora_capacity.status import Status
     from lora_capacity.surrogate import (
         Answer,
@@ -39,9 +43,10 @@ if TYPE_CHECKING:
         train_smooth,
         train_surrogate,
     )
-    from lora_capacity.sweep import grid, simulate
-    from lora_capacity.twin import EventResults, Limit, Results, Scenarios, StayLaw, build_scenarios
-    from lora_capacity.validation import Predictions, Runs, predict_runs, read_runs, score_runs
+    from lora_capacity.twins.events import EventResults
+    from lora_capacity.twins.steady import StayLaw
+    from lora_capacity.validation import Predictions, predict_runs, score_runs
+    from lora_capacity.validation.twins import compare_twins, summarise_comparison
     from lora_capacity.workload import Workload
 
 __all__ = [
@@ -102,22 +107,27 @@ __all__ = [
 
 _HOMES = {
     "calibration": ("Calibration", "bundled_names", "load_calibration"),
-    "comparison": ("compare_twins", "summarise_comparison"),
+    "engines": ("SchedulerRules", "ServerConfig", "VllmBehaviour"),
     "errors": ("InfeasibleError", "InputError", "LoraCapacityError"),
     "fitting": ("FitReport", "fit_calibration"),
+    "hardware": ("Gpu",),
+    "measurements": ("Runs", "read_runs"),
     "memory": ("MemoryPlan", "plan_memory"),
-    "optimize": ("Objective", "Recommendation", "recommend"),
-    "playing": ("play", "play_workload"),
+    "models": ("ModelShape",),
     "reports": ("Report", "build_report"),
-    "server": ("Gpu", "ModelShape", "SchedulerRules", "ServerConfig", "VllmBehaviour"),
+    "run": ("play", "play_workload"),
+    "run.steady": ("grid", "simulate"),
+    "scenarios": ("Limit", "Results", "Scenarios", "build_scenarios"),
+    "search": ("Objective", "Recommendation", "recommend"),
     "status": ("Status",),
     "surrogate": (
         *("Answer", "Labels", "Rules", "Smooth", "SmoothInputs", "SmoothOutputs", "Space", "Surrogate"),
         *("load_surrogate", "make_labels", "predict_workload", "rules_of", "train_smooth", "train_surrogate"),
     ),
-    "sweep": ("grid", "simulate"),
-    "twin": ("EventResults", "Limit", "Results", "Scenarios", "StayLaw", "build_scenarios"),
-    "validation": ("Predictions", "Runs", "predict_runs", "read_runs", "score_runs"),
+    "twins.events": ("EventResults",),
+    "twins.steady": ("StayLaw",),
+    "validation": ("Predictions", "predict_runs", "score_runs"),
+    "validation.twins": ("compare_twins", "summarise_comparison"),
     "workload": ("Workload",),
 }
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from lora_capacity_profiling.material import write_model
 
 from lora_capacity.costs import LoraKernels
-from lora_capacity.server import Gpu, ModelShape
+from lora_capacity.hardware import Gpu
+from lora_capacity.models import ModelShape
 from lora_capacity.units import BYTES_PER_GIB
 from tests.examples import make_calibration, make_costs
 from tests.unit.profiling.conftest import fake_environment

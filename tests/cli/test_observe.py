@@ -14,7 +14,7 @@ import pytest
 from lora_capacity_profiling.load import at_once, run_load
 from lora_capacity_profiling.server import Server
 
-from lora_capacity.validation import read_runs
+from lora_capacity.measurements import read_runs
 from tests.cli.conftest import Run
 from tests.cli.fake_site import Site, command, write_site
 from tests.unit.fitting.test_fit import write_profile

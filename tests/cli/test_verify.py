@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lora_capacity_profiling.server import Server
 
-from lora_capacity.validation import read_runs
+from lora_capacity.measurements import read_runs
 from tests.cli.conftest import Run
 from tests.cli.fake_site import PATIENT, STEP_S, Site, write_site
 from tests.unit.fitting.test_fit import write_profile

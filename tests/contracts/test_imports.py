@@ -22,7 +22,7 @@ def test_import_rules_hold() -> None:
     "statement",
     [
         "import lora_capacity_profiling",
-        "import lora_capacity.server, lora_capacity.workload",
+        "import lora_capacity.engines, lora_capacity.workload",
         "from lora_capacity_cli.main import main",
     ],
 )

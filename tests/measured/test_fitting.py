@@ -10,7 +10,8 @@ import pytest
 
 from lora_capacity.calibration import load_calibration
 from lora_capacity.fitting import FitReport, fit_calibration
-from lora_capacity.validation import predict_runs, read_runs, score_runs
+from lora_capacity.measurements import read_runs
+from lora_capacity.validation import predict_runs, score_runs
 
 MODELS = ("llama-3.1-8b-instruct", "qwen-2.5-7b-instruct")
 EVERY_MODEL = pytest.mark.parametrize("model", MODELS)

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_capacity._tables import Column, read_table
+from lora_capacity.engines import VllmBehaviour
+from lora_capacity.hardware import Gpu
 from lora_capacity.memory import (
     CapacityRows,
     MemoryModel,
@@ -16,8 +17,9 @@ from lora_capacity.memory import (
     score_memory,
     slot_bytes,
 )
-from lora_capacity.server import Gpu, ModelShape, VllmBehaviour
+from lora_capacity.models import ModelShape
 from lora_capacity.status import Status
+from lora_capacity.tables import Column, read_table
 from lora_capacity.units import BYTES_PER_GIB
 
 # Aim: 1 % on every started row.

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lora_capacity.calibration import bundled_names, load_calibration
-from lora_capacity.validation import predict_runs, read_runs, score_runs
+from lora_capacity.measurements import read_runs
+from lora_capacity.validation import predict_runs, score_runs
 
 # On the runs that the calibrations were fitted to.
 MOST = {

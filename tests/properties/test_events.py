@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
-from lora_capacity.server import SchedulerRules, VllmBehaviour
+from lora_capacity.engines import SchedulerRules, VllmBehaviour
+from lora_capacity.scenarios import Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twin import Scenarios
-from lora_capacity.twin.events import EventResults, RequestTables, draw_requests, simulate_events
+from lora_capacity.twins.events import EventResults, RequestTables, draw_requests, simulate_events
 
 CONFIGS, CLASSES = 4, 2
 MOST_ADAPTERS = 15

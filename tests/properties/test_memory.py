@@ -4,8 +4,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_capacity.engines import VllmBehaviour
+from lora_capacity.hardware import Gpu
 from lora_capacity.memory import MemoryModel, allocate, plan_memory
-from lora_capacity.server import Gpu, ModelShape, VllmBehaviour
+from lora_capacity.models import ModelShape
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB, BYTES_PER_MIB
 

@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_capacity.optimize import GOALS, Objective, choose, critical_load, optimize, starving_probability
-from lora_capacity.optimize.choice import FLAT
+from lora_capacity.search import GOALS, Objective, choose, critical_load, optimize, starving_probability
+from lora_capacity.search.objective import FLAT
 from lora_capacity.workload import AdapterMix, Workload
 from tests.examples import LENGTHS, make_calibration
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_capacity.twin import Results, Scenarios
+from lora_capacity.scenarios import Results, Scenarios
 from tests.examples import make_scenarios, simulate
 
 BATCH = 8

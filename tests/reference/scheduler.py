@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from lora_capacity.server import SchedulerRules
+from lora_capacity.engines import SchedulerRules
 from lora_capacity.workload import BASE_MODEL, Requests
 
 

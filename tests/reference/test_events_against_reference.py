@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
-from lora_capacity.server import SchedulerRules, VllmBehaviour
-from lora_capacity.twin import Scenarios
-from lora_capacity.twin.events import RequestTables, lay_out_requests, simulate_events
-from lora_capacity.twin.events import _state as engine
-from lora_capacity.twin.events._flight import times
-from lora_capacity.twin.events._quiet import skip_quiet_steps
-from lora_capacity.twin.events.simulation import assembled, initial_state, lay_out_servers, turn_all
+from lora_capacity.engines import SchedulerRules, VllmBehaviour
+from lora_capacity.scenarios import Scenarios
+from lora_capacity.twins.events import RequestTables, lay_out_requests, simulate_events
+from lora_capacity.twins.events import state as engine
+from lora_capacity.twins.events.asynchronous import times
+from lora_capacity.twins.events.fast_forward import skip_quiet_steps
+from lora_capacity.twins.events.simulation import assembled, initial_state, lay_out_servers, turn_all
 from lora_capacity.workload import BASE_MODEL, Requests
 from tests.reference.scheduler import Behaviour, Config, Simulation, StepState, simulate
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
-from lora_capacity.twin import Scenarios
-from lora_capacity.twin.events import EventResults, RequestTables, draw_requests, simulate_events
+from lora_capacity.scenarios import Scenarios
+from lora_capacity.twins.events import EventResults, RequestTables, draw_requests, simulate_events
 
 STEP_S = 0.1
 CONSTANT_STEPS = Costs(StepCosts(STEP_S, *([0.0] * 11)), LoadCosts(0.0, 0.0, 0.0), LoraKernels(1.0, 1.0, 1.0))

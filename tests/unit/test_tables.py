@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_capacity._tables import Column, read_table
 from lora_capacity.errors import InputError
+from lora_capacity.tables import Column, read_table
 
 COLUMNS = {
     "name": Column("text"),

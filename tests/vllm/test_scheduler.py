@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_capacity.server import VllmBehaviour
+from lora_capacity.engines import VllmBehaviour
 from lora_capacity.workload import Requests
 from tests.reference.scheduler import AdapterTiers, Behaviour, Config, StepRecord, StepState, simulate
 

@@ -11,10 +11,12 @@ from typing import Any, Self
 import numpy as np
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.engines import DEVICES, ServerConfig, VllmBehaviour
 from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
+from lora_capacity.hardware import Gpu
+from lora_capacity.measurements import RunLengths
 from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory
-from lora_capacity.server import DEVICES, Gpu, ModelShape, ServerConfig, VllmBehaviour
-from lora_capacity.workload import LengthDistribution
+from lora_capacity.models import ModelShape
 
 SCHEMA_VERSION = 1
 
@@ -31,33 +33,6 @@ _SECTIONS = (
 )
 _OPTIONAL = ("device", "runs", "accuracy", "provenance")
 _UNITS = {"_s": "s", "_factor": "1"}
-
-
-@dataclass(frozen=True)
-class RunLengths:
-    """What the request lengths of the serving runs were, where their table tells only means.
-
-    Attributes:
-        output_share: Output tokens produced per output token asked for: models may stop early.
-        output_std_tokens: Standard deviation of the output lengths.
-        max_output_tokens: Longest output.
-        kv_tokens_per_request: Mean tokens that a running request holds in the KV cache.
-        max_pending: Unanswered requests that the client could hold.
-    """
-
-    output_share: float
-    output_std_tokens: float
-    max_output_tokens: int
-    kv_tokens_per_request: float
-    max_pending: float
-
-    def output_lengths(self, mean_tokens: float) -> LengthDistribution:
-        """Law of the output lengths with this mean, spread as wide as these bounds allow at most."""
-        part = mean_tokens % 1.0
-        least = np.sqrt(part * (1.0 - part))
-        most = np.sqrt(max(mean_tokens - 1.0, 0.0) * max(self.max_output_tokens - mean_tokens, 0.0))
-        std_tokens = float(np.clip(self.output_std_tokens, least, max(most, least)))
-        return LengthDistribution.from_moments(mean_tokens, std_tokens, 1, self.max_output_tokens)
 
 
 @dataclass(frozen=True)

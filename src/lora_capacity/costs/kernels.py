@@ -16,7 +16,7 @@ from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 
-from lora_capacity.server import ModelShape
+from lora_capacity.models import ModelShape
 
 SMALL_STEP_TOKENS = 128
 """Below this many tokens in a step the shrink kernel splits its inner dimension more finely."""

@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_capacity._tables import Column, read_table
-from lora_capacity.calibration import Calibration, RunLengths
+from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError
-from lora_capacity.fitting.profile import FloatArray, Profile
 from lora_capacity.fitting.residuals import NAMES, build_costs
+from lora_capacity.measurements import RunLengths, Runs, read_runs
+from lora_capacity.measurements.profile import FloatArray, Profile
 from lora_capacity.memory import MemoryModel
-from lora_capacity.twin import Results, Scenarios, StayLaw, simulate_steady
-from lora_capacity.validation import RUN_LENGTHS, Runs, is_starved, lay_out_runs, read_runs, run_lengths, smape
+from lora_capacity.scenarios import Results, Scenarios
+from lora_capacity.tables import Column, read_table
+from lora_capacity.twins.steady import StayLaw, simulate_steady
+from lora_capacity.validation import RUN_LENGTHS, is_starved, lay_out_runs, run_lengths, smape
 
 # Runs whose service lies between these tell how well the onset of starvation is predicted.
 _NEAR_CAPACITY = (0.5, 0.98)

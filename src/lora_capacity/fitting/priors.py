@@ -6,7 +6,7 @@ such as the rank's share when all adapters had one rank.
 
 import numpy as np
 
-from lora_capacity.fitting.profile import FloatArray, Profile
+from lora_capacity.measurements.profile import FloatArray, Profile
 
 Belief = tuple[float, float]
 

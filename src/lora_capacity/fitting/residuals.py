@@ -9,9 +9,10 @@ from jax import Array
 from numpy.typing import NDArray
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts, step_time_s
-from lora_capacity.fitting.profile import Profile
-from lora_capacity.server import ModelShape
-from lora_capacity.twin import Scenarios, StayLaw, simulate_steady
+from lora_capacity.measurements.profile import Profile
+from lora_capacity.models import ModelShape
+from lora_capacity.scenarios import Scenarios
+from lora_capacity.twins.steady import StayLaw, simulate_steady
 
 FloatArray = NDArray[np.float64]
 

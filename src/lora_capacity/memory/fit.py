@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
+from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError
+from lora_capacity.hardware import Gpu
 from lora_capacity.memory.plan import (
     FloatArray,
     IntArray,
@@ -16,7 +18,7 @@ from lora_capacity.memory.plan import (
     other_bytes,
     plan_memory,
 )
-from lora_capacity.server import Gpu, ModelShape, VllmBehaviour
+from lora_capacity.models import ModelShape
 from lora_capacity.units import BYTES_PER_GIB, BYTES_PER_MIB
 
 _START = MemoryModel(

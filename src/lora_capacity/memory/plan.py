@@ -8,9 +8,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError, check_keys, check_number
+from lora_capacity.hardware import Gpu
 from lora_capacity.memory.allocator import AllocatedMemory, allocate
-from lora_capacity.server import Gpu, ModelShape, VllmBehaviour, expand_target_modules
+from lora_capacity.models import ModelShape, expand_target_modules
 from lora_capacity.status import Status
 
 FloatArray = NDArray[np.float64]

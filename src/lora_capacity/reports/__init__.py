@@ -1,6 +1,6 @@
 """A recommendation with its surroundings as one HTML page, and as figures for papers."""
 
-from lora_capacity.reports.landscape import Curve, Landscape
+from lora_capacity.reports.plan_grid import Curve, Landscape
 from lora_capacity.reports.report import ClassService, Report, build_report, survey
 from lora_capacity.reports.sensitivity import Change
 

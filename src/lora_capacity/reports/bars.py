@@ -3,9 +3,9 @@
 import math
 from typing import TYPE_CHECKING
 
-from lora_capacity.display import percent, shown
 from lora_capacity.reports import svg
 from lora_capacity.reports.sensitivity import Change
+from lora_capacity.words import percent, shown
 
 if TYPE_CHECKING:
     from lora_capacity.reports.report import ClassService

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_capacity.display import shown
 from lora_capacity.reports import svg
-from lora_capacity.reports.landscape import Curve
+from lora_capacity.reports.plan_grid import Curve
 from lora_capacity.units import MS_PER_S
+from lora_capacity.words import shown
 
 WIDTH, HEIGHT = 420.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 12.0, 30.0, 44.0

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_capacity.display import duration, percent, shown
 from lora_capacity.reports import svg
 from lora_capacity.reports.colours import STEPS
-from lora_capacity.reports.landscape import Landscape
+from lora_capacity.reports.plan_grid import Landscape
 from lora_capacity.units import MS_PER_S
+from lora_capacity.words import duration, percent, shown
 
 
 @dataclass(frozen=True)

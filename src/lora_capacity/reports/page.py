@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_capacity.display import duration, gibibytes, percent, shown
-from lora_capacity.optimize.recommendation import LIMITS
 from lora_capacity.reports import figures
 from lora_capacity.reports.bars import change_figure, service_figure
 from lora_capacity.reports.curves import QUANTITIES, places
@@ -17,6 +15,8 @@ from lora_capacity.reports.markup import Markup, escape, figure, joined, node, t
 from lora_capacity.reports.provenance import rests_on
 from lora_capacity.reports.style import figure_css, palette_css, resource
 from lora_capacity.reports.tables import change_table, class_table, curve_table, map_table, runner_up_table
+from lora_capacity.search.recommendation import LIMITS
+from lora_capacity.words import duration, gibibytes, percent, shown
 
 if TYPE_CHECKING:
     from lora_capacity.reports.report import Report

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lora_capacity.display import percent, shown
 from lora_capacity.reports.markup import Markup, facts, node, table, tabled
+from lora_capacity.words import percent, shown
 from lora_capacity.workload import LengthDistribution, Workload
 from lora_capacity.workload.adapters import AdapterMix
 

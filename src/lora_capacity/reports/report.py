@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.optimize import Recommendation
-from lora_capacity.optimize.problem import Problem
-from lora_capacity.reports.landscape import Curve, Landscape, run_at
+from lora_capacity.reports.plan_grid import Curve, Landscape, run_at
 from lora_capacity.reports.sensitivity import Change, changes
-from lora_capacity.sweep import Progress, with_classes
-from lora_capacity.twin import build_scenarios
+from lora_capacity.run.steady import Progress, with_classes
+from lora_capacity.scenarios import build_scenarios
+from lora_capacity.search import Recommendation
+from lora_capacity.search.problem import Problem
 from lora_capacity.workload import Workload
 
 _COLUMNS, _ROWS, _POINTS = 46, 34, 120

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from lora_capacity.optimize.choice import Columns
-from lora_capacity.optimize.margin import assess
-from lora_capacity.optimize.problem import Problem
-from lora_capacity.optimize.recommendation import Candidate
-from lora_capacity.server import ServerConfig
-from lora_capacity.sweep import with_classes
-from lora_capacity.twin import Scenarios, StayLaw, build_scenarios
+from lora_capacity.engines import ServerConfig
+from lora_capacity.run.steady import with_classes
+from lora_capacity.scenarios import Scenarios, build_scenarios
+from lora_capacity.search.margin import assess
+from lora_capacity.search.objective import Columns
+from lora_capacity.search.problem import Problem
+from lora_capacity.search.recommendation import Candidate
+from lora_capacity.twins.steady import StayLaw
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import LengthDistribution
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from lora_capacity.display import shown
+from lora_capacity.words import shown
 
 FONT_SIZE = 12.0
 _LETTER = 0.54

@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_capacity.display import duration, percent, shown
-from lora_capacity.optimize import Candidate, Recommendation
 from lora_capacity.reports.bars import points
 from lora_capacity.reports.heatmap import REGIONS
-from lora_capacity.reports.landscape import Curve, Landscape
 from lora_capacity.reports.markup import Markup, table
+from lora_capacity.reports.plan_grid import Curve, Landscape
 from lora_capacity.reports.sensitivity import Change
+from lora_capacity.search import Candidate, Recommendation
 from lora_capacity.units import MS_PER_S
+from lora_capacity.words import duration, percent, shown
 
 if TYPE_CHECKING:
     from lora_capacity.reports.report import ClassService

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_capacity.costs import Costs, step_time_s
-from lora_capacity.twin.steady import KV_CACHE_FILL
+from lora_capacity.twins.steady.solve import KV_CACHE_FILL
 
 _ITERATIONS = 5
 

@@ -19,8 +19,8 @@ from lora_capacity.memory import slot_bytes
 from lora_capacity.surrogate.closed import Limit
 from lora_capacity.surrogate.questions import FloatArray, IntArray, Questions
 from lora_capacity.surrogate.steady import limits, stay_laws
-from lora_capacity.twin import StayLaw
-from lora_capacity.twin.cycle import BURST_MARGIN, burst_width
+from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady.slots import BURST_MARGIN, burst_width
 
 _SLOTS = (1, 4, 8, 16, 32, 64, 128, 256)
 _LOSSES = (0.05, 0.15, 0.3)

@@ -13,8 +13,8 @@ import numpy as np
 
 from lora_capacity.errors import InputError, check_keys, nearest_hint
 from lora_capacity.surrogate.arrays import Ensemble, FloatArray, Stack
+from lora_capacity.surrogate.dataset import digest
 from lora_capacity.surrogate.features import NAMES
-from lora_capacity.surrogate.labels import digest
 from lora_capacity.surrogate.targets import TARGETS, features_of
 from lora_capacity.surrogate.trees import KINDS
 

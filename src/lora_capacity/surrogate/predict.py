@@ -9,14 +9,15 @@ from scipy.stats import norm
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InfeasibleError, InputError, nearest_hint
-from lora_capacity.optimize import assess
+from lora_capacity.scenarios import build_scenarios
+from lora_capacity.search import assess
+from lora_capacity.surrogate.dataset import digest
 from lora_capacity.surrogate.features import FEATURES, Described, describe
-from lora_capacity.surrogate.labels import digest
 from lora_capacity.surrogate.model import LEVELS, Surrogate
 from lora_capacity.surrogate.questions import Questions
 from lora_capacity.surrogate.targets import adapters_of, with_slots
 from lora_capacity.surrogate.trees import KINDS
-from lora_capacity.twin import StayLaw, build_scenarios
+from lora_capacity.twins.steady import StayLaw
 from lora_capacity.workload import Workload
 
 _TOLERATED = 0.02

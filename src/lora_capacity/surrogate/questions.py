@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.calibration import Calibration
+from lora_capacity.engines import ServerConfig
+from lora_capacity.hardware import Gpu
 from lora_capacity.memory import plan_memory
-from lora_capacity.server import Gpu, ServerConfig
+from lora_capacity.scenarios import Scenarios
+from lora_capacity.scenarios.scenarios import kv_tokens_per_request
 from lora_capacity.status import Status
-from lora_capacity.twin import Scenarios
-from lora_capacity.twin.inputs import kv_tokens_per_request
 from lora_capacity.workload import Workload
 from lora_capacity.workload.adapters import AdapterMix, Adapters
 

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
+from lora_capacity.scenarios import Results
 from lora_capacity.surrogate.closed import Limit, at_limit
 from lora_capacity.surrogate.questions import FloatArray, IntArray, Questions
-from lora_capacity.twin import Results, StayLaw, simulate_steady
+from lora_capacity.twins.steady import StayLaw, simulate_steady
 from lora_capacity.workload import LengthDistribution
 
 _CHUNK = 512

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lora_capacity.surrogate.dataset import Labels
 from lora_capacity.surrogate.features import FEATURES, NAMES, Described, Feature
-from lora_capacity.surrogate.labels import Labels
 from lora_capacity.surrogate.questions import FloatArray, IntArray, Questions
 
 TARGETS = ("adapters", "slots", "throughput", "starved")

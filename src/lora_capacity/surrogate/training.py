@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from lora_capacity._kept import package_version
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError
+from lora_capacity.run.checkpoint import package_version
+from lora_capacity.run.steady import Progress
 from lora_capacity.surrogate.arrays import Ensemble, FloatArray, IntArray
+from lora_capacity.surrogate.dataset import Labels, digest
 from lora_capacity.surrogate.features import Described, describe
-from lora_capacity.surrogate.labels import Labels, digest
 from lora_capacity.surrogate.model import LEVELS, Surrogate
 from lora_capacity.surrogate.rounding import rounded
 from lora_capacity.surrogate.scores import conformal, macro_f1, smape
@@ -23,7 +24,6 @@ from lora_capacity.surrogate.targets import (
     with_slots,
 )
 from lora_capacity.surrogate.trees import KINDS, Design, train
-from lora_capacity.sweep import Progress
 
 FEWEST_LABELS = 30
 _FOLDS = 5

@@ -1,12 +1,16 @@
 """Predictions against measured runs: reading runs, predicting them, and scoring the predictions."""
 
 from lora_capacity.validation.agreement import Agreement
-from lora_capacity.validation.lengths import length_pairs
 from lora_capacity.validation.outcomes import Outcome, offered_tokens_per_s, predict_outcomes
-from lora_capacity.validation.predict import ENGINES, RUN_LENGTHS, Predictions, lay_out_runs, predict_runs, run_lengths
-from lora_capacity.validation.runs import Runs, read_runs
+from lora_capacity.validation.predict import (
+    ENGINES,
+    RUN_LENGTHS,
+    Predictions,
+    lay_out_runs,
+    predict_runs,
+    run_lengths,
+)
 from lora_capacity.validation.scores import is_starved, mape, score_runs, smape
-from lora_capacity.validation.series import TimeMeans, read_time_means
 
 __all__ = [
     "ENGINES",
@@ -14,17 +18,12 @@ __all__ = [
     "Agreement",
     "Outcome",
     "Predictions",
-    "Runs",
-    "TimeMeans",
     "is_starved",
     "lay_out_runs",
-    "length_pairs",
     "mape",
     "offered_tokens_per_s",
     "predict_outcomes",
     "predict_runs",
-    "read_runs",
-    "read_time_means",
     "run_lengths",
     "score_runs",
     "smape",

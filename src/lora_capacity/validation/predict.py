@@ -6,16 +6,18 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_capacity.calibration import Calibration, RunLengths
+from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number, nearest_hint
-from lora_capacity.optimize import assess
-from lora_capacity.playing import play
+from lora_capacity.measurements import RunLengths
+from lora_capacity.measurements.lengths import INPUT_STD_TOKENS, length_pairs
+from lora_capacity.measurements.runs import STARVED_SHORTFALL, FloatArray, IntArray, Runs
+from lora_capacity.run import play
+from lora_capacity.run.steady import Progress
+from lora_capacity.scenarios import Scenarios, lay_out
+from lora_capacity.search import assess
 from lora_capacity.status import Status
-from lora_capacity.sweep import Progress
-from lora_capacity.twin import Scenarios, StayLaw, lay_out
+from lora_capacity.twins.steady import StayLaw
 from lora_capacity.units import S_PER_HOUR
-from lora_capacity.validation.lengths import INPUT_STD_TOKENS, length_pairs
-from lora_capacity.validation.runs import STARVED_SHORTFALL, FloatArray, IntArray, Runs
 
 RUN_LENGTHS = RunLengths(
     output_share=1.0,

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lora_capacity.optimize import Objective, choose
+from lora_capacity.measurements.runs import STARVED_SHORTFALL, IntArray, Runs
+from lora_capacity.search import Objective, choose
 from lora_capacity.status import Status
 from lora_capacity.validation.predict import Predictions
-from lora_capacity.validation.runs import STARVED_SHORTFALL, IntArray, Runs
 
 OPTIMUM_SET = "optimum"
 """Name of the ``set`` whose runs are grids made to read the best configuration off.

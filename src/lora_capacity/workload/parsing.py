@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_capacity._tables import Column, read_table
 from lora_capacity.errors import InputError, check_number
+from lora_capacity.tables import Column, read_table
 from lora_capacity.units import S_PER_HOUR
 from lora_capacity.workload._fields import Int32Array, briefly, section, table_path
 from lora_capacity.workload.adapters import AdapterList, AdapterMix, Adapters, check_distinct

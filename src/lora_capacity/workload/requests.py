@@ -7,8 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from lora_capacity._tables import Column, read_table
 from lora_capacity.errors import InputError, nearest_hint
+from lora_capacity.tables import Column, read_table
 from lora_capacity.workload._fields import MAX_TOKENS, FloatArray, Int32Array, IntArray, read_only
 from lora_capacity.workload.adapters import AdapterList
 

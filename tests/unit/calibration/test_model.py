@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_capacity.calibration import Calibration, RunLengths, bundled_names, load_calibration
+from lora_capacity.calibration import Calibration, bundled_names, load_calibration
+from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError
-from lora_capacity.server import VllmBehaviour
+from lora_capacity.measurements import RunLengths
 from tests.examples import COSTS, LLAMA_8B, make_calibration, make_costs
 
 RUNS = RunLengths(0.98, 207.0, 1024, 360.0, 26_000.0)

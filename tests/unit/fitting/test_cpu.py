@@ -14,12 +14,13 @@ import pytest
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import step_time_s
+from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError
-from lora_capacity.fitting import FitReport, fit_calibration, read_profile
-from lora_capacity.optimize import optimize
-from lora_capacity.server import ServerConfig
+from lora_capacity.fitting import FitReport, fit_calibration
+from lora_capacity.measurements import read_profile, read_runs
+from lora_capacity.search import optimize
 from lora_capacity.status import Status
-from lora_capacity.validation import predict_runs, read_runs, smape
+from lora_capacity.validation import predict_runs, smape
 from lora_capacity.workload import Workload
 
 PROFILE = Path(__file__).parents[2] / "data" / "profile-cpu"

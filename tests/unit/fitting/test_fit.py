@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from lora_capacity.calibration import Calibration
+from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError
-from lora_capacity.fitting import fit_calibration, read_profile
+from lora_capacity.fitting import fit_calibration
+from lora_capacity.hardware import Gpu
+from lora_capacity.measurements import read_profile
 from lora_capacity.memory import MemoryModel, plan_memory
-from lora_capacity.server import Gpu, ModelShape, VllmBehaviour
+from lora_capacity.models import ModelShape
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB, BYTES_PER_MIB
 

@@ -7,8 +7,10 @@ from lora_capacity_profiling.deployment import Deployment, Profiled, adapter_nam
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.server import Server
 
+from lora_capacity.engines import ServerConfig, VllmBehaviour
 from lora_capacity.errors import InputError
-from lora_capacity.server import Gpu, ModelShape, ServerConfig, VllmBehaviour
+from lora_capacity.hardware import Gpu
+from lora_capacity.models import ModelShape
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import Workload
 from tests.unit.profiling.conftest import fake_environment

@@ -9,7 +9,7 @@ import pytest
 from lora_capacity_profiling.material import SMALL_LLAMA, write_adapter, write_model
 
 from lora_capacity.errors import InputError
-from lora_capacity.server import ModelShape
+from lora_capacity.models import ModelShape
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -15,10 +15,10 @@ from lora_capacity_profiling.profiler import Launch, Profiler, Watcher
 from lora_capacity_profiling.server import Server
 
 from lora_capacity.errors import InputError
-from lora_capacity.fitting import fit_calibration, read_profile
-from lora_capacity.server import ModelShape
+from lora_capacity.fitting import fit_calibration
+from lora_capacity.measurements import read_profile, read_runs
+from lora_capacity.models import ModelShape
 from lora_capacity.status import Status
-from lora_capacity.validation import read_runs
 from tests.unit.profiling.conftest import fake_environment
 from tests.unit.profiling.test_campaign import small
 from tests.unit.profiling.test_server import command_lines

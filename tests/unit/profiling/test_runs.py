@@ -16,7 +16,7 @@ from lora_capacity_profiling.runs import (
 from lora_capacity_profiling.server import Server
 
 from lora_capacity.errors import InputError
-from lora_capacity.validation import read_runs
+from lora_capacity.measurements import read_runs
 
 ABOUT = {
     "run_id": "1",

@@ -3,10 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lora_capacity.run.steady import simulate
+from lora_capacity.scenarios import build_scenarios
 from lora_capacity.surrogate import Questions, Space
 from lora_capacity.surrogate.steady import limits, simulate_questions
-from lora_capacity.sweep import simulate
-from lora_capacity.twin import StayLaw, build_scenarios
+from lora_capacity.twins.steady import StayLaw
 from lora_capacity.workload import Workload
 
 LENGTHS = {

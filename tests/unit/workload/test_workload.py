@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from lora_capacity.errors import InputError
-from lora_capacity.workload import BASE_MODEL, AdapterList, AdapterMix, Arrivals, LengthDistribution, Requests, Workload
+from lora_capacity.workload import (
+    BASE_MODEL,
+    AdapterList,
+    AdapterMix,
+    Arrivals,
+    LengthDistribution,
+    Requests,
+    Workload,
+)
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 WORKLOAD = Workload(

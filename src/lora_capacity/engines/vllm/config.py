@@ -1,0 +1,140 @@
+"""The flags of one ``vllm serve`` command that decide how many adapters it can serve."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from lora_capacity.engines.vllm.behaviour import VllmBehaviour, smallest_max_lora_rank
+from lora_capacity.errors import InputError, check_keys, check_number
+from lora_capacity.hardware.gpu import Gpu
+from lora_capacity.models.shape import ModelShape, expand_target_modules
+
+_COUNTS = ("max_loras", "max_cpu_loras", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size")
+_ALWAYS_SHOWN = ("max_loras", "max_cpu_loras", "max_lora_rank")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """A server's settings, by the names of vLLM's flags.
+
+    Attributes:
+        vllm_version: The vLLM version that runs them.
+        max_loras: Slots for adapters on the GPU (S).
+        max_cpu_loras: Adapters held in host memory (A), at least ``max_loras``.
+        max_lora_rank: Rank that every slot is reserved for.
+        max_num_seqs: Most requests in a step.
+        max_num_batched_tokens: Most tokens in a step, at least ``max_num_seqs``.
+        gpu_memory_utilization: Share of the GPU memory that the server plans with.
+        max_model_len: Longest sequence, prompt and output together, tokens.
+        block_size: Tokens of a KV block.
+        target_modules: Modules that the adapters adapt, see :func:`expand_target_modules`.
+        defaults: What vLLM would choose by itself; :meth:`serve_command` leaves such flags out.
+    """
+
+    vllm_version: str
+    max_loras: int
+    max_cpu_loras: int
+    max_lora_rank: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    gpu_memory_utilization: float
+    max_model_len: int
+    block_size: int = 16
+    target_modules: str | tuple[str, ...] = "all-linear"
+    defaults: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            object.__setattr__(self, name, check_number(name, getattr(self, name), minimum=1, integer=True))
+        check_number("gpu_memory_utilization", self.gpu_memory_utilization, minimum=0, exclusive=True, maximum=1)
+        if self.max_cpu_loras < self.max_loras:
+            raise InputError("max_cpu_loras", self.max_cpu_loras, f"a whole number >= max_loras {self.max_loras}")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            allowed = f"a whole number >= max_num_seqs {self.max_num_seqs}"
+            raise InputError(
+                "max_num_batched_tokens", self.max_num_batched_tokens, allowed, "lower max_num_seqs with it"
+            )
+        _check_rank(self.max_lora_rank, self.behaviour)
+        object.__setattr__(self, "max_lora_rank", int(self.max_lora_rank))
+        expand_target_modules(self.target_modules)
+
+    @property
+    def behaviour(self) -> VllmBehaviour:
+        """Defaults and rules of the vLLM version."""
+        return VllmBehaviour.for_version(self.vllm_version)
+
+    @property
+    def reserved_modules(self) -> str | tuple[str, ...]:
+        """Modules that every slot is reserved for: ``all-linear``, unless the version can be told which."""
+        return self.target_modules if self.behaviour.restricts_target_modules else "all-linear"
+
+    @classmethod
+    def with_defaults(cls, behaviour: VllmBehaviour, gpu: Gpu, model: ModelShape, **given: Any) -> Self:
+        """Fill in what is not given as that vLLM version would on that GPU.
+
+        ``max_num_seqs`` shrinks to a given smaller ``max_num_batched_tokens``, as newer versions do by themselves.
+
+        Args:
+            behaviour: The vLLM version.
+            gpu: The GPU, whose memory decides the batch limits.
+            model: The base model, which decides the longest sequence.
+            **given: Any of the fields but ``vllm_version`` and ``defaults``; None counts as not given.
+
+        Raises:
+            InputError: If a name is unknown or a value is not allowed.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        check_keys("", given, [entry.name for entry in fields(cls) if entry.name not in ("vllm_version", "defaults")])
+        budget = behaviour.batch_budget(gpu.memory_bytes)
+        defaults = {
+            "max_loras": 1,
+            "max_cpu_loras": given.get("max_loras", 1),
+            "max_lora_rank": behaviour.max_lora_rank,
+            "max_num_seqs": budget.max_num_seqs,
+            "max_num_batched_tokens": budget.max_num_batched_tokens,
+            "gpu_memory_utilization": behaviour.gpu_memory_utilization,
+            "max_model_len": model.max_position_embeddings,
+            "block_size": behaviour.block_size,
+            "target_modules": "all-linear",
+        }
+        values = defaults | given
+        if "max_num_seqs" not in given and "max_num_batched_tokens" in given:
+            tokens = check_number("max_num_batched_tokens", values["max_num_batched_tokens"], minimum=1, integer=True)
+            values["max_num_seqs"] = min(budget.max_num_seqs, tokens)
+        config = cls(vllm_version=behaviour.version, **values, defaults=defaults)
+        if config.max_model_len > model.max_position_embeddings:
+            allowed = f"at most the {model.max_position_embeddings} tokens that {model.name} takes"
+            raise InputError("max_model_len", config.max_model_len, allowed)
+        return config
+
+    def serve_command(self, model_name: str) -> str:
+        """Return the ``vllm serve`` line, quoted for a shell.
+
+        Args:
+            model_name: What to serve: a model's name or path.
+        """
+        words = ["vllm", "serve", model_name, "--enable-lora"]
+        for name in (
+            *_ALWAYS_SHOWN,
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "gpu_memory_utilization",
+            "max_model_len",
+            "block_size",
+        ):
+            value = getattr(self, name)
+            if name in _ALWAYS_SHOWN or value != self.defaults.get(name):
+                words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+        if self.reserved_modules != "all-linear":
+            words += ["--lora-target-modules", *expand_target_modules(self.reserved_modules)]
+        return shlex.join(words)
+
+
+def _check_rank(rank: object, behaviour: VllmBehaviour) -> None:
+    if not isinstance(rank, bool) and rank in behaviour.max_lora_ranks:
+        return
+    largest = behaviour.max_lora_ranks[-1]
+    number = check_number("max_lora_rank", rank)
+    remedy = f"use {smallest_max_lora_rank(int(-(-number // 1)), behaviour)}" if 0 < number <= largest else ""
+    raise InputError("max_lora_rank", rank, f"one of {', '.join(map(str, behaviour.max_lora_ranks))}", remedy)

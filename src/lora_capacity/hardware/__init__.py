@@ -1,0 +1,5 @@
+"""Hardware: GPUs as data."""
+
+from lora_capacity.hardware.gpu import Gpu
+
+__all__ = ["Gpu"]

@@ -1,0 +1,280 @@
+"""Measured serving runs: reading their table, strictly, and what was measured in each."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_capacity.errors import InputError
+from lora_capacity.status import Status
+from lora_capacity.tables import Column, read_table
+from lora_capacity.units import MS_PER_S
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+MAX_NUM_SEQS = 2048
+"""``max_num_seqs`` of runs whose table does not say.
+
+Source: setting of the published H100 runs (arXiv 2508.08343); likewise the next."""
+
+MAX_NUM_BATCHED_TOKENS = 2048
+"""``max_num_batched_tokens`` of runs whose table does not say."""
+
+STARVED_SHORTFALL = 0.1
+"""A run is starved when its throughput is at least this share below its offered load.
+
+Source: definition of arXiv 2508.08343."""
+
+LENGTH_COLUMNS = ("std_input_tokens", "std_output_tokens", "max_output_tokens")
+"""Columns that tell, beside the means, how long requests were."""
+
+_STATUSES = {status.label: status for status in (Status.OK, Status.NO_KV_CACHE, Status.OOM)}
+_MEASURED = (
+    "mean_input_tokens",
+    "mean_output_tokens",
+    "completed",
+    "duration_s",
+    "input_throughput",
+    "output_throughput",
+    "mean_itl_ms",
+    "mean_ttft_ms",
+)
+_POSITIVE = ("mean_input_tokens", "mean_output_tokens", "duration_s")
+_COLUMNS = {
+    "run_id": Column("text", required=False),
+    "set": Column("text", required=False),
+    "scenario": Column("text", required=False),
+    "model": Column("text"),
+    "max_loras": Column("integer", minimum=1),
+    "max_cpu_loras": Column("integer", minimum=1),
+    "max_lora_rank": Column("integer", minimum=1),
+    "ranks": Column("text"),
+    "rates": Column("text"),
+    "rate_values": Column("text", required=False),
+    "rate_counts": Column("text", required=False),
+    "arrivals": Column("integer", required=False, minimum=0),
+    "status": Column("text"),
+    "max_num_seqs": Column("integer", required=False, minimum=1),
+    "max_num_batched_tokens": Column("integer", required=False, minimum=1),
+    "max_model_len": Column("integer", required=False, minimum=1),
+    "base_rate_per_s": Column(required=False, minimum=0),
+    "max_pending": Column("integer", required=False, minimum=1),
+    "std_input_tokens": Column(required=False, minimum=0),
+    "std_output_tokens": Column(required=False, minimum=0),
+    "max_output_tokens": Column("integer", required=False, minimum=1),
+} | {name: Column(blank=True, minimum=0, exclusive=name in _POSITIVE) for name in _MEASURED}
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Measured runs; arrays ``[runs]`` unless said otherwise, NaN where a server did not start or nothing was recorded.
+
+    Adapters of one rate form a class; which rank an adapter of some rate has is not recorded, so that all classes have
+    the mean rank. Classes that a run lacks have a count of 0.
+
+    Attributes:
+        path: Where they were read.
+        run_id: Name of the run, object; empty where it has none.
+        set: Name of the campaign, object.
+        scenario: Name of the workload, object.
+        model: Name of the base model, object.
+        max_loras: Slots.
+        max_cpu_loras: Adapters served.
+        max_lora_rank: Rank that slots were reserved for.
+        max_num_seqs: Most requests in a step.
+        max_num_batched_tokens: Most tokens in a step.
+        max_model_len: Longest sequence in tokens; NaN: as long as the model takes.
+        base_rate_per_s: Requests per second without an adapter, as asked for.
+        max_pending: Most unanswered requests that the clients held.
+        std_input_tokens: Standard deviation of the prompt lengths; NaN: not recorded, as the next two. Where all three
+            are recorded, every answer had the length asked for, whatever its prompt's.
+        std_output_tokens: Standard deviation of the answer lengths.
+        max_output_tokens: Longest answer.
+        class_count: Adapters of each class, ``[runs, classes]``.
+        class_rate_per_s: Requests per second of one adapter of the class, as asked for, ``[runs, classes]``.
+        mean_rank: Mean rank of the adapters.
+        mean_input_tokens: Mean prompt length of the requests sent.
+        mean_output_tokens: Mean answer length asked for.
+        completed: Requests completed.
+        arrivals: Requests sent.
+        duration_s: Time observed in seconds.
+        throughput_tokens_per_s: Input plus output tokens of completed requests per second.
+        itl_s: Mean inter-token latency in seconds.
+        ttft_s: Mean time to first token in seconds.
+        status: :class:`~lora_capacity.status.Status` of the start, int64.
+    """
+
+    path: Path
+    run_id: np.ndarray
+    set: np.ndarray
+    scenario: np.ndarray
+    model: np.ndarray
+    max_loras: IntArray
+    max_cpu_loras: IntArray
+    max_lora_rank: IntArray
+    max_num_seqs: IntArray
+    max_num_batched_tokens: IntArray
+    max_model_len: FloatArray
+    base_rate_per_s: FloatArray
+    max_pending: FloatArray
+    std_input_tokens: FloatArray
+    std_output_tokens: FloatArray
+    max_output_tokens: FloatArray
+    class_count: FloatArray
+    class_rate_per_s: FloatArray
+    mean_rank: FloatArray
+    mean_input_tokens: FloatArray
+    mean_output_tokens: FloatArray
+    completed: FloatArray
+    arrivals: FloatArray
+    duration_s: FloatArray
+    throughput_tokens_per_s: FloatArray
+    itl_s: FloatArray
+    ttft_s: FloatArray
+    status: IntArray
+
+    def __len__(self) -> int:
+        return int(self.model.size)
+
+    def take(self, rows: IntArray) -> "Runs":
+        """Return the runs of these indices."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        arrays: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        return replace(self, **{name: value[rows] for name, value in arrays.items()})
+
+    @property
+    def started(self) -> NDArray[np.bool_]:
+        """Whether the server started, ``[runs]``."""
+        return np.asarray(self.status == Status.OK)
+
+    @property
+    def nominal_rate_per_s(self) -> FloatArray:
+        """Requests per second asked for, of all adapters and the base model together, ``[runs]``."""
+        return np.asarray((self.class_count * self.class_rate_per_s).sum(axis=1) + self.base_rate_per_s)
+
+    @property
+    def tells_lengths(self) -> NDArray[np.bool_]:
+        """Whether the spread of the request lengths is recorded, ``[runs]``."""
+        return np.asarray(~np.isnan(np.stack([getattr(self, name) for name in LENGTH_COLUMNS])).any(axis=0))
+
+    def arrival_rate_per_s(self, max_pending: float, share: float = 0.95) -> FloatArray:
+        """Requests per second that really came, ``[runs]``.
+
+        As recorded; as asked for where nothing is recorded or the clients were held back, since a request that a client
+        could not send was offered all the same.
+
+        Args:
+            max_pending: Most unanswered requests that the clients could hold, where that is not recorded.
+            share: Share of it from which on clients count as held back.
+        """
+        most = np.where(np.isnan(self.max_pending), max_pending, self.max_pending)
+        free = self.arrivals - self.completed < share * most  # False where not recorded
+        recorded = np.where(free, self.arrivals, np.nan) / self.duration_s
+        return np.where(free, recorded, self.nominal_rate_per_s)
+
+
+def read_runs(path: str | Path) -> Runs:
+    """Read a table of serving runs, CSV with a header line.
+
+    Needed are ``model, max_loras, max_cpu_loras, max_lora_rank, ranks, rates, mean_input_tokens, mean_output_tokens,
+    completed, duration_s, input_throughput, output_throughput, mean_itl_ms, mean_ttft_ms, status``; used where present
+    are ``run_id, set, scenario, rate_values, rate_counts, arrivals, max_num_seqs, max_num_batched_tokens,
+    max_model_len, base_rate_per_s, max_pending`` and, where the lengths were exact, the three of `LENGTH_COLUMNS`.
+    Lists (``rates``, ``ranks``, ``rate_values``, ``rate_counts``) stand in one cell with blanks between. Without
+    ``rate_values`` and ``rate_counts`` the ``rates`` are dealt in turn to the adapters. Rows of a server that did not
+    start (``status`` ``oom`` or ``no_kv_cache``) may leave all measured columns empty.
+
+    Args:
+        path: The table.
+
+    Raises:
+        InputError: If the file cannot be read, lacks a column, or a cell does not hold what it should.
+    """
+    path = Path(path)
+    table = read_table(path, _COLUMNS)
+    status = np.array([_status(path, row, text) for row, text in enumerate(table["status"])], dtype=np.int64)
+    started = status == Status.OK
+    for name in _MEASURED:
+        for row in np.flatnonzero(started & np.isnan(table[name]))[:1]:
+            raise InputError(_cell(path, row, name), "", "a number, since status is ok")
+    for row in np.flatnonzero(table["max_loras"] > table["max_cpu_loras"])[:1]:
+        allowed = f"1 to max_cpu_loras, {table['max_cpu_loras'][row]:g}"
+        raise InputError(_cell(path, row, "max_loras"), int(table["max_loras"][row]), allowed)
+    counts, rates = _classes(path, table)
+    return Runs(
+        path=path,
+        run_id=table["run_id"],
+        set=table["set"],
+        scenario=table["scenario"],
+        model=table["model"],
+        max_loras=table["max_loras"].astype(np.int64),
+        max_cpu_loras=table["max_cpu_loras"].astype(np.int64),
+        max_lora_rank=table["max_lora_rank"].astype(np.int64),
+        max_num_seqs=_with_default(table["max_num_seqs"], MAX_NUM_SEQS),
+        max_num_batched_tokens=_with_default(table["max_num_batched_tokens"], MAX_NUM_BATCHED_TOKENS),
+        max_model_len=table["max_model_len"],
+        base_rate_per_s=np.nan_to_num(table["base_rate_per_s"]),
+        **{name: table[name] for name in ("max_pending", *LENGTH_COLUMNS)},
+        class_count=counts,
+        class_rate_per_s=rates,
+        mean_rank=np.array([_numbers(path, row, "ranks", text).mean() for row, text in enumerate(table["ranks"])]),
+        mean_input_tokens=table["mean_input_tokens"],
+        mean_output_tokens=table["mean_output_tokens"],
+        completed=table["completed"],
+        arrivals=table["arrivals"],
+        duration_s=table["duration_s"],
+        throughput_tokens_per_s=table["input_throughput"] + table["output_throughput"],
+        itl_s=table["mean_itl_ms"] / MS_PER_S,
+        ttft_s=table["mean_ttft_ms"] / MS_PER_S,
+        status=status,
+    )
+
+
+def _with_default(column: FloatArray, default: int) -> IntArray:
+    return np.where(np.isnan(column), default, column).astype(np.int64)
+
+
+def _classes(path: Path, table: dict[str, Any]) -> tuple[FloatArray, FloatArray]:
+    """Return how many adapters have which rate, ``[runs, classes]`` each, padded with zeros."""
+    found = [_rates_of_row(path, row, table) for row in range(table["model"].size)]
+    classes = max(rates.size for _, rates in found)
+    counts, rates = np.zeros((2, len(found), classes))
+    for row, (count, rate) in enumerate(found):
+        counts[row, : count.size], rates[row, : rate.size] = count, rate
+    return counts, rates
+
+
+def _rates_of_row(path: Path, row: int, table: dict[str, Any]) -> tuple[FloatArray, FloatArray]:
+    adapters = int(table["max_cpu_loras"][row])
+    rates = _numbers(path, row, "rates", table["rates"][row])
+    values, counts = table["rate_values"][row], table["rate_counts"][row]
+    if not values and not counts:
+        return np.bincount(np.arange(adapters) % rates.size, minlength=rates.size).astype(np.float64), rates
+    value, count = _numbers(path, row, "rate_values", values), _numbers(path, row, "rate_counts", counts)
+    if value.size != count.size or np.any(count != np.floor(count)):
+        allowed = f"a whole number for each of the {value.size} rate_values"
+        raise InputError(_cell(path, row, "rate_counts"), counts, allowed)
+    return count, value
+
+
+def _numbers(path: Path, row: int, name: str, text: str) -> FloatArray:
+    try:
+        numbers = np.array([float(word) for word in text.split()])
+    except ValueError:
+        numbers = np.array([])
+    if not numbers.size or not np.all((numbers > 0) & np.isfinite(numbers)):
+        raise InputError(_cell(path, row, name), text, "numbers > 0 with blanks between")
+    return numbers
+
+
+def _status(path: Path, row: int, text: str) -> Status:
+    if text not in _STATUSES:
+        raise InputError(_cell(path, row, "status"), text, ", ".join(_STATUSES))
+    return _STATUSES[text]
+
+
+def _cell(path: Path, row: int, name: str) -> str:
+    return f"{path} row {row + 1}, {name}"

@@ -1,0 +1,404 @@
+"""Batches of configurations: which go together, how many fit into memory, and how one is run.
+
+On a CPU each core plays one configuration after the other: a turn then does only what its server needs. On an
+accelerator a batch is played at once, and its loop turns until its last server is done: servers with about as much to
+do go together. Sizes are rounded up, so that batches share what was compiled.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar, cast
+
+import jax
+import numpy as np
+from jax import Array
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import Mesh, PartitionSpec
+from numpy.typing import NDArray
+
+from lora_capacity.calibration import Calibration
+from lora_capacity.costs import Costs
+from lora_capacity.engines import SchedulerRules
+from lora_capacity.errors import InputError, check_number
+from lora_capacity.scenarios import Results, Scenarios
+from lora_capacity.status import Status
+from lora_capacity.twins.events import EventResults, RequestTables, lay_out_requests
+from lora_capacity.twins.events.fast_forward import MOST_SKIPPED
+from lora_capacity.twins.events.requests import TICKS
+from lora_capacity.twins.events.simulation import initial_state, lay_out_servers, play_out
+from lora_capacity.twins.events.state import WINDOW
+from lora_capacity.workload import Requests
+
+WIDTH_ACCELERATOR = 4096
+"""Most configurations that an accelerator plays at once: fewer use less of its vector units."""
+
+LONGEST_BATCH, BATCHES_PER_CORE = 64, 4
+"""Most configurations in a batch on a CPU, and batches that each core should get at least, for an even end."""
+
+WORTH_COMPILING, MOST_SIZES = 64, 4
+"""Configurations for which tables of a size of their own are compiled, which saves memory; and most such sizes."""
+
+MEMORY_SHARE = 0.5
+"""Share of the free memory that batches may take."""
+
+_LAYOUT_STEP = 1024
+"""Requests that tables are laid out in steps of."""
+
+Result = TypeVar("Result")
+
+_OF_ADAPTERS = ("adapter_arrived", "adapter_completed", "adapter_worst_wait_s")
+
+_MARGIN = 1.25
+"""Requests laid out per request that the steady twin sees completed, where clients hold requests back."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Configurations that are played together.
+
+    Attributes:
+        rows: Which, ``[rows]``.
+        width: How many are played at a time; the last ones are filled up to it.
+        requests: Requests that each has room for.
+        adapters: Adapters that each has room for.
+    """
+
+    rows: NDArray[np.int64]
+    width: int
+    requests: int
+    adapters: int
+
+    def pieces(self) -> list[NDArray[np.int64]]:
+        """Return the rows played at a time."""
+        return [self.rows[i : i + self.width] for i in range(0, self.rows.size, self.width)]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is told of the time served.
+
+    Attributes:
+        warmup_s: Time at the beginning that is left out.
+        samples: Parts of the horizon in a series.
+    """
+
+    warmup_s: float = 0.0
+    samples: int = 0
+
+    def check(self, horizon_s: NDArray[np.floating[Any]]) -> None:
+        """Raise `InputError` if nothing is left to observe."""
+        check_number("samples", self.samples, minimum=0, integer=True)
+        check_number("warmup_s", self.warmup_s, minimum=0)
+        if self.warmup_s >= horizon_s.min():
+            raise InputError("warmup_s", self.warmup_s, f"less than the horizon, {horizon_s.min():g} s")
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How configurations are cut into batches and run.
+
+    Attributes:
+        calibration: Whose costs and vLLM version hold.
+        most: Most requests that each configuration can need, ``[configs]``.
+        work: About how many turns each takes, ``[configs]``.
+        adapters: Adapters of each, rounded, ``[configs]``.
+        longest_output: Longest answer, tokens.
+        at_once: Batches that run at the same time.
+        memory_bytes: What they may take together.
+        observation: What is told.
+    """
+
+    calibration: Calibration
+    most: NDArray[np.int64]
+    work: NDArray[np.float64]
+    adapters: NDArray[np.int64]
+    longest_output: int
+    at_once: int
+    memory_bytes: float
+    observation: Observation = Observation()
+
+    @classmethod
+    def plan(
+        cls, calibration: Calibration, host: Any, steady: Results, longest_output: int, observation: Observation
+    ) -> Self:
+        """Size configurations by what the steady twin says of them."""
+        devices = jax.local_devices()
+        on_cpu = devices[0].platform == "cpu"
+        return cls(
+            calibration,
+            _most_requests(host, steady),
+            expected_turns(host, steady),
+            np.array([_rounded(int(count) + 1) - 1 for count in host.class_count.sum(axis=1)]),
+            (1 << longest_output.bit_length()) - 1,
+            max(1, (os.cpu_count() or 1) // len(devices)) if on_cpu else 1,
+            MEMORY_SHARE * free_memory_bytes(),
+            observation,
+        )
+
+    @property
+    def configs(self) -> int:
+        """Number of configurations."""
+        return self.most.size
+
+    @property
+    def rules(self) -> SchedulerRules:
+        """Rules of this vLLM's scheduler."""
+        return self.calibration.behaviour.scheduler
+
+    def cut(self, wanted: NDArray[np.bool_]) -> list[Batch]:
+        """Return batches of the configurations wanted, ``[configs]``; the longest first, for an even end.
+
+        Raises:
+            InputError: If a configuration alone needs more memory than there is.
+        """
+        widest, together = self._widest(int(wanted.sum()))
+        batches = [
+            batch
+            for rows in self._alike(wanted, max(WORTH_COMPILING, self.at_once * widest))
+            for batch in self._cut_alike(rows, widest, together)
+        ]
+        return sorted(batches, key=lambda batch: -self.work[batch.rows].max())
+
+    def _cut_alike(self, order: NDArray[np.int64], widest: int, together: int) -> list[Batch]:
+        adapters, common, batches = int(self.adapters[order].max()), self._room(order), []
+        while order.size:
+            width, count, room = widest, together, common  # one shape is compiled once
+            while not self._fits(width, room, adapters):
+                if count == _devices():
+                    raise self._too_large(order[:count], adapters)
+                count = max(count // 2, _devices())
+                width, room = min(width, count), self._room(order[:count])
+            batches.append(Batch(order[:count], width, room, adapters))
+            order = order[count:]
+        return batches
+
+    def _alike(self, wanted: NDArray[np.bool_], least: int) -> list[NDArray[np.int64]]:
+        """Group configurations by the requests that they need, at least so many if there are; the longest first.
+
+        Requests take most of the memory. Adapters take little of it, and little time: they share the largest size.
+        """
+        rows = np.flatnonzero(wanted)
+        rows = rows[np.argsort(self.most[rows], kind="stable")]
+        groups = np.array_split(rows, np.clip(rows.size // least, 1, MOST_SIZES))
+        return [group[np.argsort(-self.work[group], kind="stable")] for group in groups if group.size]
+
+    def _fits(self, width: int, requests: int, adapters: int) -> bool:
+        return width * self._bytes(requests, adapters) <= self.memory_bytes / self.at_once
+
+    def _widest(self, configs: int) -> tuple[int, int]:
+        """Return how many configurations to play at a time, and how many to put into a batch."""
+        share = configs / (self.at_once * _devices() * jax.process_count())
+        if jax.local_devices()[0].platform == "cpu":
+            return _devices(), _devices() * min(_power(share / BATCHES_PER_CORE), LONGEST_BATCH)
+        return (_devices() * min(_power(share), WIDTH_ACCELERATOR),) * 2
+
+    def _room(self, rows: NDArray[np.int64]) -> int:
+        """Return the most requests of any, rounded up by an eighth at most, so that few shapes are compiled."""
+        most = int(self.most[rows].max(initial=0)) + _LAYOUT_STEP
+        unit = max(_LAYOUT_STEP, _power(most) // 16)
+        return -(-most // unit) * unit
+
+    def _bytes(self, requests: int, adapters: int) -> float:
+        return bytes_per_configuration(requests, adapters, self.longest_output)
+
+    def _too_large(self, rows: NDArray[np.int64], adapters: int) -> InputError:
+        needed = int(self.most[rows].max())
+        allowed = int(needed * self.memory_bytes / self.at_once / (rows.size * self._bytes(self._room(rows), adapters)))
+        return InputError(
+            "horizon_s",
+            f"one in which up to {needed} requests arrive",
+            f"at most about {allowed} requests, which fill the memory",
+            "simulate a shorter time, or set max_pending",
+        )
+
+    def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> EventResults:
+        """Play a piece of a batch and return its configurations, adapters in the order of their classes."""
+        padded = _padded(tables, batch, self.longest_output)
+        simulate = compiled_twin(self.rules, self.observation.samples)
+        warmup_s = np.float32(self.observation.warmup_s)
+        played: Any = simulate(self.calibration.costs, warmup_s, _filled(part, batch.width), padded)
+        results: Any = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], played)
+        class_of = np.asarray(tables.class_of)
+        class_of = np.pad(class_of, [(0, 0), (0, batch.adapters - class_of.shape[1])], constant_values=-1)
+        by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), axis=1, kind="stable")
+        ordered: EventResults = dataclasses.replace(
+            results,
+            **{name: self._by_adapter(getattr(results, name), by_class) for name in _OF_ADAPTERS},
+        )
+        return ordered
+
+    def _by_adapter(self, values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
+        """Return values of adapters in another order, as wide as for the configuration with the most."""
+        missing = int(self.adapters.max()) - values.shape[1]
+        return np.pad(np.take_along_axis(values, order, axis=1), [(0, 0), (0, missing)])
+
+
+def _devices() -> int:
+    return jax.local_device_count()
+
+
+@functools.cache
+def compiled_twin(rules: SchedulerRules, samples: int) -> Callable[..., EventResults]:
+    """Return the compiled twin; each local device turns its own share until that is done."""
+
+    def simulate(
+        costs: Costs, warmup_s: Array, scenarios: Scenarios, arrival: Array, requests: RequestTables
+    ) -> tuple[EventResults, Array]:
+        requests = dataclasses.replace(requests, arrival=arrival)
+        return play_out(costs, scenarios, requests, rules, warmup_s, samples)
+
+    on_cpu = jax.local_devices()[0].platform == "cpu"
+    spec: Any = PartitionSpec
+    split, whole = spec("configs"), spec()
+    mesh = Mesh(np.array(jax.local_devices()), ("configs",))
+    shards = jax.shard_map(
+        in_one_piece(simulate) if on_cpu else simulate,
+        mesh=mesh,
+        in_specs=(whole, whole, split, split, split),
+        out_specs=split,
+        check_vma=False,
+    )
+    jitted = jax.jit(shards, donate_argnums=3, compiler_options=IN_ONE_PIECE if on_cpu else None)
+
+    def play(costs: Costs, warmup_s: Any, scenarios: Scenarios, requests: RequestTables) -> EventResults:
+        others = dataclasses.replace(requests, arrival=requests.arrival[:, :0])
+        results, _ = jitted(costs, warmup_s, scenarios, requests.arrival, others)
+        return cast(EventResults, results)
+
+    return play
+
+
+IN_ONE_PIECE = {"xla_cpu_use_fusion_emitters": False}
+"""Options that `in_one_piece` needs: only the older code generator can compile whole loops."""
+
+
+def in_one_piece(simulate: Callable[..., Result]) -> Callable[..., Result]:
+    """Let XLA compile a function for a CPU as one piece of code.
+
+    By default XLA:CPU runs a loop's body as hundreds of small tasks in a pool of threads, which takes longer than what
+    they do. It compiles calls in one piece that it marks as small itself, as it does with loops over little memory.
+
+    Source: ``xla/service/cpu/small_while_loop_hoisting_pass.cc`` and ``xla/service/call_inliner.cc``.
+    """
+    jitted, mark = jax.jit(simulate), cast(Any, set_xla_metadata)
+
+    def call(*arguments: Any) -> Result:
+        marked: Result = mark(jitted(*arguments), xla_cpu_small_call="true", inlineable="false")
+        return marked
+
+    return call
+
+
+def free_memory_bytes() -> float:
+    """Return the memory that is free: of the devices together, or of this machine."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if all("bytes_limit" in each for each in stats):
+        return float(sum(each["bytes_limit"] - each.get("bytes_in_use", 0) for each in stats))
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return float(os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
+
+
+@functools.cache
+def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -> int:
+    """Return what a configuration takes on the device: its tables and its state, which turns change in place.
+
+    Args:
+        requests: Requests that it has room for.
+        adapters: Adapters that it has room for.
+        longest_output: Longest answer, tokens.
+    """
+    columns: Any = {
+        field.name: np.full((1, 1) if field.name.startswith("class_") else 1, Status.OOM, np.float32)
+        for field in dataclasses.fields(Scenarios)
+    }
+    scenario = Scenarios(**columns)
+    none = np.zeros(0, dtype=int)
+    tables = lay_out_requests(scenario, [Requests(none, none, none, none)], [none], seed=None)
+    tables = _padded(tables, Batch(np.arange(1), 1, requests, adapters), longest_output)
+    state = jax.eval_shape(lambda s, t: initial_state(s, lay_out_servers(s), t), scenario, tables)
+    every: int = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((tables, state)))
+    return every - int(tables.arrival.nbytes)  # the times of sending take their place
+
+
+def _most_requests(host: Any, steady: Results) -> NDArray[np.int64]:
+    """Return the most requests that each configuration can need."""
+    starts = host.status <= Status.OUTSIDE_CALIBRATION
+    rate = (host.class_count * host.class_rate_per_s).sum(axis=1) + host.base_rate_per_s
+    arriving = rate * host.horizon_s
+    arriving = arriving + 6.0 * np.sqrt(arriving) + 1.0  # beyond six standard deviations is never
+    completed = np.where(starts, steady.completed_per_s * host.horizon_s, 0.0)
+    most = np.where(starts, np.minimum(arriving, _MARGIN * completed + host.max_pending + 1.0), 1.0)
+    return np.ceil(most / _LAYOUT_STEP).astype(np.int64) * _LAYOUT_STEP
+
+
+def expected_turns(host: Any, steady: Results) -> NDArray[np.float64]:
+    """Return about how many turns each configuration takes, ``[configs]``: steps, admissions, arrivals in bulk.
+
+    A step that ends with nothing but a token for each request is skipped with the one before it, up to `MOST_SKIPPED`
+    in a row; arrivals, completions and last blocks, which come as often, prevent it. Most admissions take a turn, and
+    so do each `WINDOW` of the requests that come to wait.
+
+    Source: turns of configurations of the published scenarios, of which it predicts the logarithm to 0.2.
+    """
+    steps = host.horizon_s / steady.step_time_s
+    quiet = np.exp(-3.0 * steady.completed_per_s * steady.step_time_s)
+    run = steps * (1.0 - quiet) / (1.0 - quiet ** (MOST_SKIPPED + 1))
+    admitted = 0.85 * steady.completed_per_s * host.horizon_s
+    turns: NDArray[np.float64] = np.nan_to_num(run + admitted + steady.mean_waiting / WINDOW)
+    return turns
+
+
+def _filled(part: Any, size: int) -> Scenarios:
+    """Fill a batch up with servers that do not start."""
+    more = size - len(part.status)
+    status: Any = np.pad(part.status, (0, more), constant_values=Status.OOM)
+    filled: Scenarios = dataclasses.replace(_edge(part, more), status=status)
+    return filled
+
+
+def _padded(tables: RequestTables, batch: Batch, longest_output: int) -> RequestTables:
+    """Widen tables to the sizes of the batch, the base model behind its adapters."""
+    host: Any = jax.tree.map(np.asarray, tables)
+    more = batch.adapters - host.rank.shape[1]
+    longer = batch.requests - host.arrival.shape[1]
+    far = np.iinfo(np.int32).max
+
+    def wide(values: NDArray[Any], fill: int, columns: int = more) -> NDArray[Any]:
+        return np.pad(values, [(0, 0), (0, columns)], constant_values=fill)
+
+    table = np.pad(host.table, [(0, 0), (0, longer), (0, 0)])
+    adapter = table[..., 0]
+    adapter[adapter == host.rank.shape[1]] = batch.adapters
+    padded = dataclasses.replace(
+        host,
+        arrival=wide(host.arrival, far, longer),
+        table=table,
+        following=wide(host.following, 0, longer),
+        head=np.concatenate([wide(host.head[:, :-1], int(TICKS)), host.head[:, -1:]], axis=1),
+        rank=wide(host.rank, 0),
+        class_of=wide(host.class_of, -1),
+        arrived=wide(host.arrived, 0),
+        longest_output=longest_output,
+    )
+    rows: RequestTables = _edge(padded, batch.width - len(host.arrival))
+    return rows
+
+
+def _edge(tree: Any, more: int) -> Any:
+    """Repeat the last configuration."""
+    return jax.tree.map(lambda v: np.pad(v, [(0, more)] + [(0, 0)] * (v.ndim - 1), mode="edge"), tree)
+
+
+def _power(size: float) -> int:
+    """Return the next power of two."""
+    return 1 << int(np.ceil(np.log2(max(size, 1.0))))
+
+
+def _rounded(size: int) -> int:
+    """Return the next of some odd multiples of 16, an eighth apart; even ones compete for the same lines of a cache."""
+    units = -(-size // 16)
+    step = max(2, _power(units) // 8)
+    return 16 * (1 + step * -(-(units - 1) // step))

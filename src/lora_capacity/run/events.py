@@ -1,0 +1,261 @@
+"""Configurations with their requests, drawn or given, played by the event twin."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lora_capacity.calibration import Calibration
+from lora_capacity.errors import check_number
+from lora_capacity.run.batches import Batch, Batches, Observation
+from lora_capacity.run.distributed import any_process, gather, own_share
+from lora_capacity.run.parts import Part, Parts
+from lora_capacity.run.steady import Progress, simulate
+from lora_capacity.scenarios import Scenarios
+from lora_capacity.twins.events import EventResults, RequestTables, draw_requests, lay_out_requests
+from lora_capacity.twins.steady import StayLaw
+from lora_capacity.workload import LengthDistribution, Requests, Workload
+
+_CACHED_REQUESTS = 2**23
+
+_Draw = Callable[[Scenarios, Sequence[int], NDArray[np.int64]], RequestTables]
+"""Returns the requests of some configurations, given their indices and the most requests of each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where requests come from: how they are drawn, all that decides them, and the law of the answer lengths."""
+
+    draw: _Draw
+    question: Any
+    stays: StayLaw
+    longest_output: int
+
+
+def play(
+    calibration: Calibration,
+    scenarios: Scenarios,
+    input_tokens: ArrayLike,
+    output_tokens: ArrayLike,
+    *,
+    seed: int = 0,
+    warmup_s: float = 0.0,
+    samples: int = 0,
+    parts: str | Path | None = None,
+    progress: Progress | None = None,
+) -> EventResults:
+    """Run the event twin over configurations with Poisson arrivals and lengths from a sample.
+
+    Args:
+        calibration: Whose costs and vLLM version hold.
+        scenarios: The configurations, ``[configs]``.
+        input_tokens: Prompt lengths to draw from, paired with the next, ``[sample]`` or ``[configs, sample]``.
+        output_tokens: Answer lengths.
+        seed: Whole number >= 0; what happens in a configuration depends on it and on the configuration's index alone.
+        warmup_s: Time at the beginning that is left out of all but what is told by adapter or class.
+        samples: Parts of the horizon whose means make a series; 0 for none.
+        parts: Folder for finished batches: the same call goes on from what is there. It stays until deleted.
+        progress: Called after every batch, with configurations in proportion to the work done, and their total.
+
+    Returns:
+        What happened, with NumPy leaves, ``[configs]``; adapters class by class, padding last.
+
+    Raises:
+        InputError: If the seed is no such number, the warm-up is not shorter than every horizon, a request needs more
+            KV blocks than its server has, a configuration needs more memory than there is, or ``parts`` holds those of
+            another question.
+    """
+    seed = int(check_number("seed", seed, minimum=0, integer=True))
+    configs = scenarios.status.shape[0]
+    inputs, outputs = (
+        np.broadcast_to(column, (configs, np.shape(column)[-1])) for column in (input_tokens, output_tokens)
+    )
+
+    def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> RequestTables:
+        return draw_requests(part, inputs[indices], outputs[indices], seed=seed, indices=indices, most=most)
+
+    source = _Source(
+        draw,
+        (seed, np.asarray(input_tokens), np.asarray(output_tokens)),
+        StayLaw.of_lengths(LengthDistribution.from_histogram(*np.unique(output_tokens, return_counts=True))),
+        int(np.max(output_tokens)),
+    )
+    return _play(calibration, scenarios, source, Observation(warmup_s, samples), parts, progress)
+
+
+def play_workload(
+    calibration: Calibration,
+    scenarios: Scenarios,
+    workload: Workload,
+    *,
+    seed: ArrayLike = 0,
+    load: ArrayLike = 1.0,
+    warmup_s: float = 0.0,
+    samples: int = 0,
+    parts: str | Path | None = None,
+    progress: Progress | None = None,
+) -> EventResults:
+    """Run the event twin over configurations of one workload, with its own arrivals; a trace is replayed.
+
+    What happens in a configuration depends on its own settings, seed and load alone: neither on the other
+    configurations nor on their order.
+
+    Args:
+        calibration: Whose costs and vLLM version hold.
+        scenarios: The configurations as `build_scenarios` lays them out, ``[configs]``.
+        workload: Their workload.
+        seed: Whole numbers >= 0 of `Workload.sample_requests`, one or ``[configs]``: configurations of equal seeds
+            share the requests of shared adapters.
+        load: Times the workload's rates, > 0, one or ``[configs]``. Arrivals are drawn over so many times the horizon
+            and pressed together; those of a trace then end earlier, and so does the time observed.
+        warmup_s: As in `play`, as the next three.
+        samples: See there.
+        parts: See there.
+        progress: See there.
+
+    Returns:
+        As `play`.
+
+    Raises:
+        InputError: As `play` and `Workload.sample_requests`, or if a load is not above 0.
+    """
+    configs = scenarios.status.shape[0]
+    seeds = [int(check_number("seed", each, minimum=0, integer=True)) for each in _spread(seed, configs)]
+    loads = [check_number("load", each, minimum=0, exclusive=True) for each in _spread(load, configs)]
+    served = np.asarray(scenarios.class_count).sum(axis=1).astype(int)
+    rates, ranks = workload.adapters.deal(int(served.max()))
+    _, class_of = np.unique(np.stack([rates, ranks], axis=1), axis=0, return_inverse=True)
+    sample = _sampler(workload, served, loads)
+
+    def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> RequestTables:
+        requests = [
+            sample(int(served[i]), seeds[i], loads[i]).select(slice(n))
+            for i, n in zip(indices, most.tolist(), strict=True)
+        ]
+        classes = [class_of.reshape(-1)[: served[i]] for i in indices]
+        return lay_out_requests(part, requests, classes, seed=0, indices=[seeds[i] for i in indices])
+
+    every = sample(int(served.max()), seeds[0], loads[0])
+    source = _Source(
+        draw,
+        (seeds, loads, vars(every)),
+        StayLaw.of_lengths(workload.output_tokens),
+        int(workload.output_tokens.max),
+    )
+    return _play(
+        calibration,
+        _loaded(scenarios, workload, np.array(loads)),
+        source,
+        Observation(warmup_s, samples),
+        parts,
+        progress,
+    )
+
+
+def _spread(values: ArrayLike, configs: int) -> list[Any]:
+    spread: list[Any] = np.broadcast_to(np.asarray(values), (configs,)).tolist()
+    return spread
+
+
+def _sampler(
+    workload: Workload, served: NDArray[np.int64], loads: Sequence[float]
+) -> Callable[[int, int, float], Requests]:
+    """Return what samples requests, given adapters, seed and load; the latest samples are kept."""
+    rates, _ = workload.adapters.deal(int(served.max()))
+    most = (rates.sum() + workload.base_rate_per_s) * workload.horizon_s * max(loads)
+
+    @functools.lru_cache(maxsize=int(np.clip(_CACHED_REQUESTS / most, 1, 256)))
+    def sample(adapters: int, seed: int, load: float) -> Requests:
+        longer = workload
+        if workload.trace is None:
+            longer = dataclasses.replace(workload, horizon_s=workload.horizon_s * load)
+        requests = longer.sample_requests(adapters, seed)
+        return dataclasses.replace(requests, arrival_s=requests.arrival_s / load)
+
+    return sample
+
+
+def _loaded(scenarios: Scenarios, workload: Workload, load: NDArray[np.float64]) -> Scenarios:
+    """Return the configurations under so many times their load."""
+    host: Any = jax.tree.map(np.asarray, scenarios)
+    shorter = np.ones_like(load) if workload.trace is None else load
+    changed: Scenarios = dataclasses.replace(
+        host,
+        class_rate_per_s=(host.class_rate_per_s * load[:, np.newaxis]).astype(host.class_rate_per_s.dtype),
+        base_rate_per_s=(host.base_rate_per_s * load).astype(host.base_rate_per_s.dtype),
+        horizon_s=(host.horizon_s / shorter).astype(host.horizon_s.dtype),
+    )
+    return changed
+
+
+def _play(
+    calibration: Calibration,
+    scenarios: Scenarios,
+    source: _Source,
+    observation: Observation,
+    parts: str | Path | None,
+    progress: Progress | None,
+) -> EventResults:
+    """Play what is not in ``parts`` yet, and return all configurations in the order given."""
+    host: Any = jax.tree.map(np.asarray, scenarios)
+    observation.check(host.horizon_s)
+    steady = simulate(calibration, scenarios, source.stays)
+    batches = Batches.plan(calibration, host, steady, source.longest_output, observation)
+    question = (
+        calibration.costs,
+        dataclasses.astuple(batches.rules),
+        host,
+        source.question,
+        dataclasses.astuple(observation),
+    )
+    folder = None if parts is None else Parts(Path(parts), question)
+    kept = folder.load() if folder else []
+    done = np.zeros(batches.configs, dtype=bool)
+    for rows, _ in kept:
+        done[rows] = True
+    own = own_share(batches.cut(~any_process(done)))
+    if not own and not kept:  # others have played all; they still ask for something
+        own = batches.cut(np.ones_like(done))[-1:]
+
+    def run(batch: Batch) -> Part:
+        pieces = []
+        for rows in batch.pieces():
+            part = jax.tree.map(lambda values, rows=rows: values[rows], host)
+            pieces.append(batches.run(batch, part, source.draw(part, rows.tolist(), batches.most[rows])))
+        results: EventResults = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+        if folder:
+            folder.save(batch.rows, results)
+        return batch.rows, results
+
+    known = kept + _all_of(run, own, batches, sum(batches.work[rows].sum() for rows, _ in kept), progress)
+    results: EventResults = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part for _, part in known))
+    whole: EventResults = gather(np.concatenate([rows for rows, _ in known]), results)
+    return whole
+
+
+def _all_of(
+    run: Callable[[Batch], Part], own: Sequence[Batch], batches: Batches, before: float, progress: Progress | None
+) -> list[Part]:
+    """Run batches, as many at once as pays; what is under way when interrupted is finished, nothing more begun."""
+    total = max(before + sum(batches.work[batch.rows].sum() for batch in own), 1.0)  # 0 if no server starts
+    found: list[Part] = []
+    if progress is not None and before:
+        progress(int(batches.configs * before / total), batches.configs)
+    with ThreadPoolExecutor(batches.at_once) as pool:
+        try:
+            for part in pool.map(run, own):
+                found.append(part)
+                if progress is not None:
+                    before += batches.work[part[0]].sum()
+                    share = 1.0 if len(found) == len(own) else min(before / total, 1.0)
+                    progress(int(batches.configs * share), batches.configs)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return found

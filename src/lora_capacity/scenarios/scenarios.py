@@ -1,0 +1,261 @@
+"""What a simulation needs to know of a workload on a server, as arrays over configurations."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+from numpy.typing import ArrayLike
+
+from lora_capacity.calibration import Calibration
+from lora_capacity.engines import ServerConfig, smallest_max_lora_rank
+from lora_capacity.errors import InputError, check_number
+from lora_capacity.memory import plan_memory
+from lora_capacity.status import Status
+from lora_capacity.workload import Workload
+
+_VARYING = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
+_FRACTIONS = ("gpu_memory_utilization",)
+
+
+@struct.dataclass
+class Scenarios:
+    """Configurations to simulate, each a server under a workload.
+
+    Adapters of the same rate and rank form a class; requests to the base model need no slot. Padding classes have a
+    count of 0.
+
+    Attributes:
+        class_count: Adapters of each class, ``[configs, classes]``.
+        class_rate_per_s: Requests per second of one adapter of the class, ``[configs, classes]``.
+        class_rank: Rank of the class's adapters, ``[configs, classes]``.
+        base_rate_per_s: Requests per second to the base model, ``[configs]``.
+        mean_input_tokens: Mean prompt length, ``[configs]``.
+        mean_output_tokens: Mean tokens generated per request, ``[configs]``.
+        kv_tokens_per_request: Mean tokens that a running request holds in the KV cache, over its stay in the batch,
+            ``[configs]``.
+        horizon_s: Time observed, from an empty server, ``[configs]``.
+        max_pending: Most unanswered requests that the clients hold; infinite if unbounded, ``[configs]``.
+        max_loras: Adapter slots, ``[configs]``.
+        max_lora_rank: Rank that the slots are reserved for, ``[configs]``.
+        max_num_seqs: Most running requests, ``[configs]``.
+        max_num_batched_tokens: Most tokens in a step, ``[configs]``.
+        kv_cache_tokens: Tokens that the KV cache holds, ``[configs]``.
+        status: `Status` of the start-up, int32 ``[configs]``.
+    """
+
+    class_count: Array
+    class_rate_per_s: Array
+    class_rank: Array
+    base_rate_per_s: Array
+    mean_input_tokens: Array
+    mean_output_tokens: Array
+    kv_tokens_per_request: Array
+    horizon_s: Array
+    max_pending: Array
+    max_loras: Array
+    max_lora_rank: Array
+    max_num_seqs: Array
+    max_num_batched_tokens: Array
+    kv_cache_tokens: Array
+    status: Array
+
+
+def build_scenarios(
+    workload: Workload,
+    calibration: Calibration,
+    adapters: ArrayLike,
+    max_loras: ArrayLike,
+    **settings: Any,
+) -> Scenarios:
+    """Lay out configurations of one workload on one calibrated server.
+
+    Args:
+        workload: Adapters and traffic.
+        calibration: Model, GPU and coefficients.
+        adapters: Adapters served, A, at least 1; this and the next broadcast to ``[configs]``.
+        max_loras: Slots, S, from 1 to A.
+        **settings: Other server settings by vLLM's names, None for vLLM's default. ``max_lora_rank``, ``max_num_seqs``,
+            ``max_num_batched_tokens`` and ``gpu_memory_utilization`` may be arrays. ``max_lora_rank`` is by default the
+            smallest that vLLM allows for the adapters served.
+
+    Returns:
+        The configurations, with the KV cache and the start-up outcome of each.
+
+    Raises:
+        InputError: If a setting is not allowed, there are more slots than adapters or fewer adapters than asked for, or
+            requests are longer than ``max_model_len``.
+    """
+    classes = workload.classes(np.atleast_1d(np.asarray(adapters)).ravel())
+    rank_needed = workload.adapters.max_rank(np.atleast_1d(np.asarray(adapters)).ravel())
+    if settings.get("max_lora_rank") is None:
+        behaviour = calibration.behaviour
+        allowed = {rank: smallest_max_lora_rank(int(rank), behaviour) for rank in np.unique(rank_needed)}
+        settings["max_lora_rank"] = np.array([allowed[rank] for rank in rank_needed])
+    elif np.any(rank_needed > np.asarray(settings["max_lora_rank"])):
+        rank = int(rank_needed.max())
+        remedy = f"use at least {smallest_max_lora_rank(rank, calibration.behaviour)}"
+        raise InputError(
+            "max_lora_rank", settings["max_lora_rank"], f">= {rank}, the largest adapter rank served", remedy
+        )
+    scenarios = lay_out(
+        calibration,
+        class_count=classes.count,
+        class_rate_per_s=classes.rate_per_s,
+        class_rank=classes.rank,
+        base_rate_per_s=workload.base_rate_per_s,
+        mean_input_tokens=workload.mean_input_tokens,
+        mean_output_tokens=workload.mean_output_tokens,
+        kv_tokens_per_request=kv_tokens_per_request(workload),
+        horizon_s=workload.horizon_s,
+        max_pending=np.inf if workload.max_pending is None else workload.max_pending,
+        adapters=adapters,
+        max_loras=max_loras,
+        **settings,
+    )
+    _check_lengths(workload, calibration, settings)
+    return scenarios
+
+
+def lay_out(
+    calibration: Calibration,
+    *,
+    class_count: ArrayLike,
+    class_rate_per_s: ArrayLike,
+    class_rank: ArrayLike,
+    base_rate_per_s: ArrayLike,
+    mean_input_tokens: ArrayLike,
+    mean_output_tokens: ArrayLike,
+    kv_tokens_per_request: ArrayLike,
+    horizon_s: ArrayLike,
+    max_pending: ArrayLike,
+    adapters: ArrayLike,
+    max_loras: ArrayLike,
+    **settings: Any,
+) -> Scenarios:
+    """Lay out configurations from plain numbers, each with a workload of its own.
+
+    Args:
+        calibration: Model, GPU and coefficients.
+        class_count: ``[configs, classes]``; this and the other fields of `Scenarios` broadcast.
+        class_rate_per_s: ``[classes]`` or ``[configs, classes]``.
+        class_rank: ``[classes]`` or ``[configs, classes]``.
+        base_rate_per_s: One value or ``[configs]``, as the following.
+        mean_input_tokens: Mean prompt length.
+        mean_output_tokens: Mean tokens generated.
+        kv_tokens_per_request: Mean tokens that a running request holds.
+        horizon_s: Time observed.
+        max_pending: Unanswered requests that clients hold.
+        adapters: Adapters served.
+        max_loras: Slots.
+        **settings: As in `build_scenarios`, ``max_lora_rank`` included.
+
+    Raises:
+        InputError: If a setting is not allowed or there are more slots than adapters.
+    """
+    per_config = {
+        "base_rate_per_s": base_rate_per_s,
+        "mean_input_tokens": mean_input_tokens,
+        "mean_output_tokens": mean_output_tokens,
+        "kv_tokens_per_request": kv_tokens_per_request,
+        "horizon_s": horizon_s,
+        "max_pending": max_pending,
+        "adapters": adapters,
+        "max_loras": max_loras,
+    }
+    varying = {name: settings.pop(name) for name in _VARYING if settings.get(name) is not None}
+    columns = dict(
+        zip(
+            (*per_config, *varying),
+            np.broadcast_arrays(*map(np.atleast_1d, (*per_config.values(), *varying.values()))),
+            strict=True,
+        )
+    )
+    _check_slots(columns["adapters"], columns["max_loras"])
+    batch, config = _resolve(calibration, {name: columns.pop(name) for name in varying}, settings)
+    plan = plan_memory(
+        calibration.model,
+        calibration.gpu,
+        calibration.memory,
+        behaviour=calibration.behaviour,
+        max_loras=columns["max_loras"],
+        max_model_len=config.max_model_len,
+        target_modules=config.reserved_modules,
+        block_size=config.block_size,
+        **batch,
+    )
+    served = columns.pop("adapters")
+    outside = calibration.outside(adapters=served, max_loras=columns["max_loras"], max_lora_rank=batch["max_lora_rank"])
+    status = np.where((plan.status == Status.OK) & outside, Status.OUTSIDE_CALIBRATION, plan.status)
+    batch.pop("gpu_memory_utilization")
+    shape = np.broadcast_shapes(np.shape(class_count), (served.shape[0], 1))
+    classes = {"class_count": class_count, "class_rate_per_s": class_rate_per_s, "class_rank": class_rank}
+    numbers = {name: np.broadcast_to(values, shape) for name, values in classes.items()} | columns | batch
+    return Scenarios(
+        **{name: jnp.asarray(np.asarray(values, dtype=float)) for name, values in numbers.items()},
+        kv_cache_tokens=jnp.asarray(plan.kv_cache_tokens.astype(float)),
+        status=jnp.asarray(status.astype(np.int32)),
+    )
+
+
+def kv_tokens_per_request(workload: Workload, block_size: int = 16) -> float:
+    """Mean tokens that a running request holds in the KV cache over its stay.
+
+    ``(E[input · output] + E[output²]/2) / E[output]``: the prompt and on average half of the output, weighted by the
+    steps that a request stays; plus half a block that is reserved but not filled.
+    """
+    held = workload.mean_input_output_tokens + 0.5 * workload.second_moment_output_tokens
+    return held / workload.mean_output_tokens + 0.5 * block_size
+
+
+def _check_slots(adapters: np.ndarray, max_loras: np.ndarray) -> None:
+    if np.any(max_loras < 1) or np.any(max_loras != np.floor(max_loras)):
+        raise InputError(
+            "max_loras",
+            max_loras[(max_loras < 1) | (max_loras != np.floor(max_loras))][0].item(),
+            "a whole number >= 1",
+        )
+    if np.any(max_loras > adapters):
+        first = np.argmax(max_loras > adapters)
+        raise InputError(
+            "max_loras",
+            max_loras[first].item(),
+            f"1 to the number of adapters served, {adapters[first].item()}",
+            "slots beyond the adapters would never be used",
+        )
+
+
+def _resolve(
+    calibration: Calibration, varying: dict[str, np.ndarray], fixed: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], ServerConfig]:
+    """Check every distinct combination of settings and fill in vLLM's defaults."""
+    rows, inverse = np.unique(np.stack(list(varying.values()), axis=1), axis=0, return_inverse=True)
+    configs = []
+    for row in rows:
+        given = {
+            name: value.item() if name in _FRACTIONS else _whole(name, value.item())
+            for name, value in zip(varying, row, strict=True)
+        }
+        configs.append(
+            ServerConfig.with_defaults(calibration.behaviour, calibration.gpu, calibration.model, **given, **fixed)
+        )
+    batch = {name: np.array([getattr(config, name) for config in configs])[inverse.ravel()] for name in _VARYING}
+    return batch, configs[0]
+
+
+def _whole(name: str, value: float) -> int:
+    return int(check_number(name, value, integer=True))
+
+
+def _check_lengths(workload: Workload, calibration: Calibration, settings: dict[str, Any]) -> None:
+    """A request longer than the model takes would be refused by vLLM."""
+    longest = workload.input_tokens.max + workload.output_tokens.max
+    limit = settings.get("max_model_len") or calibration.model.max_position_embeddings
+    if longest > limit:
+        raise InputError(
+            "max_model_len",
+            limit,
+            f">= {longest}, the longest prompt plus the longest output",
+            "shorten input_tokens.max or output_tokens.max",
+        )

@@ -1,0 +1,21 @@
+"""The best numbers of adapters and slots on one GPU."""
+
+from lora_capacity.search.margin import assess, critical_load, starving_probability
+from lora_capacity.search.objective import GOALS, Objective, choose, judge
+from lora_capacity.search.recommend import optimize
+from lora_capacity.search.recommendation import Candidate, MemoryMargin, Neighbour, Recommendation
+
+__all__ = [
+    "GOALS",
+    "Candidate",
+    "MemoryMargin",
+    "Neighbour",
+    "Objective",
+    "Recommendation",
+    "assess",
+    "choose",
+    "critical_load",
+    "judge",
+    "optimize",
+    "starving_probability",
+]

@@ -1,0 +1,173 @@
+"""The question put to the optimizer: a workload on a server, what to look for, and where."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lora_capacity.calibration import Calibration
+from lora_capacity.engines import ServerConfig
+from lora_capacity.errors import InputError, check_number
+from lora_capacity.run.steady import with_classes
+from lora_capacity.scenarios import build_scenarios
+from lora_capacity.search.margin import assess
+from lora_capacity.search.objective import Columns, Objective, choose, judge
+from lora_capacity.twins.steady import StayLaw
+from lora_capacity.workload import Workload
+
+IntArray = NDArray[np.int64]
+
+_MOST_CLASSES = 16
+_GUARD_ADAPTERS = 100_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be optimized, where to look, and how a configuration is judged.
+
+    Attributes:
+        workload: Adapters and traffic.
+        calibration: Model, GPU and coefficients.
+        objective: What to look for.
+        settings: Server settings that all configurations share, by vLLM's names.
+        axes: Values to try of other settings, by vLLM's names; every combination is searched.
+        adapters: Numbers of adapters to consider, None for all that could be served.
+        max_loras: Numbers of slots to consider, None for all.
+        threshold: Share below the offered load from which throughput counts as starved.
+        risk: Highest acceptable probability of starving.
+
+    Raises:
+        InputError: If a value is not allowed.
+    """
+
+    workload: Workload
+    calibration: Calibration
+    objective: Objective
+    settings: Mapping[str, Any]
+    axes: Mapping[str, Sequence[int]]
+    adapters: Sequence[int] | None
+    max_loras: Sequence[int] | None
+    threshold: float
+    risk: float
+
+    def __post_init__(self) -> None:
+        check_number("starvation_threshold", self.threshold, minimum=0, exclusive=True, maximum=0.99)
+        check_number("risk", self.risk, minimum=0, exclusive=True, maximum=0.5)
+        for name, values in self.axes.items():
+            if not values:
+                raise InputError(name, "none", "at least one value")
+        for name in ("max_loras", "max_cpu_loras", *self.axes):
+            if name in self.settings:
+                raise InputError(name, self.settings[name], "given once", "leave it out of the other settings")
+
+    @cached_property
+    def allowed_adapters(self) -> IntArray:
+        """Numbers of adapters to consider, ascending, ``[n]``."""
+        if self.adapters is None:
+            return np.arange(1, self._most_adapters + 1)
+        return np.array(
+            [self.workload.check_adapters(count) for count in _distinct("adapters", self.adapters).tolist()]
+        )
+
+    @cached_property
+    def allowed_slots(self) -> IntArray:
+        """Numbers of slots to consider, ascending, ``[n]``; none above the largest number of adapters."""
+        most = int(self.allowed_adapters[-1])
+        if self.max_loras is None:
+            return np.arange(1, most + 1)
+        given = _distinct("max_loras", self.max_loras).tolist()
+        slots = np.array([check_number("max_loras", count, minimum=1, integer=True) for count in given], np.int64)
+        if slots[0] > most:
+            raise InputError("max_loras", int(slots[0]), f"1 to {most}, the most adapters considered")
+        return slots[slots <= most]
+
+    @cached_property
+    def combinations(self) -> tuple[Mapping[str, int], ...]:
+        """Settings of every combination of the axes; those that vLLM refuses are left out if others remain."""
+        every = [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
+        good = tuple(combination for combination in every if self._possible(combination))
+        if not good:
+            self.server(1, 1, **every[0])
+        return good
+
+    def _possible(self, combination: Mapping[str, int]) -> bool:
+        try:
+            self.server(1, 1, **combination)
+        except InputError:
+            return False
+        return True
+
+    def server(self, adapters: int, max_loras: int, **more: Any) -> ServerConfig:
+        """Return the settings of a server, with vLLM's defaults for those not given.
+
+        Raises:
+            InputError: If a setting is not allowed.
+        """
+        calibration = self.calibration
+        given = {"max_loras": max_loras, "max_cpu_loras": adapters, **self.settings, **more}
+        return ServerConfig.with_defaults(calibration.behaviour, calibration.gpu, calibration.model, **given)
+
+    def assess(self, adapters: ArrayLike, max_loras: ArrayLike, loads: int = 3, **more: Any) -> Columns:
+        """Predict configurations; see `lora_capacity.search.assess`.
+
+        Adapters of more than 16 different rates and ranks are merged, see `with_classes`.
+        """
+        given = {**self.settings, **more}
+        scenarios = build_scenarios(self.workload, self.calibration, np.asarray(adapters), max_loras, **given)
+        return assess(
+            self.calibration,
+            with_classes(scenarios, self._classes),
+            self._stays,
+            threshold=self.threshold,
+            risk=self.risk,
+            loads=loads,
+        )
+
+    def judge(self, columns: Columns) -> NDArray[Any]:
+        """Return a verdict on each configuration; see `lora_capacity.search.judge`."""
+        return judge(columns, self.objective, self.threshold, self.risk)
+
+    def choose(self, columns: Columns) -> int | None:
+        """Return the index of the configuration to take; see `lora_capacity.search.choose`."""
+        return choose(columns, self.objective, self.threshold, self.risk)
+
+    @cached_property
+    def _stays(self) -> StayLaw:
+        return StayLaw.of_lengths(self.workload.output_tokens)
+
+    @cached_property
+    def _classes(self) -> int:
+        most = int(self.allowed_adapters[-1])
+        return min(self.workload.classes([most]).rate_per_s.size, _MOST_CLASSES)
+
+    @cached_property
+    def _most_adapters(self) -> int:
+        """The fewest adapters that starve whatever the slots, or all there are.
+
+        No server outruns steps that are full and cost nothing but their base and their tokens: ``budget / (base_s +
+        budget · token_s)`` tokens per second.
+        """
+        step = self.calibration.costs.step
+        budget = max(self.server(1, 1, **combination).max_num_batched_tokens for combination in self.combinations)
+        fastest_per_s = budget / max(np.asarray(step.base_s + budget * step.token_s).item(), 1e-9)
+        per_request = self.workload.mean_input_tokens + self.workload.mean_output_tokens
+        most_per_s = fastest_per_s / per_request / (1.0 - self.threshold) - self.workload.base_rate_per_s
+        bound = self.workload.adapters.max_count or _GUARD_ADAPTERS
+        count = 1
+        while True:
+            rates, _ = self.workload.adapters.deal(count)
+            total = np.cumsum(rates)
+            if total[-1] > most_per_s or count == bound:
+                return min(int(np.searchsorted(total, most_per_s, side="right")) + 1, count)
+            count = min(2 * count, bound)
+
+
+def _distinct(name: str, values: ArrayLike) -> IntArray:
+    distinct: IntArray = np.unique(np.asarray(values))
+    if not distinct.size:
+        raise InputError(name, "none", "at least one value")
+    return distinct

@@ -1,0 +1,1 @@
+"""Models of the server: what a configuration does under a workload."""

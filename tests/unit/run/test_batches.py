@@ -1,0 +1,116 @@
+"""Batches hold what fits into memory and goes together."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from lora_capacity.engines import SchedulerRules
+from lora_capacity.errors import InputError
+from lora_capacity.run import play
+from lora_capacity.run.batches import Batches, bytes_per_configuration, expected_turns
+from lora_capacity.run.steady import simulate
+from lora_capacity.scenarios import Scenarios
+from lora_capacity.twins.events import RequestTables, draw_requests
+from lora_capacity.twins.events.simulation import play_out
+from tests.examples import STAYS, make_calibration, make_scenarios
+
+CALIBRATION = make_calibration()
+MEMORY = 0.2
+"""What is counted for a configuration, against what the compiler plans, which also holds intermediate values."""
+
+INPUTS, OUTPUTS = np.array([40, 300, 500]), np.array([60, 10, 190])
+
+
+def make_plan(**changes: object) -> Batches:
+    given = {
+        "calibration": CALIBRATION,
+        "most": np.full(100, 4096),
+        "work": np.random.default_rng(0).random(100),
+        "adapters": np.full(100, 31),
+        "longest_output": 255,
+        "at_once": 2,
+        "memory_bytes": 1e12,
+    }
+    return Batches(**given | changes)
+
+
+def test_every_configuration_is_in_one_batch_the_longest_first() -> None:
+    plan = make_plan()
+    wanted = np.arange(100) % 3 > 0
+    batches = plan.cut(wanted)
+    rows = np.concatenate([batch.rows for batch in batches])
+    assert sorted(rows.tolist()) == np.flatnonzero(wanted).tolist()
+    assert plan.work[rows].tolist() == sorted(plan.work[wanted], reverse=True)
+    assert {(batch.width, batch.requests) for batch in batches} == {(1, batches[0].requests)}
+    assert max(batch.rows.size for batch in batches) <= 16
+
+
+def test_configurations_with_about_as_many_requests_go_together() -> None:
+    most = np.repeat([3000, 7000, 100_000], [80, 20, 100])
+    batches = make_plan(most=most, work=np.ones(200), adapters=np.full(200, 31)).cut(np.ones(200, dtype=bool))
+    assert {batch.requests for batch in batches} == {4096, 106_496}
+    for batch in batches:
+        assert most[batch.rows].max() < batch.requests
+    assert sum(batch.rows.size for batch in batches if batch.requests == 4096) == 67  # a third
+
+
+@pytest.mark.parametrize(("configs", "largest"), [(1, 1), (3, 1), (10, 2), (60, 8), (500, 64), (5000, 64)])
+def test_few_configurations_keep_all_cores_busy(configs: int, largest: int) -> None:
+    plan = make_plan(most=np.full(configs, 4096), work=np.ones(configs), adapters=np.full(configs, 31))
+    assert plan.cut(plan.work > 0)[0].rows.size == largest
+
+
+def test_a_batch_is_played_in_pieces() -> None:
+    batch = make_plan().cut(np.ones(100, dtype=bool))[0]
+    assert [piece.size for piece in batch.pieces()] == [1] * batch.rows.size
+    assert np.concatenate(batch.pieces()).tolist() == batch.rows.tolist()
+
+
+def test_batches_fit_into_the_memory() -> None:
+    most = np.where(np.arange(100) % 5, 4096, 2**17)
+    each = bytes_per_configuration(2**17 + 1024, 31, 255)
+    plan = make_plan(most=most, work=most.astype(float), memory_bytes=2.3 * each)
+    assert sum(batch.rows.size for batch in plan.cut(most > 0)) == 100
+    with pytest.raises(InputError, match="requests, which fill the memory"):
+        dataclasses.replace(plan, memory_bytes=1.9 * each).cut(most > 0)
+
+
+@pytest.mark.parametrize("load", [2.0, 20.0])
+def test_the_memory_counted_is_what_the_compiler_plans(load: float) -> None:
+    scenarios = make_scenarios([8.0, 8.0], [0.2 * load, 0.1 * load], max_loras=np.full(8, 4), horizon_s=300.0)
+    tables = draw_requests(scenarios, INPUTS, OUTPUTS, seed=0)
+    requests, adapters = tables.arrival.shape[1], tables.rank.shape[1]
+    tables = dataclasses.replace(tables, longest_output=255)
+    others = dataclasses.replace(tables, arrival=tables.arrival[:, :0])
+
+    def simulate(scenarios: Scenarios, arrival: jax.Array, others: RequestTables) -> object:
+        tables = dataclasses.replace(others, arrival=arrival)
+        return play_out(CALIBRATION.costs, scenarios, tables, SchedulerRules(), 0.0, 0)
+
+    planned = jax.jit(simulate, donate_argnums=1).lower(scenarios, tables.arrival, others).compile().memory_analysis()
+    assert planned is not None
+    assert planned.alias_size_in_bytes == tables.arrival.nbytes
+    counted = 8 * bytes_per_configuration(requests, adapters, 255)
+    total = planned.argument_size_in_bytes + planned.temp_size_in_bytes + planned.output_size_in_bytes
+    total -= planned.alias_size_in_bytes
+    assert counted == pytest.approx(total, rel=MEMORY)
+
+
+def test_the_turns_expected_are_about_those_taken() -> None:
+    adapters = np.array([4, 8, 12, 16, 24, 32, 12, 24])
+    scenarios = make_scenarios(
+        np.stack([adapters / 2, adapters / 2], axis=1),
+        [0.8, 0.3],
+        max_loras=[4, 4, 2, 16, 8, 2, 12, 1],
+        max_num_seqs=[256, 256, 256, 256, 16, 256, 4, 256],
+        kv_cache_tokens=2e5,
+        mean_input_tokens=INPUTS.mean(),
+        mean_output_tokens=OUTPUTS.mean(),
+        horizon_s=300.0,
+        max_pending=500.0,
+    )
+    expected = expected_turns(jax.tree.map(np.asarray, scenarios), simulate(CALIBRATION, scenarios, STAYS))
+    turns = play(CALIBRATION, scenarios, INPUTS, OUTPUTS).turns
+    np.testing.assert_allclose(np.log(expected / turns), 0.0, atol=0.5)

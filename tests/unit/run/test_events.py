@@ -1,0 +1,188 @@
+"""Configurations played in batches come out as each alone, in the order given, also when taken up again."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lora_capacity.engines import VllmBehaviour
+from lora_capacity.errors import InputError
+from lora_capacity.run import batches, event_table, play, play_workload
+from lora_capacity.scenarios import Scenarios, build_scenarios
+from lora_capacity.status import Status
+from lora_capacity.twins.events import draw_requests, simulate_events
+from lora_capacity.workload import Workload
+from tests.examples import make_calibration, make_costs
+
+CALIBRATION = make_calibration()
+WORKLOAD = {
+    "adapters": {"mix": {"rates_per_s": [0.4, 0.1, 0.2], "ranks": [8, 16]}},
+    "requests": {
+        "input_tokens": {"mean": 100, "std": 80, "min": 4, "max": 500},
+        "output_tokens": {"mean": 50, "std": 40, "min": 1, "max": 200},
+    },
+    "horizon_s": 60,
+    "max_pending": 100,
+}
+INPUTS, OUTPUTS = np.array([40, 80, 160]), np.array([60, 10, 190])
+
+
+def workload(**changes: Any) -> Workload:
+    return Workload.from_mapping(WORKLOAD | changes)
+
+
+def scenarios(adapters: list[int], max_loras: list[int], **settings: Any) -> Scenarios:
+    return build_scenarios(workload(), CALIBRATION, adapters=adapters, max_loras=max_loras, **settings)
+
+
+def test_batches_play_each_configuration_as_it_plays_alone_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "LONGEST_BATCH", 2)
+    many = scenarios([4, 12, 8, 5, 2], [2, 3, 1, 5, 2], gpu_memory_utilization=[0.9, 0.9, 0.9, 0.2, 0.9])
+    seen: list[tuple[int, int]] = []
+    together = play(CALIBRATION, many, INPUTS, OUTPUTS, seed=3, progress=lambda *done: seen.append(done))
+    assert len(seen) == 5
+    assert seen == sorted(seen)
+    assert seen[-1] == (5, 5)
+    assert int(together.settled.status[3]) == Status.NO_KV_CACHE
+    assert np.isnan(together.settled.throughput_tokens_per_s[3])
+    again, other = (play(CALIBRATION, many, INPUTS, OUTPUTS, seed=seed) for seed in (3, 4))
+    for one, two in zip(jax.tree.leaves(together), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert int(together.adapter_arrived.sum()) != int(other.adapter_arrived.sum())
+    alone = jax.jit(simulate_events)
+    for i in (0, 1, 2, 4):
+        one = jax.tree.map(lambda values, i=i: values[i : i + 1], many)
+        expected = alone(CALIBRATION.costs, one, draw_requests(one, INPUTS, OUTPUTS, seed=3, indices=[i]))
+        assert int(together.steps[i]) == int(expected.steps[0]) > 0
+        assert int(together.adapter_arrived[i].sum()) == int(expected.adapter_arrived.sum())
+        for name in ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "class_service"):
+            np.testing.assert_allclose(
+                getattr(together.settled, name)[i], getattr(expected.settled, name)[0], rtol=1e-5, err_msg=name
+            )
+
+
+@pytest.mark.parametrize(("version", "device"), [("0.26.0", "gpu"), ("0.33.0", "gpu"), ("0.33.0", "cpu")])
+def test_a_version_is_played_by_its_rules(version: str, device: str) -> None:
+    given, calibration = scenarios([12], [2]), make_calibration(vllm_version=version, device=device)
+    played, old = (play(each, given, INPUTS, OUTPUTS, seed=3) for each in (calibration, CALIBRATION))
+    rules = VllmBehaviour.for_version(version, device).scheduler
+    tables = draw_requests(given, INPUTS, OUTPUTS, seed=3)
+    alone = jax.jit(partial(simulate_events, rules=rules))(calibration.costs, given, tables)
+    assert int(played.steps[0]) == int(alone.steps[0])
+    assert float(played.settled.ttft_s[0]) == pytest.approx(float(alone.settled.ttft_s[0]), rel=1e-5)
+    assert (float(played.settled.ttft_s[0]) != float(old.settled.ttft_s[0])) == rules.async_scheduling
+
+
+def test_servers_that_do_not_start_are_done_at_once() -> None:
+    refused = scenarios([4, 12], [2, 3], gpu_memory_utilization=0.2)
+    seen: list[tuple[int, int]] = []
+    played = play(CALIBRATION, refused, INPUTS, OUTPUTS, progress=lambda *done: seen.append(done))
+    assert np.all(np.asarray(played.settled.status) == Status.NO_KV_CACHE)
+    assert seen[-1] == (2, 2)
+
+
+def test_a_workload_is_played_with_its_own_requests_class_by_class() -> None:
+    given = scenarios([5, 7], [4, 4])
+    results = play_workload(CALIBRATION, given, workload(), seed=5)
+    requests = workload().sample_requests(7, 5)
+    rates, ranks = workload().adapters.deal(7)
+    by_class = np.lexsort((ranks, rates))
+    counts = np.bincount(requests.adapter, minlength=7)
+    classes = np.repeat(np.arange(given.class_count.shape[1]), np.asarray(given.class_count[1], int))
+    arrived = np.asarray(results.adapter_arrived[1])
+    assert not arrived[7:].any()
+    for one in np.unique(classes):  # within a class the order is that of touching
+        assert sorted(arrived[:7][classes == one]) == sorted(counts[by_class][classes == one])
+
+
+def assert_same(one: Any, other: Any, rows: Any = slice(None)) -> None:
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(left, np.asarray(right)[rows])
+
+
+def test_neither_order_nor_size_of_batches_changes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = scenarios([4, 12, 8, 5, 2, 9], [2, 3, 1, 5, 2, 4])
+    expected = play_workload(CALIBRATION, given, workload(), seed=[0, 1, 0, 1, 0, 1])
+    order = np.array([5, 0, 3, 1, 4, 2])
+    shuffled = jax.tree.map(lambda values: values[order], given)
+    monkeypatch.setattr(batches, "LONGEST_BATCH", 4)
+    found = play_workload(CALIBRATION, shuffled, workload(), seed=order % 2)
+    assert_same(found, expected, order)
+
+
+def test_a_load_is_that_of_as_many_times_the_rates() -> None:
+    given = scenarios([12, 12, 12], [4, 4, 4])
+    found = play_workload(CALIBRATION, given, workload(), load=[1.0, 1.0, 1.5])
+    arrived = found.adapter_arrived.sum(axis=1)
+    requests = workload(horizon_s=90).sample_requests(12, 0)
+    assert arrived[0] == arrived[1] == (requests.arrival_s < 60).sum()
+    assert arrived[2] == len(requests)
+    np.testing.assert_allclose(found.settled.offered_tokens_per_s / found.settled.offered_tokens_per_s[0], [1, 1, 1.5])
+
+
+def test_what_was_played_is_not_played_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = scenarios([4, 12, 8, 5, 2, 7] * 4, [2, 3, 1, 5, 2, 3] * 4)
+    expected = play_workload(CALIBRATION, given, workload())
+    monkeypatch.setattr(batches, "LONGEST_BATCH", 2)
+
+    def give_up(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play_workload(CALIBRATION, given, workload(), parts=tmp_path, progress=give_up)
+    begun = sorted(tmp_path.glob("*.msgpack"))
+    assert begun
+    times = [path.stat().st_mtime_ns for path in begun]
+    seen: list[tuple[int, int]] = []
+    found = play_workload(CALIBRATION, given, workload(), parts=tmp_path, progress=lambda *done: seen.append(done))
+    assert_same(found, expected)
+    assert [path.stat().st_mtime_ns for path in begun] == times
+    assert 0 < seen[0][0] < 24
+    assert seen[-1] == (24, 24)
+    monkeypatch.setattr(batches.Batches, "run", None)
+    assert_same(play_workload(CALIBRATION, given, workload(), parts=tmp_path), expected)
+
+
+@pytest.mark.parametrize("changed", ["seed", "workload", "calibration", "scenarios"])
+def test_parts_of_another_question_are_refused(changed: str, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "calibration": CALIBRATION,
+        "scenarios": scenarios([4], [2]),
+        "workload": workload(),
+        "seed": 0,
+    }
+    play_workload(**asked, parts=tmp_path)
+    other = {
+        "calibration": make_calibration(costs=make_costs(base_s=0.02)),
+        "scenarios": scenarios([4], [1]),
+        "workload": workload(arrivals={"process": "gamma", "cv": 1.1}),
+        "seed": 1,
+    }
+    with pytest.raises(InputError, match=r"what is left of another sweep.*delete the folder"):
+        play_workload(**asked | {changed: other[changed]}, parts=tmp_path)
+
+
+def test_what_would_not_fit_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "free_memory_bytes", lambda: 1e5)
+    with pytest.raises(InputError, match=r"horizon_s.*which fill the memory"):
+        play(CALIBRATION, scenarios([4], [2]), INPUTS, OUTPUTS)
+
+
+def test_the_table_says_what_only_the_event_twin_tells() -> None:
+    given = scenarios([12, 5], [3, 5], gpu_memory_utilization=[0.9, 0.2])
+    played = play_workload(CALIBRATION, given, workload())
+    columns = event_table(given, played)
+    assert all(column.shape == (2,) for column in columns.values())
+    assert columns["status"].tolist() == ["outside_calibration", "no_kv_cache"]
+    assert columns["ttft_p50_s"][0] <= columns["ttft_p95_s"][0] <= columns["ttft_p99_s"][0]
+    arrived, completed = (np.asarray(c)[0, :12] for c in (played.adapter_arrived, played.adapter_completed))
+    assert columns["worst_service"][0] == pytest.approx((completed / arrived).min())
+    assert np.isnan(columns["worst_service"][1])
+
+
+def test_a_seed_is_a_whole_number() -> None:
+    with pytest.raises(InputError, match="seed"):
+        play(CALIBRATION, scenarios([4], [2]), INPUTS, OUTPUTS, seed=-1)

@@ -1,0 +1,385 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from lora_capacity.errors import InfeasibleError, InputError
+from lora_capacity.hardware import Gpu
+from lora_capacity.run import play_workload
+from lora_capacity.run.steady import grid
+from lora_capacity.scenarios import build_scenarios
+from lora_capacity.search import Objective, assess, choose, critical_load, judge, optimize, starving_probability
+from lora_capacity.search.margin import capacity_error, load_factors
+from lora_capacity.units import BYTES_PER_GIB
+from lora_capacity.workload import AdapterList, AdapterMix, Workload
+from tests.examples import LENGTHS, LLAMA_8B, STAYS, make_calibration, make_scenarios
+
+GPU_80 = make_calibration()
+SHORT = dataclasses.replace(LLAMA_8B, max_position_embeddings=4096)
+GPU_32 = make_calibration(gpu=Gpu("small", 32 * BYTES_PER_GIB), model=SHORT)
+INTERPOLATED = 0.01  # the load at which a configuration starves is interpolated between loads about 8 % apart
+MERGED = 1e-3
+
+
+def make_workload(adapters, **changes):
+    return Workload(adapters, LENGTHS, LENGTHS, **({"max_pending": 5000} | changes))
+
+
+BUSY = make_workload(AdapterMix([2.0, 1.0], [16]))
+IDLE = make_workload(AdapterMix([0.3, 0.1], [8, 16]), base_rate_per_s=2.0)
+LISTED = make_workload(AdapterList([f"a{i}" for i in range(40)], np.geomspace(2.0, 0.1, 40), [8, 8, 16, 32] * 10))
+
+
+def make_columns(**columns):
+    """Configurations that serve all they are offered, unless told otherwise."""
+    columns = {name: np.asarray(values) for name, values in columns.items()}
+    size = columns["max_cpu_loras"].size
+    offered = columns["max_cpu_loras"] * 100.0
+    others = {
+        "max_loras": np.full(size, 8),
+        "throughput_tokens_per_s": offered,
+        "offered_tokens_per_s": offered,
+        "starving_probability": np.zeros(size),
+        "status": np.full(size, "ok", dtype=object),
+        "itl_s": np.full(size, 0.02),
+        "ttft_s": np.full(size, 0.1),
+    }
+    return others | columns
+
+
+def brute_force(workload, calibration, objective, most_adapters, most_slots):
+    """The choice among all configurations, none left out."""
+    every = grid(range(1, most_adapters + 1), range(1, most_slots + 1))
+    columns = assess(calibration, build_scenarios(workload, calibration, **every), STAYS)
+    return {name: column[choose(columns, objective)] for name, column in columns.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"goal": "fewest-slot"}, "did you mean 'fewest-slots'"),
+        ({"within": 1.0}, "within: 1.0"),
+        ({"max_itl_s": 0.0}, "max_itl_s: 0.0 is not allowed; allowed: a number > 0"),
+        ({"max_ttft_s": "fast"}, "max_ttft_s: 'fast'"),
+    ],
+)
+def test_an_objective_out_of_range_is_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        Objective(**given)
+
+
+def test_the_critical_load_lies_between_the_loads_tried():
+    factors = [1.0, 1.1, 1.21]
+    service = [[1.0, 0.95, 0.85], [1.0, 0.9, 0.8], [0.45, 0.4, 0.3], [1.0, 1.0, 0.99], [np.nan] * 3]
+    found = critical_load(service, factors, threshold=0.1)
+    np.testing.assert_allclose(found, [1.1 * 1.1**0.5, 1.1, 0.5, 1.21, np.nan])
+
+
+def test_the_chance_of_starving_is_that_of_a_lognormal_capacity():
+    capacity = np.exp(np.random.default_rng(1).normal(0.0, 0.05, 200_000))
+    for critical in (0.95, 1.0, 1.08):
+        chance = starving_probability([critical], 0.05).item()
+        assert chance == pytest.approx((capacity * critical <= 1.0).mean(), abs=0.005)  # 4 standard errors
+    assert starving_probability([0.9, 1.1], 0.0).tolist() == [1.0, 0.0]
+
+
+def test_the_second_load_tried_is_where_the_accepted_risk_ends():
+    factors = load_factors(np.array([0.05]), 0.02, 4)[0]
+    assert factors[0] == 1.0
+    assert starving_probability(factors[1:2], 0.05).item() == pytest.approx(0.02)
+    assert (np.diff(load_factors(np.array([0.0]), 0.5, 5)[0, 1:]) > 0).all()
+
+
+def test_a_server_starves_at_its_critical_load():
+    scenarios = make_scenarios([20.0, 20.0], [0.63, 0.126], max_loras=[6, 12, 40], kv_cache_tokens=4e4, horizon_s=3e3)
+    # A large accepted risk makes for small steps between the loads tried.
+    found = assess(GPU_80, scenarios, STAYS, risk=0.4, loads=13)
+    at_critical = scenarios.replace(
+        class_rate_per_s=scenarios.class_rate_per_s * found["critical_load"][:, np.newaxis].astype(np.float32)
+    )
+    beyond = assess(GPU_80, at_critical, STAYS)
+    last = load_factors(capacity_error(GPU_80, scenarios), 0.4, 13)[:, -1]
+    inside = (found["critical_load"] > 1.0) & (found["critical_load"] < last)
+    assert inside.any()
+    np.testing.assert_allclose(beyond["service"][inside], 0.9, atol=INTERPOLATED)
+    np.testing.assert_allclose(beyond["critical_load"][inside], 1.0, atol=INTERPOLATED)
+
+
+def test_verdicts():
+    columns = make_columns(
+        max_cpu_loras=[1, 2, 3, 4, 5, 6],
+        throughput_tokens_per_s=[100.0, 200.0, 270.0, np.nan, np.nan, 600.0],
+        starving_probability=[0.01, 0.2, 0.9, np.nan, np.nan, 0.0],
+        itl_s=[0.02, 0.02, 0.02, np.nan, np.nan, 0.05],
+        status=np.array(["ok", "outside_calibration", "ok", "oom", "no_kv_cache", "ok"], dtype=object),
+    )
+    expected = ["acceptable", "risky", "starved", "oom", "no_kv_cache", "too_slow"]
+    assert judge(columns, Objective(max_itl_s=0.04)).tolist() == expected
+    assert judge(columns, Objective(), threshold=0.2, risk=0.5)[:3].tolist() == ["acceptable", "acceptable", "risky"]
+
+
+def test_adapters_beyond_the_first_that_starve_are_not_chosen():
+    columns = make_columns(max_cpu_loras=[40, 10, 20, 30], starving_probability=[0.0, 0.0, 0.0, 0.06])
+    assert choose(columns, Objective()) == 2
+    assert choose(columns | {"max_num_seqs": np.array([64, 64, 64, 32])}, Objective()) == 0
+    assert choose(columns, Objective(), risk=0.07) == 0
+
+
+def test_a_slow_configuration_is_passed_over_but_does_not_end_the_walk():
+    columns = make_columns(max_cpu_loras=[10, 20, 30], ttft_s=[0.1, 0.9, 0.2])
+    assert choose(columns, Objective(max_ttft_s=0.5)) == 2
+    assert choose(columns, Objective(max_ttft_s=0.15)) == 0
+    assert choose(columns, Objective(max_ttft_s=0.05)) is None
+
+
+def test_of_equal_throughputs_the_safer_goes_before_the_fewer_slots():
+    columns = make_columns(
+        max_cpu_loras=[20, 20, 20, 21],
+        max_loras=[4, 8, 16, 32],
+        throughput_tokens_per_s=[1995.0, 1996.0, 2000.0, 1990.0],
+        starving_probability=[0.04, 0.009, 0.0, 0.0],
+    )
+    assert choose(columns, Objective()) == 1
+    assert choose(columns | {"starving_probability": np.full(4, 0.04)}, Objective()) == 0
+
+
+def test_goals_differ():
+    columns = make_columns(
+        max_cpu_loras=[30, 20, 19, 18],
+        max_loras=[16, 8, 4, 2],
+        throughput_tokens_per_s=[1900.0, 2000.0, 1985.0, 1979.0],
+        offered_tokens_per_s=[2000.0] * 4,
+    )
+    assert choose(columns, Objective("throughput")) == 1
+    assert choose(columns, Objective("fewest-slots")) == 2
+    assert choose(columns, Objective("fewest-slots", within=0.02)) == 3
+    assert choose(columns, Objective("most-adapters")) == 0
+
+
+@pytest.mark.parametrize("goal", ["throughput", "fewest-slots", "most-adapters"])
+@pytest.mark.parametrize(
+    ("workload", "calibration"), [(BUSY, GPU_80), (IDLE, GPU_32), (LISTED, GPU_80)], ids=["busy", "idle", "listed"]
+)
+def test_refinement_finds_what_looking_everywhere_finds(workload, calibration, goal):
+    found = optimize(workload, calibration, objective=Objective(goal))
+    most = workload.adapters.max_count or found.best.max_cpu_loras + 20
+    everywhere = brute_force(workload, calibration, Objective(goal), most, found.best.max_loras + 20)
+    assert abs(found.best.max_cpu_loras - everywhere["max_cpu_loras"]) <= 1
+    assert abs(found.best.max_loras - everywhere["max_loras"]) <= 1
+    assert found.best.throughput_tokens_per_s == pytest.approx(everywhere["throughput_tokens_per_s"], rel=0.005)
+
+
+def test_the_grids_that_are_given_are_the_only_ones_considered():
+    found = optimize(BUSY, GPU_80, adapters=[12, 3, 7], max_loras=[2, 5, 400])
+    assert found.best.max_cpu_loras in (3, 7, 12)
+    assert found.best.max_loras in (2, 5)
+    shown = {(each.max_cpu_loras, each.max_loras) for each in found.runners_up}
+    assert shown <= {(a, s) for a in (3, 7, 12) for s in (2, 5)}
+    fixed = optimize(BUSY, GPU_80, adapters=[9], objective=Objective("fewest-slots", within=0.0001))
+    assert fixed.best.max_cpu_loras == 9
+
+
+def test_a_single_adapter_gets_a_single_slot():
+    found = optimize(make_workload(AdapterList(["only"], [1.0], [8])), GPU_80)
+    assert (found.best.max_cpu_loras, found.best.max_loras, found.best.max_lora_rank) == (1, 1, 8)
+    assert [each.change for each in found.neighbours] == []
+    assert any("all 1 adapters" in warning for warning in found.warnings)
+
+
+def test_the_best_batch_limits_are_found_and_impossible_ones_left_out():
+    found = optimize(BUSY, GPU_80, max_num_batched_tokens=[128, 1024], max_num_seqs=[16, 512])
+    few = optimize(BUSY, GPU_80, max_num_batched_tokens=[1024], max_num_seqs=[16])
+    assert (found.best.max_num_batched_tokens, found.best.max_num_seqs) == (1024, 512)
+    assert found.best.throughput_tokens_per_s > few.best.throughput_tokens_per_s
+    with pytest.raises(InputError, match="max_num_batched_tokens: 128"):
+        optimize(BUSY, GPU_80, max_num_batched_tokens=[128], max_num_seqs=[512])
+
+
+def test_a_load_that_one_adapter_overwhelms_is_infeasible():
+    with pytest.raises(InfeasibleError, match=r"max_cpu_loras 1 with max_loras 1 comes closest, completes \d+\.\d% of"):
+        optimize(make_workload(AdapterMix([500.0], [16])), GPU_80)
+
+
+def test_a_model_that_does_not_fit_is_infeasible():
+    calibration = make_calibration(gpu=Gpu("small", 12 * BYTES_PER_GIB))
+    with pytest.raises(InfeasibleError, match=r"no configuration starts: max_loras 1 .* lacks \d+\.\d\d GiB \(oom\)"):
+        optimize(BUSY, calibration)
+    with pytest.raises(InfeasibleError, match=r"no_kv_cache\); change gpu_memory_utilization"):
+        optimize(BUSY, GPU_80, settings={"gpu_memory_utilization": 0.25})
+
+
+def test_bounds_that_no_server_meets_are_infeasible():
+    with pytest.raises(
+        InfeasibleError, match=r"no configuration that keeps up is fast enough: .* itl_s 0\.01.* \(at most"
+    ):
+        optimize(BUSY, GPU_80, objective=Objective(max_itl_s=0.001))
+
+
+def test_a_latency_bound_is_kept():
+    free, bound = (optimize(BUSY, GPU_80, objective=Objective(max_itl_s=limit)) for limit in (None, 0.02))
+    assert free.best.itl_s > 0.02 >= bound.best.itl_s
+    assert bound.best.throughput_tokens_per_s < free.best.throughput_tokens_per_s
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"risk": 0.0}, "risk: 0.0"),
+        ({"risk": 0.6}, "risk: 0.6"),
+        ({"starvation_threshold": 1.0}, "starvation_threshold: 1.0"),
+        ({"adapters": []}, "adapters: 'none'"),
+        ({"adapters": [0, 5]}, "adapters: 0"),
+        ({"max_loras": [0, 5]}, "max_loras: 0"),
+        ({"max_loras": [2.5]}, "max_loras: 2.5"),
+        ({"adapters": [4], "max_loras": [8]}, "max_loras: 8 is not allowed; allowed: 1 to 4"),
+        ({"max_num_seqs": []}, "max_num_seqs: 'none'"),
+        ({"max_num_seqs": [64], "settings": {"max_num_seqs": 32}}, "max_num_seqs: 32"),
+        ({"settings": {"max_loras": 8}}, "max_loras: 8 is not allowed; allowed: given once"),
+        ({"settings": {"max_lora_rank": 8}}, "max_lora_rank: 8"),
+        ({"settings": {"max_lora_rnak": 8}}, "did you mean 'max_lora_rank'"),
+    ],
+)
+def test_what_is_not_allowed_is_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        optimize(BUSY, GPU_80, **given)
+
+
+def test_neighbours_are_the_configurations_next_to_it():
+    found = optimize(BUSY, GPU_80)
+    best = found.best
+    places = {each.change: (each.candidate.max_cpu_loras, each.candidate.max_loras) for each in found.neighbours}
+    assert places == {
+        "one more adapter": (best.max_cpu_loras + 1, best.max_loras),
+        "one more slot": (best.max_cpu_loras, best.max_loras + 1),
+        "one slot fewer": (best.max_cpu_loras, best.max_loras - 1),
+    }
+    (more,) = (each for each in found.neighbours if each.change == "one more adapter")
+    assert more.verdict == "risky"
+    assert best.starving_probability <= found.risk < more.candidate.starving_probability
+    for each in found.neighbours:
+        alone = assess(
+            GPU_80, build_scenarios(BUSY, GPU_80, [each.candidate.max_cpu_loras], [each.candidate.max_loras]), STAYS
+        )
+        gain = alone["throughput_tokens_per_s"].item() - best.throughput_tokens_per_s
+        assert each.gain_tokens_per_s == pytest.approx(gain, abs=1.0)
+
+
+def test_runners_up_have_other_slots_and_do_not_beat_the_best():
+    found = optimize(IDLE, GPU_80)
+    slots = [each.max_loras for each in (found.best, *found.runners_up)]
+    assert len(set(slots)) == len(slots) == 6
+    assert all(
+        each.throughput_tokens_per_s <= found.best.throughput_tokens_per_s * 1.005 and each.starving_probability <= 0.05
+        for each in found.runners_up
+    )
+
+
+def test_the_answer_is_json_and_says_what_to_run():
+    found = optimize(BUSY, GPU_32, settings={"gpu_memory_utilization": 0.85, "max_model_len": 2048, "block_size": None})
+    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert content["max_loras"] == content["server"]["max_loras"] == content["predicted"]["max_loras"]
+    assert content["max_cpu_loras"] == content["server"]["max_cpu_loras"] == found.best.max_cpu_loras
+    assert content["server"]["gpu_memory_utilization"] == 0.85
+    assert f"--max-loras {found.best.max_loras} --max-cpu-loras {found.best.max_cpu_loras}" in content["serve_command"]
+    assert "--max-model-len 2048" in content["serve_command"]
+    assert sum(content["looked_at"].values()) > 100
+    assert content["margin"]["kv_cache_tokens"] == content["predicted"]["kv_cache_tokens"]
+    spare = content["margin"]["spare_kv_cache_tokens"] - (content["predicted"]["kv_cache_tokens"] - 2048)
+    assert 0 <= spare < 16  # what is left of the last block
+    assert any("starves at" in sentence for sentence in content["explanation"])
+
+
+def test_extrapolation_is_said():
+    found = optimize(BUSY, make_calibration(fitted_ranges={"adapters": (100.0, 200.0), "max_loras": (1.0, 64.0)}))
+    assert any(warning.startswith(f"adapters {found.best.max_cpu_loras} lies outside") for warning in found.warnings)
+    assert not any(warning.startswith("max_loras") for warning in found.warnings)
+    assert found.best.status == "outside_calibration"
+
+
+def test_a_long_wait_is_warned_of_with_the_option_that_bounds_it_unless_it_was_bounded():
+    free, bound = (optimize(BUSY, GPU_80, objective=Objective(max_ttft_s=limit)) for limit in (None, 60.0))
+    assert free.best.ttft_s > 60.0 >= bound.best.ttft_s > 10.0
+    (warning,) = free.warnings
+    assert warning.startswith(f"requests wait {free.best.ttft_s:.0f} s for a first token")
+    assert "max_ttft_s (--max-ttft-ms)" in warning
+    assert "\n" not in warning
+    assert bound.warnings == ()
+
+
+def test_many_different_adapters_are_merged_without_changing_the_answer():
+    rates = np.geomspace(0.8, 0.05, 90)
+    workload = make_workload(AdapterList([f"a{i}" for i in range(90)], rates, [16] * 90))
+    found = optimize(workload, GPU_80)
+    exact = assess(GPU_80, build_scenarios(workload, GPU_80, [found.best.max_cpu_loras], [found.best.max_loras]), STAYS)
+    assert found.best.throughput_tokens_per_s == pytest.approx(exact["throughput_tokens_per_s"].item(), rel=MERGED)
+
+
+def test_progress_counts_the_combinations():
+    calls = []
+    optimize(BUSY, GPU_80, max_loras=[4], max_num_seqs=[64, 128], progress=lambda *call: calls.append(call))
+    assert calls == [(1, 2), (2, 2)]
+
+
+def test_a_steeper_risk_is_a_safer_choice():
+    found = {risk: optimize(BUSY, GPU_80, risk=risk).best for risk in (0.001, 0.05, 0.5)}
+    margins = [best.critical_load for best in found.values()]
+    assert margins == sorted(margins, reverse=True)
+    assert margins[0] >= np.exp(norm.ppf(0.999) * 0.05) * (1.0 - INTERPOLATED)
+
+
+def test_few_contended_slots_add_to_the_error_of_the_capacity() -> None:
+    calibration = make_calibration(capacity_error=0.03)
+    scenarios = make_scenarios([[16], [16], [16], [400]], 1.0, max_loras=[4, 8, 16, 200])
+    few, more, one_each, many = capacity_error(calibration, scenarios)
+    assert few > more > one_each == 0.03
+    assert many == pytest.approx(0.03, rel=0.01)
+
+
+def test_the_event_twin_settles_what_the_steady_twin_finds():
+    workload = make_workload(AdapterMix([2.0, 1.0], [16]), horizon_s=300.0, max_pending=2000)
+    question = (workload, GPU_80)
+    steady, found = optimize(*question), optimize(*question, engine="event", seed=3, seeds=2)
+    assert (steady.engine, steady.second_opinion) == ("steady", None)
+    assert found.engine == "event"
+    opinion = found.second_opinion
+    assert (opinion.chosen.max_cpu_loras, opinion.chosen.max_loras) == (
+        steady.best.max_cpu_loras,
+        steady.best.max_loras,
+    )
+    assert opinion.chosen.throughput_tokens_per_s == pytest.approx(steady.best.throughput_tokens_per_s, rel=MERGED)
+    assert 0 < opinion.spread < 0.1
+    best = found.best
+    assert best.starving_probability <= 0.05
+    # Played on its own, with the mean of the same seeds.
+    scenarios = build_scenarios(workload, GPU_80, [best.max_cpu_loras] * 2, best.max_loras)
+    played = play_workload(GPU_80, scenarios, workload, seed=[3, 4]).settled
+    assert best.throughput_tokens_per_s == pytest.approx(played.throughput_tokens_per_s.mean(), rel=1e-5)
+    assert best.itl_s == pytest.approx(played.itl_s.mean(), rel=1e-5)
+    off = opinion.differences(best)
+    assert off["itl_s"] == pytest.approx(opinion.of_best.itl_s / best.itl_s - 1.0)
+    assert any("The event twin settled it, with 2 seeds" in sentence for sentence in found.explanation)
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert document["second_opinion"]["differences"] == pytest.approx(off)
+    verdicts = {neighbour.change: neighbour.verdict for neighbour in found.neighbours}
+    assert set(verdicts) <= {"one more adapter", "one more slot", "one slot fewer"}
+
+
+def test_the_event_twin_keeps_to_the_numbers_asked_for():
+    workload = make_workload(AdapterMix([2.0, 1.0], [16]), horizon_s=120.0, max_pending=2000)
+    found = optimize(workload, GPU_80, adapters=[6, 9, 12], max_loras=[4, 6], engine="event", seeds=1)
+    assert found.best.max_cpu_loras in (6, 9, 12)
+    assert found.best.max_loras in (4, 6)
+    assert found.second_opinion.spread == 0.0
+
+
+def test_where_nothing_keeps_up_the_event_twin_says_so_too():
+    workload = make_workload(AdapterMix([40.0], [16]), horizon_s=60.0, max_pending=500)
+    with pytest.raises(InfeasibleError, match="no configuration keeps up with its load"):
+        optimize(workload, GPU_80, adapters=[20, 40], max_loras=[2, 4], engine="event")
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(InputError, match=r"engine.*did you mean 'event'"):
+        optimize(BUSY, GPU_80, engine="events")
