@@ -7,7 +7,6 @@ do go together. Sizes are rounded up, so that batches share what was compiled.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
@@ -23,6 +22,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError, check_number
+from lora_capacity.run.resources import available_cores, available_memory_bytes
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.events import EventResults, RequestTables, lay_out_requests
@@ -133,7 +133,7 @@ class Batches:
             expected_turns(host, steady),
             np.array([_rounded(int(count) + 1) - 1 for count in host.class_count.sum(axis=1)]),
             (1 << longest_output.bit_length()) - 1,
-            max(1, (os.cpu_count() or 1) // len(devices)) if on_cpu else 1,
+            max(1, available_cores() // len(devices)) if on_cpu else 1,
             MEMORY_SHARE * free_memory_bytes(),
             observation,
         )
@@ -297,8 +297,7 @@ def free_memory_bytes() -> float:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if all("bytes_limit" in each for each in stats):
         return float(sum(each["bytes_limit"] - each.get("bytes_in_use", 0) for each in stats))
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return float(os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
+    return float(available_memory_bytes())
 
 
 @functools.cache

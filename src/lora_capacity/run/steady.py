@@ -6,7 +6,6 @@ as many chunks are in flight as there are cores. The processes of a `jax.distrib
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError
 from lora_capacity.run.distributed import gather, own_share
+from lora_capacity.run.resources import available_cores
 from lora_capacity.scenarios import Limit, Results, Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.steady import StayLaw, simulate_steady
@@ -125,7 +125,7 @@ def simulate(
 
     starts = own_share(range(0, configs, size))
     parts = []
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // len(devices)) if on_cpu else 1) as pool:
+    with ThreadPoolExecutor(max(1, available_cores() // len(devices)) if on_cpu else 1) as pool:
         for number, part in enumerate(pool.map(run, starts), start=1):
             parts.append(part)
             if progress is not None:

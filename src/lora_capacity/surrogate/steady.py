@@ -1,6 +1,5 @@
 """The steady twin over questions, each with a law of its own of the answer lengths."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
+from lora_capacity.run.resources import available_cores
 from lora_capacity.scenarios import Results
 from lora_capacity.surrogate.closed import Limit, at_limit
 from lora_capacity.surrogate.questions import FloatArray, IntArray, Questions
@@ -69,7 +69,7 @@ def simulate_questions(
         )
         return results
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         parts = list(pool.map(run, range(0, configs, _CHUNK)))
     whole: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:configs], *parts)
     return whole
