@@ -19,22 +19,21 @@ from environment import environment
 from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from lora_capacity import (
+from lora_capacity import Runs, load_calibration, load_surrogate, read_runs
+from lora_capacity.calibration import Calibration
+from lora_capacity.search import assess
+from lora_capacity.surrogate import (
     Labels,
-    Runs,
+    Questions,
     Smooth,
     SmoothInputs,
     Space,
     Surrogate,
-    load_calibration,
-    load_surrogate,
+    describe,
     make_labels,
-    read_runs,
     train_smooth,
+    with_slots,
 )
-from lora_capacity.calibration import Calibration
-from lora_capacity.search import assess
-from lora_capacity.surrogate import Questions, describe, with_slots
 from lora_capacity.surrogate.scores import smape
 from lora_capacity.surrogate.steady import simulate_questions, stay_laws
 from lora_capacity.surrogate.targets import TARGETS, adapters_of

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_capacity import StayLaw, Workload, build_scenarios, load_calibration, simulate
+from lora_capacity import Workload, build_scenarios, load_calibration, simulate
 from lora_capacity.costs import step_time_s
 from lora_capacity.engines import ServerConfig
 from lora_capacity.reports import svg
 from lora_capacity.reports.figures import stand_alone
+from lora_capacity.twins.steady import StayLaw
 from lora_capacity.units import MS_PER_S
 
 FOLDER = Path(__file__).parent / "assets" / "figures"

@@ -1,6 +1,7 @@
 """Every public name is explained where a reader looks for it."""
 
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,24 @@ def test_every_public_member_has_a_docstring() -> None:
     assert missing == []
 
 
+def test_public_names_are_few() -> None:
+    assert len(PUBLIC_NAMES) <= 30
+
+
 def test_api_pages_hold_the_public_names_once_each() -> None:
+    assert sorted(name for name in _on_api_pages() if "." not in name) == PUBLIC_NAMES
+
+
+def test_api_pages_hold_deeper_names_that_exist_and_are_documented_once_each() -> None:
+    deeper = [name for name in _on_api_pages() if "." in name]
+    assert len(deeper) == len(set(deeper))
+    values = {name: pkgutil.resolve_name(f"lora_capacity.{name}") for name in deeper}
+    assert [name for name, value in values.items() if not _documented(value.__name__, value)] == []
+
+
+def _on_api_pages() -> list[str]:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in sorted(API_PAGES.glob("*.md")))
-    assert sorted(re.findall(r"^::: lora_capacity\.(\w+)$", pages, re.MULTILINE)) == PUBLIC_NAMES
+    return re.findall(r"^::: lora_capacity\.([\w.]+)$", pages, re.MULTILINE)
 
 
 def _documented(name: str, value: object) -> bool:

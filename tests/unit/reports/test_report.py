@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lora_capacity import Recommendation, StayLaw, Workload, build_scenarios, load_calibration, simulate
+from lora_capacity import Recommendation, Workload, build_scenarios, load_calibration, simulate
 from lora_capacity.reports import Report, build_report, survey
+from lora_capacity.twins.steady import StayLaw
 from tests.unit.reports.conftest import SETTINGS
 
 
