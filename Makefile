@@ -3,14 +3,15 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable
 WORKLOAD ?= examples/few_busy.yaml
 CALIBRATION ?= llama-3.1-8b-instruct-h100-64gb
 MEASUREMENTS ?= ../shared/measurements
 MODELS := llama-3.1-8b-instruct qwen-2.5-7b-instruct
 
-.PHONY: help recommend test vllm tutorial docs-code browser dev format lint types imports docs package calibrations \
-	surrogates clean
+.PHONY: help recommend test test-all vllm tutorial docs-code browser dev format lint types imports docs package \
+	calibrations surrogates clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,9 +19,11 @@ help: ## List the targets
 recommend: $(VENV)/.base ## Recommend A and S for WORKLOAD on CALIBRATION
 	$(BIN)/lora-capacity optimize $(WORKLOAD) --calibration $(CALIBRATION)
 
-test: $(VENV)/.test ## Run the tests, as many at once as there are cores, four at most
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
-		$(PYTEST_ARGS)
+test: $(VENV)/.test ## Run the tests but the slow ones, as many at once as there are cores, four at most
+	$(PYTEST) -m "not (slow or vllm or browser or docs)" $(PYTEST_ARGS)
+
+test-all: test ## Run the tests, then the slow ones
+	$(PYTEST) -m "slow and not (vllm or browser or docs)" $(PYTEST_ARGS)
 
 vllm: $(VENV)/.test ## Compare with vLLM's own scheduler, and drive a real server (4 GB, minutes)
 	PYTHON=$(PYTHON) tests/vllm/make_environment.sh
