@@ -17,7 +17,7 @@ from lora_capacity_cli.options import (
     server_options,
     workload_argument,
 )
-from lora_capacity_cli.output import print_facts, print_json, print_table
+from lora_capacity_cli.output import print_facts, print_json, print_table, spoken
 from lora_capacity_cli.runtime import prepare, progress_bar
 from lora_capacity_cli.tables import check_output, parts_folder, write_table
 
@@ -122,14 +122,14 @@ def _print(document: dict[str, Any]) -> None:
     )
     regimes = [
         {
-            "regime": each["regime"].replace("_", " "),
+            "regime": spoken(each["regime"]),
             "configurations": each["configurations"],
             "differ": each["differ"],
             "throughput %": 100.0 * each["mean_difference"]["throughput_tokens_per_s"],
             "± %": 100.0 * each["mean_absolute_difference"]["throughput_tokens_per_s"],
             "ITL ± %": 100.0 * each["mean_absolute_difference"]["itl_s"],
             "TTFT ± %": 100.0 * each["mean_absolute_difference"]["ttft_s"],
-            "why": ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in each["why"].items()),
+            "why": ", ".join(f"{count} {spoken(reason)}" for reason, count in each["why"].items()),
         }
         for each in document["regimes"]
         if "why" in each
@@ -142,8 +142,8 @@ def _print(document: dict[str, Any]) -> None:
             "steady tokens/s": each["steady_throughput_tokens_per_s"],
             "event tokens/s": each["throughput_tokens_per_s"],
             "difference %": 100.0 * each["difference_throughput_tokens_per_s"],
-            "regime": each["regime"].replace("_", " "),
-            "why": each["why"].replace("_", " "),
+            "regime": spoken(each["regime"]),
+            "why": spoken(each["why"]),
         }
         for each in document["worst"]
     ]

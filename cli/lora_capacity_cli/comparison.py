@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.units import MS_PER_S
-from lora_capacity_cli.output import print_table, print_warnings
+from lora_capacity_cli.output import print_table, print_warnings, spoken
 
 if TYPE_CHECKING:
     from lora_capacity_profiling.trial import Measured
@@ -130,7 +130,7 @@ def _lines(each: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 "A, S": f"{each['max_cpu_loras']}, {each['max_loras']}",
                 "": who,
-                "start": values["status"].replace("_", " "),
+                "start": spoken(values["status"]),
                 "offered tokens/s": values["offered_tokens_per_s"],
                 "throughput": values["throughput_tokens_per_s"],
                 "ITL ms": values["itl_s"] * MS_PER_S,

@@ -10,7 +10,6 @@ from lora_capacity_cli.files import check_output
 from lora_capacity_cli.heat import print_map
 from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import (
-    bound_words,
     duration,
     gibibytes,
     percent,
@@ -19,6 +18,7 @@ from lora_capacity_cli.output import (
     print_table,
     print_warnings,
     shown,
+    spoken,
 )
 from lora_capacity_cli.report import SUFFIXES, write_report
 from lora_capacity_cli.search import recommend, search_options
@@ -73,7 +73,7 @@ def _print_recommendation(found: "Recommendation", land: "Landscape") -> None:
             f"probability {percent(best.starving_probability)}, {percent(found.risk)} allowed",
             "memory to spare": f"{gibibytes(found.memory.spare_bytes)}; "
             f"{found.memory.spare_kv_cache_tokens:,} KV tokens beyond the longest request",
-            "bound": f"now {bound_words(best.limit)}; where it starves {bound_words(best.limit_beyond)}",
+            "bound": f"now {spoken(best.limit)}; where it starves {spoken(best.limit_beyond)}",
         },
     )
     for sentence in found.explanation:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_capacity.words import bound_words, duration, gibibytes, percent, shown
+from lora_capacity.words import duration, gibibytes, percent, shown, spoken
 
 __all__ = [
-    "bound_words",
     "duration",
     "gibibytes",
     "percent",
@@ -20,6 +19,7 @@ __all__ = [
     "print_table",
     "print_warnings",
     "shown",
+    "spoken",
     "terminal",
 ]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lora_capacity.words import FAILURES, REFUSALS
 from lora_capacity_cli.options import (
     calibration_option,
     engine_options,
@@ -15,7 +16,6 @@ from lora_capacity_cli.options import (
     workload_argument,
 )
 from lora_capacity_cli.output import (
-    bound_words,
     duration,
     gibibytes,
     percent,
@@ -24,6 +24,7 @@ from lora_capacity_cli.output import (
     print_table,
     print_warnings,
     shown,
+    spoken,
 )
 from lora_capacity_cli.runtime import prepare
 
@@ -45,11 +46,6 @@ _MEMORY = {
     "headroom_no_kv_cache_bytes": "KV cache beyond one request of max_model_len",
     "headroom_oom_bytes": "free at the tightest moment of the start",
 }
-_REFUSED = {
-    "oom": "the server runs out of GPU memory while it starts",
-    "no_kv_cache": "the server does not start: its KV cache is smaller than one request of max_model_len",
-}
-_BROKEN_OFF = "the simulation broke off: more preempted requests wait than it has room for"
 _SHOWN = 12
 _QUANTILES = {
     "ttft_quantiles_s": "time to first token",
@@ -124,7 +120,7 @@ def simulate(
         **events,
         "memory": _memory(known, server),
         "warnings": _warnings(known, resolved, row["status"]),
-        "serve_command": None if row["status"] in _REFUSED else server.serve_command(known.model.name),
+        "serve_command": None if row["status"] in REFUSALS else server.serve_command(known.model.name),
     }
     if output_format == "json":
         print_json(document)
@@ -191,8 +187,7 @@ def _memory(calibration: "Calibration", server: "ServerConfig") -> dict[str, flo
 
 def _warnings(calibration: "Calibration", settings: dict[str, int], status: str) -> list[str]:
     found = calibration.extrapolations(adapters=settings["max_cpu_loras"], **settings)
-    failed = _REFUSED | {"step_limit": _BROKEN_OFF}
-    return found + ([failed[status]] if status in failed else [])
+    return found + ([FAILURES[status]] if status in FAILURES else [])
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -201,7 +196,7 @@ def _print(document: dict[str, Any]) -> None:
     print_facts(
         f"{document['max_cpu_loras']:,} adapters, {document['max_loras']:,} slots on {document['model']}",
         {
-            "status": row["status"].replace("_", " "),
+            "status": spoken(row["status"]),
             "throughput": f"{shown(row['throughput_tokens_per_s'])} tokens/s",
             "offered load": f"{shown(row['offered_tokens_per_s'])} tokens/s, {starved}{percent(row['service'])} served",
             "inter-token latency": duration(row["itl_s"]),
@@ -211,7 +206,7 @@ def _print(document: dict[str, Any]) -> None:
             "adapters in a batch": shown(row["active_adapters"]),
             "adapter loads": f"{shown(row['loads_per_s'])} per s",
             "KV cache in use": f"{percent(row['kv_usage'])} of {shown(row['kv_cache_tokens'])} tokens",
-            "bound": bound_words(row["limit"]),
+            "bound": spoken(row["limit"]),
         },
     )
     print_facts("GPU memory", {text: gibibytes(memory[name]) for name, text in _MEMORY.items()})

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lora_capacity.words import REFUSALS
 from lora_capacity_cli.options import (
     FILE,
     GRID,
@@ -24,8 +25,6 @@ from lora_capacity_cli.tables import check_output, parts_folder, write_table
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
     from lora_capacity.workload import Workload
-
-_REFUSED = ("oom", "no_kv_cache")
 
 
 @click.command(
@@ -97,7 +96,7 @@ def sweep(
         "calibration": known.name,
         "engine": engine,
         "configurations": len(columns["status"]),
-        "started": sum(status not in _REFUSED for status in columns["status"].tolist()),
+        "started": sum(status not in REFUSALS for status in columns["status"].tolist()),
         "starved": int(columns["starved"].sum()),
         "columns": list(columns),
     }

@@ -1,4 +1,4 @@
-"""Quantities as people read them, in tables, reports and figures."""
+"""Words for people: what labels in files and JSON mean, and quantities with their units; each written once here."""
 
 import math
 from typing import Any
@@ -6,7 +6,58 @@ from typing import Any
 from lora_capacity.units import BYTES_PER_GIB, MS_PER_S
 
 _LONG_S = 10.0
+"""Times from here on are read in seconds: below it three digits of milliseconds still mean something."""
+
 _DASH = "–"
+
+LABELS = {
+    "": _DASH,
+    # Bottlenecks
+    "none": "nothing",
+    "slots": "slots",
+    "sequences": "batch limit",
+    "kv_cache": "KV cache",
+    "token_budget": "token budget",
+    # Statuses in which a server does not start, which are verdicts too
+    "no_kv_cache": "no room for a KV cache",
+    "oom": "out of memory",
+    # Verdicts of a search
+    "acceptable": "keeps up",
+    "risky": "risky",
+    "starved": "starved",
+    "too_slow": "too slow",
+    "impossible": "more slots than adapters",
+}
+"""Labels that are not simply words with underscores, and what they mean."""
+
+REFUSALS = {
+    "oom": "the server runs out of GPU memory while it starts",
+    "no_kv_cache": "the server does not start: its KV cache is smaller than one request of max_model_len",
+}
+"""Statuses in which the server does not start, as sentences."""
+
+FAILURES = REFUSALS | {"step_limit": "the simulation broke off: more preempted requests wait than it has room for"}
+"""Statuses without numbers, as sentences."""
+
+_FLAGS = {"slots": "max_loras", "sequences": "max_num_seqs", "token_budget": "max_num_batched_tokens"}
+"""vLLM's flags that set a bottleneck."""
+
+
+def spoken(label: str) -> str:
+    """Return a label of a status, verdict, bottleneck or anything else in words; a dash where it is empty."""
+    return LABELS.get(label, label.replace("_", " "))
+
+
+def bottleneck(label: str) -> str:
+    """Return a bottleneck with its article and the flag that sets it: ``the batch limit (max_num_seqs)``."""
+    if label == "none":
+        return spoken(label)
+    return f"the {spoken(label)} ({_FLAGS[label]})" if label in _FLAGS else f"the {spoken(label)}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: ``1 slot``, ``1,024 slots``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def shown(value: Any) -> str:
@@ -39,8 +90,3 @@ def percent(share: float) -> str:
 def gibibytes(value_bytes: float) -> str:
     """Return an amount of memory."""
     return _DASH if math.isnan(value_bytes) else f"{value_bytes / BYTES_PER_GIB:.2f} GiB"
-
-
-def bound_words(limit: str) -> str:
-    """Return what holds a server back, in words; a dash where it does not start."""
-    return {"": _DASH, "none": "nothing", "kv_cache": "KV cache"}.get(limit, limit.replace("_", " "))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from lora_capacity.reports import svg
 from lora_capacity.reports.sensitivity import Change
-from lora_capacity.words import percent, shown
+from lora_capacity.words import percent, plural, shown
 
 if TYPE_CHECKING:
     from lora_capacity.reports.report import ClassService
@@ -17,8 +17,7 @@ _LABELS = 212.0
 
 def class_words(each: "ClassService") -> str:
     """Return which adapters these are."""
-    many = f"{each.adapters:,} adapter" + ("s" if each.adapters > 1 else "")
-    return f"{many} at {shown(each.rate_per_s)}/s, rank {each.rank:.0f}"
+    return f"{plural(each.adapters, 'adapter')} at {shown(each.rate_per_s)}/s, rank {each.rank:.0f}"
 
 
 def service_figure(classes: "tuple[ClassService, ...]", threshold: float) -> str:

@@ -1,7 +1,7 @@
 """Maps over adapters and slots: a number in colour, with regions drawn over it, and what binds where."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from lora_capacity.reports import svg
 from lora_capacity.reports.colours import STEPS
 from lora_capacity.reports.plan_grid import Landscape
 from lora_capacity.units import MS_PER_S
-from lora_capacity.words import duration, percent, shown
+from lora_capacity.words import duration, percent, shown, spoken
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,11 @@ METRICS = (
     Metric("kv_usage", "KV cache in use", "%", scale=100.0, full=1.0),
 )
 
-REGIONS = {
-    "impossible": "more slots than adapters",
-    "oom": "out of memory",
-    "no_kv_cache": "no room for a KV cache",
-    "starved": "starved",
-    "risky": "risky",
-    "too_slow": "too slow",
-    "acceptable": "keeps up",
-}
-"""Regions by verdict, in words."""
+REGIONS = ("impossible", "oom", "no_kv_cache", "starved", "risky", "too_slow", "acceptable")
+"""Verdicts, in the order in which their names are placed on a map while there is room."""
 
-BOUNDS = {
-    "none": "nothing",
-    "slots": "slots",
-    "sequences": "batch limit",
-    "kv_cache": "KV cache",
-    "token_budget": "token budget",
-    "no_kv_cache": "no room for a KV cache",
-    "oom": "out of memory",
-}
-"""What holds a configuration back, by the labels of `Landscape.bound`, in words."""
+BOUNDS = ("none", "slots", "sequences", "kv_cache", "token_budget", "no_kv_cache", "oom")
+"""Bottlenecks, by the labels of `Landscape.bound`, in the order in which they are told."""
 
 _HATCHED = ("starved", "risky", "too_slow", "no_kv_cache", "oom")
 
@@ -181,8 +165,10 @@ def bound_map(land: Landscape, width: float, height: float) -> str:
     """Return the map of what holds each configuration back."""
     frame = Frame.of(land, width, height, 26.0)
     areas = "".join(
-        svg.element("path", svg.element("title", words), class_=f"b-{bound}", d=svg.filled(mask, frame.xs, frame.ys))
-        for bound, words in BOUNDS.items()
+        svg.element(
+            "path", svg.element("title", spoken(bound)), class_=f"b-{bound}", d=svg.filled(mask, frame.xs, frame.ys)
+        )
+        for bound in BOUNDS
         if (mask := land.bound == bound).any()
     )
     return svg.drawing(
@@ -194,16 +180,15 @@ def bound_map(land: Landscape, width: float, height: float) -> str:
         svg.element("path", class_="edge thin", d="".join(_edges(land.bound == each, frame) for each in BOUNDS)),
         _axes(frame),
         _optimum(land, frame),
-        _labels(land.bound, BOUNDS | {"impossible": REGIONS["impossible"]}, frame, [_optimum_box(land, frame)]),
+        _labels(land.bound, (*BOUNDS, "impossible"), frame, [_optimum_box(land, frame)]),
     )
 
 
 def describe(land: Landscape) -> str:
     """Return the map in a sentence, for those who do not see it."""
     column, row = land.best
-    counts = {words: int(np.sum(land.verdict == verdict)) for verdict, words in REGIONS.items()}
-    counts.pop(REGIONS["impossible"])
-    told = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
+    counts = {verdict: int(np.sum(land.verdict == verdict)) for verdict in REGIONS if verdict != "impossible"}
+    told = ", ".join(f"{count} {spoken(verdict)}" for verdict, count in counts.items() if count)
     return (
         f"Adapters from {land.adapters[0]} to {land.adapters[-1]}, slots from {land.slots[0]} to {land.slots[-1]}; "
         f"recommended are {land.adapters[column]} adapters with {land.slots[row]} slots. Of the configurations drawn, "
@@ -213,8 +198,10 @@ def describe(land: Landscape) -> str:
 
 def describe_bounds(land: Landscape) -> str:
     """Return the map of bounds in a sentence."""
-    counts = {words: int(np.sum(land.bound == bound)) for bound, words in BOUNDS.items()}
-    return "Configurations by bound: " + ", ".join(f"{words} {count}" for words, count in counts.items() if count)
+    counts = {bound: int(np.sum(land.bound == bound)) for bound in BOUNDS}
+    return "Configurations by bottleneck: " + ", ".join(
+        f"{spoken(each)} {count}" for each, count in counts.items() if count
+    )
 
 
 def _pattern(name: str, region: str) -> str:
@@ -325,13 +312,13 @@ def _optimum_box(land: Landscape, frame: Frame) -> tuple[float, float, float, fl
 
 
 def _labels(
-    kinds: NDArray[Any], words: Mapping[str, str], frame: Frame, taken: Sequence[tuple[float, float, float, float]]
+    kinds: NDArray[Any], labels: Sequence[str], frame: Frame, taken: Sequence[tuple[float, float, float, float]]
 ) -> str:
     """Return the name of each region, where there is room for it."""
     parts = []
-    for kind, label in words.items():
+    for kind in labels:
         mask = kinds == kind
-        for lines in _breaks(label) if mask.any() else ():
+        for lines in _breaks(spoken(kind)) if mask.any() else ():
             size = max(map(svg.width_of, lines)) + 8.0, 15.0 * len(lines) + 4.0
             place = svg.room_for(mask, frame.xs, frame.ys, *size, taken)
             if place is not None:

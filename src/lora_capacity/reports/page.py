@@ -10,13 +10,12 @@ import numpy as np
 from lora_capacity.reports import figures
 from lora_capacity.reports.bars import change_figure, service_figure
 from lora_capacity.reports.curves import QUANTITIES, places
-from lora_capacity.reports.heatmap import BOUNDS, METRICS, REGIONS, bound_map, codes, heat_map, legend_of
+from lora_capacity.reports.heatmap import BOUNDS, METRICS, bound_map, codes, heat_map, legend_of
 from lora_capacity.reports.markup import Markup, escape, figure, joined, node, tabled
 from lora_capacity.reports.provenance import rests_on
 from lora_capacity.reports.style import figure_css, palette_css, resource
 from lora_capacity.reports.tables import change_table, class_table, curve_table, map_table, runner_up_table
-from lora_capacity.search.recommendation import LIMITS
-from lora_capacity.words import duration, gibibytes, percent, shown
+from lora_capacity.words import REFUSALS, bottleneck, duration, gibibytes, percent, plural, shown, spoken
 
 if TYPE_CHECKING:
     from lora_capacity.reports.report import Report
@@ -27,8 +26,6 @@ _REMEDIES = {
     "sequences": "As many requests run as max_num_seqs allows. A larger max_num_seqs helps, at the price of latency.",
     "kv_cache": "The KV cache is full. Fewer slots, a lower max_lora_rank or more GPU memory make room.",
     "token_budget": "Every step carries max_num_batched_tokens. A larger budget helps.",
-    "no_kv_cache": "vLLM refuses to start: slots leave less KV cache than one request of max_model_len needs.",
-    "oom": "The server runs out of GPU memory while it starts.",
 }
 
 
@@ -73,9 +70,7 @@ def _css() -> str:
 
 def _answer(report: "Report") -> Markup:
     found, best = report.found, report.found.best
-    many = f"{best.max_cpu_loras:,} adapter" + ("s" if best.max_cpu_loras > 1 else "")
-    slots = f"{best.max_loras:,} slot" + ("s" if best.max_loras > 1 else "")
-    held = f", held back then by {LIMITS[best.limit_beyond]}" if best.limit_beyond else ""
+    held = f", for want of {bottleneck(best.limit_beyond)}" if best.limit_beyond else ""
     lead = (
         f"One server of {found.model} ({report.calibration.gpu.name}, vLLM {report.calibration.vllm_version}) is "
         f"predicted to complete {percent(best.throughput_tokens_per_s / best.offered_tokens_per_s)} of this load. It "
@@ -83,7 +78,13 @@ def _answer(report: "Report") -> Markup:
     )
     return node(
         "section",
-        node("h1", "Serve ", node("b", many), " with ", node("b", slots)),
+        node(
+            "h1",
+            "Serve ",
+            node("b", plural(best.max_cpu_loras, "adapter")),
+            " with ",
+            node("b", plural(best.max_loras, "slot")),
+        ),
         node("p", lead, class_="lead"),
         _key_figures(report),
         node(
@@ -215,8 +216,8 @@ def _verdict_words(report: "Report", row: int, column: int) -> str:
     verdict, bound = land.verdict[row, column], land.bound[row, column]
     if verdict == "impossible":
         return ""
-    words = "recommended" if (column, row) == land.best else REGIONS[verdict]
-    return words if bound in ("none", verdict) else f"{words}; bound by {BOUNDS[bound]}"
+    words = "recommended" if (column, row) == land.best else spoken(verdict)
+    return words if bound in ("none", verdict) else f"{words}; bound by {spoken(bound)}"
 
 
 def _along(report: "Report") -> Markup:
@@ -224,7 +225,7 @@ def _along(report: "Report") -> Markup:
     drawn = figures.panels(report)
     return node(
         "section",
-        node("h2", f"More or fewer adapters, with {best.max_loras} slot" + ("s" if best.max_loras > 1 else "")),
+        node("h2", f"More or fewer adapters, with {plural(best.max_loras, 'slot')}"),
         node(
             "p",
             "Bands are 90 % intervals: the server may be faster or slower than the calibration says by as much as that "
@@ -239,18 +240,30 @@ def _bounds(report: "Report") -> Markup:
     land = report.landscape
     drawn = int(np.sum(land.verdict != "impossible"))
     items = []
-    for bound, words in BOUNDS.items():
+    for bound in BOUNDS:
         count = int(np.sum(land.bound == bound))
         if count:
-            name = words[0].upper() + words[1:]
+            name = _sentence(spoken(bound))
             share = f", {max(round(100 * count / drawn), 1)} % of the map. "
             swatch = "b-dead" if bound in ("no_kv_cache", "oom") else f"b-{bound}"
-            items.append(node("li", node("b", name), share, _REMEDIES[bound], style=f"--swatch:var(--{swatch})"))
+            items.append(
+                node(
+                    "li",
+                    node("b", name),
+                    share,
+                    _REMEDIES.get(bound) or _sentence(REFUSALS[bound]) + ".",
+                    style=f"--swatch:var(--{swatch})",
+                )
+            )
     return node(
         "section",
         node("h2", "What holds each configuration back"),
         node("div", figure(bound_map(land, *figures.BOUNDS), ""), node("ul", *items, class_="bounds"), class_="pairs"),
     )
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _service_and_changes(report: "Report") -> Markup:

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_capacity.reports.bars import points
-from lora_capacity.reports.heatmap import REGIONS
 from lora_capacity.reports.markup import Markup, table
 from lora_capacity.reports.plan_grid import Curve, Landscape
 from lora_capacity.reports.sensitivity import Change
 from lora_capacity.search import Candidate, Recommendation
 from lora_capacity.units import MS_PER_S
-from lora_capacity.words import duration, percent, shown
+from lora_capacity.words import duration, percent, shown, spoken
 
 if TYPE_CHECKING:
     from lora_capacity.reports.report import ClassService
@@ -27,9 +26,9 @@ def map_table(land: Landscape) -> Markup:
     def told(r: int, c: int) -> str:
         verdict = land.verdict[r, c]
         if verdict in ("impossible", "no_kv_cache", "oom"):
-            return "–" if verdict == "impossible" else REGIONS[verdict]
+            return "–" if verdict == "impossible" else spoken(verdict)
         value = shown(float(land.values["throughput_tokens_per_s"][r, c]))
-        return value if verdict == "acceptable" else f"{value} {REGIONS[verdict]}"
+        return value if verdict == "acceptable" else f"{value} {spoken(verdict)}"
 
     body = [
         {"slots": shown(int(land.slots[r]))} | {f"{land.adapters[c]} adapters": told(r, c) for c in columns}

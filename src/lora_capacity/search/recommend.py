@@ -15,7 +15,6 @@ from lora_capacity.search.frontier import join, search
 from lora_capacity.search.objective import Columns, Objective
 from lora_capacity.search.problem import Problem
 from lora_capacity.search.recommendation import (
-    LIMITS,
     Candidate,
     MemoryMargin,
     Neighbour,
@@ -24,6 +23,7 @@ from lora_capacity.search.recommendation import (
 )
 from lora_capacity.search.refine import POINT, Played, Point, settle
 from lora_capacity.units import BYTES_PER_GIB
+from lora_capacity.words import bottleneck
 from lora_capacity.workload import Workload
 
 ENGINES = ("steady", "event")
@@ -247,7 +247,7 @@ def _closest(problem: Problem, columns: Columns) -> str:
     row = int(np.nanargmax(columns["critical_load"]))
     best = {name: column[row] for name, column in columns.items()}
     offered_per_s = best["offered_tokens_per_s"]
-    held = f", held back by {LIMITS[best['limit_beyond']]}" if best["limit_beyond"] else ""
+    held = f", held back by {bottleneck(best['limit_beyond'])}" if best["limit_beyond"] else ""
     return (
         f"no configuration keeps up with its load: max_cpu_loras {best['max_cpu_loras']} with max_loras "
         f"{best['max_loras']} comes closest, completes {best['throughput_tokens_per_s'] / offered_per_s:.1%} of the "

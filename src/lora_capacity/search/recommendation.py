@@ -8,24 +8,7 @@ from typing import Any, Self
 from lora_capacity.engines import ServerConfig
 from lora_capacity.search.objective import Columns, Objective
 from lora_capacity.units import BYTES_PER_GIB
-
-LIMITS = {
-    "none": "nothing",
-    "slots": "the slots (max_loras)",
-    "kv_cache": "the KV cache",
-    "token_budget": "the token budget (max_num_batched_tokens)",
-    "sequences": "the batch limit (max_num_seqs)",
-}
-"""What holds a server back, in words, by `Limit` label."""
-
-_VERDICTS = {
-    "acceptable": "acceptable",
-    "risky": "too likely to starve",
-    "starved": "starve",
-    "too_slow": "too slow",
-    "no_kv_cache": "refused by vLLM for lack of KV cache",
-    "oom": "out of GPU memory",
-}
+from lora_capacity.words import bottleneck, spoken
 
 _COMPARED = ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_usage")
 
@@ -195,8 +178,8 @@ class Recommendation:
             f"Memory: the KV cache holds {self.memory.kv_cache_tokens} tokens, {self.memory.spare_kv_cache_tokens} "
             f"more than vLLM needs to start; {self.memory.spare_bytes / BYTES_PER_GIB:.1f} GiB of the GPU stay free.",
             *map(self._told, self.neighbours),
-            f"Of {sum(self.counts.values())} configurations looked at, "
-            + ", ".join(f"{count} {_VERDICTS[verdict]}" for verdict, count in sorted(self.counts.items()))
+            f"Of {sum(self.counts.values())} configurations looked at: "
+            + ", ".join(f"{spoken(verdict)} {count}" for verdict, count in sorted(self.counts.items()))
             + ".",
             *self._compared(),
         )
@@ -231,7 +214,7 @@ class Recommendation:
             return (f"It keeps up with at least {best.critical_load:.3g} times the offered load.",)
         return (
             f"It starves at {best.critical_load:.3g} times the offered load ({chance}), held back then by "
-            f"{LIMITS[best.limit_beyond]}.",
+            f"{bottleneck(best.limit_beyond)}.",
         )
 
     def _told(self, neighbour: Neighbour) -> str:
@@ -239,11 +222,11 @@ class Recommendation:
             f"{neighbour.change.capitalize()} ({neighbour.candidate.max_cpu_loras} / {neighbour.candidate.max_loras})"
         )
         if math.isnan(neighbour.gain_tokens_per_s):
-            return f"{where} does not start: {_VERDICTS[neighbour.verdict]}."
+            return f"{where} does not start: {spoken(neighbour.verdict)}."
         beyond = neighbour.candidate.limit_beyond
-        held = f", held back by {LIMITS[beyond]}" if beyond else ""
+        held = f", held back by {bottleneck(beyond)}" if beyond else ""
         return (
-            f"{where}: {neighbour.gain_tokens_per_s:+.0f} tokens/s, {neighbour.verdict.replace('_', ' ')}; chance of "
+            f"{where}: {neighbour.gain_tokens_per_s:+.0f} tokens/s, {spoken(neighbour.verdict)}; chance of "
             f"starving {neighbour.candidate.starving_probability:.2g}{held}."
         )
 
