@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-SLOW_TO_LOAD = ("jax", "jaxlib", "flax", "optax", "scipy", "pyarrow", "torch", "vllm")
+SLOW_TO_LOAD = ("jax", "jaxlib", "flax", "optax", "scipy", "pyarrow", "pydantic", "torch", "vllm")
 
 
 def test_import_rules_hold() -> None:

@@ -1,0 +1,253 @@
+"""Schemas of what users write, in files and in settings: keys, kinds and ranges, one sentence for each fault.
+
+Built on pydantic, which walks nested content and gives the JSON schema; the sentences are those of `InputError`.
+Metadata of an annotation says what a field takes: ``Annotated[int, Number(minimum=1)]``.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, create_model
+from pydantic import model_validator as _model_validator
+from pydantic_core import CoreSchema, core_schema
+
+from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
+
+_LONGEST_TEXT = 80
+"""Characters of a text that a message shows: about a line of a terminal."""
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """Metadata of a field that takes a finite number within bounds; a whole one where the annotation is ``int``.
+
+    Attributes:
+        minimum: Smallest allowed value, if any.
+        maximum: Largest allowed value, if any.
+        exclusive: Whether ``minimum`` itself is refused.
+    """
+
+    minimum: float | None = None
+    maximum: float | None = None
+    exclusive: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the check that pydantic runs."""
+        check = functools.partial(check_number, "", **dataclasses.asdict(self), integer=source is int)
+        return core_schema.no_info_plain_validator_function(check, metadata={"whole": source is int})
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return what the JSON schema says of the field."""
+        kind = "integer" if core["metadata"]["whole"] else "number"
+        bounds = {"exclusiveMinimum" if self.exclusive else "minimum": self.minimum, "maximum": self.maximum}
+        return {"type": kind} | {name: bound for name, bound in bounds.items() if bound is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Metadata of a field that takes a list of at least one number; it becomes a float64 array ``[n]``.
+
+    Attributes:
+        each: What each number must be.
+        whole: Whether only whole numbers are allowed.
+    """
+
+    each: Number
+    whole: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the check that pydantic runs."""
+        return core_schema.no_info_plain_validator_function(
+            lambda values: check_numbers("", values, integer=self.whole, **dataclasses.asdict(self.each)),
+            metadata={"whole": self.whole},
+        )
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return what the JSON schema says of the field."""
+        return {"type": "array", "minItems": 1, "items": self.each.__get_pydantic_json_schema__(core, handler)}
+
+
+Count = Annotated[int, Number(minimum=1)]
+"""A whole number from 1 on."""
+
+Positive = Annotated[float, Number(minimum=0, exclusive=True)]
+"""A number above 0."""
+
+NotNegative = Annotated[float, Number(minimum=0)]
+"""A number from 0 on."""
+
+
+class Model(BaseModel):
+    """A mapping of known keys; keys that are not known are refused with the nearest that is."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, protected_namespaces=()
+    )
+    absent: ClassVar[object] = None
+    """What stands for a required key that is not there; no field takes it, and messages show it."""
+
+    @_model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, content: object) -> dict[str, Any]:
+        # Before the values, so that a misspelt key is told rather than the one that it leaves missing.
+        if not isinstance(content, Mapping):
+            raise InputError("", briefly(content), f"a mapping with the keys {', '.join(cls.model_fields)}")
+        check_keys("", content, cls.model_fields)
+        required = {name: cls.absent for name, entry in cls.model_fields.items() if entry.is_required()}
+        return required | dict(content)
+
+
+class _Missing:
+    """Stands for a required key of a JSON object that is not there."""
+
+    def __repr__(self) -> str:
+        return "'missing'"
+
+
+class _Fields(Model):
+    """Base of the schemas of dataclasses, which JSON objects are read into."""
+
+    absent = _Missing()
+
+
+def validated(model: type[M], content: object, where: str = "") -> M:
+    """Return content as the model that it fits.
+
+    Args:
+        model: The schema.
+        content: What the user wrote.
+        where: Name of the content, which begins the name of every field in messages.
+
+    Raises:
+        InputError: Says of the first fault which field it is, its value, what is allowed and what to do.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise _as_input_error(error, where) from None
+
+
+def check_fields(instance: object, where: str = "") -> None:
+    """Check the fields of a frozen dataclass by their annotations, and turn them into the types annotated.
+
+    Args:
+        instance: The dataclass, in its ``__post_init__``.
+        where: Begins the name of every field in messages.
+
+    Raises:
+        InputError: As `validated`.
+    """
+    cls: Any = type(instance)
+    model = schema_of(cls)
+    checked = validated(model, {name: getattr(instance, name) for name in model.model_fields}, where)
+    for name in model.model_fields:
+        object.__setattr__(instance, name, getattr(checked, name))
+
+
+def fields_of_json(cls: Any, content: object, where: str) -> dict[str, Any]:
+    """Return the fields of a dataclass from a JSON object.
+
+    Args:
+        cls: The dataclass.
+        content: The object.
+        where: Begins the name of every field in messages.
+
+    Raises:
+        InputError: As `validated`.
+    """
+    if not isinstance(content, Mapping):
+        raise InputError(where, type(content).__name__, "a JSON object")
+    return {name: value for name, value in validated(schema_of(cls), content, where) if name in content}
+
+
+@functools.cache
+def schema_of(cls: Any) -> type[Model]:
+    """Return the schema of a dataclass's fields; its ``model_json_schema`` is the JSON schema."""
+    hints = get_type_hints(cls, include_extras=True)
+    entries: dict[str, Any] = {}
+    for entry in dataclasses.fields(cls):
+        optional = not (entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING)
+        entries[entry.name] = (hints[entry.name], None if optional else ...)
+    return create_model(cls.__name__, __base__=_Fields, **entries)
+
+
+def check_numbers(
+    field: str,
+    values: object,
+    *,
+    integer: bool = False,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    exclusive: bool = False,
+) -> np.ndarray:
+    """Return a list of numbers as an array, checked one by one.
+
+    Args:
+        field: Name of the list; an element is called ``field[index]``.
+        values: A list, tuple or one-dimensional array.
+        integer: Whether only whole numbers are allowed.
+        minimum: Smallest allowed value, if any.
+        maximum: Largest allowed value, if any.
+        exclusive: Whether ``minimum`` itself is refused.
+
+    Returns:
+        float64 ``[n]``, n >= 1.
+
+    Raises:
+        InputError: If it is no list, is empty, or an element is not such a number.
+    """
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        values = values.tolist()
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not values:
+        raise InputError(field, briefly(values), f"a list of at least one {'whole ' if integer else ''}number")
+    return np.array(
+        [
+            check_number(f"{field}[{i}]", value, minimum=minimum, maximum=maximum, exclusive=exclusive, integer=integer)
+            for i, value in enumerate(values)
+        ],
+        dtype=np.float64,
+    )
+
+
+def briefly(value: object) -> object:
+    """Return what a message should show of a value: scalars themselves, a name for anything larger."""
+    if isinstance(value, Mapping):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST_TEXT else f"{value[: _LONGEST_TEXT - 3]}..."
+    if isinstance(value, Iterable):
+        return "a list" if list(value) else "an empty list"
+    return value
+
+
+_KINDS = {"string_type": "text", "bool_type": "true or false", "list_type": "a list", "tuple_type": "a list"}
+"""What pydantic's own checks allow, by the type of its error."""
+
+
+def _as_input_error(error: ValidationError, where: str) -> InputError:
+    """Return the first fault that pydantic found."""
+    first = error.errors(include_url=False)[0]
+    field = _joined(where, *first["loc"])
+    context = first.get("ctx", {})
+    cause = context.get("error")
+    if isinstance(cause, InputError):
+        return InputError(_joined(field, cause.field), cause.value, cause.allowed, cause.remedy)
+    value = first["input"]
+    if first["type"] == "literal_error":
+        known = [word for word in context["expected"].split("'") if word not in ("", ", ", " or ")]
+        return InputError(field, value, ", ".join(known), nearest_hint(str(value), known))
+    return InputError(field, briefly(value), _KINDS.get(first["type"], first["msg"]))
+
+
+def _joined(*parts: str | int) -> str:
+    """Return a field's name from the keys and indices that lead to it."""
+    name = ""
+    for part in parts:
+        index = f"[{part}]" if isinstance(part, int) else part
+        name += index if not name or index.startswith("[") or not index else f".{index}"
+    return name
