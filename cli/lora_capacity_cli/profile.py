@@ -219,33 +219,52 @@ def _time(value_s: float) -> str:
     return f"{value_s / _S_PER_MINUTE:.0f} min" if value_s < 5400 else f"{value_s / 3600:.1f} h"
 
 
+class _Screen:
+    """Progress on stderr: on a terminal, lines that the next one overwrites; elsewhere only those that last."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._told: set[str] = set()
+
+    def passing(self, text: str) -> None:
+        if self._terminal:
+            click.echo(f"\r\x1b[K{text[:110]}", nl=False, err=True)
+
+    def lasting(self, text: str) -> None:
+        click.echo(f"\r\x1b[K{text}" if self._terminal else text, err=True)
+
+    def pass_or_once(self, text: str, about: str) -> None:
+        """Show a passing line; elsewhere than on a terminal its first one about a thing lasts."""
+        if self._terminal:
+            self.passing(text)
+        elif about not in self._told:
+            self._told.add(about)
+            self.lasting(text)
+
+
 def _watcher() -> "Watcher":
     """Return what tells on stderr how the profile goes on."""
     from lora_capacity_profiling.folder import Finished
     from lora_capacity_profiling.planning import ServerPlan
     from lora_capacity_profiling.profiler import Watcher
 
-    terminal = sys.stderr.isatty()
-
-    def passing(text: str) -> None:
-        if terminal:
-            click.echo(f"\r\x1b[K{text[:110]}", nl=False, err=True)
-
-    def lasting(text: str) -> None:
-        click.echo(f"\r\x1b[K{text}" if terminal else text, err=True)
+    screen = _Screen()
 
     class Teller(Watcher):
         def starting(self, plan: ServerPlan, elapsed_s: float, line: str) -> None:
-            passing(f"{plan.name}: starting, {elapsed_s:.0f} s  {line}")
+            screen.passing(f"{plan.name}: starting, {elapsed_s:.0f} s  {line}")
 
         def started(self, plan: ServerPlan, start_s: float) -> None:
-            lasting(f"{plan.name}: up after {start_s:.0f} s")
+            screen.lasting(f"{plan.name}: up after {start_s:.0f} s")
+
+        def stopping(self, plan: ServerPlan, elapsed_s: float, left: int) -> None:
+            screen.pass_or_once(f"{plan.name}: waiting for {left} processes to end, {elapsed_s:.0f} s", plan.name)
 
         def measuring(self, point: str, left_s: float) -> None:
-            passing(f"{point} ... (about {_time(left_s)} left)")
+            screen.passing(f"{point} ... (about {_time(left_s)} left)")
 
         def measured(self, finished: Finished) -> None:
-            lasting(f"{finished.id}: {_outcome(finished)}")
+            screen.lasting(f"{finished.id}: {_outcome(finished)}")
 
     return Teller()
 

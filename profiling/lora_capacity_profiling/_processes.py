@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,12 +60,13 @@ def members(leader: Process) -> set[Process]:
     return _belonging(leader, _snapshot())
 
 
-def end(leader: Process, grace_s: float) -> set[Process]:
+def end(leader: Process, grace_s: float, on_wait: Callable[[float, int], None] | None = None) -> set[Process]:
     """End all processes of a session, politely at first, and wait until they are gone.
 
     Args:
-        leader: The session's leader; this very process is spared.
+        leader: The session's leader, ended last; this very process is spared.
         grace_s: Seconds between asking (SIGTERM) and forcing (SIGKILL).
+        on_wait: Told, before each look, the seconds waited and how many processes are left.
 
     Returns:
         Those that could not be ended: none, but for processes that the kernel does not let go.
@@ -79,11 +81,15 @@ def end(leader: Process, grace_s: float) -> set[Process]:
         waited_s = time.monotonic() - started
         if not left or waited_s > grace_s + _KILL_WAIT_S:
             return left
+        if on_wait is not None:
+            on_wait(waited_s, len(left))
         force = waited_s >= grace_s
-        for process in left if force else left - asked:
+        # The leader last: while it lives, processes whose parent has just ended become its children and are found.
+        targets = left - {leader} or left
+        for process in targets if force else targets - asked:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process.pid, signal.SIGKILL if force else signal.SIGTERM)
-        asked |= left
+        asked |= targets
         time.sleep(POLL_S)
 
 

@@ -13,7 +13,7 @@ from lora_capacity.models import ModelShape
 from lora_capacity.models.shape import expand_target_modules
 from lora_capacity.workload import Workload
 from lora_capacity_profiling.material import write_adapter
-from lora_capacity_profiling.server import SECRET, FlagValue, Progress, Server
+from lora_capacity_profiling.server import SECRET, FlagValue, OnStop, Progress, Server
 
 _ALWAYS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
 _SETTINGS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization", "block_size")
@@ -59,13 +59,20 @@ class Deployment:
                 allowed = f"a model with a {name} of {expected}, as {self.shape.name} has"
                 raise InputError(f"model {self.model}, {name}", has, allowed, "give the model's own calibration")
 
-    def start(self, config: ServerConfig, workload: Workload, on_progress: Progress | None = None) -> Server:
+    def start(
+        self,
+        config: ServerConfig,
+        workload: Workload,
+        on_progress: Progress | None = None,
+        on_stop: OnStop | None = None,
+    ) -> Server:
         """Start a server that serves the workload's first ``max_cpu_loras`` adapters.
 
         Args:
             config: Its settings.
             workload: Whose adapters it serves, by rank; their weights are random.
             on_progress: Told how the start goes.
+            on_stop: Told how its end goes, where that takes long.
 
         Raises:
             InputError: If something given cannot be used.
@@ -94,6 +101,7 @@ class Deployment:
             port=self.port,
             timeout_s=self.timeout_s,
             on_progress=on_progress,
+            on_stop=on_stop,
         )
 
     def _adapter(self, rank: int, config: ServerConfig) -> Path:

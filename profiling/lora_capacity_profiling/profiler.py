@@ -41,6 +41,9 @@ class Watcher:
     def started(self, plan: ServerPlan, start_s: float) -> None:
         """A server is up."""
 
+    def stopping(self, plan: ServerPlan, elapsed_s: float, left: int) -> None:
+        """A server takes long to end, so many seconds by now; so many of its processes are left."""
+
     def measuring(self, point: str, left_s: float) -> None:
         """A point is about to be measured; about so many seconds are left, all servers included."""
 
@@ -153,6 +156,7 @@ class Profiler:
             environment={**self.campaign.environment, **self.launch.environment},
             timeout_s=self.launch.timeout_s,
             on_progress=lambda elapsed_s, line: self.watcher.starting(plan, elapsed_s, line),
+            on_stop=lambda elapsed_s, left: self.watcher.stopping(plan, elapsed_s, left),
         )
 
     def _adapter(self, rank: int) -> Path:

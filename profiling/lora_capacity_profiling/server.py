@@ -5,11 +5,13 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,8 @@ from lora_capacity_profiling.startlog import StartReport, plain
 FlagValue = str | int | float | bool | list[str] | tuple[str, ...]
 Progress = Callable[[float, str], None]
 """Told, a few times a second while a server starts, the seconds since and the last line of its log."""
+OnStop = Callable[[float, int], None]
+"""Told, a few times a second while a server takes long to end, the seconds since and how many processes are left."""
 
 SECRET = "(secret)"
 """What stands in a record for the value of a variable that may be a secret."""
@@ -33,6 +37,7 @@ _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)  # in the name 
 _POLL_S = 0.25
 _GUARD_GRACE_S = 10.0  # that the guard gives to what a dead process leaves behind
 _ANSWER_S = 10.0  # health, version and models are answered at once by a server that is well
+_STOP_TOLD_AFTER_S = 1.0  # what ends sooner needs no explanation
 _LOG_TAIL_LINES = 20
 _LOG_READ_BYTES = 4 * 1024**2  # of a log, from either end: a start fits, hours of serving need not
 
@@ -88,6 +93,7 @@ class Server:
     log: Path | None = None
     _guard: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
     _leader: _processes.Process | None = field(default=None, repr=False)
+    _on_stop: OnStop | None = field(default=None, repr=False)
 
     @classmethod
     def attach(cls, url: str) -> Self:
@@ -117,6 +123,7 @@ class Server:
         port: int | None = None,
         timeout_s: float = 1800.0,
         on_progress: Progress | None = None,
+        on_stop: OnStop | None = None,
     ) -> Self:
         """Start vLLM and wait until it is healthy.
 
@@ -133,6 +140,7 @@ class Server:
             port: Port to listen on; by default a free one.
             timeout_s: Most seconds that the start may take.
             on_progress: Called a few times a second.
+            on_stop: Called likewise while the server ends, where that takes longer than a second.
 
         Raises:
             InputError: If interpreter, model folder, port, log file or a flag cannot be used.
@@ -149,6 +157,7 @@ class Server:
             command=tuple(command),
             environment=environment,
             log=log,
+            _on_stop=on_stop,
         )
         try:
             server._spawn(log)
@@ -209,7 +218,7 @@ class Server:
         if self._leader is None or self._guard is None:
             return
         try:
-            left = _processes.end(self._leader, grace_s)
+            left = _processes.end(self._leader, grace_s, self._tell_stop)
         except BaseException:
             _processes.end(self._leader, 0.0)
             raise
@@ -252,18 +261,23 @@ class Server:
             raise InputError(str(log), error.strerror or str(error), "a file that can be written") from None
         with output:
             try:
-                self._guard = subprocess.Popen(
-                    [*guard, *self.command],
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **self.environment},
-                    start_new_session=True,
-                )
+                with _interrupt_deferred():
+                    self._guard = subprocess.Popen(
+                        [*guard, *self.command],
+                        stdin=subprocess.PIPE,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        env={**os.environ, **self.environment},
+                        start_new_session=True,
+                    )
+                    self._leader = _processes.identify(self._guard.pid)
+                    atexit.register(self.stop)
             except OSError as error:  # a command line too long, or no processes left
                 raise ServerError(f"vLLM cannot be started: {error.strerror}") from None
-        atexit.register(self.stop)
-        self._leader = _processes.identify(self._guard.pid)
+
+    def _tell_stop(self, waited_s: float, left: int) -> None:
+        if self._on_stop is not None and waited_s >= _STOP_TOLD_AFTER_S:
+            self._on_stop(waited_s, left)
 
     def _await_health(self, timeout_s: float, on_progress: Progress) -> None:
         started = time.monotonic()
@@ -313,6 +327,28 @@ class Server:
         text = _head_and_tail(self.log) if self.log is not None else ""
         lines = [plain(line) for line in text.splitlines() if line.strip()]
         return tuple(lines[-_LOG_TAIL_LINES:])
+
+
+@contextlib.contextmanager
+def _interrupt_deferred() -> Iterator[None]:
+    """Raise an interrupt that comes inside the block at its end.
+
+    On a busy machine a process takes long to be made; an interrupt raised before its number is known would leave it to
+    its guard, which this process would not wait for.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    # Python runs handlers in the main thread only, and nothing is raised where the signal is ignored.
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
 
 
 def _check_launch(model: str | Path, flags: Mapping[str, FlagValue], python: Path) -> None:

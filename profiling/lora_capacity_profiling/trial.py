@@ -99,7 +99,12 @@ class Trial:
     def _server(self, config: ServerConfig, tell: Tell) -> Server:
         if isinstance(self.site, str):
             return Server.attach(self.site)
-        return self.site.start(config, self.workload, lambda spent_s, line: tell("starting vLLM", spent_s, None))
+        return self.site.start(
+            config,
+            self.workload,
+            lambda spent_s, line: tell("starting vLLM", spent_s, None),
+            lambda spent_s, left: tell(f"waiting for {left} processes of vLLM to end", spent_s, None),
+        )
 
     def _run(self, server: Server, names: Sequence[str], tell: Tell) -> Serving:
         base, started_s = server.models[0], time.monotonic()

@@ -20,6 +20,7 @@ from tests.cli.fake_site import Site, command, write_site
 from tests.unit.fitting.test_fit import write_profile
 from tests.unit.profiling.conftest import fake_environment
 from tests.unit.profiling.test_observing import DUMPS
+from tests.unit.profiling.test_server import WAIT_S
 
 SERVER = ("--max-lora-rank", 8, "--max-num-seqs", 16, "--max-num-batched-tokens", 2048)
 JSON = ("--format", "json")
@@ -135,26 +136,26 @@ def start(tmp_path: Path, words: list[object], **limits: int) -> "subprocess.Pop
 
 def test_interrupt_keeps_what_was_observed(site: Site, server: Server, tmp_path: Path) -> None:
     requests = at_once(np.arange(30) % 3, np.full(30, 20), np.full(30, 8))
-    given = ("--workload", site.workload, "--adapters", 3, "--window", "20s", "--max-loras", 2)
+    given = ("--workload", site.workload, "--adapters", 3, "--window", "1h", "--max-loras", 2)
     with start(tmp_path, observe(server.url, *given)) as process:
         assert process.stderr is not None
         assert "observing" in process.stderr.readline()
-        run_load(server.endpoint, requests, ["a0", "a1", "a2"], base_model="fake", duration_s=30)
+        run_load(server.endpoint, requests, ["a0", "a1", "a2"], base_model="fake", duration_s=WAIT_S)
         while "observing, 1" not in process.stderr.readline():  # the second sample is taken after ten seconds
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     assert said.splitlines()[-1] == "interrupted: the run is shorter, and is in runs.csv"
     runs = read_runs(tmp_path / "runs.csv")
     assert runs.completed.tolist() == [30]
-    assert runs.duration_s[0] < 20
+    assert runs.duration_s[0] < 3600
 
 
 def test_full_disk_loses_nothing(site: Site, tmp_path: Path) -> None:
     given = ("--workload", "recorded.yaml", "--adapters", 4, "--window", "50s")
     with start(tmp_path, observe(*DUMPS, *given), largest_file_bytes=800) as process:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 2
     assert "not saved:\nrun_id," in said
     assert "\nobserved/recorded/" in said

@@ -5,21 +5,27 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from lora_capacity_cli.profile import _watcher
+from lora_capacity_profiling.planning import ServerPlan
 
 from tests.cli.conftest import Run
 from tests.cli.test_bad_input import assert_refused
 from tests.unit.profiling.conftest import write_packages
 from tests.unit.profiling.test_campaign import SMALL
-from tests.unit.profiling.test_server import command_lines
+from tests.unit.profiling.test_server import WAIT_S, command_lines, wait_until
 
 CAMPAIGN = """
 server: {max_num_seqs: 4, max_num_batched_tokens: 64}
 decode: {batch_size: [1, 4], output_tokens: 16}
 adapters: {max_loras: 2, max_lora_rank: 8, served_adapters: 2, batch_size: 4, output_tokens: 16}
+"""
+
+ENDLESS = """
+server: {max_num_seqs: 4, max_num_batched_tokens: 64}
+decode: [{batch_size: 1, output_tokens: 16}, {batch_size: 4, output_tokens: 100000000}]
 """
 
 
@@ -56,6 +62,16 @@ def test_profile_says_what_it_does_and_goes_on_where_it_stopped(run: Run, vllm: 
     assert again.exit_code == 0
     assert "already measured" in again.stdout
     assert again.stderr == ""
+
+
+def test_waiting_for_a_server_to_end_is_told_once_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    watcher = _watcher()
+    plan = ServerPlan("no-lora", 0, 0, 0, {}, ())
+    for waited_s in (1.0, 1.1):
+        watcher.stopping(plan, waited_s, 3)
+    assert capsys.readouterr().err == "no-lora: waiting for 3 processes to end, 1 s\n"
 
 
 def test_failed_points_are_listed(run: Run, vllm: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,11 +117,12 @@ def test_url_where_nothing_answers(run: Run, vllm: str) -> None:
     assert "cannot be reached" in last
 
 
-@pytest.mark.parametrize(("mode", "stage"), [("slow", "logs/no-lora.log"), ("ok", "points.jsonl")])
+@pytest.mark.parametrize(("mode", "stage"), [("slow", "logs/no-lora.log"), ("ok", "profile.json")])
 def test_interrupt_leaves_what_is_measured_and_no_process(
     run: Run, vllm: str, monkeypatch: pytest.MonkeyPatch, mode: str, stage: str
 ) -> None:
-    Path("long.yaml").write_text(CAMPAIGN.replace("16}", "400}"))
+    # The second point never ends, so that the interrupt comes while it is measured however slow the machine is.
+    Path("long.yaml").write_text(ENDLESS)
     monkeypatch.setenv("FAKE_VLLM", mode)
     folder = Path.cwd() / "p"
     path = os.pathsep.join([vllm, *sys.path])
@@ -117,13 +134,9 @@ def test_interrupt_leaves_what_is_measured_and_no_process(
     with subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        give_up_s = time.monotonic() + 60
-        while not (folder / stage).exists():
-            assert process.poll() is None
-            assert time.monotonic() < give_up_s
-            time.sleep(0.05)
+        assert wait_until(lambda: (folder / stage).exists() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     assert stderr.strip().splitlines()[-1].startswith("interrupted; what is measured is in")
     assert "Traceback" not in stderr

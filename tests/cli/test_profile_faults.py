@@ -13,7 +13,7 @@ from lora_capacity_profiling.material import write_model
 from tests.cli.fake_site import command
 from tests.unit.profiling.conftest import FAKE, fake_environment
 from tests.unit.profiling.test_campaign import SMALL
-from tests.unit.profiling.test_server import command_lines, wait_until
+from tests.unit.profiling.test_server import WAIT_S, command_lines, wait_until
 
 
 @pytest.fixture
@@ -63,28 +63,28 @@ def test_interrupt_keeps_what_is_measured(model: Path, after: str, points: int) 
         else:
             assert wait_until(lambda: bool(servers(model)))
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130, said
     assert "interrupted; what is measured is in out, and the same command goes on from there" in said
     assert "Traceback" not in said
     assert len(finished(model)) >= points
-    assert wait_until(lambda: not servers(model))
+    assert not servers(model)
 
 
 def test_full_disk_is_told_in_one_line(model: Path) -> None:
     with start(model, largest_file_bytes=700) as process:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 2, said
     assert said.splitlines()[-1].startswith("error: ")
     assert "File too large" in said.splitlines()[-1]
     assert "Traceback" not in said
-    assert wait_until(lambda: not servers(model))
+    assert not servers(model)
 
 
 def test_model_folder_without_config(model: Path) -> None:
     (model / "config.json").unlink()
     with start(model) as process:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 2
     assert said.splitlines()[-1].startswith("error: ")
     assert "config.json" in said.splitlines()[-1]

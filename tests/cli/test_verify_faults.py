@@ -18,7 +18,7 @@ from lora_capacity_profiling.server import Server
 from tests.cli.conftest import Run
 from tests.cli.fake_site import Site, command, write_site
 from tests.unit.profiling.conftest import fake_environment
-from tests.unit.profiling.test_server import command_lines, wait_until
+from tests.unit.profiling.test_server import WAIT_S, command_lines, wait_until
 
 RUN_ID = "verify/short/"
 ONE = ("--adapters", 2, "--max-loras", 2)
@@ -129,9 +129,8 @@ def test_address_that_hangs_or_refuses(run: Run, site: Site, monkeypatch: pytest
 @pytest.mark.parametrize("path", ["/dev/full", "verify", "workload.yaml"])
 def test_table_that_is_none_is_refused_before_anything_starts(run: Run, site: Site, workload: Path, path: str) -> None:
     Path("verify").mkdir()
-    started = time.monotonic()
     assert_refused(run(*site.verify(*ONE, "--runs", path, "--seconds", 600)), path, "serving runs")
-    assert time.monotonic() - started < 60
+    assert not list(Path("verify").iterdir())  # a server would have written its log
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -152,7 +151,7 @@ def test_full_disk_loses_no_run(site: Site, serve: Callable[[str], Server], tmp_
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WAIT_S,
         check=False,
     )
     assert done.returncode == 2, done.stderr
@@ -176,7 +175,7 @@ def test_disk_full_of_adapters_is_told(site: Site, tmp_path: Path) -> None:
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WAIT_S,
         check=False,
     )
     assert done.returncode == 2, done.stderr
@@ -209,7 +208,7 @@ def test_interrupt_at_any_stage(
         while said not in (line := process.stderr.readline()):
             assert process.poll() is None, line
         process.send_signal(signal.SIGINT)
-        _, left = process.communicate(timeout=60)
+        _, left = process.communicate(timeout=WAIT_S)
     total = 2 if kept else 1
     assert process.returncode == 130
     assert left.splitlines()[-1] == f"interrupted: {kept} of {total} runs are in verify/serving_runs.csv"
@@ -242,7 +241,7 @@ def test_interrupt_while_writing_leaves_a_whole_table(tmp_path: Path, number: si
             process.stdout.readline()
             time.sleep(wait_s)
             process.send_signal(number)
-            process.wait(timeout=30)
+            process.wait(timeout=WAIT_S)
         numbers = [int(row["run_id"]) for row in rows(table)]
         assert numbers == list(range(len(numbers)))
         table.unlink()

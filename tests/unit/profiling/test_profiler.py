@@ -124,7 +124,7 @@ def test_server_without_memory_is_a_measurement(tmp_path: Path, model_dir: Path,
 
 
 def test_point_that_kills_its_server_is_passed_over(tmp_path: Path, model_dir: Path) -> None:
-    # The fake server dies half a second after its start: whichever point that hits, the next gets a new server.
+    # The fake server dies half a second after it is up: whichever point that hits, the next gets a new server.
     campaign = small(serving=[], loading=[], adapters=[], kv_capacity=[])
     run = profiler(tmp_path / "p", model_dir, campaign, mode="dies", dies_s=0.6)
     run.run()

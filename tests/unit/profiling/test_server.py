@@ -3,10 +3,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lora_capacity_profiling import _processes
@@ -17,6 +17,8 @@ from lora_capacity.errors import InputError
 from tests.unit.profiling.conftest import FAKE, fake_environment
 
 Launch = Callable[..., Server]
+WAIT_S = 120.0
+"""Longest wait for what must come; only a machine on which nothing else gets done takes longer."""
 
 
 def command_lines() -> dict[int, str]:
@@ -33,7 +35,7 @@ def command_lines() -> dict[int, str]:
     return found
 
 
-def wait_until(true: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+def wait_until(true: Callable[[], bool], timeout_s: float = WAIT_S) -> bool:
     deadline = time.monotonic() + timeout_s
     while not true() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -91,23 +93,66 @@ def test_process_that_got_the_number_of_a_leader_is_not_taken_for_it() -> None:
             process.kill()
 
 
-def test_stubborn_children_are_killed_too(launch: Launch) -> None:
-    server = launch("stubborn")
+LAST_WORD = """
+import os, signal, subprocess, sys
+def leave_a_child(number, frame):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", sys.argv[1]], start_new_session=True)
+    os._exit(0)
+signal.signal(signal.SIGTERM, leave_a_child)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+def test_child_that_is_made_as_the_server_ends_is_found(tmp_path: Path) -> None:
+    guard = [sys.executable, "-I", "-S", _processes.__file__, "10"]
+    with subprocess.Popen(
+        [*guard, sys.executable, "-c", LAST_WORD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert _processes.end(_processes.identify(process.pid), 600) == set()
+        assert not [line for line in command_lines().values() if str(tmp_path) in line]
+
+
+def test_stubborn_children_are_killed_too_and_waiting_for_them_is_told(launch: Launch) -> None:
+    told: list[tuple[float, int]] = []
+    server = launch("stubborn", on_stop=lambda waited_s, left: told.append((waited_s, left)))
     pids = server.processes()
     assert len(pids) == 4  # guard, server, a child in its session and one in another
-    server.stop(grace_s=0.5)
+    server.stop(grace_s=1.5)
     assert not pids & command_lines().keys()
+    assert told == sorted(told, key=lambda each: each[0])
+    assert told[0][0] >= 1.0
+    assert told[0][1] == 4
 
 
 def test_interrupt_of_a_patient_stop_kills_at_once(launch: Launch) -> None:
-    server = launch("stubborn")
+    server = launch("stubborn", on_stop=lambda waited_s, left: signal.raise_signal(signal.SIGINT))
     pids = server.processes()
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
         server.stop(grace_s=600)
-    timer.join()
     assert not pids & command_lines().keys()
+
+
+def test_interrupt_while_a_process_is_made_leaves_none(
+    launch: Launch, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen, made = subprocess.Popen, []
+
+    def interrupted(*arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        made.append(popen(*arguments, **options))
+        signal.raise_signal(signal.SIGINT)  # nobody knows yet what has been made
+        return made[0]
+
+    monkeypatch.setattr("lora_capacity_profiling.server.subprocess.Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch("slow")
+    assert made
+    assert not [line for line in command_lines().values() if str(model_dir) in line]
 
 
 def test_children_are_gone_when_the_server_itself_was_killed(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +219,7 @@ def test_start_that_takes_too_long_is_ended(launch: Launch, model_dir: Path) -> 
 
 
 def test_server_that_dies_midway_says_so(launch: Launch) -> None:
-    server = launch("dies", dies_s=3.0)
+    server = launch("dies", dies_s=0.2)
     assert wait_until(lambda: not server.running)
     with pytest.raises(ServerError, match=r"died with exit code 3 \(failed\): RuntimeError: the engine fell over"):
         server.check()
@@ -278,6 +323,6 @@ def test_signal_at_any_stage_leaves_no_process(
         while process.stdout.readline().strip() != stage.encode():
             assert process.poll() is None
         process.send_signal(number)
-        process.wait(timeout=30)
+        process.wait(timeout=WAIT_S)
     servers = f"--model {model_dir} "
     assert wait_until(lambda: not any(servers in line for line in command_lines().values()))

@@ -25,12 +25,14 @@ def workload(**changes: object) -> Workload:
 
 
 def test_run_is_a_row_about_its_traffic(launch: Callable[..., Server]) -> None:
-    serving = serve_workload(launch().endpoint, workload(), ["a0", "a1"], base_model="fake")
-    requests = workload().sample_requests(2)
+    few = workload(adapters={"mix": {"rates_per_s": [2.0, 0.5], "ranks": [8, 4]}}, horizon_s=3.0)
+    requests = few.sample_requests(2, seed=24)
+    assert requests.arrival_s.max() < 1.0  # the last has time to be answered on a busy machine too
+    serving = serve_workload(launch().endpoint, few, ["a0", "a1"], base_model="fake", seed=24)
     row = serving.row({"run_id": "1", "model": "fake", "max_loras": 2, "max_lora_rank": 8})
     assert (row["arrivals"], row["completed"]) == (len(requests), len(requests))
-    assert row["duration_s"] == pytest.approx(2.0, abs=0.5)
-    assert (row["rates"], row["rate_values"], row["rate_counts"]) == ("20 5", "5 20", "1 1")
+    assert row["duration_s"] == pytest.approx(3.0, abs=0.5)
+    assert (row["rates"], row["rate_values"], row["rate_counts"]) == ("2 0.5", "0.5 2", "1 1")
     assert (row["ranks"], row["max_cpu_loras"], row["status"]) == ("8 4", 2, "ok")
     assert row["std_output_tokens"] == pytest.approx(requests.output_tokens.std())
     assert row["max_output_tokens"] == requests.output_tokens.max()

@@ -1,8 +1,9 @@
 """A server that answers as vLLM does, without a model; run in place of vLLM by putting the folder on PYTHONPATH.
 
-FAKE_VLLM says how it behaves: ok, no_kv_cache, oom, killed, dies (after FAKE_VLLM_DIES_S), stubborn (ignores SIGTERM,
-and so do its two children, one in a session of its own), sick (answers 500), slow (never healthy), breaks (ends an
-answer midway), odd (answers no JSON), closes (connections after each answer). A step takes FAKE_VLLM_STEP_S.
+FAKE_VLLM says how it behaves: ok, no_kv_cache, oom, killed, dies (FAKE_VLLM_DIES_S after it named its models),
+stubborn (ignores SIGTERM, and so do its two children, one in a session of its own), sick (answers 500), slow (never
+healthy), breaks (ends an answer midway), odd (answers no JSON), closes (connections after each answer). A step takes
+FAKE_VLLM_STEP_S.
 """
 
 import argparse
@@ -33,6 +34,7 @@ STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf'
 
 state = {"running": 0, "completed": 0, "prompt": 0, "generated": 0, "most_running": 0, "connections": 0, "slots": 1}
 bodies: list[dict] = []
+named = asyncio.Event()
 asked_s: dict[str, float] = {}
 times: dict[str, list[float]] = {name: [] for name in TIMES}
 lengths: dict[str, list[float]] = {name: [] for name in ("request_prompt_tokens", "request_generation_tokens")}
@@ -132,6 +134,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mode
                 writer.write(answer(200, "odd" if MODE == "odd" else '{"version": "0.32.0"}'))
             elif path == "/v1/models":
                 writer.write(answer(200, json.dumps({"data": [card(name, models[0]) for name in models]})))
+                named.set()
             elif path == "/metrics":
                 writer.write(answer(200, metrics(), "text/plain"))
             elif path == "/fake/state":
@@ -190,6 +193,7 @@ async def main() -> None:
         lambda reader, writer: serve(reader, writer, models), options.host, options.port, backlog=2048
     )
     if MODE == "dies":
+        await named.wait()
         await asyncio.sleep(float(os.environ["FAKE_VLLM_DIES_S"]))
         sys.stderr.write("RuntimeError: the engine fell over\n")
         os._exit(3)
