@@ -10,7 +10,7 @@ from lora_capacity_cli.output import terminal
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from lora_capacity.reports import Landscape
+    from lora_capacity.reports import PlanGrid
 
 _SHADES = " ░▒▓█"
 _SIGNS = {"starved": "·", "risky": ":", "too_slow": "'", "no_kv_cache": "x", "oom": "x", "impossible": " "}
@@ -19,7 +19,7 @@ _CELL = 2
 _DARK_INK, _LIGHT_INK = "#15171c", "#ffffff"
 
 
-def print_map(land: "Landscape") -> None:
+def print_map(grid: "PlanGrid") -> None:
     """Print throughput in colour, one cell per configuration, more slots higher up."""
     from rich.text import Text
 
@@ -29,24 +29,24 @@ def print_map(land: "Landscape") -> None:
     colours = ramp(dark=True, steps=16) if console.color_system in ("256", "truecolor") and not console.no_color else []
     console.print(Text("Throughput by adapters, across, and slots, up", style="bold"))
     used: set[str] = set()
-    for row in reversed(range(land.slots.size)):
-        line = Text(f"{land.slots[row]:>7,} ")
-        for column in range(land.adapters.size):
-            _add_cell(line, land, row, column, colours, used)
+    for row in reversed(range(grid.slots.size)):
+        line = Text(f"{grid.slots[row]:>7,} ")
+        for column in range(grid.adapters.size):
+            _add_cell(line, grid, row, column, colours, used)
         console.print(line)
-    console.print(Text(f"{'':8}{_ruler(land)}  adapters"))
-    scale = f"{'dark to bright' if colours else '░▒▓█'} 0 to {shown(_most(land))} tokens/s"
+    console.print(Text(f"{'':8}{_ruler(grid)}  adapters"))
+    scale = f"{'dark to bright' if colours else '░▒▓█'} 0 to {shown(_most(grid))} tokens/s"
     legend = [f"{sign} {words}" for sign, words in _LEGEND.items() if sign in used]
     console.print(Text(f"{'':8}{scale};  {',  '.join(legend)}"))
     click.echo()
 
 
-def _add_cell(line: "Text", land: "Landscape", row: int, column: int, colours: list[str], used: set[str]) -> None:
+def _add_cell(line: "Text", grid: "PlanGrid", row: int, column: int, colours: list[str], used: set[str]) -> None:
     """Append one configuration: its throughput as a colour or a shade, its verdict as a sign."""
-    verdict = land.verdict[row, column]
-    sign = "o" if (column, row) == land.best else _SIGNS.get(verdict, " ")
+    verdict = grid.verdict[row, column]
+    sign = "o" if (column, row) == grid.best else _SIGNS.get(verdict, " ")
     used.add(sign)
-    share = float(land.values["throughput_tokens_per_s"][row, column]) / max(_most(land), 1e-9)
+    share = float(grid.values["throughput_tokens_per_s"][row, column]) / max(_most(grid), 1e-9)
     if verdict == "impossible" or not share >= 0:
         line.append(sign * _CELL)
     elif colours:
@@ -59,17 +59,17 @@ def _add_cell(line: "Text", land: "Landscape", row: int, column: int, colours: l
         line.append(sign.ljust(_CELL) if sign == "o" else sign * _CELL)
 
 
-def _most(land: "Landscape") -> float:
+def _most(grid: "PlanGrid") -> float:
     import numpy as np
 
-    throughput = land.values["throughput_tokens_per_s"]
+    throughput = grid.values["throughput_tokens_per_s"]
     return float(np.nanmax(throughput)) if np.isfinite(throughput).any() else 0.0
 
 
-def _ruler(land: "Landscape") -> str:
+def _ruler(grid: "PlanGrid") -> str:
     """Return numbers of adapters below their columns, a few of them."""
     ruler = ""
-    for column in range(0, land.adapters.size, 5):
+    for column in range(0, grid.adapters.size, 5):
         ruler = ruler.ljust(_CELL * column)
-        ruler += f"{land.adapters[column]:,}"
+        ruler += f"{grid.adapters[column]:,}"
     return ruler

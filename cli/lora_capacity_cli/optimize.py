@@ -24,7 +24,7 @@ from lora_capacity_cli.report import SUFFIXES, write_report
 from lora_capacity_cli.search import recommend, search_options
 
 if TYPE_CHECKING:
-    from lora_capacity.reports import Landscape
+    from lora_capacity.reports import PlanGrid
     from lora_capacity.search import Candidate, Recommendation
 
 
@@ -56,7 +56,7 @@ def optimize(question: dict[str, Any], page: Path | None, output_format: str) ->
         _print_recommendation(found, survey(workload, calibration, found, settings=question["settings"]))
 
 
-def _print_recommendation(found: "Recommendation", land: "Landscape") -> None:
+def _print_recommendation(found: "Recommendation", grid: "PlanGrid") -> None:
     best = found.best
     print_facts(
         f"Serve {best.max_cpu_loras:,} adapters (max_cpu_loras) with {best.max_loras:,} slots (max_loras)",
@@ -79,7 +79,7 @@ def _print_recommendation(found: "Recommendation", land: "Landscape") -> None:
     for sentence in found.explanation:
         click.echo(sentence)
     click.echo()
-    print_map(land)
+    print_map(grid)
     print_table("Runners-up, each with other slots", [_row(each) for each in found.runners_up])
     print_warnings(found.warnings)
     click.echo(found.server.serve_command(found.model))

@@ -5,11 +5,11 @@ import math
 import pytest
 
 from lora_capacity import Status
-from lora_capacity.reports.heatmap import BOUNDS, REGIONS
+from lora_capacity.reports.heatmap import BOTTLENECKS, REGIONS
 from lora_capacity.scenarios import Limit
 from lora_capacity.words import FAILURES, bottleneck, duration, plural, shown, spoken
 
-LABELS = sorted({*(each.label for each in (*Status, *Limit)), *BOUNDS, *REGIONS})
+LABELS = sorted({*(each.label for each in (*Status, *Limit)), *BOTTLENECKS, *REGIONS})
 
 
 @pytest.mark.parametrize("label", LABELS)

@@ -1,26 +1,23 @@
 """Rows with marks: how adapters of each rate and rank fare, and what small changes would do."""
 
 import math
-from typing import TYPE_CHECKING
 
 from lora_capacity.reports import svg
+from lora_capacity.reports.data import ClassService
 from lora_capacity.reports.sensitivity import Change
 from lora_capacity.words import percent, plural, shown
-
-if TYPE_CHECKING:
-    from lora_capacity.reports.report import ClassService
 
 WIDTH = 460.0
 _ROW = 24.0
 _LABELS = 212.0
 
 
-def class_words(each: "ClassService") -> str:
+def class_words(each: ClassService) -> str:
     """Return which adapters these are."""
     return f"{plural(each.adapters, 'adapter')} at {shown(each.rate_per_s)}/s, rank {each.rank:.0f}"
 
 
-def service_figure(classes: "tuple[ClassService, ...]", threshold: float) -> str:
+def service_figure(classes: tuple[ClassService, ...], threshold: float) -> str:
     """Return the share of requests served of adapters of each rate and rank, now and at the load that starves."""
     height = 64.0 + _ROW * len(classes)
     lowest = min(

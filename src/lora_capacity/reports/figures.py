@@ -1,36 +1,29 @@
 """Every figure of a report, as drawings for the page and as documents that stand alone."""
 
-from typing import TYPE_CHECKING
-
 from lora_capacity.reports.bars import change_figure, service_figure
-from lora_capacity.reports.curves import QUANTITIES, panel
-from lora_capacity.reports.heatmap import METRICS, bound_map, heat_map
+from lora_capacity.reports.curves import Panel
+from lora_capacity.reports.data import ReportData
+from lora_capacity.reports.heatmap import bottleneck_map, heat_map
+from lora_capacity.reports.quantities import CURVES, MAPPED
 from lora_capacity.reports.style import figure_css, palette_css
 
-if TYPE_CHECKING:
-    from lora_capacity.reports.report import Report
-
-WIDE = (660.0, 450.0)
-NARROW = (350.0, 360.0)
-BOUNDS = (420.0, 380.0)
+WIDE, NARROW, BOTTLENECKS = (660.0, 450.0), (350.0, 360.0), (420.0, 380.0)
+"""Width and height of the map on a desk, of the map on a phone, and of the map of bottlenecks beside a text."""
 
 
-def panels(report: "Report") -> dict[str, str]:
-    """Return the drawings of every quantity against the number of adapters, by its column."""
-    best, risk = report.found.best, report.found.risk
-    return {
-        quantity.key: panel(report.curve, quantity, best.max_cpu_loras, best.max_loras, risk) for quantity in QUANTITIES
-    }
+def panels(report: ReportData) -> dict[str, Panel]:
+    """Return every quantity against the number of adapters, by its column."""
+    return {quantity.key: Panel(report.curve, quantity, report.found.best.max_cpu_loras) for quantity in CURVES}
 
 
-def all_figures(report: "Report") -> dict[str, str]:
+def all_figures(report: ReportData) -> dict[str, str]:
     """Return every figure as an SVG document in light colours, by name."""
-    land = report.landscape
-    drawings = {f"map-{metric.key}": heat_map(land, metric, metric.key, *WIDE) for metric in METRICS}
-    drawings |= {f"adapters-{key}": drawn for key, drawn in panels(report).items()}
-    drawings["bounds"] = bound_map(land, *BOUNDS)
-    drawings["service"] = service_figure(report.classes, report.found.threshold)
-    drawings["changes"] = change_figure(report.changes, report.found.best.critical_load)
+    drawings = {f"map-{each.key}": heat_map(report.grid, each, each.key, *WIDE) for each in MAPPED}
+    found = report.found
+    drawings |= {f"adapters-{key}": each.draw(found.best.max_loras, found.risk) for key, each in panels(report).items()}
+    drawings["bounds"] = bottleneck_map(report.grid, *BOTTLENECKS)
+    drawings["service"] = service_figure(report.classes, found.threshold)
+    drawings["changes"] = change_figure(report.changes, found.best.critical_load)
     return {name: stand_alone(drawn) for name, drawn in drawings.items()}
 
 

@@ -3,63 +3,35 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from lora_capacity.reports import svg
 from lora_capacity.reports.colours import STEPS
-from lora_capacity.reports.plan_grid import Landscape
-from lora_capacity.units import MS_PER_S
-from lora_capacity.words import duration, percent, shown, spoken
+from lora_capacity.reports.plan_grid import PlanGrid
+from lora_capacity.reports.quantities import Quantity
+from lora_capacity.words import shown, spoken
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that the map can show.
-
-    Attributes:
-        key: Name of its column.
-        name: What it is called.
-        unit: Unit of the legend.
-        scale: Factor from the column to the legend.
-        log: Whether colours follow its logarithm.
-        full: Largest value of the colours, None for the largest there is.
-    """
-
-    key: str
-    name: str
-    unit: str
-    scale: float = 1.0
-    log: bool = False
-    full: float | None = None
-
-    def tell(self, value: float) -> str:
-        """Return a value in words."""
-        if self.unit == "%":
-            return percent(value)
-        if self.key.endswith("_s") and self.unit in ("ms", "s"):
-            return duration(value)
-        return f"{shown(value)} {self.unit}" if not math.isnan(value) else shown(value)
-
-
-METRICS = (
-    Metric("throughput_tokens_per_s", "Throughput", "tokens/s"),
-    Metric("service", "Share served", "%", scale=100.0, full=1.0),
-    Metric("itl_s", "Inter-token latency", "ms", scale=MS_PER_S),
-    Metric("ttft_s", "Time to first token", "s", log=True),
-    Metric("starving_probability", "Chance of starving", "%", scale=100.0, full=1.0),
-    Metric("kv_usage", "KV cache in use", "%", scale=100.0, full=1.0),
-)
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
 
 REGIONS = ("impossible", "oom", "no_kv_cache", "starved", "risky", "too_slow", "acceptable")
 """Verdicts, in the order in which their names are placed on a map while there is room."""
 
-BOUNDS = ("none", "slots", "sequences", "kv_cache", "token_budget", "no_kv_cache", "oom")
-"""Bottlenecks, by the labels of `Landscape.bound`, in the order in which they are told."""
+BOTTLENECKS = ("none", "slots", "sequences", "kv_cache", "token_budget", "no_kv_cache", "oom")
+"""Bottlenecks, by the labels of `PlanGrid.bottleneck`, in the order in which they are told."""
 
-_HATCHED = ("starved", "risky", "too_slow", "no_kv_cache", "oom")
+_HATCHES = {"starved": (45, 7), "risky": (45, 14), "too_slow": (90, 7), "no_kv_cache": (-45, 5), "oom": (0, 4)}
+"""Angle in degrees and distance of the lines over each verdict, told apart in black and white too."""
+
+_LEFT, _RIGHT, _BOTTOM = 40.0, 12.0, 44.0
+"""Margins: room for numbers to the left, and for numbers and title of the axis below."""
+
+_NARROW = 480.0
+"""Up to this width a map has fewer numbers and a shorter legend: phones are narrower."""
 
 
 @dataclass(frozen=True)
@@ -83,52 +55,53 @@ class Frame:
     height: float
 
     @classmethod
-    def of(cls, land: Landscape, width: float, height: float, top: float) -> "Frame":
-        """Lay a landscape out: adapters linear to the right, slots logarithmic upwards."""
-        columns = _edges_between(land.adapters.astype(np.float64)).tolist()
-        rows = np.exp(_edges_between(np.log(land.slots.astype(np.float64)))).tolist()
-        across = svg.Scale(columns[0], columns[-1], 40.0, width - 12.0)
-        up = svg.Scale(rows[0], rows[-1], height - 44.0, top, log=True)
+    def of(cls, grid: PlanGrid, width: float, height: float, top: float) -> Self:
+        """Lay a grid out: adapters linear to the right, slots logarithmic upwards."""
+        columns = _edges_between(grid.adapters.astype(np.float64)).tolist()
+        rows = np.exp(_edges_between(np.log(grid.slots.astype(np.float64)))).tolist()
+        across = svg.Scale(columns[0], columns[-1], _LEFT, width - _RIGHT)
+        up = svg.Scale(rows[0], rows[-1], height - _BOTTOM, top, log=True)
         return cls([across(x) for x in columns], [up(y) for y in rows], across, up, width, height)
 
 
-def codes(metric: Metric, land: Landscape) -> NDArray[np.int64]:
-    """Return the colour of every cell, 0 to 31, -1 where there is no number, ``[rows, columns]``."""
-    values = np.asarray(land.values[metric.key], np.float64)
-    low, high = span(metric, land)
-    if metric.log:
+def codes(quantity: Quantity, grid: PlanGrid) -> Int[np.ndarray, "rows columns"]:
+    """Return the colour of every cell, 0 to 31, -1 where there is no number."""
+    values = np.asarray(grid.values[quantity.key], np.float64)
+    low, high = span(quantity, grid)
+    if quantity.log:
         values, low, high = np.log(np.maximum(values, 1e-12)), math.log(low), math.log(high)
     share = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
     index = np.floor(np.clip(np.nan_to_num(share, nan=0.0), 0.0, 1.0) * STEPS).clip(max=STEPS - 1)
     return np.where(np.isnan(values), -1, index.astype(np.int64))
 
 
-def span(metric: Metric, land: Landscape) -> tuple[float, float]:
+def span(quantity: Quantity, grid: PlanGrid) -> tuple[float, float]:
     """Return the values of the lowest and the highest colour."""
-    values = np.asarray(land.values[metric.key], np.float64)
+    values = np.asarray(grid.values[quantity.key], np.float64)
     finite = values[np.isfinite(values)]
-    if metric.full is not None:
-        return 0.0, metric.full
+    if quantity.most is not None:
+        return 0.0, quantity.most
     if not finite.size:
         return 0.0, 1.0
-    if metric.log:
+    if quantity.log:
         return float(max(finite.min(), 1e-3)), float(max(finite.max(), 2e-3))
     return 0.0, float(finite.max())
 
 
-def heat_map(land: Landscape, metric: Metric, name: str, width: float, height: float) -> str:
+def heat_map(grid: PlanGrid, quantity: Quantity, name: str, width: float, height: float) -> str:
     """Return the map of one number, with regions and the recommendation drawn over it.
 
     Args:
-        land: The predictions.
-        metric: What the colours show.
+        grid: The predictions.
+        quantity: What the colours show.
         name: Prefix of the drawing's identifiers.
         width: Of the drawing.
         height: Of the drawing.
     """
     top = 46.0
-    frame = Frame.of(land, width, height, top)
-    fill = codes(metric, land)
+    frame = Frame.of(grid, width, height, top)
+    fill = codes(quantity, grid)
+    optimum, taken = _optimum(grid, frame)
     # Widths follow from rounded edges, lest hairs of the page show between cells.
     xs, ys = np.round(frame.xs, 1).tolist(), np.round(frame.ys, 1).tolist()
     cells = "".join(
@@ -139,98 +112,98 @@ def heat_map(land: Landscape, metric: Metric, name: str, width: float, height: f
             y=ys[r + 1],
             width=xs[c + 1] - xs[c],
             height=ys[r] - ys[r + 1],
-            data_i=r * land.adapters.size + c,
+            data_i=r * grid.adapters.size + c,
         )
-        for r in range(land.slots.size)
-        for c in range(land.adapters.size)
-        if land.verdict[r, c] != "impossible"
+        for r in range(grid.slots.size)
+        for c in range(grid.adapters.size)
+        if grid.verdict[r, c] != "impossible"
     )
     return svg.drawing(
         width,
         height,
-        f"{metric.name} by adapters and slots",
-        describe(land),
-        svg.element("defs", *(_pattern(name, region) for region in _HATCHED)),
-        _legend(metric, land, frame, name),
+        f"{quantity.name} by adapters and slots",
+        describe(grid),
+        svg.element("defs", *(_pattern(name, region) for region in _HATCHES)),
+        _legend(quantity, grid, frame),
         svg.element("g", cells, class_="cells", shape_rendering="crispEdges"),
-        _regions(land, frame, name),
+        _regions(grid, frame, name),
         _axes(frame),
         svg.element("rect", class_="cursor", x=0, y=0, width=0, height=0),
-        _optimum(land, frame),
-        _labels(land.verdict, REGIONS, frame, [_optimum_box(land, frame)]),
+        optimum,
+        _labels(grid.verdict, REGIONS, frame, taken),
     )
 
 
-def bound_map(land: Landscape, width: float, height: float) -> str:
+def bottleneck_map(grid: PlanGrid, width: float, height: float) -> str:
     """Return the map of what holds each configuration back."""
-    frame = Frame.of(land, width, height, 26.0)
+    frame = Frame.of(grid, width, height, 26.0)
+    optimum, taken = _optimum(grid, frame)
     areas = "".join(
         svg.element(
             "path", svg.element("title", spoken(bound)), class_=f"b-{bound}", d=svg.filled(mask, frame.xs, frame.ys)
         )
-        for bound in BOUNDS
-        if (mask := land.bound == bound).any()
+        for bound in BOTTLENECKS
+        if (mask := grid.bottleneck == bound).any()
     )
     return svg.drawing(
         width,
         height,
         "What holds each configuration back",
-        describe_bounds(land),
+        describe_bottlenecks(grid),
         svg.element("g", areas, shape_rendering="crispEdges"),
-        svg.element("path", class_="edge thin", d="".join(_edges(land.bound == each, frame) for each in BOUNDS)),
+        svg.element(
+            "path", class_="edge thin", d="".join(_edges(grid.bottleneck == each, frame) for each in BOTTLENECKS)
+        ),
         _axes(frame),
-        _optimum(land, frame),
-        _labels(land.bound, (*BOUNDS, "impossible"), frame, [_optimum_box(land, frame)]),
+        optimum,
+        _labels(grid.bottleneck, (*BOTTLENECKS, "impossible"), frame, taken),
     )
 
 
-def describe(land: Landscape) -> str:
+def describe(grid: PlanGrid) -> str:
     """Return the map in a sentence, for those who do not see it."""
-    column, row = land.best
-    counts = {verdict: int(np.sum(land.verdict == verdict)) for verdict in REGIONS if verdict != "impossible"}
+    column, row = grid.best
+    counts = {verdict: int(np.sum(grid.verdict == verdict)) for verdict in REGIONS if verdict != "impossible"}
     told = ", ".join(f"{count} {spoken(verdict)}" for verdict, count in counts.items() if count)
     return (
-        f"Adapters from {land.adapters[0]} to {land.adapters[-1]}, slots from {land.slots[0]} to {land.slots[-1]}; "
-        f"recommended are {land.adapters[column]} adapters with {land.slots[row]} slots. Of the configurations drawn, "
+        f"Adapters from {grid.adapters[0]} to {grid.adapters[-1]}, slots from {grid.slots[0]} to {grid.slots[-1]}; "
+        f"recommended are {grid.adapters[column]} adapters with {grid.slots[row]} slots. Of the configurations drawn, "
         f"{told}"
     )
 
 
-def describe_bounds(land: Landscape) -> str:
+def describe_bottlenecks(grid: PlanGrid) -> str:
     """Return the map of bounds in a sentence."""
-    counts = {bound: int(np.sum(land.bound == bound)) for bound in BOUNDS}
+    counts = {bound: int(np.sum(grid.bottleneck == bound)) for bound in BOTTLENECKS}
     return "Configurations by bottleneck: " + ", ".join(
         f"{spoken(each)} {count}" for each, count in counts.items() if count
     )
 
 
 def _pattern(name: str, region: str) -> str:
-    angle, gap = {"starved": (45, 7), "risky": (45, 14), "too_slow": (90, 7), "no_kv_cache": (-45, 5), "oom": (0, 4)}[
-        region
-    ]
-    return svg.hatch(f"{name}-{region}", angle, gap, f"hatch {region}")
+    return svg.hatch(f"{name}-{region}", *_HATCHES[region], f"hatch {region}")
 
 
-def _regions(land: Landscape, frame: Frame, name: str) -> str:
+def _regions(grid: PlanGrid, frame: Frame, name: str) -> str:
     parts = []
-    for region in _HATCHED:
-        mask = land.verdict == region
+    for region in _HATCHES:
+        mask = grid.verdict == region
         if mask.any():
             cover = svg.filled(mask, frame.xs, frame.ys)
             parts.append(svg.element("path", class_=f"cover {region}", d=cover, fill=f"url(#{name}-{region})"))
-    good = np.isin(land.verdict, ("acceptable",))
+    good = np.asarray(grid.verdict == "acceptable")
     parts.append(svg.element("path", class_="edge", d=svg.outline(good, frame.xs, frame.ys)))
-    starts = np.isin(land.verdict, ("no_kv_cache", "oom"))
+    starts = np.isin(grid.verdict, ("no_kv_cache", "oom"))
     parts.append(svg.element("path", class_="edge thin", d=svg.outline(starts, frame.xs, frame.ys)))
     return svg.element("g", *parts, class_="regions")
 
 
-def _edges(mask: NDArray[np.bool_], frame: Frame) -> str:
+def _edges(mask: Bool[np.ndarray, "rows columns"], frame: Frame) -> str:
     return svg.outline(mask, frame.xs, frame.ys) if mask.any() else ""
 
 
 def _axes(frame: Frame) -> str:
-    wide = frame.width > 480
+    wide = frame.width > _NARROW
     title = svg.text("slots S, max_loras ↑", 0.0, frame.ys[-1] - 8.0, class_="axis")
     return (
         svg.axis_x(frame.across, frame.ys[0], "adapters A, max_cpu_loras →", 10 if wide else 5)
@@ -243,84 +216,63 @@ def _axes(frame: Frame) -> str:
     )
 
 
-def _legend(metric: Metric, land: Landscape, frame: Frame, name: str) -> str:
-    size = 6.0 if frame.width > 480 else 4.0
-    right = frame.xs[-1]
-    left = right - size * STEPS
-    low, high = (value * metric.scale for value in span(metric, land))
-    scale = svg.Scale(low, high, left, right, log=metric.log)
+def _legend(quantity: Quantity, grid: PlanGrid, frame: Frame) -> str:
+    scale = _legend_scale(quantity, grid, frame.width)
+    size = (scale.end - scale.start) / STEPS
     bar = "".join(
-        svg.element("rect", class_=f"c{step}", x=left + step * size, y=18.0, width=size, height=8.0)
+        svg.element("rect", class_=f"c{step}", x=scale.start + step * size, y=18.0, width=size, height=8.0)
         for step in range(STEPS)
     )
     return svg.element(
         "g",
-        svg.text(f"{metric.name}, {metric.unit}", right, 11.0, class_="axis legend-name", text_anchor="end"),
+        svg.text(f"{quantity.name}, {quantity.unit}", scale.end, 11.0, class_="axis legend-name", text_anchor="end"),
         svg.element("g", bar, shape_rendering="crispEdges"),
-        svg.element("g", legend_ticks(scale), class_="legend-ticks"),
+        svg.element("g", legend_ticks(quantity, grid, frame.width), class_="legend-ticks"),
         class_="legend",
     )
 
 
-def legend_ticks(scale: svg.Scale) -> str:
-    """Return the numbers below a bar of colours."""
+def _legend_scale(quantity: Quantity, grid: PlanGrid, width: float) -> svg.Scale:
+    right = width - _RIGHT
+    low, high = (value * quantity.scale for value in span(quantity, grid))
+    return svg.Scale(low, high, right - (6.0 if width > _NARROW else 4.0) * STEPS, right, log=quantity.log)
+
+
+def legend_ticks(quantity: Quantity, grid: PlanGrid, width: float) -> str:
+    """Return the numbers below the bar of colours of a map of this width."""
+    scale = _legend_scale(quantity, grid, width)
     ticks = scale.ticks(round(abs(scale.end - scale.start) / 42.0))
     return "".join(svg.text(shown(value), scale(value), 38.0, class_="num", text_anchor="middle") for value in ticks)
 
 
-def legend_of(metric: Metric, land: Landscape, width: float) -> str:
-    """Return the numbers that `heat_map` of this width has below its bar."""
-    size = 6.0 if width > 480 else 4.0
-    low, high = (value * metric.scale for value in span(metric, land))
-    return legend_ticks(svg.Scale(low, high, width - 12.0 - size * STEPS, width - 12.0, log=metric.log))
-
-
-def _optimum_place(land: Landscape, frame: Frame) -> svg.Point:
-    column, row = land.best
-    return 0.5 * (frame.xs[column] + frame.xs[column + 1]), 0.5 * (frame.ys[row] + frame.ys[row + 1])
-
-
-def _optimum_words(land: Landscape) -> str:
-    return f"A {land.adapters[land.best[0]]}, S {land.slots[land.best[1]]}"
-
-
-def _optimum_label(land: Landscape, frame: Frame) -> tuple[float, float, str]:
-    """Place of the label and its anchor: to the left of the mark, to the right where there is no room."""
-    x, y = _optimum_place(land, frame)
-    room = x - frame.xs[0] > svg.width_of(_optimum_words(land), 13.0) + 20.0
-    return (x - 13.0, y + 4.5, "end") if room else (x + 13.0, y + 4.5, "start")
-
-
-def _optimum(land: Landscape, frame: Frame) -> str:
-    x, y = _optimum_place(land, frame)
-    label_x, label_y, anchor = _optimum_label(land, frame)
-    return svg.element(
+def _optimum(grid: PlanGrid, frame: Frame) -> tuple[str, Box]:
+    """Return the mark and label of the recommendation, and the box that they take."""
+    column, row = grid.best
+    x, y = 0.5 * (frame.xs[column] + frame.xs[column + 1]), 0.5 * (frame.ys[row] + frame.ys[row + 1])
+    words = f"A {grid.adapters[column]}, S {grid.slots[row]}"
+    # To the left of the mark, to the right where there is no room.
+    beside, anchor = (-13.0, "end") if x - frame.xs[0] > svg.width_of(words, 13.0) + 20.0 else (13.0, "start")
+    drawn = svg.element(
         "g",
         svg.element("circle", class_="ring-back", cx=x, cy=y, r=7.0),
         svg.element("circle", class_="ring", cx=x, cy=y, r=7.0),
         svg.element("circle", class_="dot", cx=x, cy=y, r=2.2),
-        svg.text(_optimum_words(land), label_x, label_y, class_="label best", text_anchor=anchor),
+        svg.text(words, x + beside, y + 4.5, class_="label best", text_anchor=anchor),
         class_="optimum",
     )
+    length = svg.width_of(words, 14.0)
+    left = x - 13.0 - (length if anchor == "end" else 0.0)
+    return drawn, (left - 6.0, y - 15.5, left + length + 32.0, y + 18.5)
 
 
-def _optimum_box(land: Landscape, frame: Frame) -> tuple[float, float, float, float]:
-    x, y, anchor = _optimum_label(land, frame)
-    length = svg.width_of(_optimum_words(land), 14.0)
-    left = x - length if anchor == "end" else x - 26.0
-    return left - 6.0, y - 20.0, left + length + 32.0, y + 14.0
-
-
-def _labels(
-    kinds: NDArray[Any], labels: Sequence[str], frame: Frame, taken: Sequence[tuple[float, float, float, float]]
-) -> str:
+def _labels(kinds: NDArray[Any], labels: Sequence[str], frame: Frame, taken: Box) -> str:
     """Return the name of each region, where there is room for it."""
     parts = []
     for kind in labels:
         mask = kinds == kind
         for lines in _breaks(spoken(kind)) if mask.any() else ():
             size = max(map(svg.width_of, lines)) + 8.0, 15.0 * len(lines) + 4.0
-            place = svg.room_for(mask, frame.xs, frame.ys, *size, taken)
+            place = svg.room_for(mask, frame.xs, frame.ys, *size, [taken])
             if place is not None:
                 x, y = place
                 first = y + 4.0 - 7.5 * (len(lines) - 1)
@@ -343,7 +295,7 @@ def _breaks(label: str) -> list[list[str]]:
     return found
 
 
-def _edges_between(centres: NDArray[np.float64]) -> NDArray[np.float64]:
+def _edges_between(centres: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " edges"]:
     """Return the edges of cells around ascending centres."""
     half = 0.5 * np.diff(centres) if centres.size > 1 else np.array([0.5])
     inner = centres[:-1] + half[: centres.size - 1]

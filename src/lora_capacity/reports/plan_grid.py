@@ -27,7 +27,7 @@ _LATENCIES = ("itl_s", "ttft_s")
 
 
 @dataclass(frozen=True)
-class Landscape:
+class PlanGrid:
     """Predictions over a grid of adapters and slots, around a recommendation that is on it.
 
     Attributes:
@@ -36,8 +36,7 @@ class Landscape:
         best: Column and row of the recommendation.
         values: Columns of `assess`, ``[rows, columns]``; more slots than adapters have the verdict ``impossible``.
         verdict: Labels of `judge`, or ``impossible``, ``[rows, columns]``.
-        bound: What holds a configuration back: the label of its `Limit`, or the verdict where it does not start,
-            ``[rows, columns]``.
+        bottleneck: Label of its `Bottleneck`, or the verdict where it does not start, ``[rows, columns]``.
     """
 
     adapters: IntArray
@@ -45,7 +44,7 @@ class Landscape:
     best: tuple[int, int]
     values: Columns
     verdict: NDArray[Any]
-    bound: NDArray[Any]
+    bottleneck: NDArray[Any]
 
     @classmethod
     def around(cls, problem: Problem, best: Candidate, columns: int, rows: int) -> Self:

@@ -1,14 +1,16 @@
 """A recommendation with its surroundings, ready to be drawn and told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.reports.plan_grid import Curve, Landscape, run_at
-from lora_capacity.reports.sensitivity import Change, changes
+from lora_capacity.reports.data import ClassService, ReportData
+from lora_capacity.reports.figures import all_figures
+from lora_capacity.reports.page import page
+from lora_capacity.reports.plan_grid import Curve, PlanGrid, run_at
+from lora_capacity.reports.sensitivity import changes
 from lora_capacity.run.steady import Progress, with_classes
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search import Recommendation
@@ -19,51 +21,11 @@ _COLUMNS, _ROWS, _POINTS = 46, 34, 120
 _CLASSES = 12
 
 
-@dataclass(frozen=True)
-class ClassService:
-    """Adapters of one rate and rank, or of rates close by, and how they fare.
-
-    Attributes:
-        adapters: How many there are.
-        rate_per_s: Requests per second of one of them, mean.
-        rank: Their rank, mean.
-        service: Share of their requests that is completed.
-        service_beyond: The same at the load at which the server starves.
-    """
-
-    adapters: int
-    rate_per_s: float
-    rank: float
-    service: float
-    service_beyond: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """A recommendation with its surroundings.
-
-    Attributes:
-        workload: What was asked for.
-        calibration: Model, GPU and coefficients.
-        found: The recommendation.
-        landscape: A grid of configurations around it.
-        curve: The configurations with as many slots, with intervals.
-        classes: How adapters of each rate and rank fare, busiest first.
-        changes: What small changes would do.
-    """
-
-    workload: Workload
-    calibration: Calibration
-    found: Recommendation
-    landscape: Landscape
-    curve: Curve
-    classes: tuple[ClassService, ...]
-    changes: tuple[Change, ...]
+class Report(ReportData):
+    """A recommendation with its surroundings, ready to be drawn and told."""
 
     def figures(self) -> dict[str, str]:
         """Return every figure as an SVG document that stands alone, in light colours, by name."""
-        from lora_capacity.reports.figures import all_figures
-
         return all_figures(self)
 
     def html(self, *, title: str = "LoRA capacity report", note: str = "") -> str:
@@ -73,8 +35,6 @@ class Report:
             title: Its heading.
             note: Where and when it was made, shown below the heading.
         """
-        from lora_capacity.reports.page import page
-
         return page(self, title, note)
 
 
@@ -105,13 +65,13 @@ def build_report(
         if progress is not None:
             progress(part, parts)
 
-    landscape = Landscape.around(problem, best, _COLUMNS, _ROWS)
+    grid = PlanGrid.around(problem, best, _COLUMNS, _ROWS)
     done(1)
-    curve = Curve.through(problem, best, int(landscape.adapters[-1]), _POINTS)
+    curve = Curve.through(problem, best, int(grid.adapters[-1]), _POINTS)
     done(2)
     classes = _classes(problem, found)
     done(3)
-    report = Report(workload, calibration, found, landscape, curve, classes, changes(problem, best, found.server))
+    report = Report(workload, calibration, found, grid, curve, classes, changes(problem, best, found.server))
     done(4)
     return report
 
@@ -124,7 +84,7 @@ def survey(
     settings: Mapping[str, Any] | None = None,
     columns: int = 30,
     rows: int = 12,
-) -> Landscape:
+) -> PlanGrid:
     """Predict a grid of configurations around a recommendation.
 
     Args:
@@ -135,7 +95,7 @@ def survey(
         columns: About how many numbers of adapters.
         rows: About how many numbers of slots.
     """
-    return Landscape.around(_problem_of(workload, calibration, found, settings), found.best, columns, rows)
+    return PlanGrid.around(_problem_of(workload, calibration, found, settings), found.best, columns, rows)
 
 
 def _problem_of(

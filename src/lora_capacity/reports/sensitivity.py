@@ -19,7 +19,7 @@ from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import LengthDistribution
 
 LONGER = 1.1
-"""Factor by which answers are made longer."""
+"""Factor by which outputs are made longer."""
 
 _LOADS = 13
 _CLASSES = 16
@@ -67,9 +67,9 @@ def changes(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[Ch
     scenarios = build_scenarios(problem.workload, problem.calibration, **columns, **fixed)
     scenarios = _with_load_and_memory(problem, scenarios, words)
     found = _assess(problem, scenarios, problem.workload.output_tokens)
-    longer = _longer_answers(problem, best, fixed)
+    longer = _longer_outputs(problem, best, fixed)
     if longer is not None:
-        words.append("answers 10 % longer")
+        words.append("outputs 10 % longer")
         found = {name: np.concatenate([column, longer[name]]) for name, column in found.items()}
     return _against_the_first(words, found)
 
@@ -122,8 +122,8 @@ def _with_load_and_memory(problem: Problem, scenarios: Scenarios, words: list[st
     return changed
 
 
-def _longer_answers(problem: Problem, best: Candidate, fixed: Mapping[str, Any]) -> Columns | None:
-    """Predict the recommended server with longer answers, unless recorded requests or its longest one forbid it."""
+def _longer_outputs(problem: Problem, best: Candidate, fixed: Mapping[str, Any]) -> Columns | None:
+    """Predict the recommended server with longer outputs, unless recorded requests or its longest one forbid it."""
     workload = problem.workload
     lengths = workload.output_tokens
     longer = LengthDistribution.from_histogram(np.rint(lengths.tokens * LONGER), lengths.probability)

@@ -9,8 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from lora_capacity.reports import Report
-from lora_capacity.reports.curves import QUANTITIES
-from lora_capacity.reports.heatmap import METRICS
+from lora_capacity.reports.quantities import CURVES, MAPPED
 
 MAX_BYTES = 2_000_000
 VOID = {"meta", "link", "input", "br", "hr"}
@@ -85,12 +84,12 @@ def test_every_drawing_has_a_name(checked: Checker) -> None:
 
 def test_data_tells_every_cell(report: Report, checked: Checker) -> None:
     data = json.loads(checked.data)
-    cells = report.landscape.verdict.size
+    cells = report.grid.verdict.size
     assert len(data["verdicts"]) == cells
-    assert [len(each["codes"]) for each in data["metrics"]] == [cells] * len(METRICS)
-    assert [len(each["text"]) for each in data["metrics"]] == [cells] * len(METRICS)
+    assert [len(each["codes"]) for each in data["metrics"]] == [cells] * len(MAPPED)
+    assert [len(each["text"]) for each in data["metrics"]] == [cells] * len(MAPPED)
     assert data["verdicts"][data["best"]].startswith("recommended")
-    impossible = report.landscape.verdict.ravel() == "impossible"
+    impossible = report.grid.verdict.ravel() == "impossible"
     assert [verdict == "" for verdict in data["verdicts"]] == impossible.tolist()
     points = len(report.curve.adapters)
     assert {len(panel["places"]) for panel in data["curve"]["panels"].values()} == {points}
@@ -107,7 +106,7 @@ def test_page_tells_the_recommendation_and_its_command(report: Report, page: str
 
 def test_figures_are_documents_of_their_own(report: Report) -> None:
     figures = report.figures()
-    maps, curves = ([each.key for each in known] for known in (METRICS, QUANTITIES))
+    maps, curves = ([each.key for each in known] for known in (MAPPED, CURVES))
     drawn = {*(f"map-{key}" for key in maps), *(f"adapters-{key}" for key in curves), "bounds", "service", "changes"}
     assert set(figures) == drawn
     for name, document in figures.items():

@@ -12,23 +12,23 @@ from tests.unit.reports.conftest import SETTINGS
 
 
 def test_recommendation_is_on_the_grid_and_keeps_up(report: Report) -> None:
-    land, best = report.landscape, report.found.best
-    column, row = land.best
-    assert (land.adapters[column], land.slots[row]) == (best.max_cpu_loras, best.max_loras)
-    assert land.verdict[row, column] == "acceptable"
-    assert land.values["throughput_tokens_per_s"][row, column] == pytest.approx(best.throughput_tokens_per_s, rel=1e-3)
+    grid, best = report.grid, report.found.best
+    column, row = grid.best
+    assert (grid.adapters[column], grid.slots[row]) == (best.max_cpu_loras, best.max_loras)
+    assert grid.verdict[row, column] == "acceptable"
+    assert grid.values["throughput_tokens_per_s"][row, column] == pytest.approx(best.throughput_tokens_per_s, rel=1e-3)
 
 
 def test_grid_shows_every_region(report: Report) -> None:
-    assert {"acceptable", "risky", "starved", "impossible"} <= set(report.landscape.verdict.ravel())
-    assert {"no_kv_cache", "oom"} & set(report.landscape.verdict.ravel())
-    assert {"slots", "impossible"} <= set(report.landscape.bound.ravel())
+    assert {"acceptable", "risky", "starved", "impossible"} <= set(report.grid.verdict.ravel())
+    assert {"no_kv_cache", "oom"} & set(report.grid.verdict.ravel())
+    assert {"slots", "impossible"} <= set(report.grid.bottleneck.ravel())
 
 
 def test_more_slots_than_adapters_are_impossible_and_nothing_else_is(report: Report) -> None:
-    land = report.landscape
-    up, across = np.meshgrid(land.slots, land.adapters, indexing="ij")
-    assert ((land.verdict == "impossible") == (up > across)).all()
+    grid = report.grid
+    up, across = np.meshgrid(grid.slots, grid.adapters, indexing="ij")
+    assert ((grid.verdict == "impossible") == (up > across)).all()
 
 
 def test_intervals_hold_the_prediction(report: Report) -> None:
@@ -55,10 +55,10 @@ def test_classes_are_those_of_the_workload(report: Report) -> None:
     assert all(0 <= each.service_beyond <= each.service <= 1 for each in report.classes)
 
 
-def test_more_load_longer_answers_and_dearer_slots_cost_margin(report: Report) -> None:
+def test_more_load_longer_outputs_and_dearer_slots_cost_margin(report: Report) -> None:
     margin = {each.words: each.margin for each in report.changes}
     assert margin["one more request per second"] < -0.01
-    assert margin["answers 10 % longer"] < -0.01
+    assert margin["outputs 10 % longer"] < -0.01
     assert margin["one more adapter"] < 0
     assert margin["the next rank, 128"] < 0
 
@@ -89,14 +89,14 @@ def test_adapters_that_there_are_not_are_not_drawn() -> None:
     calibration = load_calibration("llama-3.1-8b-instruct-h100-64gb")
     found = recommend(few, calibration, adapters=[1], max_loras=[1])
     built = build_report(few, calibration, found)
-    assert built.landscape.best == (0, 0)
+    assert built.grid.best == (0, 0)
     assert "one slot fewer" not in {each.words for each in built.changes}
     assert built.html()
 
 
 def test_survey_is_a_coarser_grid(report: Report, found: Recommendation) -> None:
     coarse = survey(report.workload, report.calibration, found, settings=SETTINGS, columns=10, rows=5)
-    assert coarse.verdict.shape < report.landscape.verdict.shape
+    assert coarse.verdict.shape < report.grid.verdict.shape
     column, row = coarse.best
     assert (coarse.adapters[column], coarse.slots[row]) == (found.best.max_cpu_loras, found.best.max_loras)
 
