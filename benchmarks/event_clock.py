@@ -105,10 +105,10 @@ class StepTime:
             prefill_tokens=float(prefill),
             kv_tokens=float(state.kv_tokens),
             adapters=float(len(state.adapters)),
-            passed_over=float(state.passed_over),
+            skipped=float(state.passed_over),
         )
         disk_s = sum(self.loads.disk_s + self.loads.disk_rank_s * self.ranks[i] for i in state.disk_loads)
-        return float(compute_s) + float(self.loads.host_s) * len(state.host_loads) + float(disk_s)
+        return float(compute_s) + float(self.loads.host_to_gpu_load_s) * len(state.host_loads) + float(disk_s)
 
 
 def measured(result: Simulation, requests: Any, horizon_s: float) -> dict[str, float]:

@@ -213,7 +213,7 @@ def time_reference(calibration: Calibration) -> dict[str, float]:
                 + step["token_s"] * state.tokens
                 + step["kv_token_s"] * state.kv_tokens
                 + step["adapter_s"] * len(state.adapters)
-                + step["passed_over_s"] * state.passed_over
+                + step["skipped_request_s"] * state.passed_over
             )
 
         config = Config(

@@ -72,8 +72,8 @@ def step_time() -> str:
             prefill_tokens=batch * (per_sequence - 1.0),
             kv_tokens=batch * 350.0,
             adapters=np.minimum(adapters, batch),
-            passed_over=0.0 * batch,
-            waiting=0.0 * batch,
+            skipped=0.0 * batch,
+            queued=0.0 * batch,
             loaded=adapters + 0.0 * batch,
             max_loras=slots + 0.0 * batch,
             max_lora_rank=16.0 + 0.0 * batch,
@@ -173,7 +173,7 @@ def tiers() -> str:
     loads = CALIBRATION.costs.loads
     disk_ms = MS_PER_S * (float(loads.disk_s) + 16.0 * float(loads.disk_rank_s))
     rows = (
-        ("on the GPU: max_loras slots", "AD", "var(--b-slots)", f"{MS_PER_S * float(loads.host_s):.0f} ms"),
+        ("on the GPU: max_loras slots", "AD", "var(--b-slots)", f"{MS_PER_S * float(loads.host_to_gpu_load_s):.0f} ms"),
         ("in host memory: max_cpu_loras adapters", "ABCD", "var(--b-sequences)", f"{disk_ms:.0f} ms"),
         ("on disk: every adapter", "ABCDEFG", "var(--b-dead)", ""),
     )

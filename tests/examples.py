@@ -22,16 +22,16 @@ LLAMA_8B = ModelShape("llama", 32, 4096, 14336, 32, 8, 128, 128256, False, False
 MEMORY = MemoryModel(700e6, 200e6, 14.0, 250e6, 100e6)
 LENGTHS = LengthDistribution.from_moments(200.0, 200.0, 4, 1024)
 STEP = {"base_s": 0.01, "token_s": 4e-5, "kv_token_s": 6e-8, "adapter_s": 2e-4, "adapter_rank_s": 4e-6}
-KERNELS = {"expand_block_s": 1.5e-9, "shrink_block_s": 2e-10, "passed_over_s": 4e-7}
-LOADS = {"host_s": 0.01, "disk_s": 0.045, "disk_rank_s": 0.003}
+KERNELS = {"expand_block_s": 1.5e-9, "shrink_block_s": 2e-10, "skipped_request_s": 4e-7}
+LOADS = {"host_to_gpu_load_s": 0.01, "disk_s": 0.045, "disk_rank_s": 0.003}
 
 
-def make_costs(**given: float) -> Costs:
-    """Costs in which every coefficient that is not given is 0."""
+def make_costs(kernels: LoraKernels | None = None, /, **given: float) -> Costs:
+    """Costs in which every coefficient that is not given is 0; kernels of the 8B model, unless given."""
     names = {cls: [field.name for field in dataclasses.fields(cls)] for cls in (StepCosts, LoadCosts)}
     assert set(given) <= {name for group in names.values() for name in group}
     step, loads = ({name: given.get(name, 0.0) for name in group} for group in names.values())
-    return Costs(StepCosts(**step), LoadCosts(**loads), LoraKernels.of_model(LLAMA_8B))
+    return Costs(step=StepCosts(**step), loads=LoadCosts(**loads), kernels=kernels or LoraKernels.of_model(LLAMA_8B))
 
 
 COSTS = make_costs(**STEP, **KERNELS, **LOADS)

@@ -229,7 +229,7 @@ def test_calibrations_are_listed_and_shown(run: Run) -> None:
         assert name in text.stdout
         shown = answer(run("calibrations", "show", name, "--format", "json"))
         assert shown["name"] == name
-        assert shown["schema_version"] == 1
+        assert shown["schema_version"] == 2
         assert f"\n  name            {name}" in run("calibrations", "show", name).stdout
 
 

@@ -11,19 +11,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.costs import LoraKernels
 from lora_capacity.engines import SchedulerRules, VllmBehaviour
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.events import EventResults, RequestTables, draw_requests, simulate_events
+from tests.examples import make_costs
 
 CONFIGS, CLASSES = 4, 2
 MOST_ADAPTERS = 15
 HORIZON_S = 30.0
-COSTS = Costs(
-    StepCosts(0.01, 0.003, 3e-5, 5e-5, 1e-5, 1e-7, 0.0, 0.0, 2e-4, 3e-6, 4e-7),
-    LoadCosts(0.01, 0.04, 0.003),
-    LoraKernels(32.0, 224.0, 7.0),
+COSTS = make_costs(
+    LoraKernels(layers=32.0, expand_tiles=224.0, shrink_slices=7.0),
+    base_s=0.01,
+    lora_s=0.003,
+    token_s=3e-5,
+    prefill_token_s=5e-5,
+    lora_token_s=1e-5,
+    kv_token_s=1e-7,
+    adapter_s=2e-4,
+    adapter_rank_s=3e-6,
+    skipped_request_s=4e-7,
+    host_to_gpu_load_s=0.01,
+    disk_s=0.04,
+    disk_rank_s=0.003,
 )
 
 OLD, NEW = (VllmBehaviour.for_version(version).scheduler for version in ("0.8.5", "0.33"))
@@ -167,7 +178,7 @@ def test_a_server_with_time_and_room_answers_like_an_infinite_one() -> None:
         jnp.zeros(1, jnp.int32),
     ]
     scenarios = Scenarios(*leaves)
-    flat = Costs(StepCosts(0.01, *([0.0] * 11)), LoadCosts(0.0, 0.0, 0.0), LoraKernels(1.0, 1.0, 1.0))
+    flat = make_costs(base_s=0.01)
     tables = draw_requests(scenarios, np.array([1]), np.array([50]), seed=3)
     found = jax.jit(simulate_events)(flat, scenarios, tables)
     settled = found.settled

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.engines import SchedulerRules, VllmBehaviour
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.events import RequestTables, lay_out_requests, simulate_events
@@ -21,6 +20,7 @@ from lora_capacity.twins.events.asynchronous import times
 from lora_capacity.twins.events.fast_forward import skip_quiet_steps
 from lora_capacity.twins.events.simulation import assembled, initial_state, lay_out_servers, turn_all
 from lora_capacity.workload import BASE_MODEL, Requests
+from tests.examples import make_costs
 from tests.reference.scheduler import Behaviour, Config, Simulation, StepState, simulate
 
 ADAPTERS, LONGEST, TURNS = 6, 48, 2400
@@ -29,11 +29,17 @@ TICK_S = HORIZON_S / 2**30
 
 # Multiples of a tick, so that both clocks are exact.
 BASE, TOKEN, PREFILL, KV, ADAPTER, PASSED, WAITING, LISTED, HOST, DISK = 20000, 40, 30, 1, 300, 7, 11, 13, 5000, 9000
-STEP = (BASE, 0, TOKEN, PREFILL, 0, KV, 0, 0, ADAPTER, 0, PASSED, WAITING, LISTED)
-COSTS = Costs(
-    StepCosts(*(TICK_S * ticks for ticks in STEP)),
-    LoadCosts(host_s=TICK_S * HOST, disk_s=0.0, disk_rank_s=TICK_S * DISK / 8),
-    LoraKernels(1.0, 1.0, 1.0),
+COSTS = make_costs(
+    base_s=TICK_S * BASE,
+    token_s=TICK_S * TOKEN,
+    prefill_token_s=TICK_S * PREFILL,
+    kv_token_s=TICK_S * KV,
+    adapter_s=TICK_S * ADAPTER,
+    skipped_request_s=TICK_S * PASSED,
+    queued_request_s=TICK_S * WAITING,
+    lora_listing_s=TICK_S * LISTED,
+    host_to_gpu_load_s=TICK_S * HOST,
+    disk_rank_s=TICK_S * DISK / 8,
 )
 
 

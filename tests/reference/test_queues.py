@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.events import EventResults, RequestTables, draw_requests, simulate_events
+from tests.examples import make_costs
 
 STEP_S = 0.1
-CONSTANT_STEPS = Costs(StepCosts(STEP_S, *([0.0] * 11)), LoadCosts(0.0, 0.0, 0.0), LoraKernels(1.0, 1.0, 1.0))
+CONSTANT_STEPS = make_costs(base_s=STEP_S)
 ADAPTERS = 3
 REPLICAS = 32
 HORIZON_S = 2000.0

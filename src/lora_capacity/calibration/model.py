@@ -18,7 +18,15 @@ from lora_capacity.measurements import RunLengths
 from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory
 from lora_capacity.models import ModelShape
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version of the files that are written; those of version 1 are read too."""
+
+_RENAMED_IN_2 = {
+    "listed_s": "lora_listing_s",
+    "passed_over_s": "skipped_request_s",
+    "waiting_s": "queued_request_s",
+    "host_s": "host_to_gpu_load_s",
+}
 
 _SECTIONS = (
     "schema_version",
@@ -154,9 +162,10 @@ class Calibration:
         if not isinstance(content, Mapping):
             raise InputError(source, type(content).__name__, "a JSON object")
         version = content.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
             remedy = "update lora-capacity" if isinstance(version, int) and version > SCHEMA_VERSION else ""
-            raise InputError(f"{source}: schema_version", version, f"{SCHEMA_VERSION}", remedy)
+            raise InputError(f"{source}: schema_version", version, f"1 to {SCHEMA_VERSION}", remedy)
+        content = _from_version_1(source, content) if version == 1 else dict(content)
         check_keys(source, content, (*_SECTIONS, *_OPTIONAL))
         for key in _SECTIONS:
             if key not in content:
@@ -260,6 +269,17 @@ def _without_units(cls: Any, field: str, content: object) -> Any:
         value = given.get("value", "missing") if isinstance(given, Mapping) else "missing"
         values[entry.name] = check_number(f"{field}.{entry.name}", value, minimum=0)
     return cls(**values)
+
+
+def _from_version_1(source: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a file's content with the coefficients called as they are from version 2 on, wherever they are named."""
+    for old, new in _RENAMED_IN_2.items():
+        if new in content:
+            raise InputError(f"{source}: {new}", new, f"{old}, as schema version 1 calls it")
+    return {
+        _RENAMED_IN_2.get(key, key): _from_version_1(source, value) if isinstance(value, Mapping) else value
+        for key, value in content.items()
+    }
 
 
 def _mapping(source: str, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from lora_capacity.costs.kernels import SHRINK_SPLITS_SMALL, LoraKernels, is_small, launched_blocks, shrink_splits
 
 
-@struct.dataclass
+@struct.dataclass(kw_only=True)
 class StepCosts:
     """Coefficients of the step time; scalars, none negative.
 
@@ -25,14 +25,14 @@ class StepCosts:
         adapter_rank_s: Each different adapter, times the server's ``max_lora_rank``, in a step of fewer than 128
             tokens; an eighth in a larger one: each split of the shrink kernel adds results as wide as the rank to those
             of the others, and in larger steps there are 8 splits in place of 64.
-        listed_s: Each different adapter, times each adapter loaded on the host: for every one in a step, vLLM lists all
-            that are loaded, in Python.
+        lora_listing_s: Each different adapter, times each adapter loaded on the host: for every one in a step,
+            vLLM lists all that are loaded, in Python.
         active_block_factor: How much more a block costs whose slot has an adapter in the step: it looks up how many
             tokens are its own before it leaves.
-        passed_over_s: Each waiting request that the scheduler passes over because its adapter has no slot.
-        waiting_s: Each waiting request, whether the scheduler looks at it or not. Steps take longer while thousands
-            wait, and the scheduler's own log does not tell why: other processes hold their connections, on the same
-            processors.
+        skipped_request_s: Each queued request that the scheduler skips because its adapter has no slot.
+        queued_request_s: Each queued request, whether the scheduler looks at it or not. Steps take longer while
+            thousands wait, and the scheduler's own log does not tell why: other processes hold their connections, on
+            the same processors.
         decode_token_s: Each decode token, on top: on a CPU the processor that computes also samples, and shares memory
             with what hands the tokens out, while prefill tokens go through the matrices together.
         lora_token_rank_s: Each token in a server with adapters, times the server's ``max_lora_rank``: vLLM's kernels
@@ -49,30 +49,30 @@ class StepCosts:
     shrink_block_s: ArrayLike
     adapter_s: ArrayLike
     adapter_rank_s: ArrayLike
-    passed_over_s: ArrayLike
-    waiting_s: ArrayLike = 0.0
-    listed_s: ArrayLike = 0.0
+    skipped_request_s: ArrayLike
+    queued_request_s: ArrayLike = 0.0
+    lora_listing_s: ArrayLike = 0.0
     active_block_factor: ArrayLike = 0.0
     decode_token_s: ArrayLike = 0.0
     lora_token_rank_s: ArrayLike = 0.0
 
 
-@struct.dataclass
+@struct.dataclass(kw_only=True)
 class LoadCosts:
     """Coefficients of the adapter loads; scalars. The engine does nothing else meanwhile.
 
     Attributes:
-        host_s: One adapter from host memory into a GPU slot.
+        host_to_gpu_load_s: One adapter from host memory into a GPU slot.
         disk_s: One adapter from disk into host memory, whatever its rank.
         disk_rank_s: The same, per unit of the adapter's own rank.
     """
 
-    host_s: ArrayLike
+    host_to_gpu_load_s: ArrayLike
     disk_s: ArrayLike
     disk_rank_s: ArrayLike
 
 
-@struct.dataclass
+@struct.dataclass(kw_only=True)
 class Costs:
     """Everything that takes time, for one model on one GPU."""
 
@@ -88,8 +88,8 @@ def step_time_s(
     prefill_tokens: ArrayLike,
     kv_tokens: ArrayLike,
     adapters: ArrayLike,
-    passed_over: ArrayLike,
-    waiting: ArrayLike,
+    skipped: ArrayLike,
+    queued: ArrayLike,
     loaded: ArrayLike,
     max_loras: ArrayLike,
     max_lora_rank: ArrayLike,
@@ -99,12 +99,12 @@ def step_time_s(
 
     ``base + lora + (token + lora_token + lora_token_rank · max_lora_rank) · tokens + prefill_token · prefill_tokens +
     decode_token · (tokens - prefill_tokens) + kv_token · kv_tokens + expand_block · expand_blocks + shrink_block ·
-    shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank · splits / 64 + listed · loaded) +
-    passed_over · passed_over + waiting · waiting``, with ``max_loras + 1 + active_block_factor · adapters`` grids of
-    blocks.
+    shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank · splits / 64 + lora_listing · loaded) +
+    skipped_request · skipped + queued_request · queued``, with ``max_loras + 1 + active_block_factor · adapters``
+    grids of blocks.
 
     A GPU has no ``decode_token`` and no ``lora_token_rank``; a CPU no blocks, and of the others no ``prefill_token``,
-    ``adapter_rank``, ``listed`` and ``waiting``.
+    ``adapter_rank``, ``lora_listing`` and ``queued_request``.
 
     Source: of the blocks `lora_capacity.costs.kernels`; of listing, ``LRUCacheWorkerLoRAManager.add_adapter`` in
     ``vllm/lora/worker_manager.py``, vLLM 0.8.5.
@@ -118,8 +118,8 @@ def step_time_s(
         prefill_tokens: Those of them that are prefill.
         kv_tokens: Tokens held in the KV cache by the sequences of the step.
         adapters: Different adapters in the step.
-        passed_over: Waiting requests that the scheduler looks at and passes over.
-        waiting: All waiting requests.
+        skipped: Queued requests that the scheduler looks at and skips, since their adapter has no slot.
+        queued: All queued requests.
         loaded: Adapters loaded on the host.
         max_loras: Adapter slots of the server.
         max_lora_rank: Rank that the slots are reserved for.
@@ -133,7 +133,7 @@ def step_time_s(
     expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, grids, max_lora_rank, small_share)
     splits = shrink_splits(is_small(tokens) if small_share is None else small_share)
     adapter_s = step.adapter_s + step.adapter_rank_s * max_lora_rank * splits / SHRINK_SPLITS_SMALL
-    adapter_s += step.listed_s * loaded
+    adapter_s += step.lora_listing_s * loaded
     return jnp.asarray(
         step.base_s
         + step.lora_s
@@ -144,6 +144,6 @@ def step_time_s(
         + step.expand_block_s * expand_blocks
         + step.shrink_block_s * shrink_blocks
         + adapter_s * adapters
-        + step.passed_over_s * passed_over
-        + step.waiting_s * waiting
+        + step.skipped_request_s * skipped
+        + step.queued_request_s * queued
     )

@@ -19,8 +19,8 @@ _GPU: dict[str, Belief] = {
     "adapter_s": (0.15e-3, 0.7),
     "adapter_rank_s": (6e-6, 0.5),
     "active_block_factor": (0.5, 0.5),
-    "waiting_s": (0.3e-6, 0.7),
-    "listed_s": (0.2e-6, 0.5),
+    "queued_request_s": (0.3e-6, 0.7),
+    "lora_listing_s": (0.2e-6, 0.5),
 }
 # A large data-centre GPU: memory bandwidth, and matrix products as far as serving reaches.
 _GPU_BANDWIDTH_BYTES_PER_S = 2.0e12
@@ -41,9 +41,9 @@ _ADAPTER_SHARE = (
 
 def priors(profile: Profile) -> dict[str, Belief]:
     """Return what is believed of every coefficient of the profile's device."""
-    host_s = float(np.median(profile.loading["host_s"]))
+    host_to_gpu_load_s = float(np.median(profile.loading["host_to_gpu_load_s"]))
     beliefs = _of_gpu(profile) if profile.device == "gpu" else _of_cpu(profile)
-    return beliefs | {"host_s": (host_s, _HOST_SPREAD), "passed_over_s": _PASSED_OVER}
+    return beliefs | {"host_to_gpu_load_s": (host_to_gpu_load_s, _HOST_SPREAD), "skipped_request_s": _PASSED_OVER}
 
 
 def _of_gpu(profile: Profile) -> dict[str, Belief]:

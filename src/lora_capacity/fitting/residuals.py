@@ -23,19 +23,19 @@ _EVERY_DEVICE = (
     "lora_token_s",
     "kv_token_s",
     "adapter_s",
-    "passed_over_s",
-    "host_s",
+    "skipped_request_s",
+    "host_to_gpu_load_s",
 )
 NAMES: Mapping[str, tuple[str, ...]] = {
     "gpu": (
         *_EVERY_DEVICE,
-        "waiting_s",
+        "queued_request_s",
         "prefill_token_s",
         "expand_block_s",
         "shrink_block_s",
         "active_block_factor",
         "adapter_rank_s",
-        "listed_s",
+        "lora_listing_s",
     ),
     "cpu": (*_EVERY_DEVICE, "decode_token_s", "lora_token_rank_s"),
 }
@@ -52,11 +52,11 @@ _BLOCK_TOKENS = 16
 def build_costs(model: ModelShape, device: str, log_coefficients: Array, disk: tuple[float, float]) -> Costs:
     """Put coefficients, given by their logarithms in the order of the device's ``NAMES``, into place."""
     value = dict(zip(NAMES[device], jnp.exp(log_coefficients), strict=True))
-    host_s = value.pop("host_s")
+    host_to_gpu_load_s = value.pop("host_to_gpu_load_s")
     nothing = {entry.name: 0.0 for entry in fields(StepCosts)}
     return Costs(
         step=StepCosts(**nothing | value),
-        loads=LoadCosts(host_s=host_s, disk_s=disk[0], disk_rank_s=disk[1]),
+        loads=LoadCosts(host_to_gpu_load_s=host_to_gpu_load_s, disk_s=disk[0], disk_rank_s=disk[1]),
         kernels=LoraKernels.of_model(model),
     )
 
@@ -86,8 +86,8 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
             prefill_tokens=0.0,
             kv_tokens=held_tokens(adapters["running"], adapters["output_tokens"]),
             adapters=adapters["unique"],
-            passed_over=0.0,
-            waiting=0.0,
+            skipped=0.0,
+            queued=0.0,
             loaded=adapters["served"],
             max_loras=adapters["max_loras"],
             max_lora_rank=adapters["max_lora_rank"],

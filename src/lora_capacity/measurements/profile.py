@@ -119,7 +119,7 @@ class Profile:
             at a time, ``alone``.
         adapters: Closed batches with adapters: ``running``, ``max_loras``, ``max_lora_rank``, ``unique``,
             ``output_tokens``, ``step_s``.
-        loading: Loads: ``rank``, ``host_s``, ``disk_s``.
+        loading: Loads: ``rank``, ``host_to_gpu_load_s``, ``disk_s``.
     """
 
     folder: Path
@@ -260,7 +260,7 @@ def _adapters(table: Table) -> Table:
 def _loading(table: Table) -> Table:
     return {
         "rank": table["adapter_rank"],
-        "host_s": table["mean_memory_load_ms"] / MS_PER_S,
+        "host_to_gpu_load_s": table["mean_memory_load_ms"] / MS_PER_S,
         "disk_s": table["mean_disk_load_ms"] / MS_PER_S,
     }
 

@@ -49,12 +49,47 @@ def test_a_calibration_survives_a_file(tmp_path: Path) -> None:
         assert Calibration.from_json(calibration.to_json()) == calibration
 
 
+OLD_NAMES = {
+    "lora_listing_s": "listed_s",
+    "skipped_request_s": "passed_over_s",
+    "queued_request_s": "waiting_s",
+    "host_to_gpu_load_s": "host_s",
+}
+
+
+def as_version_1(content: Any) -> Any:
+    """The content of a file as it was written before the coefficients were renamed."""
+    if isinstance(content, dict):
+        old = {OLD_NAMES.get(name, name): as_version_1(value) for name, value in content.items()}
+        return old | {"schema_version": 1} if "schema_version" in old else old
+    return content
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_a_file_of_version_1_is_read_as_the_same_calibration(tmp_path: Path, name: str) -> None:
+    calibration = load_calibration(name)
+    old = as_version_1(calibration.to_json())
+    assert {*OLD_NAMES.values()} < {*old["coefficients"]["step"], *old["coefficients"]["loads"]}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert load_calibration(tmp_path / "old.json") == calibration
+    del old["coefficients"]["loads"]["host_s"]
+    with pytest.raises(InputError, match="host_to_gpu_load_s: 'missing'"):
+        Calibration.from_json(old)
+
+
+def test_new_names_do_not_stand_in_a_file_twice() -> None:
+    twice = as_version_1(CONTENT)
+    twice["coefficients"]["loads"]["host_to_gpu_load_s"] = {"value": 1.0, "unit": "s"}
+    with pytest.raises(InputError, match=r"here: host_to_gpu_load_s: .* allowed: host_s, as schema version 1"):
+        Calibration.from_json(twice, "here")
+
+
 def test_a_file_names_every_coefficient_with_its_unit() -> None:
     coefficients = CONTENT["coefficients"]
     assert coefficients["step"]["base_s"] == {"value": COSTS.step.base_s, "unit": "s"}
     factor = replace(FULL, costs=make_costs(active_block_factor=0.5)).to_json()["coefficients"]["step"]
     assert factor["active_block_factor"] == {"value": 0.5, "unit": "1"}
-    assert set(coefficients["loads"]) == {"host_s", "disk_s", "disk_rank_s"}
+    assert set(coefficients["loads"]) == {"host_to_gpu_load_s", "disk_s", "disk_rank_s"}
     assert "kernels" not in coefficients, "follows from the model"
 
 
@@ -62,16 +97,21 @@ def test_a_file_names_every_coefficient_with_its_unit() -> None:
     ("content", "words"),
     [
         ([CONTENT], "here: 'list' is not allowed; allowed: a JSON object"),
-        (changed("schema_version", 2), "here: schema_version: 2 is not allowed; allowed: 1; update lora-capacity"),
-        (changed("schema_version", "one"), "here: schema_version: 'one' is not allowed; allowed: 1"),
-        (without("schema_version"), "here: schema_version: None is not allowed; allowed: 1"),
+        (changed("schema_version", 3), "here: schema_version: 3 is not allowed; allowed: 1 to 2; update lora-capacity"),
+        (changed("schema_version", "one"), "here: schema_version: 'one' is not allowed; allowed: 1 to 2"),
+        (changed("schema_version", 0), "here: schema_version: 0 is not allowed; allowed: 1 to 2"),
+        (changed("schema_version", True), "here: schema_version: True is not allowed; allowed: 1 to 2"),
+        (without("schema_version"), "here: schema_version: None is not allowed; allowed: 1 to 2"),
         (without("coefficients"), "here: coefficients: 'missing' is not allowed"),
         (without("memory"), "here: memory: 'missing' is not allowed"),
         (changed("coefficient", {}), "here.coefficient: .* did you mean 'coefficients'?"),
         (changed("coefficients", []), "here: coefficients: 'list' is not allowed; allowed: a JSON object"),
         (changed("coefficients.steps", {}), "here: coefficients.steps: .* did you mean 'step'?"),
         (without("coefficients.step"), "here: coefficients.step: 'NoneType' is not allowed; allowed: an object with"),
-        (without("coefficients.loads.host_s"), "here: coefficients.loads.host_s: 'missing' is not allowed"),
+        (
+            without("coefficients.loads.host_to_gpu_load_s"),
+            "here: coefficients.loads.host_to_gpu_load_s: 'missing' is not allowed",
+        ),
         (
             changed("coefficients.step.token_s.value", -1e-5),
             "here: coefficients.step.token_s: -1e-05 is not allowed; allowed: a number >= 0",

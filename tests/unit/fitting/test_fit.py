@@ -35,7 +35,7 @@ TRUTH = {
     "adapter_s": 200e-6,
     "adapter_rank_s": 6e-6,
     "active_block_factor": 0.7,
-    "listed_s": 1e-6,
+    "lora_listing_s": 1e-6,
 }
 NOISE = 0.005
 # Recovered coefficients: noise of half a percent, and priors that pull a little.
@@ -61,7 +61,8 @@ def lora_step_s(batch: int, held: float, adapters: float, slots: int, rank: int)
         + TRUTH["token_s"] * batch
         + TRUTH["kv_token_s"] * held
         + TRUTH["expand_block_s"] * expand
-        + (TRUTH["adapter_s"] + TRUTH["adapter_rank_s"] * rank * splits / 64 + TRUTH["listed_s"] * adapters) * adapters
+        + (TRUTH["adapter_s"] + TRUTH["adapter_rank_s"] * rank * splits / 64 + TRUTH["lora_listing_s"] * adapters)
+        * adapters
     )
 
 
@@ -168,7 +169,7 @@ def test_true_coefficients_are_recovered(profile: Path) -> None:
         assert float(getattr(fitted, name)) == pytest.approx(truth, rel=TOLERANCE), name
     loads = report.calibration.costs.loads
     assert (loads.disk_s, loads.disk_rank_s) == (pytest.approx(10e-3, rel=1e-3), pytest.approx(0.5e-3, rel=1e-3))
-    assert loads.host_s == pytest.approx(4e-3, rel=1e-3)
+    assert loads.host_to_gpu_load_s == pytest.approx(4e-3, rel=1e-3)
     assert calls == [(1, 2), (2, 2)]
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError
 from lora_capacity.scenarios import Limit, Scenarios
@@ -15,8 +14,9 @@ from lora_capacity.status import Status
 from lora_capacity.twins.events import EventResults, draw_requests, lay_out_requests, simulate_events, simulation
 from lora_capacity.twins.events.requests import TICKS
 from lora_capacity.workload import BASE_MODEL, Requests
+from tests.examples import make_costs
 
-COSTS = Costs(StepCosts(0.01, *([0.0] * 11)), LoadCosts(0.005, 0.02, 0.001), LoraKernels(1.0, 1.0, 1.0))
+COSTS = make_costs(base_s=0.01, host_to_gpu_load_s=0.005, disk_s=0.02, disk_rank_s=0.001)
 REQUESTS = Requests(
     np.array([0.0, 0.1, 0.2, 0.3]), np.array([1, 0, BASE_MODEL, 1]), np.array([10, 20, 30, 40]), np.array([4, 3, 2, 1])
 )

@@ -257,7 +257,7 @@ def test_what_does_not_start_has_no_numbers_but_what_was_offered() -> None:
 
 def test_loads_take_time_from_the_steps() -> None:
     free = simulate(mixed(), make_costs(**STEP, **KERNELS))
-    dear = simulate(mixed(), make_costs(**STEP, **KERNELS, host_s=0.02, disk_s=0.1))
+    dear = simulate(mixed(), make_costs(**STEP, **KERNELS, host_to_gpu_load_s=0.02, disk_s=0.1))
     assert float(dear.itl_s[1]) > float(free.itl_s[1]) * 1.05
     assert float(dear.throughput_tokens_per_s[2]) < float(free.throughput_tokens_per_s[2])
 
@@ -339,8 +339,8 @@ def test_the_step_time_told_is_that_of_the_batch_told() -> None:
         prefill_tokens=1.25 * running,
         kv_tokens=450 * running,
         adapters=found["active_adapters"],
-        passed_over=0.0,
-        waiting=found["mean_waiting"],
+        skipped=0.0,
+        queued=found["mean_waiting"],
         loaded=0.0,
         max_loras=60,
         max_lora_rank=16,

@@ -60,7 +60,7 @@ def _skipped(costs: Costs, server: Server, adapters: Array, quiet: Array, s: Sta
     taken_s = taken * server.tick_s
     none = jnp.zeros_like(taken_s)
     requests_s, adapters_s = (s.running * taken_s, s.waiting * taken_s), (s.active * taken_s, s.streaming * taken_s)
-    scheduling_s = jnp.asarray(costs.step.passed_over_s * passed * steps, jnp.float32)
+    scheduling_s = jnp.asarray(costs.step.skipped_request_s * passed * steps, jnp.float32)
     added = jnp.stack([taken_s, none, *requests_s, block_ticks * server.tick_s, *adapters_s, scheduling_s, none])
     sums, lost = accumulate(s.sums, s.sums_lost, added)
     return s._replace(

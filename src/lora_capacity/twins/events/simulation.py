@@ -181,8 +181,8 @@ def assembled(costs: Costs, server: Server, adapters: Array, s: State) -> Work:
         host_loads=host_loads,
         disk_loads=b.first_touched,
         compute_s=compute_s,
-        scheduling_s=jnp.asarray(costs.step.passed_over_s * passed, jnp.float32),
-        load_s=jnp.asarray(costs.loads.host_s * host_loads + b.disk_s, jnp.float32),
+        scheduling_s=jnp.asarray(costs.step.skipped_request_s * passed, jnp.float32),
+        load_s=jnp.asarray(costs.loads.host_to_gpu_load_s * host_loads + b.disk_s, jnp.float32),
     )
 
 

@@ -191,8 +191,8 @@ def _iterate(
         prefill_tokens=running * (fixed.tokens_per_sequence - 1.0),
         kv_tokens=(running + own) * scenarios.kv_tokens_per_request,
         adapters=adapters + own_adapter,
-        passed_over=jnp.where(limited, mean_waiting * (1.0 - bound_share * (1.0 - kv_bound_share)), 0.0),
-        waiting=mean_waiting,
+        skipped=jnp.where(limited, mean_waiting * (1.0 - bound_share * (1.0 - kv_bound_share)), 0.0),
+        queued=mean_waiting,
         loaded=fixed.adapters.sum(axis=0),
         max_loras=scenarios.max_loras,
         max_lora_rank=scenarios.max_lora_rank,
@@ -261,7 +261,7 @@ def _loads(
     miss = jnp.where(limited, 1.0 + scenarios.max_loras / 6.0, jnp.where(crowded, 1.0 - fixed.resident, 0.0))
     first_loads_per_s = (touched - start.touched) / dt
     loads_per_s = (cycle.activations_per_s * miss).sum(axis=0)
-    busy = loads_per_s * costs.loads.host_s + (first_loads_per_s * fixed.disk_s).sum(axis=0)
+    busy = loads_per_s * costs.loads.host_to_gpu_load_s + (first_loads_per_s * fixed.disk_s).sum(axis=0)
     return touched, loads_per_s, jnp.minimum(busy, _MAX_LOADING_SHARE)
 
 
