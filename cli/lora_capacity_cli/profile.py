@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import click
 from lora_capacity.errors import InputError
 from lora_capacity_cli.options import FILE, examples
 from lora_capacity_cli.output import print_facts, print_table
+from lora_capacity_cli.servers import process_options
 
 if TYPE_CHECKING:
     from lora_capacity_profiling.campaign import Campaign
@@ -46,19 +46,7 @@ _S_PER_MINUTE = 60.0
 @click.option(
     "--config", type=FILE, metavar="config.json", help="The model's config.json, where MODEL is no folder that has it."
 )
-@click.option(
-    "--python",
-    type=FILE,
-    metavar="PATH",
-    help="Interpreter of the environment that has vLLM. [default: the one that runs this]",
-)
-@click.option("--flag", "flags", multiple=True, metavar="NAME=VALUE", help="Flag of vLLM for every server; repeatable.")
-@click.option(
-    "--env", "variables", multiple=True, metavar="NAME=VALUE", help="Variable of the servers' environment; repeatable."
-)
-@click.option(
-    "--start-timeout", type=click.FloatRange(min=1), default=1800.0, show_default=True, help="Seconds to start."
-)
+@process_options
 @click.option("--url", metavar="URL", help="Measure what can be measured on a server that runs already.")
 @click.option("--device", type=click.Choice(["gpu", "cpu"]), help="What it computes on. [default: seen from --python]")
 @click.option("--max-loras", type=click.IntRange(min=0), help="With --url: its slots; 0 if it serves no adapters.")
@@ -102,24 +90,29 @@ def _machine(given: Mapping[str, Any]) -> "Machine":
 
     if given["url"] is not None and given["device"] == "cpu":
         return Machine("cpu", this_cpu(), "")
-    found = look_at(given["python"] or sys.executable)
+    found = look_at(given["python"])
     if given["device"] not in (None, found.device):
         raise InputError("--device", given["device"], f"{found.device}, which vLLM there is for")
     return found
 
 
 def _campaign(given: Mapping[str, Any], machine: "Machine") -> "Campaign":
-    from lora_capacity_profiling.campaign import load_campaign
+    from lora_capacity_profiling.campaign import LIMITS, load_campaign
 
     name = given["campaign"] or "quick"
     name = "quick-cpu" if name == "quick" and machine.device == "cpu" else name
     campaign = load_campaign(name)
-    return replace(campaign, server={**campaign.server, **_pairs("--flag", given["flags"])})
+    flags = dict(given["flags"])
+    for name in LIMITS:
+        if isinstance(flags.get(name), bool):
+            raise InputError("--flag", name, "NAME=VALUE: a limit is no switch")
+    return campaign.with_flags(flags, "--flag ")
 
 
 def _profiler(given: Mapping[str, Any], campaign: "Campaign", machine: "Machine", folder: Any) -> "Profiler":
     from lora_capacity_profiling.material import write_model
     from lora_capacity_profiling.profiler import Launch, Profiler
+    from lora_capacity_profiling.server import offline_variables
 
     from lora_capacity.models import ModelShape
 
@@ -141,62 +134,41 @@ def _profiler(given: Mapping[str, Any], campaign: "Campaign", machine: "Machine"
     running = {name: given[name] for name in names if given[name] is not None}
     if running and given["url"] is None:
         raise InputError(f"--{next(iter(running)).replace('_', '-')}", next(iter(running.values())), "only with --url")
-    environment = {name: str(value) for name, value in _pairs("--env", given["variables"]).items()}
     launch = Launch(
         model=model,
-        python=given["python"] or sys.executable,
-        environment={"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
-        if Path(model).is_dir()
-        else environment,
-        timeout_s=given["start_timeout"],
+        python=given["python"],
+        environment={**offline_variables(model), **dict(given["environment"])},
+        timeout_s=given["timeout_s"],
         url=given["url"],
         running=running,
     )
     shape = ModelShape.from_file(config)
-    command = _command_line(given["variables"])
+    command = _command_line(given["environment"])
     return Profiler(folder, campaign, shape, machine, launch, command=command, watcher=_watcher())
 
 
-def _command_line(variables: tuple[str, ...]) -> str:
+def _command_line(variables: tuple[tuple[str, str], ...]) -> str:
     """Return the command as it was given, but for secrets among the variables."""
     from lora_capacity_profiling.server import without_secrets
 
     words = list(sys.argv[1:])
-    for pair in variables:
-        name, _, value = pair.partition("=")
+    for name, value in variables:
         hidden = f"{name}={without_secrets({name: value})[name]}"
-        words = [word.replace(pair, hidden) for word in words]
+        words = [word.replace(f"{name}={value}", hidden) for word in words]
     return shlex.join(["lora-capacity", *words])
 
 
-def _pairs(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Read ``NAME=VALUE`` with the value as YAML would: a number, true, false or text."""
-    import yaml
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
-            raise InputError(option, pair, "NAME=VALUE")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            parsed = value
-        name = name.strip().removeprefix("--").replace("-", "_")
-        found[name] = parsed if isinstance(parsed, str | int | float | bool | list) else value
-    return found
-
-
 def _print_plan(campaign: "Campaign", machine: "Machine", profiler: "Profiler | None" = None) -> None:
-    from lora_capacity_profiling.planning import estimate_hours, estimate_point_s, estimate_start_s, plan_servers
+    from lora_capacity_profiling.planning import estimate_hours, plan_servers
+    from lora_capacity_profiling.points import SPEEDS
 
     plans = plan_servers(campaign) if profiler is None else profiler.plans
     rows = []
     for plan in plans:
         points = plan.points if profiler is None else profiler.pending(plan)
         starts = profiler is None or bool(points) or profiler.start_pending(plan)
-        needs_s = estimate_start_s(machine.device) * starts
-        needs_s += sum(estimate_point_s(point, campaign, machine.device) for point in points)
+        needs_s = SPEEDS[machine.device].start_s * starts
+        needs_s += sum(campaign.estimate_s(point, machine.device) for point in points)
         kinds = sorted({type(point).__name__ for point in points})
         row = {"server": plan.name, "adapters": sum(plan.adapters.values()), "points": len(points)}
         rows.append(row | {"of": ", ".join(kinds) or "–", "minutes": round(needs_s / _S_PER_MINUTE, 1)})

@@ -58,15 +58,7 @@ class Flag(Assignment):
         return name.removeprefix("no-").replace("-", "_"), not name.startswith("no-")
 
 
-_OPTIONS = (
-    click.option("--model", metavar="DIR|NAME", help="Model to serve, where a server is to be started."),
-    click.option(
-        "--profile",
-        "profile_dir",
-        type=FILE,
-        metavar="DIR",
-        help="Start servers as those of this profile: its model, flags, variables, and settings not given here.",
-    ),
+_PROCESS = (
     click.option(
         "--python",
         type=FILE,
@@ -92,7 +84,6 @@ _OPTIONS = (
         metavar="NAME=VALUE",
         help="Environment variable of the server, such as VLLM_CPU_KVCACHE_SPACE=1; may be repeated.",
     ),
-    click.option("--port", type=int, help="Port that the server listens on. [default: a free one]"),
     click.option(
         "--start-timeout",
         "timeout_s",
@@ -103,6 +94,27 @@ _OPTIONS = (
         help="Longest that a start may take.",
     ),
 )
+"""Options of the process of a server."""
+
+_START = (
+    click.option("--model", metavar="DIR|NAME", help="Model to serve, where a server is to be started."),
+    click.option(
+        "--profile",
+        "profile_dir",
+        type=FILE,
+        metavar="DIR",
+        help="Start servers as those of this profile: its model, flags, variables, and settings not given here.",
+    ),
+    *_PROCESS,
+    click.option("--port", type=int, help="Port that the server listens on. [default: a free one]"),
+)
+
+
+def process_options(command: Command) -> Command:
+    """Add the options of a server's process: ``python``, ``flags`` and ``environment`` as pairs, ``timeout_s``."""
+    for option in reversed(_PROCESS):
+        command = option(command)
+    return command
 
 
 def start_options(command: Command) -> Command:
@@ -129,7 +141,7 @@ def start_options(command: Command) -> Command:
         return command(**given, start=start, profiled=profiled)
 
     decorated: Any = with_start
-    for option in reversed(_OPTIONS):
+    for option in reversed(_START):
         decorated = option(decorated)
     return decorated
 

@@ -7,9 +7,8 @@ one server is measured on one server.
 """
 
 import importlib.resources
-import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,117 +16,32 @@ import yaml
 
 from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
 from lora_capacity.workload.files import load_mapping
+from lora_capacity_profiling.points import (
+    SPEEDS,
+    AdapterBatch,
+    Decode,
+    KvCapacity,
+    Loading,
+    Point,
+    Prefill,
+    ServingRun,
+)
 from lora_capacity_profiling.server import FlagValue
 
-_KEYS = (
-    "description",
-    "server",
-    "environment",
-    "repeats",
-    "kv_capacity",
-    "decode",
-    "prefill",
-    "adapters",
-    "loading",
-    "serving",
-)
-_MAX_POINTS = 10_000
-
-# Of each grid: keys that may be lists, with the smallest value, and keys that take one value.
-_GRIDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "kv_capacity": (("max_loras", "max_lora_rank"), ()),
-    "decode": (("batch_size",), ("output_tokens",)),
-    "prefill": (("batch_size", "input_tokens"), ("num_prompts",)),
-    "adapters": (("max_loras", "max_lora_rank", "served_adapters", "batch_size"), ("output_tokens",)),
-    "loading": (("max_lora_rank", "adapter_rank"), ("adapters", "rounds")),
+_GRIDS: Mapping[str, type[Point]] = {
+    "kv_capacity": KvCapacity,
+    "decode": Decode,
+    "prefill": Prefill,
+    "adapters": AdapterBatch,
+    "loading": Loading,
+    "serving": ServingRun,
 }
-_SERVING = (
-    "max_loras",
-    "max_cpu_loras",
-    "max_lora_rank",
-    "ranks",
-    "rate_shares",
-    "load",
-    "input_tokens",
-    "output_tokens",
-    "horizon_s",
-)
+_KEYS = ("description", "server", "environment", "repeats", *_GRIDS)
+LIMITS = ("max_num_seqs", "max_num_batched_tokens")
+"""Flags that every campaign must give: what is measured depends on them."""
 
-
-@dataclass(frozen=True)
-class KvCapacity:
-    """Start of a server with so many slots of a rank."""
-
-    max_loras: int
-    max_lora_rank: int
-
-
-@dataclass(frozen=True)
-class Decode:
-    """A batch that generates, without adapters."""
-
-    batch_size: int
-    output_tokens: int
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """Prompts answered by one token, ``batch_size`` at a time; without adapters."""
-
-    batch_size: int
-    input_tokens: int
-    num_prompts: int
-
-
-@dataclass(frozen=True)
-class AdapterBatch:
-    """A batch that generates, of so many different adapters."""
-
-    max_loras: int
-    max_lora_rank: int
-    served_adapters: int
-    batch_size: int
-    output_tokens: int
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Adapters of a rank asked one after the other on a server of one slot."""
-
-    max_lora_rank: int
-    adapter_rank: int
-    adapters: int
-    rounds: int
-
-
-@dataclass(frozen=True)
-class ServingRun:
-    """Traffic at a share of what the server can take in the same traffic.
-
-    Attributes:
-        max_loras: Slots.
-        max_cpu_loras: Adapters served.
-        max_lora_rank: Rank of the slots.
-        ranks: Ranks dealt in turn to the adapters.
-        rate_shares: Relative rates dealt likewise.
-        load: Requests per second relative to what a closed loop of ``max_num_seqs`` requests gets answered.
-        input_tokens: Law of the prompt lengths, as in a workload file.
-        output_tokens: Law of the answer lengths.
-        horizon_s: Length of the run in seconds.
-    """
-
-    max_loras: int
-    max_cpu_loras: int
-    max_lora_rank: int
-    ranks: tuple[int, ...]
-    rate_shares: tuple[float, ...]
-    load: float
-    input_tokens: tuple[tuple[str, float], ...]
-    output_tokens: tuple[tuple[str, float], ...]
-    horizon_s: float
-
-
-Point = KvCapacity | Decode | Prefill | AdapterBatch | Loading | ServingRun
+_MAX_POINTS = 10_000
+"""A hundred times the points of the largest campaign of the package, and weeks of a GPU: a slip of the pen."""
 
 
 @dataclass(frozen=True)
@@ -167,19 +81,17 @@ class Campaign:
             raise InputError(f"{name}: server", server, "a mapping of vLLM's flags")
         if not isinstance(environment, Mapping):
             raise InputError(f"{name}: environment", environment, "a mapping of variables")
-        for key in ("max_num_seqs", "max_num_batched_tokens"):
-            check_number(f"{name}: server.{key}", server.get(key, "missing"), minimum=1, integer=True)
+        _check_limits(server, f"{name}: server.")
         points: list[Point] = []
-        for section, kind in _KINDS.items():
-            for place, grid in enumerate(_grids(name, content, section)):
-                points += kind(f"{name}: {section}[{place}]", grid)
+        for section, kind in _GRIDS.items():
+            given = content.get(section) or []
+            for place, grid in enumerate(given if isinstance(given, list) else [given]):
+                points += kind.of_grid(f"{name}: {section}[{place}]", grid)
         if not points:
-            raise InputError(name, "no points", f"at least one of {', '.join(_KINDS)}")
-        for point in points:
-            _check_fits(name, point, int(server["max_num_seqs"]))
+            raise InputError(name, "no points", f"at least one of {', '.join(_GRIDS)}")
         if len(points) > _MAX_POINTS:
             raise InputError(name, f"{len(points)} points", f"at most {_MAX_POINTS}")
-        return cls(
+        campaign = cls(
             name=name,
             description=str(content.get("description", "")),
             server={str(key): value for key, value in server.items()},
@@ -187,6 +99,46 @@ class Campaign:
             repeats=int(check_number(f"{name}: repeats", content.get("repeats", 1), minimum=1, integer=True)),
             points=tuple(dict.fromkeys(points)),
         )
+        return campaign._checked()
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Most concurrent sequences of every server."""
+        return int(str(self.server["max_num_seqs"]))
+
+    def with_flags(self, flags: Mapping[str, FlagValue], where: str) -> Self:
+        """Return the campaign with further flags, which take the place of its own.
+
+        Args:
+            flags: Values by vLLM's names.
+            where: What begins the name of a flag in messages.
+
+        Raises:
+            InputError: If a limit of the servers is no whole number, or too small for a point.
+        """
+        _check_limits({**self.server, **flags}, where)
+        return replace(self, server={**self.server, **flags})._checked()
+
+    def estimate_s(self, point: Point, device: str) -> float:
+        """Return about how long a point takes, seconds.
+
+        Args:
+            point: The point.
+            device: ``gpu`` or ``cpu``.
+        """
+        return (self.repeats if point.REPEATED else 1) * point.once_s(SPEEDS[device], self.max_num_seqs)
+
+    def _checked(self) -> Self:
+        for point in self.points:
+            batch = getattr(point, "batch_size", 1)
+            if batch > self.max_num_seqs:
+                raise InputError(f"{self.name}: batch_size", batch, f"at most max_num_seqs, {self.max_num_seqs}")
+        return self
+
+
+def _check_limits(server: Mapping[str, Any], where: str) -> None:
+    for name in LIMITS:
+        check_number(f"{where}{name}", server.get(name, "missing"), minimum=1, integer=True)
 
 
 def campaign_names() -> tuple[str, ...]:
@@ -207,101 +159,3 @@ def load_campaign(name_or_path: str | Path) -> Campaign:
     if not (name.endswith((".yaml", ".yml", ".json")) or Path(name).exists()):
         raise InputError("campaign", name, f"a YAML file, or one of {', '.join(names)}", nearest_hint(name, names))
     return Campaign.from_mapping(load_mapping(Path(name)), name)
-
-
-def _grids(name: str, content: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
-    given = content.get(section) or []
-    grids = given if isinstance(given, list) else [given]
-    for place, grid in enumerate(grids):
-        if not isinstance(grid, Mapping):
-            raise InputError(f"{name}: {section}[{place}]", grid, "a mapping, or a list of mappings")
-    return grids
-
-
-def _combinations(cls: Callable[..., Point], section: str) -> Callable[[str, Mapping[str, Any]], list[Point]]:
-    """Return what makes the points of a grid: every combination of its lists."""
-    varying, fixed = _GRIDS[section]
-
-    def points(field: str, grid: Mapping[str, Any]) -> list[Point]:
-        check_keys(field, grid, (*varying, *fixed))
-        lists = [_counts(field, grid, key) for key in varying]
-        single = {key: _count(f"{field}.{key}", grid.get(key, "missing")) for key in fixed}
-        found = []
-        for values in itertools.product(*lists):
-            entry = dict(zip(varying, values, strict=True)) | single
-            # Grids of several lists hold combinations that make no sense; they are left out.
-            if entry.get("served_adapters", 1) > min(entry.get("max_loras", 1), entry.get("batch_size", 1)):
-                continue
-            if entry.get("adapter_rank", 1) > entry.get("max_lora_rank", 1):
-                continue
-            found.append(cls(**entry))
-        if not found:
-            raise InputError(field, dict(grid), "at least one combination with adapters <= slots, batch and rank")
-        return found
-
-    return points
-
-
-def _serving(field: str, grid: Mapping[str, Any]) -> list[Point]:
-    check_keys(field, grid, _SERVING)
-    laws = {}
-    for key in ("input_tokens", "output_tokens"):
-        law = grid.get(key)
-        if not isinstance(law, Mapping):
-            raise InputError(f"{field}.{key}", law, "a law of lengths such as {mean: 100, std: 50, min: 4, max: 400}")
-        laws[key] = tuple(sorted((str(name), float(check_number(f"{field}.{key}", law[name]))) for name in law))
-    shares = tuple(_numbers(field, grid, "rate_shares"))
-    horizon_s = check_number(f"{field}.horizon_s", grid.get("horizon_s", "missing"), minimum=0, exclusive=True)
-    ranks = tuple(_counts(field, grid, "ranks"))
-    found: list[Point] = []
-    for slots, adapters, rank, load in itertools.product(
-        _counts(field, grid, "max_loras"),
-        _counts(field, grid, "max_cpu_loras"),
-        _counts(field, grid, "max_lora_rank"),
-        _numbers(field, grid, "load"),
-    ):
-        if slots <= adapters and max(ranks) <= rank:
-            found.append(ServingRun(slots, adapters, rank, ranks, shares, load, **laws, horizon_s=horizon_s))
-    if not found:
-        raise InputError(
-            field, dict(grid), "at least one combination with slots <= adapters and ranks <= max_lora_rank"
-        )
-    return found
-
-
-_KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], list[Point]]] = {
-    "kv_capacity": _combinations(KvCapacity, "kv_capacity"),
-    "decode": _combinations(Decode, "decode"),
-    "prefill": _combinations(Prefill, "prefill"),
-    "adapters": _combinations(AdapterBatch, "adapters"),
-    "loading": _combinations(Loading, "loading"),
-    "serving": _serving,
-}
-
-
-def _check_fits(name: str, point: Point, max_num_seqs: int) -> None:
-    batch = getattr(point, "batch_size", 1)
-    if batch > max_num_seqs:
-        raise InputError(f"{name}: batch_size", batch, f"at most max_num_seqs, {max_num_seqs}")
-
-
-def _count(field: str, value: object) -> int:
-    return int(check_number(field, value, minimum=1, integer=True))
-
-
-def _counts(field: str, grid: Mapping[str, Any], key: str) -> list[int]:
-    return [_count(f"{field}.{key}", value) for value in _listed(field, grid, key)]
-
-
-def _numbers(field: str, grid: Mapping[str, Any], key: str) -> list[float]:
-    return [
-        float(check_number(f"{field}.{key}", value, minimum=0, exclusive=True)) for value in _listed(field, grid, key)
-    ]
-
-
-def _listed(field: str, grid: Mapping[str, Any], key: str) -> list[Any]:
-    value = grid.get(key, "missing")
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise InputError(f"{field}.{key}", value, "a number or a list of numbers")
-    return values

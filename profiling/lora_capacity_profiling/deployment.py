@@ -13,11 +13,10 @@ from lora_capacity.models import ModelShape
 from lora_capacity.models.shape import expand_target_modules
 from lora_capacity.workload import Workload
 from lora_capacity_profiling.material import write_adapter
-from lora_capacity_profiling.server import SECRET, FlagValue, OnStop, Progress, Server
+from lora_capacity_profiling.server import SECRET, FlagValue, OnStop, Progress, Server, offline_variables
 
 _ALWAYS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
 _SETTINGS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization", "block_size")
-_LOCAL = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 _IF_CHANGED = ("gpu_memory_utilization", "block_size")
 _SHAPE = ("num_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
@@ -97,7 +96,7 @@ class Deployment:
             flags,
             log=self.folder / f"server-{config.max_cpu_loras}-{config.max_loras}.log",
             python=self.python,
-            environment={**(_LOCAL if Path(self.model).is_dir() else {}), **self.environment},
+            environment={**offline_variables(self.model), **self.environment},
             port=self.port,
             timeout_s=self.timeout_s,
             on_progress=on_progress,

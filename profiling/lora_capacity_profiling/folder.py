@@ -88,7 +88,7 @@ class Finished:
     """One point that was measured, or failed.
 
     Attributes:
-        id: Its name, see :func:`~lora_capacity_profiling.planning.point_id`.
+        id: Its name, see :attr:`~lora_capacity_profiling.points.Point.id`.
         table: Table of its row; empty if it failed.
         row: Its row.
         repeats: What each repeat gave, in the unit of ``unit``.

@@ -11,11 +11,20 @@ from numpy.typing import NDArray
 from lora_capacity.units import MS_PER_S
 from lora_capacity.workload import Workload
 from lora_capacity.workload.requests import BASE_MODEL
-from lora_capacity_profiling.campaign import AdapterBatch, Decode, KvCapacity, Loading, Point, Prefill, ServingRun
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.load import LoadResult, at_once, run_load
-from lora_capacity_profiling.planning import CLOSED_LOOP_WAVES, ServerPlan, ranks_of
+from lora_capacity_profiling.planning import ServerPlan
+from lora_capacity_profiling.points import (
+    CLOSED_LOOP_WAVES,
+    AdapterBatch,
+    Decode,
+    KvCapacity,
+    Loading,
+    Point,
+    Prefill,
+    ServingRun,
+)
 from lora_capacity_profiling.serving import serve_workload, warm_up
 
 _LONGEST_S = 1800.0
@@ -281,7 +290,7 @@ def _first_token_s(target: Target, names: Sequence[str], count: int) -> float:
 
 
 def _serving(point: ServingRun, target: Target) -> Measured:
-    ranks = ranks_of(point)
+    ranks = point.adapter_ranks
     of_rank = {rank: iter(target.adapters(rank, ranks.count(rank))) for rank in set(ranks)}
     names = [next(of_rank[rank]) for rank in ranks]
     shares = np.array([point.rate_shares[i % len(point.rate_shares)] for i in range(len(ranks))])

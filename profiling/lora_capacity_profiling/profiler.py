@@ -10,20 +10,15 @@ from typing import Any
 from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError, LoraCapacityError
 from lora_capacity.models import ModelShape
-from lora_capacity_profiling.campaign import Campaign, KvCapacity, Loading, Point, ServingRun
+from lora_capacity_profiling.campaign import Campaign
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.folder import Finished, ProfileFolder
 from lora_capacity_profiling.machine import Machine
 from lora_capacity_profiling.material import write_adapter
 from lora_capacity_profiling.measuring import Target, measure, prepare
 from lora_capacity_profiling.metrics import Snapshot, parse_prometheus
-from lora_capacity_profiling.planning import (
-    ServerPlan,
-    estimate_point_s,
-    estimate_start_s,
-    plan_servers,
-    point_id,
-)
+from lora_capacity_profiling.planning import ServerPlan, plan_servers
+from lora_capacity_profiling.points import SPEEDS, KvCapacity, Loading, Point, ServingRun
 from lora_capacity_profiling.server import Server, without_secrets
 from lora_capacity_profiling.startlog import StartOutcome
 
@@ -112,7 +107,7 @@ class Profiler:
 
     def pending(self, plan: ServerPlan) -> list[Point]:
         """Return the points of a server that are still to be measured."""
-        return [each for each in plan.points if not isinstance(each, KvCapacity) and not self._done(point_id(each))]
+        return [each for each in plan.points if not isinstance(each, KvCapacity) and not self._done(each.id)]
 
     def start_pending(self, plan: ServerPlan) -> bool:
         """Whether it is still to be seen what KV cache a server has."""
@@ -173,7 +168,7 @@ class Profiler:
         if left:
             prepare(target)
         for place, point in enumerate(left):
-            name = point_id(point)
+            name = point.id
             self.watcher.measuring(name, self._left_s(plan, left[place:]))
             began_s = time.monotonic()
             try:
@@ -184,7 +179,7 @@ class Profiler:
                     return left[place + 1 :]
             else:
                 took_s = time.monotonic() - began_s
-                self._guessed_s += estimate_point_s(point, self.campaign, self.machine.device)
+                self._guessed_s += self.campaign.estimate_s(point, self.machine.device)
                 self._took_s += took_s
                 self._add(Finished(name, found.table, found.row, found.repeats, found.unit, round(took_s, 2)))
         return []
@@ -234,8 +229,8 @@ class Profiler:
         elif self.start_pending(plan):
             self._add(Finished(_start_id(plan), failure=str(error), took_s=round(took_s, 2)))
         for point in left:
-            if not self._done(point_id(point)):
-                self._add(Finished(point_id(point), failure=f"its server did not start ({error.outcome}): {error}"))
+            if not self._done(point.id):
+                self._add(Finished(point.id, failure=f"its server did not start ({error.outcome}): {error}"))
 
     def _start_row(self, plan: ServerPlan, status: str) -> dict[str, Any]:
         return {
@@ -299,14 +294,14 @@ class Profiler:
         points = self.pending(plan)
         if not points and not self.start_pending(plan):
             return 0.0
-        start_s = 0.0 if self.launch.url is not None else estimate_start_s(self.machine.device)
-        return start_s + sum(estimate_point_s(point, self.campaign, self.machine.device) for point in points)
+        start_s = 0.0 if self.launch.url is not None else SPEEDS[self.machine.device].start_s
+        return start_s + sum(self.campaign.estimate_s(point, self.machine.device) for point in points)
 
     def _left_s(self, plan: ServerPlan, left: list[Point]) -> float:
         """Return a guess of the time left, corrected by how long points have taken so far."""
         stretch = self._took_s / self._guessed_s if self._guessed_s > 0 else 1.0
         stretch = min(max(stretch, 1.0 / _MOST_STRETCH), _MOST_STRETCH)
-        here_s = sum(estimate_point_s(point, self.campaign, self.machine.device) for point in left)
+        here_s = sum(self.campaign.estimate_s(point, self.machine.device) for point in left)
         later = self.plans[self.plans.index(plan) + 1 :]
         return stretch * here_s + stretch * sum(map(self._estimate_server_s, later))
 
@@ -335,7 +330,7 @@ def _that_can_run(plan: ServerPlan, running: Mapping[str, int]) -> ServerPlan | 
 
 
 def _start_id(plan: ServerPlan) -> str:
-    return point_id(KvCapacity(plan.max_loras, plan.max_lora_rank))
+    return KvCapacity(plan.max_loras, plan.max_lora_rank).id
 
 
 def _lives(server: Server) -> bool:

@@ -66,6 +66,11 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: SECRET if _SECRET.search(name) else value for name, value in environment.items()}
 
 
+def offline_variables(model: str | Path) -> dict[str, str]:
+    """Return variables for a server whose model is a folder: there is nothing to download, and nobody to tell."""
+    return {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"} if Path(model).is_dir() else {}
+
+
 @dataclass(eq=False)
 class Server:
     """A server that answers; as a context manager it is stopped at the end if it was started here.

@@ -49,7 +49,8 @@ def test_plan_alone_starts_nothing(run: Run, vllm: str) -> None:
 
 def test_profile_says_what_it_does_and_goes_on_where_it_stopped(run: Run, vllm: str) -> None:
     Path("tiny.yaml").write_text(CAMPAIGN)
-    command = ("profile", "--random-model", "--campaign", "tiny.yaml", "-o", "p", "--env", "API_KEY=x")
+    variables = ("--env", "API_KEY=x", "--env", "TEXT=yes")
+    command = ("profile", "--random-model", "--campaign", "tiny.yaml", "-o", "p", *variables)
     result = run(*command)
     assert result.exit_code == 0, result.output
     for point in ("decode/batch1", "decode/batch4", "start/slots2-rank8: ok", "adapters/slots2-rank8/adapters2-batch4"):
@@ -58,6 +59,7 @@ def test_profile_says_what_it_does_and_goes_on_where_it_stopped(run: Run, vllm: 
     assert Path("p/adapter_latency.csv").read_text().count("\n") == 2
     content = json.loads(Path("p/profile.json").read_text())
     assert (content["complete"], content["device"], content["environment"]["API_KEY"]) == (True, "cpu", "(secret)")
+    assert content["environment"]["TEXT"] == "yes"  # as it was written, not as YAML reads it
     again = run(*command)
     assert again.exit_code == 0
     assert "already measured" in again.stdout
@@ -93,6 +95,9 @@ def test_failed_points_are_listed(run: Run, vllm: str, monkeypatch: pytest.Monke
         (("packages", "-o", "p"), ["config.json"]),
         (("--random-model", "-o", "p", "--campaign", "quik"), ["campaign", "did you mean 'quick'"]),
         (("--random-model", "-o", "p", "--flag", "max_num_seqs"), ["--flag", "NAME=VALUE"]),
+        (("--random-model", "-o", "p", "--flag", "max_num_seqs=many"), ["--flag max_num_seqs: 'many'", "whole number"]),
+        (("--random-model", "-o", "p", "--flag", "max_num_seqs=4"), ["batch_size: 16", "at most max_num_seqs, 4"]),
+        (("--random-model", "-o", "p", "--env", "A"), ["'A' is not allowed; allowed: NAME=VALUE"]),
         (("--random-model", "-o", "p", "--python", "nowhere"), ["python", "nowhere"]),
         (("--random-model", "-o", "p", "--device", "gpu"), ["--device", "cpu, which vLLM there is for"]),
         (("--random-model", "-o", "p", "--max-loras", "4"), ["--max-loras", "only with --url"]),

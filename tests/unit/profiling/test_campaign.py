@@ -2,18 +2,9 @@ from typing import Any
 
 import pytest
 import yaml
-from lora_capacity_profiling.campaign import (
-    AdapterBatch,
-    Campaign,
-    Decode,
-    KvCapacity,
-    Loading,
-    Prefill,
-    ServingRun,
-    campaign_names,
-    load_campaign,
-)
-from lora_capacity_profiling.planning import estimate_hours, plan_servers, point_id
+from lora_capacity_profiling.campaign import Campaign, campaign_names, load_campaign
+from lora_capacity_profiling.planning import estimate_hours, plan_servers
+from lora_capacity_profiling.points import AdapterBatch, Decode, KvCapacity, Loading, Prefill, ServingRun
 
 from lora_capacity.errors import InputError
 
@@ -57,7 +48,7 @@ def test_campaigns_of_the_package_take_as_long_as_they_say(name: str, hours: flo
     assert estimate_hours(campaign, device) == pytest.approx(hours, rel=0.15)
     kinds = {type(point) for point in campaign.points}
     assert kinds | {KvCapacity} == {KvCapacity, Decode, Prefill, AdapterBatch, Loading, ServingRun}
-    names = [point_id(point) for point in campaign.points]
+    names = [point.id for point in campaign.points]
     assert len(set(names)) == len(names)
 
 
