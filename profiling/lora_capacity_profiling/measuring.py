@@ -19,7 +19,6 @@ from lora_capacity_profiling.points import (
     CLOSED_LOOP_WAVES,
     AdapterBatch,
     Decode,
-    KvCapacity,
     Loading,
     Point,
     Prefill,
@@ -28,12 +27,25 @@ from lora_capacity_profiling.points import (
 from lora_capacity_profiling.serving import serve_workload, warm_up
 
 _LONGEST_S = 1800.0
-_FEWEST_GAPS = 4  # in which the whole batch ran; with fewer, all gaps count
-_BUNDLED = 0.05  # share of tokens that came together with others, from which on a median gap means nothing
+"""Of a closed loop: several times the slowest of the package's campaigns on an H100."""
+
+_FEWEST_GAPS = 4
+"""Gaps between tokens in which the whole batch ran; a mean of fewer is noise, and all gaps count instead."""
+
+_BUNDLED = 0.05
+"""Share of tokens that came together with others, from which on a median gap means nothing: it would be too long."""
+
 _OUTLIER_SPREAD = 0.1
+"""Repeats further apart are repeated: an undisturbed server's are within a few per cent of each other."""
+
 _MOST_EXTRA_REPEATS = 2
+"""A machine that is disturbed more often than that does not get quiet by trying on."""
+
 _LEAST_LOAD_MS = 1e-3
+"""Where a load drowns in noise its difference of means is negative, which no table may hold."""
+
 _WARM_UP_OUTPUT_TOKENS = 16
+"""Steps of a full batch and of a batch of one: PyTorch's allocator and the caches of kernels have seen both."""
 
 Row = dict[str, Any]
 
@@ -86,7 +98,7 @@ class Target:
     def closed_loop(
         self, names: Sequence[str], count: int, batch: int, input_tokens: int, output_tokens: int
     ) -> LoadResult:
-        """Send equal requests, so many at once, dealt in turn to adapters (or to the base model, without any).
+        """Send equal requests, ``batch`` in flight, round-robin to adapters (or to the base model, without any).
 
         Raises:
             ServerError: If not all are answered.
@@ -147,26 +159,17 @@ def measure(point: Point, target: Target) -> Measured:
     that of the median repeat.
 
     Args:
-        point: The point; a start is told by the server that runs.
+        point: The point; no `KvCapacity`, which the start of its server measures.
         target: The server that it belongs to.
 
     Raises:
         InputError: If so many connections cannot be opened.
         ServerError: If the server does not answer as it should.
     """
-    match point:
-        case Decode():
-            return _repeated("backbone_latency", target, "mean_itl_ms", lambda: _decode(point, target))
-        case Prefill():
-            return _repeated("backbone_latency", target, "mean_ttft_ms", lambda: _prefill(point, target))
-        case AdapterBatch():
-            return _repeated("adapter_latency", target, "mean_itl_ms", lambda: _adapter_batch(point, target))
-        case Loading():
-            return _repeated("adapter_loading", target, "mean_disk_load_ms", lambda: _loading(point, target))
-        case ServingRun():
-            return _serving(point, target)
-        case KvCapacity():
-            raise TypeError("a start is no point to measure")
+    if isinstance(point, ServingRun):
+        return _serving(point, target)
+    table, column, once = _LATENCIES[type(point)]
+    return _repeated(table, target, column, lambda: once(point, target))
 
 
 def _repeated(table: str, target: Target, column: str, once: Callable[[], Row]) -> Measured:
@@ -246,7 +249,7 @@ def _gaps(result: LoadResult, batch: int) -> Row:
     pieces = sum(times.size for times in result.piece_s)
     tokens_per_piece = float(result.requests.output_tokens.sum()) / max(pieces, 1)
     if not gaps_s.size or gaps_s.sum() <= 0:
-        raise _Disturbed("all tokens of an answer came at once: is the stream interval 1, and is a core free?")
+        raise _Disturbed("all tokens of an output came at once: is the stream interval 1, and is a core free?")
     mean_s = float(gaps_s.mean()) / tokens_per_piece
     together = float(np.mean(gaps_s < 0.1 * mean_s)) + tokens_per_piece - 1.0
     median_s = float(np.median(gaps_s)) if together < _BUNDLED else mean_s
@@ -260,8 +263,8 @@ def _gaps(result: LoadResult, batch: int) -> Row:
 def _loading(point: Loading, target: Target) -> Row:
     """Return what switching adapters adds to the time to first token, from host memory and from disk.
 
-    The server has one slot. Asking the same adapter again loads nothing; asking in turn as many as host memory holds
-    loads each from there; asking in turn twice as many reads each from disk.
+    The server has one slot, and caches are LRU. Asking the same adapter again loads nothing; asking round-robin as many
+    as host memory holds loads each from there; asking round-robin twice as many reads each from disk.
     """
     names = target.adapters(point.adapter_rank, point.adapters)
     held = names[: target.plan.max_cpu_loras]
@@ -287,6 +290,15 @@ def _first_token_s(target: Target, names: Sequence[str], count: int) -> float:
     times_s: NDArray[np.float64] = np.sort(target.closed_loop(names, count, 1, 1, 1).ttft_s)
     quarter = times_s.size // 4
     return float(times_s[quarter : times_s.size - quarter].mean())
+
+
+_LATENCIES: Mapping[type[Point], tuple[str, str, Callable[[Any, Target], Row]]] = {
+    Decode: ("backbone_latency", "mean_itl_ms", _decode),
+    Prefill: ("backbone_latency", "mean_ttft_ms", _prefill),
+    AdapterBatch: ("adapter_latency", "mean_itl_ms", _adapter_batch),
+    Loading: ("adapter_loading", "mean_disk_load_ms", _loading),
+}
+"""Of points measured several times: the table of their rows, the column that is compared, and what measures once."""
 
 
 def _serving(point: ServingRun, target: Target) -> Measured:
@@ -324,14 +336,14 @@ def _workload(point: ServingRun, rates_per_s: list[float]) -> Workload:
     return Workload.from_mapping(
         {
             "adapters": {"mix": {"rates_per_s": rates_per_s, "ranks": list(point.ranks)}},
-            "requests": {"input_tokens": _law(point.input_tokens), "output_tokens": _law(point.output_tokens)},
+            "requests": {"input_tokens": _lengths(point.input_tokens), "output_tokens": _lengths(point.output_tokens)},
             "horizon_s": point.horizon_s,
         }
     )
 
 
-def _law(law: tuple[tuple[str, float], ...]) -> dict[str, float]:
-    return {name: int(value) if name in ("min", "max") else value for name, value in law}
+def _lengths(given: tuple[tuple[str, float], ...]) -> dict[str, float]:
+    return {name: int(value) if name in ("min", "max") else value for name, value in given}
 
 
 def _capacity_per_s(point: ServingRun, target: Target, names: list[str], shares: NDArray[np.float64]) -> float:

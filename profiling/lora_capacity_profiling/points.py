@@ -112,7 +112,8 @@ class Point:
         Raises:
             InputError: If a key or value is not allowed, or no combination makes sense.
         """
-        given, hints = validated(schema_of(cls), grid, where), get_type_hints(cls, include_extras=True)
+        given = validated(schema_of(cls), grid, where)  # type: ignore[arg-type]  # mypy: `type[Self]` is unhashable
+        hints = get_type_hints(cls, include_extras=True)
         options = []
         for entry in dataclasses.fields(cls):
             value = getattr(given, entry.name)
