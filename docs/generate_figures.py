@@ -23,6 +23,7 @@ LENGTHS = {
     "output_tokens": {"mean": 200, "std": 210, "min": 4, "max": 1024},
 }
 Series = dict[str, Sequence[float]]
+Size = tuple[float, float]
 
 
 def workload(*rates_per_s: float) -> Workload:
@@ -139,32 +140,35 @@ def batch() -> str:
     return chart("The batch", "requests in the batch, mean", "requests per second", loads.tolist(), series)
 
 
+def boxes(labels: Sequence[str], fills: Sequence[str], x: float, y: float, pitch: float, size: Size) -> list[str]:
+    """Return labelled boxes in a row, each in the named colour."""
+    width, height = size
+    parts = []
+    for i, (label, fill) in enumerate(zip(labels, fills, strict=True)):
+        left = x + i * pitch
+        style = f"fill:var(--b-{fill})"
+        parts.append(svg.element("rect", x=left, y=y, width=width, height=height, rx=4, style=style))
+        parts.append(svg.text(label, left + width / 2, y + height / 2 + 5.0, text_anchor="middle"))
+    return parts
+
+
 def queue() -> str:
     """The order of admission: a drawing of one step's pass over the queue."""
-    waiting = [("A", True), ("B", False), ("A", True), ("C", False), ("D", True), ("B", False), ("A", True)]
-    in_use = {"A", "D"}
-    box, gap, y = 44.0, 10.0, 110.0
-    parts = [svg.text("waiting, the oldest first", 20.0, 92.0, class_="axis strong")]
-    parts.append(svg.text("slots (2): adapters in use", 20.0, 20.0, class_="axis strong"))
-    for i, name in enumerate(sorted(in_use)):
-        parts.append(
-            svg.element(
-                "rect", x=20.0 + i * (box + gap), y=30.0, width=box, height=34.0, rx=4, style="fill:var(--b-slots)"
-            )
-        )
-        parts.append(svg.text(name, 42.0 + i * (box + gap), 52.0, text_anchor="middle"))
-    for i, (name, passes) in enumerate(waiting):
-        x = 20.0 + i * (box + gap)
-        fill = "var(--b-none)" if passes else "var(--b-dead)"
-        parts.append(svg.element("rect", x=x, y=y, width=box, height=34.0, rx=4, style=f"fill:{fill}"))
-        parts.append(svg.text(name, x + box / 2, y + 22.0, text_anchor="middle"))
-        parts.append(
-            svg.text("admitted" if passes else "passed", x + box / 2, y + 52.0, class_="num", text_anchor="middle")
-        )
-    parts.append(
-        svg.text("B and C keep their places and are looked at again in the next step.", 20.0, 196.0, class_="note")
-    )
-    about = "Requests for adapters in use are admitted in order; those for others are passed over and keep their places"
+    waiting, in_use = "ABACDBA", "AD"
+    admitted = [name in in_use for name in waiting]
+    pitch, size, y = 54.0, (44.0, 34.0), 110.0
+    parts = [
+        svg.text("slots (2): adapters in use", 20.0, 20.0, class_="axis strong"),
+        *boxes(in_use, ["slots"] * len(in_use), 20.0, 30.0, pitch, size),
+        svg.text("waiting, the oldest first", 20.0, 92.0, class_="axis strong"),
+        *boxes(waiting, ["none" if each else "dead" for each in admitted], 20.0, y, pitch, size),
+    ]
+    for i, each in enumerate(admitted):
+        words, x = "admitted" if each else "skipped", 42.0 + i * pitch
+        parts.append(svg.text(words, x, y + 52.0, class_="num", text_anchor="middle"))
+    note = "B and C keep their places and are looked at again in the next step."
+    parts.append(svg.text(note, 20.0, 196.0, class_="note"))
+    about = "Requests for adapters in use are admitted in order; those for others are skipped and keep their places"
     return svg.drawing(410.0, 210.0, "A pass over the queue", about, *parts)
 
 
@@ -173,19 +177,15 @@ def tiers() -> str:
     loads = CALIBRATION.costs.loads
     disk_ms = MS_PER_S * (float(loads.disk_s) + 16.0 * float(loads.disk_rank_s))
     rows = (
-        ("on the GPU: max_loras slots", "AD", "var(--b-slots)", f"{MS_PER_S * float(loads.host_to_gpu_load_s):.0f} ms"),
-        ("in host memory: max_cpu_loras adapters", "ABCD", "var(--b-sequences)", f"{disk_ms:.0f} ms"),
-        ("on disk: every adapter", "ABCDEFG", "var(--b-dead)", ""),
+        ("on the GPU: max_loras slots", "AD", "slots", f"{MS_PER_S * float(loads.host_to_gpu_load_s):.0f} ms"),
+        ("in host memory: max_cpu_loras adapters", "ABCD", "sequences", f"{disk_ms:.0f} ms"),
+        ("on disk: every adapter", "ABCDEFG", "dead", ""),
     )
-    box, pitch, height = 40.0, 48.0, 92.0
-    parts = []
+    height, parts = 92.0, []
     for i, (name, adapters, fill, load) in enumerate(rows):
         y = 28.0 + i * height
         parts.append(svg.text(name, 16.0, y - 8.0, class_="axis strong"))
-        for j, adapter in enumerate(adapters):
-            x = 16.0 + j * pitch
-            parts.append(svg.element("rect", x=x, y=y, width=box, height=30.0, rx=4, style=f"fill:{fill}"))
-            parts.append(svg.text(adapter, x + box / 2, y + 20.0, text_anchor="middle"))
+        parts += boxes(adapters, [fill] * len(adapters), 16.0, y, 48.0, (40.0, 30.0))
         if load:
             at, top, foot = 376.0, y + 38.0, y + height - 14.0
             parts.append(svg.line([(at, foot), (at, top), (at - 4.0, top + 7.0)], class_="curve"))
@@ -203,16 +203,13 @@ def preemption() -> str:
         ("C, admitted last, loses its blocks and waits in front", "AAAABB  "),
         ("B is done: C is admitted again, all it had is computed anew", "AAAACCC "),
     )
-    fills = {"A": "var(--b-slots)", "B": "var(--b-sequences)", "C": "var(--b-none)", " ": "var(--b-dead)"}
-    box, pitch, height = 40.0, 46.0, 76.0
+    fills = {"A": "slots", "B": "sequences", "C": "none", " ": "dead"}
     parts = []
     for i, (name, owners) in enumerate(rows):
-        y = 28.0 + i * height
+        y = 28.0 + i * 76.0
+        labels = [owner.strip() or "free" for owner in owners]
         parts.append(svg.text(name, 16.0, y - 8.0, class_="axis strong"))
-        for j, owner in enumerate(owners):
-            x = 16.0 + j * pitch
-            parts.append(svg.element("rect", x=x, y=y, width=box, height=30.0, rx=4, style=f"fill:{fills[owner]}"))
-            parts.append(svg.text(owner.strip() or "free", x + box / 2, y + 20.0, text_anchor="middle"))
+        parts += boxes(labels, [fills[owner] for owner in owners], 16.0, y, 46.0, (40.0, 30.0))
     parts.append(svg.text("Blocks of the KV cache, by the request that holds them.", 16.0, 236.0, class_="note"))
     about = "A running request that finds no block takes those of the one admitted last, which is computed anew later"
     return svg.drawing(420.0, 248.0, "Preemption", about, *parts)

@@ -42,7 +42,7 @@ def report(question: dict[str, Any], output: Path, figures: Path | None, output_
     """Write the recommendation as one HTML page.
 
     The page stands alone: the choice and the command to run, maps over adapters and slots, latencies with intervals,
-    what holds which configuration back, what small changes would do, and what all of it rests on.
+    the bottleneck of each configuration, what small changes would do, and what all of it rests on.
 
     WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
     """

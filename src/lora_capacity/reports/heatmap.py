@@ -1,4 +1,4 @@
-"""Maps over adapters and slots: a number in colour, with regions drawn over it, and what binds where."""
+"""Maps over adapters and slots: a number in colour, with regions drawn over it, and bottlenecks."""
 
 import math
 from collections.abc import Sequence
@@ -135,7 +135,7 @@ def heat_map(grid: PlanGrid, quantity: Quantity, name: str, width: float, height
 
 
 def bottleneck_map(grid: PlanGrid, width: float, height: float) -> str:
-    """Return the map of what holds each configuration back."""
+    """Return the map of bottlenecks."""
     frame = Frame.of(grid, width, height, 26.0)
     optimum, taken = _optimum(grid, frame)
     areas = "".join(
@@ -148,7 +148,7 @@ def bottleneck_map(grid: PlanGrid, width: float, height: float) -> str:
     return svg.drawing(
         width,
         height,
-        "What holds each configuration back",
+        "Bottlenecks by adapters and slots",
         describe_bottlenecks(grid),
         svg.element("g", areas, shape_rendering="crispEdges"),
         svg.element(
