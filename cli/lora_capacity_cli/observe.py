@@ -117,6 +117,8 @@ def observe(
     traffic = traffic_columns(asked, adapters)
     append_runs(output, [])
     found, interrupted = _observe(sources, window_s)
+    if found.max_loras == 0:
+        raise InputError("max_lora of the metrics", 0, "a server started with --enable-lora", "this one has LoRA off")
     slots = max_loras or found.max_loras
     if slots is None:
         raise InputError("--max-loras", None, "the server's number of slots", "its metrics do not tell")

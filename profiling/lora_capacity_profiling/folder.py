@@ -5,17 +5,15 @@
 """
 
 import contextlib
-import csv
-import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_capacity.errors import InputError
-from lora_capacity_profiling.runs import ABOUT_COLUMNS, MEASURED_COLUMNS
+from lora_capacity_profiling.runs import ABOUT_COLUMNS, MEASURED_COLUMNS, as_csv, replace_file
 
 JOURNAL = "points.jsonl"
 DESCRIPTION = "profile.json"
@@ -173,7 +171,7 @@ class ProfileFolder:
             self._take(point)
             if point.table:
                 rows = [each.row for each in self.finished.values() if each.table == point.table]
-                replace_file(self.path / f"{point.table}.csv", _csv(COLUMNS[point.table], rows))
+                replace_file(self.path / f"{point.table}.csv", as_csv(rows, COLUMNS[point.table]))
             self.describe(description)
         except OSError as error:
             self._torn = True
@@ -205,24 +203,6 @@ class ProfileFolder:
     def _take(self, point: Finished) -> None:
         self.finished.pop(point.id, None)  # its row moves to the end, as it does in the journal
         self.finished[point.id] = point
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:

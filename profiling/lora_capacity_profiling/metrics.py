@@ -33,7 +33,7 @@ _ITL = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"
 _E2E = ("vllm:e2e_request_latency_seconds",)
 _QUEUED, _SERVED = ("vllm:request_queue_time_seconds",), ("vllm:request_inference_time_seconds",)
 _INPUT, _OUTPUT = ("vllm:request_prompt_tokens",), ("vllm:request_generation_tokens",)
-_MAX_LORA = re.compile(r'^vllm:lora_requests_info\{[^\n]*?\bmax_lora="(\d+)"', re.MULTILINE)
+_MAX_LORA = re.compile(r'^[ \t]*vllm:lora_requests_info[ \t]*\{[^\n]*?\bmax_lora="(\d+)"', re.MULTILINE)
 _WANTED = (
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
@@ -49,9 +49,11 @@ _WANTED = (
         for part in ("bucket", "sum", "count")
     ),
 )
-_FINISHED, _BROKEN_OFF = ("stop", "length"), ("abort", "error")
+_BROKEN_OFF = ("abort", "error")
+"""Reasons for which a request ends without all of its output; those of the others, ``stop``, ``length`` and
+``repetition``, are whole. Source: ``FinishReason`` in vLLM 0.32.0, v1/engine/__init__.py."""
 
-_LINE = re.compile(r'(?P<name>[\w:]+)(?:\{(?P<labels>(?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(?P<value>\S+)')
+_LINE = re.compile(r'\s*(?P<name>[\w:]+)\s*(?:\{(?P<labels>(?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(?P<value>\S+)')
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
 
@@ -75,7 +77,8 @@ def parse_prometheus(text: str, names: Iterable[str]) -> dict[str, list[Series]]
     found: dict[str, list[Series]] = {}
     for line in text.splitlines():
         # Most lines are not wanted, and of those the longest ones: names first, the rest only where it matters.
-        if line.partition("{")[0].partition(" ")[0] not in wanted or (match := _LINE.match(line)) is None:
+        name = line.partition("{")[0].split(maxsplit=1)[:1]  # blanks and tabs may stand around it
+        if not wanted.intersection(name) or (match := _LINE.match(line)) is None:
             continue
         with contextlib.suppress(ValueError):
             value = float(match["value"])
@@ -194,8 +197,8 @@ class Snapshot:
             preemptions=_total(found, "vllm:num_preemptions_total"),
             prompt_tokens=_total(found, "vllm:prompt_tokens_total"),
             generation_tokens=_total(found, "vllm:generation_tokens_total"),
-            completed=_total(found, "vllm:request_success_total", finished_reason=_FINISHED),
-            broken_off=_total(found, "vllm:request_success_total", finished_reason=_BROKEN_OFF),
+            completed=_finished(found, whole=True),
+            broken_off=_finished(found, whole=False),
             ttft=_histogram(found, _TTFT),
             itl=_histogram(found, _ITL),
             e2e=_histogram(found, _E2E),
@@ -220,14 +223,18 @@ class Snapshot:
         return cls.from_text(body.decode(errors="replace"))
 
 
-def _total(found: Mapping[str, list[Series]], name: str, **allowed: tuple[str, ...]) -> float:
-    """Return the sum over engines and labels; only of series whose labels have allowed values."""
+def _total(found: Mapping[str, list[Series]], name: str) -> float:
+    """Return the sum over engines and labels."""
     series = found.get(name)
+    return sum(value for _, value in series) if series else float("nan")
+
+
+def _finished(found: Mapping[str, list[Series]], *, whole: bool) -> float:
+    """Return how many requests ended with all of their output, or without."""
+    series = found.get("vllm:request_success_total")
     if not series:
         return float("nan")
-    return sum(
-        value for labels, value in series if all(labels.get(label, "") in values for label, values in allowed.items())
-    )
+    return sum(value for labels, value in series if (labels.get("finished_reason") not in _BROKEN_OFF) == whole)
 
 
 def _mean(found: Mapping[str, list[Series]], names: tuple[str, ...]) -> float:

@@ -22,7 +22,7 @@ Progress = Callable[[float], None]
 
 _POLL_S = 0.2
 _TIMEOUT_S = 30.0
-_LORA = re.compile(r"^vllm:lora_requests_info\{([^\n]*)\} (\S+)", re.MULTILINE)
+_LORA = re.compile(r"^[ \t]*vllm:lora_requests_info[ \t]*\{([^\n]*)\}[ \t]*(\S+)", re.MULTILINE)
 _NAMES = re.compile(r'\b(?:running|waiting)_lora_adapters="([^"]*)"')
 _COUNTED = ("prompt_tokens", "generation_tokens", "completed", "broken_off")
 _SETTLED = 20.0

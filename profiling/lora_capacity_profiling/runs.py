@@ -2,10 +2,11 @@
 
 import contextlib
 import csv
+import fcntl
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lora_capacity.errors import InputError, check_keys
@@ -104,7 +105,8 @@ def _cell(value: float | None) -> object:
 def append_runs(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Add rows to a table of serving runs, made if absent; whatever happens, the file is the old or the new one.
 
-    Columns that the table lacks are added to it; those that a row lacks are left empty.
+    Columns that the table lacks are added to it; those that a row lacks are left empty. Several processes may add to
+    one table at once.
 
     Args:
         path: The table, CSV.
@@ -123,29 +125,51 @@ def append_runs(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def _append(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    columns, lines = _read(path)
-    columns += [name for name in (*ABOUT_COLUMNS, *MEASURED_COLUMNS) if name not in columns]
-    text = as_csv([*lines, *rows], columns)
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+        with _locked(path.parent):
+            columns, lines = _read(path)
+            columns += [name for name in (*ABOUT_COLUMNS, *MEASURED_COLUMNS) if name not in columns]
+            replace_file(path, as_csv([*lines, *rows], columns))
     except OSError as error:
         raise InputError(str(path), error.strerror or str(error), "a table that can be written") from None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others from adding to tables of a folder: of two that read the same rows, one would lose the other's."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Network file systems may know no locks of folders; the table is whole without one, too.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file whole or not at all, also where the machine stops meanwhile.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def as_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = (*ABOUT_COLUMNS, *MEASURED_COLUMNS)) -> str:
     """Return a table as CSV text with a header line."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

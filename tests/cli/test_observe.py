@@ -123,6 +123,18 @@ def test_what_cannot_be_observed(run: Run, site: Site, words: tuple[object, ...]
     assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
+def test_server_with_lora_off_is_refused(run: Run, site: Site, tmp_path: Path) -> None:
+    dumps = [tmp_path / dump.name for dump in DUMPS]
+    for dump, copy in zip(DUMPS, dumps, strict=True):
+        copy.write_text(dump.read_text().replace('max_lora="2"', 'max_lora="0"'))
+    given = ("--workload", "recorded.yaml", "--adapters", 4, "--window", "50s")
+    for more in ((), ("--max-loras", 2)):
+        result = run(*observe(*dumps, *given, *more))
+        assert result.exit_code == 2, result.output
+        assert "a server started with --enable-lora; this one has LoRA off" in result.stderr
+    assert Path("runs.csv").read_text().count("\n") == 1  # its header
+
+
 def start(tmp_path: Path, words: list[object], **limits: int) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         command([str(word) for word in words], **limits),

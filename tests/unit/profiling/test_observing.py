@@ -94,6 +94,29 @@ def test_unusable_files(paths: list[Path], error: type[Exception], text: str) ->
         read_dumps(paths, 10.0)
 
 
+def test_blanks_and_tabs_are_allowed_where_the_format_has_them(tmp_path: Path) -> None:
+    files = []
+    for dump in DUMPS:
+        lines = (line.replace("} ", "}\t ") for line in dump.read_text().splitlines())
+        files.append(tmp_path / dump.name)
+        files[-1].write_text("".join(f"  \t{line}\n" for line in lines))
+    blank, plain = read_dumps(files, 50.0), read_dumps(DUMPS, 50.0)
+    assert blank.measured() == plain.measured()
+    assert (blank.max_loras, blank.adapters_seen) == (plain.max_loras, plain.adapters_seen)
+
+
+def test_whatever_ends_a_request_but_an_abort_completes_it(tmp_path: Path) -> None:
+    files = [tmp_path / dump.name for dump in DUMPS]
+    for dump, file in zip(DUMPS, files, strict=True):
+        file.write_text(dump.read_text().replace('finished_reason="length"', 'finished_reason="repetition"'))
+    repeated, plain = read_dumps(files, 50.0), read_dumps(DUMPS, 50.0)
+    assert repeated.measured()["completed"] == plain.measured()["completed"] == 130
+    for dump, file in zip(DUMPS, files, strict=True):
+        file.write_text(dump.read_text().replace('finished_reason="length"', 'finished_reason="abort"'))
+    with pytest.raises(ServerError, match="no request was completed"):
+        read_dumps(files, 50.0).measured()
+
+
 def test_server_started_anew_meanwhile() -> None:
     with pytest.raises(ServerError, match=r"completed fell from \d+ to \d+|tokens fell from"):
         read_dumps(DUMPS[::-1], 10.0).measured()

@@ -1,4 +1,7 @@
 import csv
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from lora_capacity_profiling.server import Server
 
 from lora_capacity.errors import InputError
 from lora_capacity.measurements import read_runs
+from tests.unit.profiling.test_server import WAIT_S
 
 ABOUT = {
     "run_id": "1",
@@ -96,6 +100,35 @@ def test_table_of_other_columns_keeps_them(tmp_path: Path) -> None:
         ("new", "4", ""),
     ]
     assert list(rows[0])[:3] == ["note", "max_cpu_loras", "run_id"]
+
+
+ADD = """
+import sys
+from pathlib import Path
+from lora_capacity_profiling.runs import append_runs
+sys.stdin.readline()
+for number in range(10):
+    append_runs(Path(sys.argv[1]), [{"run_id": f"{sys.argv[2]}-{number}", "max_cpu_loras": 1}])
+"""
+
+
+def test_rows_of_several_processes_at_once_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADD, str(path), str(number)],
+            stdin=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for number in range(4)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.close()
+    assert [process.wait(WAIT_S) for process in processes] == [0] * 4
+    assert {row["run_id"] for row in table(path)} == {f"{who}-{what}" for who in range(4) for what in range(10)}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["runs.csv"]
 
 
 @pytest.mark.parametrize(
