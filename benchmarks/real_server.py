@@ -28,13 +28,12 @@ from lora_capacity_profiling.serving import serve_workload, warm_up
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.fitting import fit_calibration
-from lora_capacity.measurements import read_profile
+from lora_capacity.measurements import read_profile, smape
 from lora_capacity.run import play_workload
 from lora_capacity.run.steady import simulate
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search import optimize
 from lora_capacity.twins.steady import StayLaw
-from lora_capacity.validation import smape
 from lora_capacity.workload import Workload
 
 START_S, SPARE_S = 30.0, 10.0

@@ -21,6 +21,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from lora_capacity import Runs, load_calibration, load_surrogate, read_runs
 from lora_capacity.calibration import Calibration
+from lora_capacity.measurements import smape
 from lora_capacity.search import assess
 from lora_capacity.surrogate import (
     Labels,
@@ -34,7 +35,6 @@ from lora_capacity.surrogate import (
     train_smooth,
     with_slots,
 )
-from lora_capacity.surrogate.scores import smape
 from lora_capacity.surrogate.steady import simulate_questions, stay_laws
 from lora_capacity.surrogate.targets import TARGETS, adapters_of
 from lora_capacity.twins.steady import StayLaw

@@ -14,10 +14,10 @@ from generated import DOCS, fill, read_data, row, sources, table, write_data
 from numpy.typing import NDArray
 
 from lora_capacity.calibration import load_calibration
-from lora_capacity.measurements import Runs, read_runs
+from lora_capacity.measurements import Runs, is_starved, read_runs, smape
 from lora_capacity.reports import svg
 from lora_capacity.reports.figures import stand_alone
-from lora_capacity.validation import Predictions, is_starved, predict_runs, smape
+from lora_capacity.validation import Predictions, predict_runs
 
 FIGURE = DOCS / "assets" / "figures" / "accuracy.svg"
 BUNDLED = DOCS.parent / "src" / "lora_capacity" / "calibration" / "bundled"

@@ -20,8 +20,8 @@ from scipy.stats import norm
 
 from lora_capacity.calibration import load_calibration
 from lora_capacity.fitting import fit_calibration
-from lora_capacity.measurements import Runs, TimeMeans, read_runs, read_time_means
-from lora_capacity.validation import Predictions, is_starved, predict_runs, score_runs, smape
+from lora_capacity.measurements import Runs, TimeMeans, is_starved, read_runs, read_time_means, smape
+from lora_capacity.validation import Predictions, predict_runs, score_runs
 
 FEW_SLOTS = 16
 THRESHOLD = 0.9

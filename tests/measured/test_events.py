@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from lora_capacity.calibration import load_calibration
-from lora_capacity.measurements import Runs, read_runs, read_time_means
+from lora_capacity.measurements import Runs, is_starved, read_runs, read_time_means, smape
 from lora_capacity.status import Status
-from lora_capacity.validation import Predictions, is_starved, predict_runs, smape
+from lora_capacity.validation import Predictions, predict_runs
 
 EVERY_MODEL = pytest.mark.parametrize("model", ["llama-3.1-8b-instruct", "qwen-2.5-7b-instruct"])
 SAMPLE = 20

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 
 from lora_capacity.engines import VllmBehaviour
+from lora_capacity.fitting.memory import fit_memory, plan_rows, score_memory
 from lora_capacity.hardware import Gpu
+from lora_capacity.measurements import CapacityRows
 from lora_capacity.memory import (
-    CapacityRows,
     MemoryModel,
-    fit_memory,
-    plan_rows,
     resident_memory,
-    score_memory,
     slot_bytes,
 )
 from lora_capacity.models import ModelShape

@@ -14,10 +14,11 @@ from scipy.optimize import least_squares
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs, LoraKernels
 from lora_capacity.fitting.measured import MeasuredRuns, read_measured
+from lora_capacity.fitting.memory import fit_memory
 from lora_capacity.fitting.priors import priors
 from lora_capacity.fitting.residuals import NAMES, benchmark_residuals, build_costs, run_residuals
-from lora_capacity.measurements.profile import FloatArray, Profile, read_profile
-from lora_capacity.memory import fit_memory
+from lora_capacity.measurements import Profile, read_profile
+from lora_capacity.measurements.runs import FloatArray
 
 Progress = Callable[[int, int], None]
 

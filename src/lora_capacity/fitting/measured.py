@@ -12,23 +12,17 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError
 from lora_capacity.fitting.residuals import NAMES, build_costs
-from lora_capacity.measurements import RunLengths, Runs, read_runs
-from lora_capacity.measurements.profile import FloatArray, Profile
+from lora_capacity.measurements import Profile, RunLengths, Runs, is_starved, read_runs, smape
+from lora_capacity.measurements.runs import FloatArray
 from lora_capacity.memory import MemoryModel
 from lora_capacity.scenarios import Results, Scenarios
-from lora_capacity.tables import Column, read_table
 from lora_capacity.twins.steady import StayLaw, simulate_steady
-from lora_capacity.validation import RUN_LENGTHS, is_starved, lay_out_runs, run_lengths, smape
+from lora_capacity.validation import RUN_LENGTHS, lay_out_runs, run_lengths
 
 # Runs whose service lies between these tell how well the onset of starvation is predicted.
 _NEAR_CAPACITY = (0.5, 0.98)
 _FEWEST_NEAR = 5
 _BUSY_RUNNING = 20
-_RECORDED = {
-    "mean_running": Column(required=False, blank=True, minimum=0),
-    "output_throughput": Column(blank=True, minimum=0),
-    "mean_kv_usage": Column(required=False, blank=True, minimum=0),
-}
 
 _simulate = jax.jit(simulate_steady)
 
@@ -123,9 +117,8 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
     chosen = np.flatnonzero((every.model == profile.model.name) & every.started & (every.completed > 0))
     if not chosen.size:
         raise InputError(f"{path}, model", profile.model.name, "a model with runs that completed requests")
-    recorded = {name: values[chosen] for name, values in read_table(path, _RECORDED).items()}
-    runs, output_per_s = every.take(chosen), recorded["output_throughput"]
-    running = np.where(recorded["mean_running"] > 0, recorded["mean_running"], np.nan)
+    runs = every.take(chosen)
+    running = np.where(runs.mean_running > 0, runs.mean_running, np.nan)
     server = Calibration(
         name="draft",
         model=profile.model,
@@ -137,16 +130,16 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
         fitted_ranges={},
         capacity_error=0.0,
     )
-    share = output_per_s / (runs.mean_output_tokens * runs.completed / runs.duration_s)
+    share = runs.output_tokens_per_s / (runs.mean_output_tokens * runs.completed / runs.duration_s)
     rows = np.arange(len(runs))
     lengths = run_lengths(runs, rows, _with_medians(RUN_LENGTHS, share, np.array([])))
     scenarios, stays = lay_out_runs(runs, rows, server, lengths)
-    held = recorded["mean_kv_usage"] * np.asarray(scenarios.kv_cache_tokens) / running
+    held = runs.mean_kv_usage * np.asarray(scenarios.kv_cache_tokens) / running
     held = np.where(running > _BUSY_RUNNING, held, np.nan)
     if np.isfinite(held).any():
         lengths = _with_medians(lengths, np.array([]), held)
         scenarios, stays = lay_out_runs(runs, rows, server, lengths)
-    return MeasuredRuns(runs, lengths, scenarios, stays, running / output_per_s, share, held)
+    return MeasuredRuns(runs, lengths, scenarios, stays, running / runs.output_tokens_per_s, share, held)
 
 
 def _with_medians(lengths: RunLengths, output_share: FloatArray, held_tokens: FloatArray) -> RunLengths:

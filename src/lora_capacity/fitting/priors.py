@@ -6,7 +6,8 @@ such as the rank's share when all adapters had one rank.
 
 import numpy as np
 
-from lora_capacity.measurements.profile import FloatArray, Profile
+from lora_capacity.measurements import Profile
+from lora_capacity.measurements.runs import FloatArray
 
 Belief = tuple[float, float]
 

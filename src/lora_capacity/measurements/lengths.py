@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from lora_capacity.workload import LengthDistribution
 
@@ -102,6 +102,6 @@ def _prompts(mean_tokens: float, std_tokens: float) -> LengthDistribution:
 
 def _quantiles(law: LengthDistribution, normal: NDArray[np.float64]) -> NDArray[np.int64]:
     """Turn normal numbers into lengths of the same rank."""
-    place = np.searchsorted(np.cumsum(law.probability), norm.cdf(normal))
+    place = np.searchsorted(np.cumsum(law.probability), ndtr(normal))
     lengths: NDArray[np.int64] = law.tokens[place.clip(max=law.tokens.size - 1)]
     return lengths

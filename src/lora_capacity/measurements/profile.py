@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora_capacity.engines import DEVICES, VllmBehaviour
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.hardware import Gpu
-from lora_capacity.memory import CapacityRows
+from lora_capacity.measurements.runs import FloatArray, IntArray, take_rows
+from lora_capacity.measurements.schemas import PROFILE_TABLES, TableSchema
 from lora_capacity.models import ModelShape
 from lora_capacity.status import Status
-from lora_capacity.tables import Column, read_table
 from lora_capacity.units import BYTES_PER_GIB, MS_PER_S
 
-FloatArray = NDArray[np.float64]
 Table = dict[str, np.ndarray]
 
 _PUBLISHED_GPU = Gpu(name="H100-64GB", memory_bytes=int(63.43 * BYTES_PER_GIB))
@@ -59,48 +57,44 @@ _PUBLISHED_MODELS = {
 }
 
 _MANY_PROMPTS = 1000  # fewer, sent at once, are over before the server has filled a step
-_NUMBER = Column(minimum=0)
-_MAYBE = Column(required=False, blank=True, minimum=0)
-_TABLES: dict[str, dict[str, Column]] = {
-    "kv_capacity": {
-        "model": Column("text"),
-        "max_loras": Column("integer", minimum=0),
-        "max_lora_rank": Column("integer", minimum=1),
-        "kv_cache_tokens": Column(blank=True, minimum=0),
-        "cuda_graph_gib": _MAYBE,
-        "status": Column("text"),
-    },
-    "backbone_latency": {
-        "model": Column("text"),
-        "batch_size": Column(minimum=1),
-        "input_tokens": Column(minimum=1),
-        "output_tokens": Column(minimum=1),
-        "median_step_ms": _MAYBE,
-        "median_itl_ms": _MAYBE,
-        "duration": Column(minimum=0, exclusive=True),
-        "num_prompts": Column(minimum=1),
-        "kv_cache_tokens": _MAYBE,
-    },
-    "adapter_latency": {
-        "model": Column("text"),
-        "max_loras": _MAYBE,
-        "served_adapters": _NUMBER,
-        "max_lora_rank": _MAYBE,
-        "input_tokens": Column(minimum=1),
-        "output_tokens": Column(minimum=1),
-        "mean_running": Column(minimum=0, exclusive=True),
-        "median_itl_ms": Column(minimum=0, exclusive=True),
-        "mean_unique_adapters": _MAYBE,
-    },
-    "adapter_loading": {
-        "model": Column("text"),
-        "max_lora_rank": Column("integer", minimum=1),
-        "adapter_rank": Column("integer", minimum=1),
-        "mean_disk_load_ms": Column(minimum=0, exclusive=True),
-        "mean_memory_load_ms": Column(minimum=0, exclusive=True),
-    },
-}
 _REQUIRED_KEYS = ("model_shape", "gpu", "server")
+
+
+@dataclass(frozen=True)
+class CapacityRows:
+    """Server starts and what they reported; arrays ``[rows]``.
+
+    Attributes:
+        max_loras: Slots; 0 for a server without LoRA.
+        max_lora_rank: Rank that slots were reserved for (any positive number without LoRA).
+        max_num_seqs: Most requests in a step.
+        max_num_batched_tokens: Most tokens in a step.
+        kv_cache_tokens: Reported size of the KV cache; NaN where the server did not start.
+        cuda_graph_bytes: Reported memory of the CUDA graphs; NaN where not recorded.
+        status: :class:`~lora_capacity.status.Status` of each start.
+        gpu_memory_utilization: Share of the memory that every server planned with.
+        max_model_len: Longest sequence of every server, tokens.
+        behaviour: The vLLM version.
+        target_modules: Modules that slots were reserved for.
+        block_size: Tokens of a KV block.
+    """
+
+    max_loras: IntArray
+    max_lora_rank: IntArray
+    max_num_seqs: IntArray
+    max_num_batched_tokens: IntArray
+    kv_cache_tokens: FloatArray
+    cuda_graph_bytes: FloatArray
+    status: IntArray
+    gpu_memory_utilization: float
+    max_model_len: int
+    behaviour: VllmBehaviour
+    target_modules: str | tuple[str, ...] = "all-linear"
+    block_size: int = 16
+
+    def take(self, chosen: IntArray) -> "CapacityRows":
+        """Return the rows of these indices."""
+        return take_rows(self, chosen)
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,7 @@ class Profile:
     @property
     def behaviour(self) -> VllmBehaviour:
         """Defaults and rules of the server's version."""
-        return VllmBehaviour.for_version(str(self.server["vllm_version"]))
+        return VllmBehaviour.for_version(str(self.server["vllm_version"]), self.device)
 
 
 def read_profile(folder: str | Path, model: str | None = None) -> Profile:
@@ -161,9 +155,9 @@ def read_profile(folder: str | Path, model: str | None = None) -> Profile:
     if not folder.is_dir():
         raise InputError(str(folder), "no such folder", "a profile folder")
     shape, gpu, server, device = _describe(folder, model)
-    tables = {name: _rows(folder / f"{name}.csv", columns, shape.name) for name, columns in _TABLES.items()}
+    tables = {name: _rows(folder / f"{name}.csv", schema, shape.name) for name, schema in PROFILE_TABLES.items()}
     decode, prefill = _split_backbone(tables["backbone_latency"])
-    behaviour = VllmBehaviour.for_version(str(server["vllm_version"]))
+    behaviour = VllmBehaviour.for_version(str(server["vllm_version"]), device)
     capacity = _capacity_rows(tables["kv_capacity"], tables["backbone_latency"], server, behaviour, shape)
     return Profile(
         folder,
@@ -212,8 +206,8 @@ def _device(path: Path, content: dict[str, Any]) -> str:
     return str(device)
 
 
-def _rows(path: Path, columns: dict[str, Column], model: str) -> Table:
-    table = read_table(path, columns)
+def _rows(path: Path, schema: TableSchema, model: str) -> Table:
+    table = schema.read(path)
     chosen = table["model"] == model
     if not chosen.any():
         raise InputError(f"{path}, model", model, f"a model of the table: {', '.join(sorted(set(table['model'])))}")

@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_capacity.errors import InputError
+from lora_capacity.measurements.schemas import SERVING_RUNS
 from lora_capacity.status import Status
-from lora_capacity.tables import Column, read_table
 from lora_capacity.units import MS_PER_S
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Rows = TypeVar("Rows", bound="DataclassInstance")
 
 MAX_NUM_SEQS = 2048
 """``max_num_seqs`` of runs whose table does not say.
@@ -22,11 +26,6 @@ Source: setting of the published H100 runs (arXiv 2508.08343); likewise the next
 
 MAX_NUM_BATCHED_TOKENS = 2048
 """``max_num_batched_tokens`` of runs whose table does not say."""
-
-STARVED_SHORTFALL = 0.1
-"""A run is starved when its throughput is at least this share below its offered load.
-
-Source: definition of arXiv 2508.08343."""
 
 LENGTH_COLUMNS = ("std_input_tokens", "std_output_tokens", "max_output_tokens")
 """Columns that tell, beside the means, how long requests were."""
@@ -42,30 +41,6 @@ _MEASURED = (
     "mean_itl_ms",
     "mean_ttft_ms",
 )
-_POSITIVE = ("mean_input_tokens", "mean_output_tokens", "duration_s")
-_COLUMNS = {
-    "run_id": Column("text", required=False),
-    "set": Column("text", required=False),
-    "scenario": Column("text", required=False),
-    "model": Column("text"),
-    "max_loras": Column("integer", minimum=1),
-    "max_cpu_loras": Column("integer", minimum=1),
-    "max_lora_rank": Column("integer", minimum=1),
-    "ranks": Column("text"),
-    "rates": Column("text"),
-    "rate_values": Column("text", required=False),
-    "rate_counts": Column("text", required=False),
-    "arrivals": Column("integer", required=False, minimum=0),
-    "status": Column("text"),
-    "max_num_seqs": Column("integer", required=False, minimum=1),
-    "max_num_batched_tokens": Column("integer", required=False, minimum=1),
-    "max_model_len": Column("integer", required=False, minimum=1),
-    "base_rate_per_s": Column(required=False, minimum=0),
-    "max_pending": Column("integer", required=False, minimum=1),
-    "std_input_tokens": Column(required=False, minimum=0),
-    "std_output_tokens": Column(required=False, minimum=0),
-    "max_output_tokens": Column("integer", required=False, minimum=1),
-} | {name: Column(blank=True, minimum=0, exclusive=name in _POSITIVE) for name in _MEASURED}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +79,9 @@ class Runs:
         throughput_tokens_per_s: Input plus output tokens of completed requests per second.
         itl_s: Mean inter-token latency in seconds.
         ttft_s: Mean time to first token in seconds.
+        output_tokens_per_s: Output tokens of completed requests per second.
+        mean_running: Requests in the batch, mean over time; NaN: not recorded, as the next.
+        mean_kv_usage: Share of the KV cache in use, mean over time.
         status: :class:`~lora_capacity.status.Status` of the start, int64.
     """
 
@@ -134,6 +112,9 @@ class Runs:
     throughput_tokens_per_s: FloatArray
     itl_s: FloatArray
     ttft_s: FloatArray
+    output_tokens_per_s: FloatArray
+    mean_running: FloatArray
+    mean_kv_usage: FloatArray
     status: IntArray
 
     def __len__(self) -> int:
@@ -141,9 +122,7 @@ class Runs:
 
     def take(self, rows: IntArray) -> "Runs":
         """Return the runs of these indices."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        arrays: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-        return replace(self, **{name: value[rows] for name, value in arrays.items()})
+        return take_rows(self, rows)
 
     @property
     def started(self) -> NDArray[np.bool_]:
@@ -176,6 +155,13 @@ class Runs:
         return np.where(free, recorded, self.nominal_rate_per_s)
 
 
+def take_rows(table: Rows, rows: IntArray) -> Rows:
+    """Return a dataclass of columns with the rows of these indices; what is no array is one for all rows."""
+    values = {entry.name: getattr(table, entry.name) for entry in fields(table)}
+    taken: dict[str, Any] = {name: value[rows] for name, value in values.items() if isinstance(value, np.ndarray)}
+    return replace(table, **taken)
+
+
 def read_runs(path: str | Path) -> Runs:
     """Read a table of serving runs, CSV with a header line.
 
@@ -194,7 +180,7 @@ def read_runs(path: str | Path) -> Runs:
         InputError: If the file cannot be read, lacks a column, or a cell does not hold what it should.
     """
     path = Path(path)
-    table = read_table(path, _COLUMNS)
+    table = SERVING_RUNS.read(path)
     status = np.array([_status(path, row, text) for row, text in enumerate(table["status"])], dtype=np.int64)
     started = status == Status.OK
     for name in _MEASURED:
@@ -229,6 +215,9 @@ def read_runs(path: str | Path) -> Runs:
         throughput_tokens_per_s=table["input_throughput"] + table["output_throughput"],
         itl_s=table["mean_itl_ms"] / MS_PER_S,
         ttft_s=table["mean_ttft_ms"] / MS_PER_S,
+        output_tokens_per_s=table["output_throughput"],
+        mean_running=table["mean_running"],
+        mean_kv_usage=table["mean_kv_usage"],
         status=status,
     )
 

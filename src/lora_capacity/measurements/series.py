@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lora_capacity.errors import InputError
 from lora_capacity.measurements.runs import FloatArray, Runs
@@ -40,6 +38,9 @@ def read_time_means(path: str | Path, runs: Runs) -> TimeMeans:
     Raises:
         InputError: If the file cannot be read or lacks a column.
     """
+    import pyarrow as pa  # not at the top: what only writes the schemas' tables should not wait for it
+    import pyarrow.parquet as pq
+
     path = Path(path)
     try:
         table = pq.read_table(path, columns=list(_COLUMNS))

@@ -1,15 +1,9 @@
 """How far off predictions are."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from lora_capacity.surrogate.arrays import FloatArray
-
-
-def smape(predicted: ArrayLike, known: ArrayLike) -> float:
-    """Return ``100/n · Σ |p − k| / (|p| + |k|)``, as arXiv 2508.08343 has it."""
-    p, k = np.asarray(predicted, np.float64), np.asarray(known, np.float64)
-    return float(100.0 * np.mean(np.abs(p - k) / (np.abs(p) + np.abs(k))))
 
 
 def macro_f1(told: NDArray[np.bool_], known: NDArray[np.bool_]) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError
+from lora_capacity.measurements import smape
 from lora_capacity.run.checkpoint import package_version
 from lora_capacity.run.steady import Progress
 from lora_capacity.surrogate.arrays import Ensemble, FloatArray, IntArray
@@ -13,7 +14,7 @@ from lora_capacity.surrogate.dataset import Labels, digest
 from lora_capacity.surrogate.features import Described, describe
 from lora_capacity.surrogate.model import LEVELS, Surrogate
 from lora_capacity.surrogate.rounding import rounded
-from lora_capacity.surrogate.scores import conformal, macro_f1, smape
+from lora_capacity.surrogate.scores import conformal, macro_f1
 from lora_capacity.surrogate.targets import (
     TARGETS,
     adapters_of,

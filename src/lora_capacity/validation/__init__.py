@@ -10,7 +10,7 @@ from lora_capacity.validation.predict import (
     predict_runs,
     run_lengths,
 )
-from lora_capacity.validation.scores import is_starved, mape, score_runs, smape
+from lora_capacity.validation.scores import score_runs
 
 __all__ = [
     "ENGINES",
@@ -18,13 +18,10 @@ __all__ = [
     "Agreement",
     "Outcome",
     "Predictions",
-    "is_starved",
     "lay_out_runs",
-    "mape",
     "offered_tokens_per_s",
     "predict_outcomes",
     "predict_runs",
     "run_lengths",
     "score_runs",
-    "smape",
 ]

@@ -10,7 +10,8 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.measurements import RunLengths
 from lora_capacity.measurements.lengths import INPUT_STD_TOKENS, length_pairs
-from lora_capacity.measurements.runs import STARVED_SHORTFALL, FloatArray, IntArray, Runs
+from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
+from lora_capacity.measurements.scores import STARVED_SHORTFALL
 from lora_capacity.run import play
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, lay_out
@@ -183,7 +184,8 @@ def run_lengths(runs: Runs, rows: IntArray, otherwise: RunLengths) -> RunLengths
     """Return what is known of the request lengths of some runs.
 
     Where all of them tell the spread, answers had the length asked for, independently of the prompts; a running request
-    then holds ``E[input] + E[output²] / (2 · E[output])`` tokens and half a block.
+    then holds ``E[input] + E[output²] / (2 · E[output])`` tokens and half a block. Servers that did not start have no
+    means and take no part in them.
 
     Args:
         runs: The runs.
@@ -192,8 +194,11 @@ def run_lengths(runs: Runs, rows: IntArray, otherwise: RunLengths) -> RunLengths
     """
     if not (rows.size and runs.tells_lengths[rows].all()):
         return otherwise
+    known = rows[~np.isnan(runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows])]
+    if not known.size:
+        return otherwise
     inputs, outputs, std = (
-        float(getattr(runs, name)[rows].mean())
+        float(getattr(runs, name)[known].mean())
         for name in ("mean_input_tokens", "mean_output_tokens", "std_output_tokens")
     )
     held = inputs + (outputs**2 + std**2) / (2.0 * outputs) + 8.0

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lora_capacity.measurements.runs import STARVED_SHORTFALL, IntArray, Runs
+from lora_capacity.measurements.runs import IntArray, Runs
+from lora_capacity.measurements.scores import STARVED_SHORTFALL, is_starved, mape, smape
 from lora_capacity.search import Objective, choose
 from lora_capacity.status import Status
 from lora_capacity.validation.predict import Predictions
@@ -18,42 +19,6 @@ OPTIMUM_SET = "optimum"
 Source: the published tables of arXiv 2508.08343."""
 
 _Rows = NDArray[np.bool_]
-
-
-def smape(predicted: ArrayLike, measured: ArrayLike) -> float:
-    """Symmetric mean absolute percentage error, ``100/n · Σ |p − m| / (|p| + |m|)``; NaN of nothing.
-
-    It lies between 0 and 100: without the factor 2 that other definitions have.
-
-    Args:
-        predicted: Predictions, ``[rows]``.
-        measured: Measurements, ``[rows]``.
-
-    Source: arXiv 2508.08343.
-    """
-    p, m = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
-    return _mean_percent(np.abs(p - m), np.abs(p) + np.abs(m))
-
-
-def mape(predicted: ArrayLike, measured: ArrayLike) -> float:
-    """Mean absolute percentage error, ``100/n · Σ |p − m| / |m|``; NaN of nothing.
-
-    Args:
-        predicted: Predictions, ``[rows]``.
-        measured: Measurements, ``[rows]``.
-    """
-    p, m = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
-    return _mean_percent(np.abs(p - m), np.abs(m))
-
-
-def is_starved(throughput: ArrayLike, offered: ArrayLike) -> _Rows:
-    """Whether throughput is 10 % or more below the offered load; False where either is NaN.
-
-    Args:
-        throughput: Tokens of completed requests per second, ``[rows]``.
-        offered: Arriving tokens per second, ``[rows]``.
-    """
-    return np.asarray(np.asarray(throughput) <= (1.0 - STARVED_SHORTFALL) * np.asarray(offered))
 
 
 def score_runs(runs: Runs, predictions: Predictions, engine: str = "steady") -> dict[str, Any]:
@@ -74,7 +39,7 @@ def score_runs(runs: Runs, predictions: Predictions, engine: str = "steady") -> 
         A JSON document: ``engine``, ``groups``, ``models``, ``starved``, ``startup``, ``optima``; NaN where there is
         nothing to average.
     """
-    compared = runs.started & predictions.starts
+    compared = runs.started & predictions.starts & ~np.isnan(predictions.throughput_tokens_per_s)
     told = np.where(predictions.starts, Status.OK.label, predictions.status)
     agree = int(np.count_nonzero(told == np.array([Status(code).label for code in runs.status])))
     return {
@@ -174,11 +139,3 @@ def _chosen(runs: Runs, predictions: Predictions, rows: IntArray) -> int | None:
 
 def _place(runs: Runs, row: int | None) -> dict[str, int | None]:
     return {name: None if row is None else int(getattr(runs, name)[row]) for name in ("max_cpu_loras", "max_loras")}
-
-
-def _mean_percent(error: NDArray[np.float64], scale: NDArray[np.float64]) -> float:
-    """Return the mean of error over scale in percent; 0 over 0 is no error."""
-    if not error.size:
-        return float("nan")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(100.0 * np.mean(np.where(error == 0, 0.0, error / scale)))

@@ -17,10 +17,10 @@ from lora_capacity.costs import step_time_s
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError
 from lora_capacity.fitting import FitReport, fit_calibration
-from lora_capacity.measurements import read_profile, read_runs
+from lora_capacity.measurements import read_profile, read_runs, smape
 from lora_capacity.search import optimize
 from lora_capacity.status import Status
-from lora_capacity.validation import predict_runs, smape
+from lora_capacity.validation import predict_runs
 from lora_capacity.workload import Workload
 
 PROFILE = Path(__file__).parents[2] / "data" / "profile-cpu"
@@ -65,6 +65,12 @@ def test_coefficients_are_those_of_a_cpu(report: FitReport, tmp_path: Path) -> N
     again = Calibration.from_file(tmp_path / "cpu.json")
     assert again == report.calibration
     assert (again.device, again.behaviour.scheduler.async_scheduling) == ("cpu", False)
+
+
+def test_rules_of_a_cpu_server_are_those_of_its_device() -> None:
+    profile = read_profile(PROFILE)
+    for behaviour in (profile.behaviour, profile.kv_capacity.behaviour):
+        assert not behaviour.scheduler.async_scheduling
 
 
 def test_kv_cache_of_a_cpu_is_what_it_is_told(report: FitReport) -> None:

@@ -8,6 +8,7 @@ import pytest
 from sklearn.tree import DecisionTreeRegressor
 
 from lora_capacity.errors import InfeasibleError, InputError
+from lora_capacity.measurements import smape
 from lora_capacity.reports.rules import draw_rules
 from lora_capacity.surrogate import (
     Questions,
@@ -23,7 +24,7 @@ from lora_capacity.surrogate import (
 from lora_capacity.surrogate.arrays import ALWAYS_LEFT, Ensemble, Stack
 from lora_capacity.surrogate.features import FEATURES, NAMES
 from lora_capacity.surrogate.rounding import sensible
-from lora_capacity.surrogate.scores import conformal, macro_f1, smape
+from lora_capacity.surrogate.scores import conformal, macro_f1
 from lora_capacity.surrogate.targets import TARGETS, features_of
 from lora_capacity.surrogate.trees import KINDS, MOST_LEAVES, Design, train
 from lora_capacity.workload import Workload

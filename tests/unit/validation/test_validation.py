@@ -12,17 +12,14 @@ import pytest
 
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.errors import InputError
-from lora_capacity.measurements import Runs, read_runs, read_time_means
+from lora_capacity.measurements import Runs, is_starved, mape, read_runs, read_time_means, smape
 from lora_capacity.status import Status
 from lora_capacity.validation import (
     Predictions,
-    is_starved,
     lay_out_runs,
-    mape,
     predict_runs,
     run_lengths,
     score_runs,
-    smape,
 )
 
 MODEL = "llama-3.1-8b-instruct"
@@ -177,6 +174,38 @@ def test_recorded_lengths_take_the_place_of_the_published_ones(
 
 
 @pytest.mark.parametrize("engine", ["steady", "event"])
+@pytest.mark.parametrize("blank", [("mean_output_tokens",), ("mean_input_tokens", "mean_output_tokens")])
+def test_a_server_that_did_not_start_takes_no_part_in_means(
+    tmp_path: Path, calibrations: dict[str, Calibration], engine: str, blank: tuple[str, ...]
+) -> None:
+    """Its lengths are recorded, its means are not: the other runs are predicted as if it were not there."""
+    refused = {name: "" for name in MEASURED if not name.startswith("mean_")} | dict.fromkeys(blank, "")
+    refused |= dict.fromkeys(("mean_itl_ms", "mean_ttft_ms"), "") | {"max_loras": 2000, "max_cpu_loras": 2000}
+    runs = read(tmp_path, SHORT | {"duration_s": 60}, SHORT | refused | {"status": "oom"})
+    both, alone = (predict_runs(part, calibrations, engine) for part in (runs, runs.take(np.arange(1))))
+    assert both.starts.tolist() == [True, False]
+    assert both.throughput_tokens_per_s[0] == pytest.approx(alone.throughput_tokens_per_s[0], rel=1e-5)
+    (scores,) = score_runs(runs, both, engine)["models"]
+    assert scores["runs"] == 1
+    assert scores["throughput_smape"] == pytest.approx(
+        score_runs(runs.take(np.arange(1)), alone)["models"][0]["throughput_smape"], rel=1e-3
+    )
+    none = predict_runs(runs.take(np.array([1])), calibrations, engine)
+    assert none.status.tolist() == both.status[1:].tolist()
+
+
+def test_a_prediction_without_numbers_is_not_averaged(tmp_path: Path) -> None:
+    runs = read(tmp_path, {}, {}, {})
+    told = predictions(
+        runs, throughput_tokens_per_s=[1900, np.nan, 2100], itl_s=[np.nan, np.nan, runs.itl_s[2]], status=["ok"] * 3
+    )
+    (found,) = score_runs(runs, told)["models"]
+    assert (found["runs"], found["itl_smape"]) == (2, 0)
+    assert found["throughput_smape"] == smape([1900, 2100], runs.throughput_tokens_per_s[[0, 2]])
+    assert sum(score_runs(runs, told)["starved"].values()) == 2
+
+
+@pytest.mark.parametrize("engine", ["steady", "event"])
 def test_short_requests_are_predicted(tmp_path: Path, calibrations: dict[str, Calibration], engine: str) -> None:
     fixed = {"std_input_tokens": 0, "std_output_tokens": 0, "max_output_tokens": 30}
     found = predict_runs(read(tmp_path, SHORT, SHORT | fixed, {"duration_s": 600}), calibrations, engine)
@@ -290,6 +319,9 @@ def test_smape_and_mape() -> None:
     assert smape([0], [0]) == mape([0], [0]) == 0
     assert mape([1], [0]) == math.inf
     assert math.isnan(smape([], []))
+    assert math.isnan(smape([np.nan], [1]))
+    assert smape([np.nan, 110], [100, 100]) == smape([110, 100], [100, np.nan]) == smape([110], [100])
+    assert mape([110, 1], [100, np.nan]) == pytest.approx(10)
 
 
 def test_starved_at_ten_percent_below_the_offered_load() -> None:

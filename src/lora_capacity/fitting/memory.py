@@ -1,23 +1,15 @@
 """Estimating a memory model from the KV cache that started servers reported."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import least_squares
 
-from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu
-from lora_capacity.memory.plan import (
-    FloatArray,
-    IntArray,
-    MemoryModel,
-    MemoryPlan,
-    activation_bytes,
-    other_bytes,
-    plan_memory,
-)
+from lora_capacity.measurements import CapacityRows
+from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory
+from lora_capacity.memory.plan import FloatArray, activation_bytes, other_bytes
 from lora_capacity.models import ModelShape
 from lora_capacity.units import BYTES_PER_GIB, BYTES_PER_MIB
 
@@ -33,45 +25,6 @@ _FITTED = ("other_bytes", "lora_kernel_bytes", "sampler_bytes_per_logit", "compi
 _PULL_TO_START = 1e-5
 # Relative KV errors beyond this count less and less.
 _OUTLIER = 2e-3
-
-
-@dataclass(frozen=True)
-class CapacityRows:
-    """Server starts and what they reported; arrays ``[rows]``.
-
-    Attributes:
-        max_loras: Slots; 0 for a server without LoRA.
-        max_lora_rank: Rank that slots were reserved for (any positive number without LoRA).
-        max_num_seqs: Most requests in a step.
-        max_num_batched_tokens: Most tokens in a step.
-        kv_cache_tokens: Reported size of the KV cache; NaN where the server did not start.
-        cuda_graph_bytes: Reported memory of the CUDA graphs; NaN where not recorded.
-        status: :class:`~lora_capacity.status.Status` of each start.
-        gpu_memory_utilization: Share of the memory that every server planned with.
-        max_model_len: Longest sequence of every server, tokens.
-        behaviour: The vLLM version.
-        target_modules: Modules that slots were reserved for.
-        block_size: Tokens of a KV block.
-    """
-
-    max_loras: IntArray
-    max_lora_rank: IntArray
-    max_num_seqs: IntArray
-    max_num_batched_tokens: IntArray
-    kv_cache_tokens: FloatArray
-    cuda_graph_bytes: FloatArray
-    status: IntArray
-    gpu_memory_utilization: float
-    max_model_len: int
-    behaviour: VllmBehaviour
-    target_modules: str | tuple[str, ...] = "all-linear"
-    block_size: int = 16
-
-    def take(self, chosen: IntArray) -> "CapacityRows":
-        """Return the rows of these indices."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        arrays: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-        return replace(self, **{name: value[chosen] for name, value in arrays.items()})
 
 
 @dataclass(frozen=True)
