@@ -7,10 +7,11 @@ Source: OKLab, B. Ottosson, "A perceptual color space for image processing", 202
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 STEPS = 32
-"""Colours of the map."""
+"""Colours of the map: more than the eye tells apart, and a letter or digit each in the page's data."""
 
 _LIGHT = np.array([[0.955, 0.035, 105.0], [0.745, 0.085, 180.0], [0.535, 0.090, 240.0], [0.325, 0.115, 278.0]])
 _DARK = np.array([[0.300, 0.085, 282.0], [0.505, 0.085, 245.0], [0.710, 0.090, 182.0], [0.915, 0.100, 108.0]])
@@ -37,7 +38,7 @@ def ramp(*, dark: bool = False, steps: int = STEPS) -> list[str]:
     return [_hex(colour) for colour in srgb(np.stack(columns, axis=1))]
 
 
-def srgb(lch: ArrayLike) -> NDArray[np.float64]:
+def srgb(lch: ArrayLike) -> Float[np.ndarray, "colours 3"]:
     """Return gamma-encoded sRGB, unclipped, of OKLab lightness, chroma and hue in degrees, ``[colours, 3]``."""
     lightness, chroma, hue = np.asarray(lch, np.float64).T
     lab = np.stack([lightness, chroma * np.cos(np.radians(hue)), chroma * np.sin(np.radians(hue))], axis=1)
@@ -46,5 +47,5 @@ def srgb(lch: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(np.where(linear > 0.0031308, bright, 12.92 * linear))
 
 
-def _hex(colour: NDArray[np.float64]) -> str:
+def _hex(colour: Float[np.ndarray, "3"]) -> str:
     return "#" + "".join(f"{round(255 * min(max(part, 0.0), 1.0)):02x}" for part in colour.tolist())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from lora_capacity.words import shown
@@ -161,11 +161,11 @@ def hatch(name: str, angle: float, gap: float, kind: str) -> str:
     )
 
 
-def outline(mask: NDArray[np.bool_], xs: Sequence[float], ys: Sequence[float]) -> str:
+def outline(mask: Bool[np.ndarray, "rows columns"], xs: Sequence[float], ys: Sequence[float]) -> str:
     """Return the path around cells that are set.
 
     Args:
-        mask: Cells, ``[rows, columns]``.
+        mask: Cells.
         xs: Places of the columns' edges, ``[columns + 1]``.
         ys: Places of the rows' edges, ``[rows + 1]``.
     """
@@ -177,7 +177,7 @@ def outline(mask: NDArray[np.bool_], xs: Sequence[float], ys: Sequence[float]) -
     return "".join(parts)
 
 
-def filled(mask: NDArray[np.bool_], xs: Sequence[float], ys: Sequence[float]) -> str:
+def filled(mask: Bool[np.ndarray, "rows columns"], xs: Sequence[float], ys: Sequence[float]) -> str:
     """Return the path that covers cells that are set, row by row."""
     return "".join(
         f"M{xs[a]:.1f} {ys[r]:.1f}H{xs[b]:.1f}V{ys[r + 1]:.1f}H{xs[a]:.1f}Z"
@@ -186,14 +186,14 @@ def filled(mask: NDArray[np.bool_], xs: Sequence[float], ys: Sequence[float]) ->
     )
 
 
-def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _runs(flags: Bool[np.ndarray, " cells"]) -> list[tuple[int, int]]:
     """Return first and end of every run of set flags."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def room_for(
-    mask: NDArray[np.bool_],
+    mask: Bool[np.ndarray, "rows columns"],
     xs: Sequence[float],
     ys: Sequence[float],
     width: float,
@@ -203,14 +203,14 @@ def room_for(
     """Return the middle of the place where a label fits best within cells that are set, None if nowhere.
 
     Args:
-        mask: Cells, ``[rows, columns]``.
+        mask: Cells.
         xs: Places of the columns' edges.
         ys: Places of the rows' edges.
         width: Of the label.
         height: Of the label.
         taken: Boxes (left, top, right, bottom) to keep off.
     """
-    pixel = 3.0
+    pixel = 3.0  # finer than any letter, and the search stays quick
     left, top = min(xs), min(ys)
     across = np.arange(left + 0.5 * pixel, max(xs), pixel)
     down = np.arange(top + 0.5 * pixel, max(ys), pixel)
