@@ -58,7 +58,7 @@ def compare(
 
     WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
 
-    With a table to write, what has been played is kept in FILE.parts until it is there: when interrupted, the same
+    With a table to write, what has been simulated is kept in FILE.parts until it is there: when interrupted, the same
     command goes on.
     """
     if output is not None:

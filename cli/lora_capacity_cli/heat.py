@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_capacity.words import shown
+from lora_capacity.words import shown, spoken
 from lora_capacity_cli.output import terminal
 
 if TYPE_CHECKING:
@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from lora_capacity.reports import PlanGrid
 
 _SHADES = " ░▒▓█"
-_SIGNS = {"starved": "·", "risky": ":", "too_slow": "'", "no_kv_cache": "x", "oom": "x", "impossible": " "}
-_LEGEND = {"·": "starved", ":": "risky", "'": "too slow", "x": "does not start", "o": "recommended"}
+"""No throughput to the most of the map."""
+
+_SIGNS = {"starved": "·", "risky": ":", "too_slow": "'", "no_kv_cache": "x", "oom": "x"}
+_LEGEND = {sign: spoken(verdict) for verdict, sign in _SIGNS.items()} | {"x": "does not start", "o": "recommended"}
 _CELL = 2
+"""Characters of a cell, which make it about square."""
+
 _DARK_INK, _LIGHT_INK = "#15171c", "#ffffff"
 
 

@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.option("--adapters", type=GRID, help="Numbers of adapters to consider. [default: all that can make sense]"),
-    click.option("--max-loras", type=GRID, help="Numbers of slots to consider. [default: all that can make sense]"),
-    click.option(
+_OPTIONS = {
+    "adapters": click.option(
+        "--adapters", type=GRID, help="Numbers of adapters to consider. [default: all that can make sense]"
+    ),
+    "max_loras": click.option(
+        "--max-loras", type=GRID, help="Numbers of slots to consider. [default: all that can make sense]"
+    ),
+    "goal": click.option(
         "--objective",
         "goal",
         type=click.Choice(["throughput", "fewest-slots", "most-adapters"]),
@@ -36,40 +40,28 @@ _OPTIONS = (
         show_default=True,
         help="What to look for among the configurations that are unlikely to starve.",
     ),
-    click.option(
+    "within": click.option(
         "--within",
         type=float,
         default=0.01,
         show_default=True,
         help="Share of the best throughput that fewest-slots may give up.",
     ),
-    click.option("--max-itl-ms", type=float, help="Longest mean inter-token latency allowed."),
-    click.option("--max-ttft-ms", type=float, help="Longest mean time to first token allowed."),
-    click.option(
+    "max_itl_ms": click.option("--max-itl-ms", type=float, help="Longest mean inter-token latency allowed."),
+    "max_ttft_ms": click.option("--max-ttft-ms", type=float, help="Longest mean time to first token allowed."),
+    "starvation_threshold": click.option(
         "--starvation-threshold",
         type=float,
         default=0.1,
         show_default=True,
         help="Share below the offered load from which on throughput counts as starved.",
     ),
-    click.option(
+    "risk": click.option(
         "--risk", type=float, default=0.05, show_default=True, help="Highest acceptable probability of starving."
     ),
-)
-_ENGINE = (engine_options, seeds_option(2))
-_NAMES = (
-    "engine",
-    "seed",
-    "seeds",
-    "adapters",
-    "max_loras",
-    "goal",
-    "within",
-    "max_itl_ms",
-    "max_ttft_ms",
-    "starvation_threshold",
-    "risk",
-)
+}
+_PASSED = ("adapters", "max_loras", "starvation_threshold", "risk", "engine", "seed", "seeds")
+_SHARED = ("workload", "calibration", "engine", "seed", "seeds", "settings")
 
 
 def search_options(command: Command) -> Command:
@@ -77,11 +69,13 @@ def search_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_question(**given: Any) -> Any:
-        question = {name: given.pop(name) for name in ("workload", "calibration", "settings", *_NAMES)}
+        question = {name: given.pop(name) for name in (*_SHARED, *_OPTIONS)}
         return command(**given, question=question)
 
     decorated: Any = server_options(grids=True)(with_question)
-    for option in reversed((workload_argument, calibration_option, *_OPTIONS, *_ENGINE)):
+    for option in reversed(
+        (workload_argument, calibration_option, *_OPTIONS.values(), engine_options, seeds_option(2))
+    ):
         decorated = option(decorated)
     return decorated
 
@@ -114,16 +108,10 @@ def recommend(question: dict[str, Any]) -> "tuple[Workload, Calibration, Recomme
         found = optimize(
             asked,
             known,
-            adapters=question["adapters"],
-            max_loras=question["max_loras"],
             **axes,
             objective=objective,
             settings=settings,
-            starvation_threshold=question["starvation_threshold"],
-            risk=question["risk"],
-            engine=question["engine"],
-            seed=question["seed"],
-            seeds=question["seeds"],
             progress=progress,
+            **{name: question[name] for name in _PASSED},
         )
     return asked, known, found

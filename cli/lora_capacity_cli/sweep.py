@@ -67,12 +67,12 @@ def sweep(
 
     WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
 
-    The event twin takes a fraction of a second per configuration. What it has played is kept in FILE.parts until the
+    The event twin takes a fraction of a second per configuration. What it has simulated is kept in FILE.parts until the
     table is written: when interrupted, the same command goes on.
     """
     check_output(output)
     prepare()
-    answers = join_processes(processes)
+    first = join_processes(processes)
     from lora_capacity.calibration import load_calibration
     from lora_capacity.run.steady import grid
     from lora_capacity.workload import Workload
@@ -87,7 +87,7 @@ def sweep(
         columns = _played(asked, known, points, fixed, range(seed, seed + seeds), parts)
     else:
         columns = _averaged(asked, known, points, fixed)
-    if not answers:
+    if not first:
         return
     write_table(output, columns)
     shutil.rmtree(parts, ignore_errors=True)
