@@ -1,7 +1,7 @@
 """Streaming completions over kept-alive HTTP connections, at a few microseconds a token.
 
 A client that is slow makes the server look slow. This one is a protocol of asyncio rather than a stream: what the
-socket delivers is read in one callback, and a request costs one future.
+socket delivers is parsed by httptools in one callback, and a request costs one future.
 """
 
 import array
@@ -12,12 +12,21 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import httptools
+
 from lora_capacity_profiling.endpoint import Endpoint
 
 _MAX_HEAD_BYTES = 64 * 1024
-_MAX_PIECE_BYTES = 16 * 1024**2
+"""A hundred times the header that vLLM's server sends: what is longer must not fill the memory."""
+
+_MAX_EVENT_BYTES = 1024**2
+"""A thousand times the event of a token: what is longer does not come from vLLM, and must not fill the memory."""
+
 _MAX_ERROR_BODY = 64 * 1024
+"""Of an error's body; its message, of which a line is shown, stands at its beginning."""
+
 _MAX_ERROR_CHARACTERS = 300
+"""Of a message: about three lines of a terminal."""
 
 
 class RequestFailed(Exception):
@@ -48,21 +57,21 @@ class Answer:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: writes a request, reads its answer, and can do so again."""
+    """One connection: writes a request, reads its response, and can do so again."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.usable = True
         self._done: asyncio.Future[None] | None = None
-        self._buffer = bytearray()
+        self._parser = httptools.HttpResponseParser(self)
+        self._now_s = 0.0
         self._begin(Answer())
 
     def _begin(self, answer: Answer) -> None:
         self.heard = False
         self._answer = answer
         self._status = 0
-        self._chunked = False
-        self._left_bytes = 0
+        self._head_bytes = 0
         self._keep = True
         self._told_end = False
         self._error_text = ""
@@ -95,74 +104,48 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        now_s = time.perf_counter()
+        self._now_s = time.perf_counter()
         if self._done is None or self._done.done():  # nothing was asked
             self.close()
             return
         self.heard = True
-        self._buffer += data
         try:
-            if self._status or self._read_head():
-                if self._chunked:
-                    self._read_chunks(now_s)
-                else:
-                    self._read_plain(now_s)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            self._break(f"the answer is not what vLLM sends: {error!r}")
-
-    def _read_head(self) -> bool:
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > _MAX_HEAD_BYTES:
+            self._parser.feed_data(data)  # calls the three methods below
+            self._head_bytes += len(data)
+            if not self._status and self._head_bytes > _MAX_HEAD_BYTES:
                 raise ValueError("no end of the header")
-            return False
-        start, *lines = bytes(self._buffer[:end]).decode("latin-1").lower().split("\r\n")
-        del self._buffer[: end + 4]
-        entries = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        self._status = int(start.split()[1])
-        self._chunked = entries.get("transfer-encoding") == "chunked"
-        self._keep = entries.get("connection") != "close" and start.startswith("http/1.1")
-        if not self._chunked:
-            self._left_bytes = int(entries["content-length"])
-        return True
+        except (httptools.HttpParserError, ValueError) as error:
+            # What a callback raises is the context of the parser's own exception.
+            self._break(f"the answer is not what vLLM sends: {error.__context__ or error!r}")
 
-    def _read_chunks(self, now_s: float) -> None:
-        buffer, at = self._buffer, 0
-        while (eol := buffer.find(b"\r\n", at)) >= 0:
-            size = int(buffer[at:eol].partition(b";")[0], 16)
-            end = eol + 2 + size
-            if size > _MAX_PIECE_BYTES:
-                raise ValueError("a piece too long")
-            if len(buffer) < end + 2:
-                break
-            at = end + 2
-            if size == 0:
-                self._finish()
-                break
-            self._read_body(bytes(buffer[eol + 2 : end]), now_s)
-        del buffer[:at]
+    def on_headers_complete(self) -> None:
+        self._status = self._parser.get_status_code()
+        self._keep = self._parser.should_keep_alive()
 
-    def _read_plain(self, now_s: float) -> None:
-        piece = bytes(self._buffer)
-        self._buffer.clear()
-        self._left_bytes -= len(piece)
-        self._read_body(piece, now_s)
-        if self._left_bytes <= 0:
-            self._finish()
-
-    def _read_body(self, piece: bytes, now_s: float) -> None:
+    def on_body(self, piece: bytes) -> None:
         if self._status != 200:
             self._error_text = (self._error_text + piece.decode(errors="replace"))[:_MAX_ERROR_BODY]
             return
+        # vLLM sends an event a chunk (`stream_generator` of its completions), but a proxy may cut elsewhere.
         *events, self._events = (self._events + piece).split(b"\n\n")
+        if len(self._events) > _MAX_EVENT_BYTES:
+            raise ValueError("a piece too long")
         for event in events:
             if event.startswith(b"data: {"):
-                self._read_event(json.loads(event[6:]), now_s)
+                self._read_event(json.loads(event[6:]))
             elif event == b"data: [DONE]":
                 self._told_end = True
 
-    def _read_event(self, event: dict[str, Any], now_s: float) -> None:
-        answer = self._answer
+    def on_message_complete(self) -> None:
+        if not self._keep:
+            self.close()
+        if self._status != 200 or self._error_text:
+            self._end(f"the server answered {self._status}: {_shorten(self._error_text)}")
+        else:
+            self._end("" if self._told_end else "the answer stopped before it said that it was complete")
+
+    def _read_event(self, event: dict[str, Any]) -> None:
+        answer, now_s = self._answer, self._now_s
         if event.get("choices"):
             if not answer.pieces:
                 answer.first_s = now_s
@@ -176,19 +159,11 @@ class _Connection(asyncio.Protocol):
         if error := event.get("error"):
             self._error_text = json.dumps(error)
 
-    def _finish(self) -> None:
-        if not self._keep:
-            self.close()
-        if self._status != 200 or self._error_text:
-            self._settle(f"the server answered {self._status}: {_shorten(self._error_text)}")
-        else:
-            self._settle("" if self._told_end else "the answer stopped before it said that it was complete")
-
     def _break(self, why: str) -> None:
         self.close()
-        self._settle(why)
+        self._end(why)
 
-    def _settle(self, failure: str) -> None:
+    def _end(self, failure: str) -> None:
         if self._done is not None and not self._done.done():
             if failure:
                 self._done.set_exception(RequestFailed(failure))
