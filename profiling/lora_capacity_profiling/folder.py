@@ -13,72 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_capacity.errors import InputError
-from lora_capacity_profiling.runs import ABOUT_COLUMNS, MEASURED_COLUMNS, as_csv, replace_file
+from lora_capacity.measurements.schemas import PROFILE_TABLES, SERVING_RUNS, TableSchema
+from lora_capacity_profiling.runs import as_csv, replace_file
 
 JOURNAL = "points.jsonl"
 DESCRIPTION = "profile.json"
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "kv_capacity": (
-        "model",
-        "max_loras",
-        "max_lora_rank",
-        "kv_cache_tokens",
-        "model_load_gib",
-        "cuda_graph_gib",
-        "status",
-    ),
-    "backbone_latency": (
-        "model",
-        "batch_size",
-        "input_tokens",
-        "output_tokens",
-        "mean_running",
-        "max_running",
-        "mean_itl_ms",
-        "median_itl_ms",
-        "mean_tpot_ms",
-        "mean_ttft_ms",
-        "steps",
-        "mean_step_ms",
-        "median_step_ms",
-        "mean_scheduler_ms",
-        "duration",
-        "num_prompts",
-        "output_throughput",
-        "kv_cache_tokens",
-    ),
-    "adapter_latency": (
-        "model",
-        "max_num_seqs",
-        "max_loras",
-        "served_adapters",
-        "max_lora_rank",
-        "adapter_rank",
-        "input_tokens",
-        "output_tokens",
-        "mean_running",
-        "mean_itl_ms",
-        "median_itl_ms",
-        "mean_step_ms",
-        "median_step_ms",
-        "mean_unique_adapters",
-        "mean_scheduler_ms",
-        "output_throughput",
-    ),
-    "adapter_loading": (
-        "model",
-        "max_lora_rank",
-        "adapter_rank",
-        "max_loras",
-        "max_cpu_loras",
-        "disk_loads",
-        "mean_disk_load_ms",
-        "memory_loads",
-        "mean_memory_load_ms",
-    ),
-    "serving_runs": (*ABOUT_COLUMNS, *MEASURED_COLUMNS),
-}
-"""Columns of the tables, in their order; what a server does not tell is left empty."""
+TABLES: Mapping[str, TableSchema] = {**PROFILE_TABLES, "serving_runs": SERVING_RUNS}
+"""The tables by the names of their files; what a server does not tell is left empty."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +112,7 @@ class ProfileFolder:
             self._take(point)
             if point.table:
                 rows = [each.row for each in self.finished.values() if each.table == point.table]
-                replace_file(self.path / f"{point.table}.csv", as_csv(rows, COLUMNS[point.table]))
+                replace_file(self.path / f"{point.table}.csv", as_csv(rows, TABLES[point.table].names))
             self.describe(description)
         except OSError as error:
             self._torn = True

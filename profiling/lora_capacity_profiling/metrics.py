@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+import lora_capacity.engines.vllm.metrics as names_of
 from lora_capacity.errors import check_number
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
@@ -26,32 +27,20 @@ FloatArray = NDArray[np.float64]
 SAMPLE_INTERVAL_S = 10.0
 """Default time between samples, seconds: an hour gives 360."""
 
-# Names by version. Source: vLLM 0.8.5 and 0.32.0, v1/metrics/loggers.py.
-_KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
-_TTFT = ("vllm:time_to_first_token_seconds",)
-_ITL = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
-_E2E = ("vllm:e2e_request_latency_seconds",)
-_QUEUED, _SERVED = ("vllm:request_queue_time_seconds",), ("vllm:request_inference_time_seconds",)
-_INPUT, _OUTPUT = ("vllm:request_prompt_tokens",), ("vllm:request_generation_tokens",)
-_MAX_LORA = re.compile(r'^[ \t]*vllm:lora_requests_info[ \t]*\{[^\n]*?\bmax_lora="(\d+)"', re.MULTILINE)
 _WANTED = (
-    "vllm:num_requests_running",
-    "vllm:num_requests_waiting",
-    "vllm:num_preemptions_total",
-    "vllm:prompt_tokens_total",
-    "vllm:generation_tokens_total",
-    "vllm:request_success_total",
-    "vllm:cache_config_info",
-    *_KV_USAGE,
+    *(name for names in names_of.TOTALS.values() for name in names),
+    *names_of.KV_USAGE,
     *(
         f"{name}_{part}"
-        for name in (*_TTFT, *_ITL, *_E2E, *_QUEUED, *_SERVED, *_INPUT, *_OUTPUT)
+        for names in names_of.HISTOGRAMS.values()
+        for name in names
         for part in ("bucket", "sum", "count")
     ),
+    names_of.FINISHED,
+    names_of.CACHE_CONFIG,
 )
-_BROKEN_OFF = ("abort", "error")
-"""Reasons for which a request ends without all of its output; those of the others, ``stop``, ``length`` and
-``repetition``, are whole. Source: ``FinishReason`` in vLLM 0.32.0, v1/engine/__init__.py."""
+# One line of it tells; there may be a megabyte of them, which are searched and not parsed.
+_MAX_LORA = re.compile(rf'^[ \t]*{names_of.LORA_REQUESTS}[ \t]*\{{[^\n]*?\bmax_lora="(\d+)"', re.MULTILINE)
 
 _LINE = re.compile(r'\s*(?P<name>[\w:]+)\s*(?:\{(?P<labels>(?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(?P<value>\S+)')
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -190,24 +179,16 @@ class Snapshot:
         found = parse_prometheus(text, _WANTED)
         if not found:
             raise ServerError("/metrics has no metric of vLLM; was the server started with --disable-log-stats?")
+        max_loras = _MAX_LORA.search(text)
+        told: dict[str, Any] = {name: _total(found, names) for name, names in names_of.TOTALS.items()}
+        told |= {name: _histogram(found, names) for name, names in names_of.HISTOGRAMS.items()}
         return cls(
-            running=_total(found, "vllm:num_requests_running"),
-            waiting=_total(found, "vllm:num_requests_waiting"),
-            kv_usage=_mean(found, _KV_USAGE),
-            preemptions=_total(found, "vllm:num_preemptions_total"),
-            prompt_tokens=_total(found, "vllm:prompt_tokens_total"),
-            generation_tokens=_total(found, "vllm:generation_tokens_total"),
+            **told,
+            kv_usage=_mean(found, names_of.KV_USAGE),
             completed=_finished(found, whole=True),
             broken_off=_finished(found, whole=False),
-            ttft=_histogram(found, _TTFT),
-            itl=_histogram(found, _ITL),
-            e2e=_histogram(found, _E2E),
-            queued=_histogram(found, _QUEUED),
-            served=_histogram(found, _SERVED),
-            input_tokens=_histogram(found, _INPUT),
-            output_tokens=_histogram(found, _OUTPUT),
             kv_cache_tokens=_kv_cache_tokens(found),
-            max_loras=_max_loras(text),
+            max_loras=None if max_loras is None else int(max_loras[1]),
         )
 
     @classmethod
@@ -223,18 +204,18 @@ class Snapshot:
         return cls.from_text(body.decode(errors="replace"))
 
 
-def _total(found: Mapping[str, list[Series]], name: str) -> float:
+def _total(found: Mapping[str, list[Series]], names: tuple[str, ...]) -> float:
     """Return the sum over engines and labels."""
-    series = found.get(name)
-    return sum(value for _, value in series) if series else float("nan")
+    values = [value for name in names for _, value in found.get(name, [])]
+    return sum(values) if values else float("nan")
 
 
 def _finished(found: Mapping[str, list[Series]], *, whole: bool) -> float:
     """Return how many requests ended with all of their output, or without."""
-    series = found.get("vllm:request_success_total")
+    series = found.get(names_of.FINISHED)
     if not series:
         return float("nan")
-    return sum(value for labels, value in series if (labels.get("finished_reason") not in _BROKEN_OFF) == whole)
+    return sum(value for labels, value in series if (labels.get("finished_reason") not in names_of.BROKEN_OFF) == whole)
 
 
 def _mean(found: Mapping[str, list[Series]], names: tuple[str, ...]) -> float:
@@ -254,25 +235,19 @@ def _histogram(found: Mapping[str, list[Series]], names: tuple[str, ...]) -> His
     return Histogram(
         np.array(bounds_s),
         np.array([counts[bound_s] for bound_s in bounds_s]),
-        _total(found, f"{name}_sum"),
-        _total(found, f"{name}_count"),
+        _total(found, (f"{name}_sum",)),
+        _total(found, (f"{name}_count",)),
     )
 
 
 def _kv_cache_tokens(found: Mapping[str, list[Series]]) -> float:
     tokens = 0.0
-    for labels, _ in found.get("vllm:cache_config_info", []):
+    for labels, _ in found.get(names_of.CACHE_CONFIG, []):
         try:
             tokens += int(labels["num_gpu_blocks"]) * int(labels["block_size"])
         except (KeyError, ValueError):  # "None" where the process that answers is not the engine's
             return float("nan")
     return tokens or float("nan")
-
-
-def _max_loras(text: str) -> int | None:
-    # One line tells; there may be a megabyte of them.
-    match = _MAX_LORA.search(text)
-    return None if match is None else int(match[1])
 
 
 @dataclass(frozen=True, eq=False)

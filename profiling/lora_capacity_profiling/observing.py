@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lora_capacity.engines.vllm.metrics import LORA_REQUESTS
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.units import MS_PER_S
 from lora_capacity_profiling.endpoint import Endpoint
@@ -22,7 +23,7 @@ Progress = Callable[[float], None]
 
 _POLL_S = 0.2
 _TIMEOUT_S = 30.0
-_LORA = re.compile(r"^[ \t]*vllm:lora_requests_info[ \t]*\{([^\n]*)\}[ \t]*(\S+)", re.MULTILINE)
+_LORA = re.compile(rf"^[ \t]*{LORA_REQUESTS}[ \t]*\{{([^\n]*)\}}[ \t]*(\S+)", re.MULTILINE)
 _NAMES = re.compile(r'\b(?:running|waiting)_lora_adapters="([^"]*)"')
 _COUNTED = ("prompt_tokens", "generation_tokens", "completed", "broken_off")
 _SETTLED = 20.0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_capacity.engines import VllmBehaviour
+from lora_capacity.engines.vllm.metrics import CACHE_CONFIG
 from lora_capacity.errors import InputError, LoraCapacityError
 from lora_capacity.models import ModelShape
 from lora_capacity_profiling.campaign import Campaign
@@ -244,7 +245,7 @@ class Profiler:
         """Return the settings that hold for all servers of a profile, by vLLM's names."""
         behaviour = VllmBehaviour.for_version(server.version or self.machine.vllm_version)
         flags = self.campaign.server
-        told = parse_prometheus(metrics, ["vllm:cache_config_info"]).get("vllm:cache_config_info", [])
+        told = parse_prometheus(metrics, [CACHE_CONFIG]).get(CACHE_CONFIG, [])
         block = next((labels["block_size"] for labels, _ in told if labels.get("block_size", "").isdigit()), None)
         usual = _CPU_BLOCK_TOKENS if self.machine.device == "cpu" else behaviour.block_size
         settings: dict[str, Any] = {

@@ -10,56 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lora_capacity.errors import InputError, check_keys
+from lora_capacity.measurements.schemas import MEASURED_RUN_COLUMNS, RUN_COLUMNS, SERVING_RUNS
 from lora_capacity_profiling.load import LoadResult
 from lora_capacity_profiling.metrics import Window
-
-ABOUT_COLUMNS = (
-    "run_id",
-    "set",
-    "scenario",
-    "model",
-    "max_loras",
-    "max_cpu_loras",
-    "max_lora_rank",
-    "ranks",
-    "rates",
-    "rate_values",
-    "rate_counts",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "max_model_len",
-    "base_rate_per_s",
-    "max_pending",
-    "status",
-    "gpu",
-)
-"""Columns that say what was run; the others are measured."""
-
-MEASURED_COLUMNS = (
-    "mean_input_tokens",
-    "mean_output_tokens",
-    "std_input_tokens",
-    "std_output_tokens",
-    "max_output_tokens",
-    "completed",
-    "duration_s",
-    "completed_input_tokens",
-    "completed_output_tokens",
-    "input_throughput",
-    "output_throughput",
-    *(f"{share}_{name}_ms" for name in ("ttft", "tpot", "itl") for share in ("mean", "median", "p99")),
-    "mean_running",
-    "mean_waiting",
-    "mean_running_2nd_half",
-    "mean_waiting_2nd_half",
-    "max_running",
-    "max_waiting",
-    "mean_kv_usage",
-    "max_kv_usage",
-    "preemptions",
-    "arrivals",
-)
-"""Columns that are measured: by the client; from ``mean_running`` to ``preemptions``, from the server's metrics."""
 
 
 def serving_run_row(
@@ -68,7 +21,7 @@ def serving_run_row(
     """Return one row with all columns; what is not known is empty text.
 
     Args:
-        about: What was run, by names of :data:`ABOUT_COLUMNS`; lists as text with blanks between.
+        about: What was run, by names of ``RUN_COLUMNS``; lists as text with blanks between.
         result: What the client saw; None if the server did not start.
         window: What the server's metrics said meanwhile.
 
@@ -88,14 +41,14 @@ def run_row(about: Mapping[str, object], measured: Mapping[str, float]) -> dict[
 
     Args:
         about: As for :func:`serving_run_row`.
-        measured: What was measured, by names of :data:`MEASURED_COLUMNS`; others are left out.
+        measured: What was measured, by names of ``MEASURED_RUN_COLUMNS``; others are left out.
 
     Raises:
         InputError: If a name of ``about`` is unknown.
     """
-    check_keys("about", about, ABOUT_COLUMNS)
-    row = {name: about.get(name, "") for name in ABOUT_COLUMNS}
-    return row | {name: _cell(measured.get(name)) for name in MEASURED_COLUMNS}
+    check_keys("about", about, RUN_COLUMNS)
+    row = {name: about.get(name, "") for name in RUN_COLUMNS}
+    return row | {name: _cell(measured.get(name)) for name in MEASURED_RUN_COLUMNS}
 
 
 def _cell(value: float | None) -> object:
@@ -129,7 +82,7 @@ def _append(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent):
             columns, lines = _read(path)
-            columns += [name for name in (*ABOUT_COLUMNS, *MEASURED_COLUMNS) if name not in columns]
+            columns += [name for name in SERVING_RUNS.names if name not in columns]
             replace_file(path, as_csv([*lines, *rows], columns))
     except OSError as error:
         raise InputError(str(path), error.strerror or str(error), "a table that can be written") from None
@@ -166,7 +119,7 @@ def replace_file(path: Path, text: str) -> None:
             part.unlink(missing_ok=True)
 
 
-def as_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = (*ABOUT_COLUMNS, *MEASURED_COLUMNS)) -> str:
+def as_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = SERVING_RUNS.names) -> str:
     """Return a table as CSV text with a header line."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -43,7 +43,7 @@ class Serving:
 
         Args:
             about: What is not known from the workload: ``run_id``, ``model`` and the server's settings; see
-                :data:`~lora_capacity_profiling.runs.ABOUT_COLUMNS`.
+                :data:`~lora_capacity.measurements.schemas.RUN_COLUMNS`.
         """
         columns = traffic_columns(self.workload, self.adapters)
         return serving_run_row({**columns, "status": "ok", **about}, self.result, self.window)

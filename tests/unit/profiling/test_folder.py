@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from lora_capacity_profiling.folder import COLUMNS, Finished, ProfileFolder
+from lora_capacity_profiling.folder import TABLES, Finished, ProfileFolder
 
 from lora_capacity.errors import InputError
 
@@ -25,7 +25,7 @@ def test_every_point_is_on_disk_at_once(tmp_path: Path) -> None:
     assert again.finished == folder.finished
     assert (again.is_done(START.id), again.is_done("decode/batch1"), again.is_done("other")) == (True, False, False)
     (row,) = read(folder.path / "kv_capacity.csv")
-    assert tuple(row) == COLUMNS["kv_capacity"]
+    assert tuple(row) == TABLES["kv_capacity"].names
     assert (row["max_loras"], row["kv_cache_tokens"]) == ("2", "")
     description = again.description()
     assert description["device"] == "cpu"

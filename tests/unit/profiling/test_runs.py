@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 from lora_capacity_profiling.load import at_once, run_load
 from lora_capacity_profiling.metrics import Sampler
-from lora_capacity_profiling.runs import (
-    ABOUT_COLUMNS,
-    MEASURED_COLUMNS,
-    append_runs,
-    run_row,
-    serving_run_row,
-)
+from lora_capacity_profiling.runs import append_runs, run_row, serving_run_row
 from lora_capacity_profiling.server import Server
 
 from lora_capacity.errors import InputError
 from lora_capacity.measurements import read_runs
+from lora_capacity.measurements.schemas import SERVING_RUNS
 from tests.unit.profiling.test_server import WAIT_S
 
 ABOUT = {
@@ -45,7 +40,7 @@ def test_rows_are_read_by_what_reads_serving_runs(launch: Callable[..., Server],
         serving_run_row({**ABOUT, "max_loras": 2, "status": "no_kv_cache"}, None),
     ]
     with (tmp_path / "runs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*ABOUT_COLUMNS, *MEASURED_COLUMNS])
+        writer = csv.DictWriter(file, SERVING_RUNS.names)
         writer.writeheader()
         writer.writerows(rows)
     runs = read_runs(tmp_path / "runs.csv")
@@ -69,7 +64,7 @@ def test_columns_are_those_of_the_published_table(measurements_dir: Path) -> Non
     added = {"max_num_seqs", "max_num_batched_tokens", "max_model_len"}
     added |= {"base_rate_per_s", "max_pending", "std_input_tokens", "std_output_tokens", "max_output_tokens"}
     unknown_to_a_client = {"busy_s"}
-    assert published - unknown_to_a_client | added == {*ABOUT_COLUMNS, *MEASURED_COLUMNS}
+    assert published - unknown_to_a_client | added == set(SERVING_RUNS.names)
 
 
 def table(path: Path) -> list[dict[str, str]]:
