@@ -55,7 +55,6 @@ def compare(calibration: Calibration, workload: Workload, adapters: int, max_lor
     _, classes = np.unique(rates_and_ranks, axis=0, return_inverse=True)
     tables = lay_out_requests(scenarios, [requests], [classes.reshape(-1)], seed=None)
     found = jax.jit(simulate_events)(calibration.costs, scenarios, tables)
-    settled = found.settled
     host: Any = jax.tree.map(lambda leaf: float(np.asarray(leaf)[0]), scenarios_of_one(scenarios))
     horizon_s = host["horizon_s"]
     config = Config(
@@ -69,10 +68,10 @@ def compare(calibration: Calibration, workload: Workload, adapters: int, max_lor
         duration_s = StepTime(calibration, max_loras, host["max_lora_rank"], ranks)
         right = simulate(requests, config, duration_s, max_pending=int(host["max_pending"]), horizon_s=horizon_s)
     ours = {
-        "throughput_tokens_per_s": float(settled.throughput_tokens_per_s[0]),
-        "ttft_s": float(settled.ttft_s[0]),
-        "itl_s": float(settled.itl_s[0]),
-        "steps": float(found.steps[0]),
+        "throughput_tokens_per_s": float(found.throughput_tokens_per_s[0]),
+        "ttft_s": float(found.ttft_s[0]),
+        "itl_s": float(found.itl_s[0]),
+        "steps": float(found.events.steps[0]),
     }
     theirs = measured(right, requests, horizon_s)
     difference = {name: ours[name] / theirs[name] - 1.0 for name in ours}

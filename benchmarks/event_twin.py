@@ -106,7 +106,7 @@ def time_play(calibration: Calibration, scenarios: Scenarios) -> dict[str, float
     start, cpu = time.perf_counter(), time.process_time()
     played = play(calibration, scenarios, inputs, outputs)
     run_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
-    configs, turns = len(scenarios.status), np.asarray(played.turns)
+    configs, turns = len(scenarios.status), np.asarray(played.events.iterations)
     stays = StayLaw.of_lengths(LengthDistribution.from_histogram(*np.unique(outputs, return_counts=True)))
     steady = simulate(calibration, scenarios, stays)
     plan = Batches.plan(calibration, scenarios, steady, int(outputs.max()), Observation())
@@ -126,7 +126,7 @@ def time_play(calibration: Calibration, scenarios: Scenarios) -> dict[str, float
         "waste": 1.0 - float(turns.sum() / sum(batches[0].width * turns[rows].max() for rows in pieces)),
         "memory_mb_per_config": float(np.mean(np.repeat(sizes, [batch.rows.size for batch in batches]))) / 1e6,
         "largest_mb": max(sizes) / 1e6,
-        "broken_off": int((np.asarray(played.settled.status) == Status.STEP_LIMIT).sum()),
+        "broken_off": int((np.asarray(played.status) == Status.STEP_LIMIT).sum()),
     }
 
 

@@ -129,7 +129,7 @@ def predict(run: Mapping[str, Any], calibration: Calibration, fixed: Mapping[str
         build_scenarios(each, calibration, [run["adapters"]], [run["max_loras"]], **given) for each in (asked, scaled)
     )
     steady = simulate(calibration, drawn, StayLaw.of_lengths(asked.output_tokens))
-    event = play_workload(calibration, scenarios, asked, seed=run["seed"]).settled
+    event = play_workload(calibration, scenarios, asked, seed=run["seed"])
     names = {"throughput_tokens_per_s": 1.0, "itl_s": 1e3, "ttft_s": 1e3}
     return {
         name: {key.replace("_s", "_ms") if scale > 1 else key: scale * float(np.asarray(getattr(found, key))[0])

@@ -31,8 +31,7 @@ from lora_capacity_cli.runtime import prepare
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
     from lora_capacity.engines import ServerConfig
-    from lora_capacity.scenarios import Results
-    from lora_capacity.twins.events import EventResults
+    from lora_capacity.scenarios import EventDetails, Results
     from lora_capacity.workload import Workload
 
 _SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
@@ -94,8 +93,7 @@ def simulate(
     from lora_capacity.engines import ServerConfig
     from lora_capacity.run import play_workload
     from lora_capacity.run.steady import simulate as run
-    from lora_capacity.run.steady import table
-    from lora_capacity.scenarios import build_scenarios
+    from lora_capacity.scenarios import build_scenarios, table
     from lora_capacity.twins.steady import StayLaw
     from lora_capacity.workload import Workload
 
@@ -103,11 +101,11 @@ def simulate(
     known = load_calibration(calibration)
     scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
     if engine == "event":
-        played = play_workload(known, scenarios, asked, seed=seed, warmup_s=warmup_s, samples=samples)
-        results, events = played.settled, {"events": _events(asked, adapters, seed, played)}
+        results = play_workload(known, scenarios, asked, seed=seed, warmup_s=warmup_s, samples=samples)
     else:
-        results, events = run(known, scenarios, StayLaw.of_lengths(asked.output_tokens)), {}
-    row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
+        results = run(known, scenarios, StayLaw.of_lengths(asked.output_tokens))
+    events = {} if results.events is None else {"events": _events(asked, adapters, seed, results.events)}
+    row = {name: column.tolist()[0] for name, column in table(scenarios, results.replace(events=None)).items()}
     resolved = {name: row.pop(name) for name in _SETTINGS}
     server = ServerConfig.with_defaults(known.behaviour, known.gpu, known.model, **settings | resolved)
     document = {
@@ -143,12 +141,12 @@ def _classes(workload: "Workload", adapters: int, results: "Results") -> list[di
     ]
 
 
-def _events(workload: "Workload", adapters: int, seed: int, played: "EventResults") -> dict[str, Any]:
+def _events(workload: "Workload", adapters: int, seed: int, events: "EventDetails") -> dict[str, Any]:
     """Return what only the event twin tells; the adapters whose requests were completed least come first."""
-    started = bool(played.settled.throughput_tokens_per_s[0] >= 0)
+    started = bool(events.max_kv_usage[0] >= 0)  # NaN where there is nothing to tell
     classes = workload.classes([adapters])
     rates, ranks = (column.repeat(classes.count[0]).tolist() for column in (classes.rate_per_s, classes.rank))
-    columns = (played.adapter_arrived, played.adapter_completed, played.adapter_worst_wait_s)
+    columns = (events.adapter_arrived, events.adapter_completed, events.adapter_worst_wait_s)
     counts = (column[0].tolist() for column in columns)
     served = [
         {"rate_per_s": rate, "rank": rank, "arrived": arrived, "completed": completed, "worst_wait_s": wait_s}
@@ -156,24 +154,24 @@ def _events(workload: "Workload", adapters: int, seed: int, played: "EventResult
         if started and arrived > 0
     ]
     shares = {
-        "compute": played.compute_share,
-        "scheduling": played.scheduling_share,
-        "load": played.load_share,
-        "idle": played.idle_share,
+        "compute": events.compute_share,
+        "scheduling": events.scheduling_share,
+        "load": events.load_share,
+        "idle": events.idle_share,
     }
-    series = vars(played.series)
+    series = vars(events.series)
     return {
         "seed": seed,
         **{
-            name: dict(zip(("p50", "p95", "p99"), getattr(played, name)[0].tolist(), strict=True))
+            name: dict(zip(("p50", "p95", "p99"), getattr(events, name)[0].tolist(), strict=True))
             for name in _QUANTILES
         },
-        "max_running": int(played.max_running[0]),
-        "max_adapters": int(played.max_adapters[0]),
-        "max_kv_usage": float(played.max_kv_usage[0]),
-        "steps": int(played.steps[0]),
-        "preemptions": int(played.preemptions[0]),
-        "disk_loads": int(played.disk_loads[0]),
+        "max_running": int(events.max_running[0]),
+        "max_adapters": int(events.max_adapters[0]),
+        "max_kv_usage": float(events.max_kv_usage[0]),
+        "steps": int(events.steps[0]),
+        "preemptions": int(events.preemptions[0]),
+        "disk_loads": int(events.disk_loads[0]),
         "time_shares": {name: float(share[0]) for name, share in shares.items()},
         "worst_served": sorted(served, key=lambda each: each["completed"] / each["arrived"])[:_SHOWN],
         "series": {name: values[0].tolist() for name, values in series.items() if values.size},

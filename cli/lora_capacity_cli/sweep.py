@@ -113,8 +113,8 @@ def _averaged(
     workload: "Workload", calibration: "Calibration", points: dict[str, Any], fixed: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what the steady twin predicts."""
-    from lora_capacity.run.steady import simulate, table
-    from lora_capacity.scenarios import build_scenarios
+    from lora_capacity.run.steady import simulate
+    from lora_capacity.scenarios import build_scenarios, table
     from lora_capacity.twins.steady import StayLaw
 
     scenarios = build_scenarios(workload, calibration, **points, **fixed)
@@ -134,8 +134,8 @@ def _played(
     """Return what happens in the event twin, a row per configuration and seed."""
     import numpy as np
 
-    from lora_capacity.run import event_table, play_workload
-    from lora_capacity.scenarios import build_scenarios
+    from lora_capacity.run import play_workload
+    from lora_capacity.scenarios import build_scenarios, table
 
     repeated = {name: np.repeat(column, len(seeds)) for name, column in points.items()}
     seed = np.resize(np.array(seeds), len(repeated["adapters"]))
@@ -146,4 +146,4 @@ def _played(
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
         raise
-    return {"seed": seed} | event_table(scenarios, played)
+    return {"seed": seed} | table(scenarios, played)

@@ -85,10 +85,10 @@ _OWN_NAMES = {"recommend": "optimize"}
 
 _RENAMED = {
     "Answer": "surrogate.Answer",
-    "EventResults": "twins.events.EventResults",
+    "EventResults": "scenarios.Results",
     "FitReport": "fitting.FitReport",
     "Labels": "surrogate.Labels",
-    "Limit": "scenarios.Limit",
+    "Limit": "scenarios.Bottleneck",
     "MemoryPlan": "memory.MemoryPlan",
     "Predictions": "validation.Predictions",
     "Report": "reports.Report",

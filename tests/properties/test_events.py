@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lora_capacity.costs import LoraKernels
 from lora_capacity.engines import SchedulerRules, VllmBehaviour
-from lora_capacity.scenarios import Scenarios
+from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.events import EventResults, RequestTables, draw_requests, simulate_events
+from lora_capacity.twins.events import RequestTables, draw_requests, simulate_events
 from tests.examples import make_costs
 
 CONFIGS, CLASSES = 4, 2
@@ -102,8 +102,8 @@ def only(case: Case, row: int) -> Case:
     return jax.tree.map(lambda leaf: leaf[chosen], scenarios), jax.tree.map(lambda leaf: leaf[chosen], tables)
 
 
-def played(case: Case, rules: SchedulerRules = OLD) -> EventResults:
-    results: EventResults = compiled(rules)(COSTS, *case)
+def played(case: Case, rules: SchedulerRules = OLD) -> Results:
+    results: Results = compiled(rules)(COSTS, *case)
     return results
 
 
@@ -112,19 +112,18 @@ def played(case: Case, rules: SchedulerRules = OLD) -> EventResults:
 def test_bounds_hold(case: Case, rules: SchedulerRules) -> None:
     scenarios, tables = case
     results = played(case, rules)
-    settled = results.settled
-    assert np.all(settled.status == Status.OK)
-    arrived, completed = np.asarray(results.adapter_arrived), np.asarray(results.adapter_completed)
+    assert np.all(results.status == Status.OK)
+    arrived, completed = np.asarray(results.events.adapter_arrived), np.asarray(results.events.adapter_completed)
     assert np.all((completed >= 0) & (completed <= arrived))
     sent = (np.asarray(tables.arrival) < np.iinfo(np.int32).max).sum(axis=1)
     assert np.all(arrived.sum(axis=1) <= sent)
-    assert np.all(settled.active_adapters <= scenarios.max_loras * (1 + 1e-5))
-    assert np.all(settled.mean_running <= scenarios.max_num_seqs * (1 + 1e-5))
-    assert np.all(settled.mean_running + settled.mean_waiting <= scenarios.max_pending * (1 + 1e-5))
-    assert np.all(settled.kv_usage <= 1 + 1e-5)
-    shares = np.stack([results.compute_share, results.load_share, results.idle_share])
+    assert np.all(results.active_adapters <= scenarios.max_loras * (1 + 1e-5))
+    assert np.all(results.mean_running <= scenarios.max_num_seqs * (1 + 1e-5))
+    assert np.all(results.mean_running + results.mean_waiting <= scenarios.max_pending * (1 + 1e-5))
+    assert np.all(results.kv_usage <= 1 + 1e-5)
+    shares = np.stack([results.events.compute_share, results.events.load_share, results.events.idle_share])
     assert np.all(shares >= -1e-5)
-    quantiles = np.asarray(results.ttft_quantiles_s)
+    quantiles = np.asarray(results.events.ttft_quantiles_s)
     assert np.all((np.diff(quantiles, axis=1) >= 0) | np.isnan(quantiles[:, 1:]))
 
 
@@ -134,8 +133,8 @@ def test_completions_add_up(case: Case, rules: SchedulerRules) -> None:
     """Without base model, those of the adapters are those of the server, and what the last steps complete too late."""
     scenarios, _ = case
     results = played(case, rules)
-    of_adapters = np.asarray(results.adapter_completed).sum(axis=1)
-    all_requests = np.round(np.asarray(results.settled.completed_per_s) * HORIZON_S)
+    of_adapters = np.asarray(results.events.adapter_completed).sum(axis=1)
+    all_requests = np.round(np.asarray(results.completed_per_s) * HORIZON_S)
     without_base = np.asarray(scenarios.base_rate_per_s) == 0
     difference = (of_adapters - all_requests)[without_base]
     last = np.asarray(scenarios.max_num_seqs)[without_base] * (2 if rules.async_scheduling else 1)
@@ -181,32 +180,31 @@ def test_a_server_with_time_and_room_answers_like_an_infinite_one() -> None:
     flat = make_costs(base_s=0.01)
     tables = draw_requests(scenarios, np.array([1]), np.array([50]), seed=3)
     found = jax.jit(simulate_events)(flat, scenarios, tables)
-    settled = found.settled
     arrived = float(tables.arrived[0].sum()) / 1000.0
     # Served from the step after they arrive; the last 0.5 s are not finished.
-    assert float(settled.mean_running[0]) == pytest.approx(arrived * 50 * 0.01, rel=0.01)
-    assert float(settled.itl_s[0]) == pytest.approx(0.01, rel=1e-4)
-    assert 0.01 <= float(settled.ttft_s[0]) <= 0.02
-    np.testing.assert_allclose(found.tpot_quantiles_s[0], 0.01, rtol=0.04)
-    np.testing.assert_allclose(found.e2e_quantiles_s[0], 49.5 * 0.01 + float(settled.ttft_s[0]) - 0.005, rtol=0.04)
-    assert np.all(found.adapter_worst_wait_s[0] <= 0.01 + 1e-6)
+    assert float(found.mean_running[0]) == pytest.approx(arrived * 50 * 0.01, rel=0.01)
+    assert float(found.itl_s[0]) == pytest.approx(0.01, rel=1e-4)
+    assert 0.01 <= float(found.ttft_s[0]) <= 0.02
+    np.testing.assert_allclose(found.events.tpot_quantiles_s[0], 0.01, rtol=0.04)
+    np.testing.assert_allclose(found.events.e2e_quantiles_s[0], 49.5 * 0.01 + float(found.ttft_s[0]) - 0.005, rtol=0.04)
+    assert np.all(found.events.adapter_worst_wait_s[0] <= 0.01 + 1e-6)
 
 
 @settings(max_examples=10)
 @given(cases())
 def test_a_series_adds_up_and_a_warm_up_is_left_out(case: Case) -> None:
     whole, late = sampled(0.0)(COSTS, *case), sampled(HORIZON_S / 2)(COSTS, *case)
-    end_s = np.asarray(whole.series.end_s)
+    end_s = np.asarray(whole.events.series.end_s)
     spans_s = np.diff(end_s, axis=1, prepend=0.0)
     for mean, series in (
-        (whole.settled.completed_per_s, whole.series.completed_per_s),
-        (whole.settled.mean_running, whole.series.running),
-        (whole.settled.kv_usage, whole.series.kv_usage),
+        (whole.completed_per_s, whole.events.series.completed_per_s),
+        (whole.mean_running, whole.events.series.running),
+        (whole.kv_usage, whole.events.series.kv_usage),
     ):
         inside = (np.nan_to_num(np.asarray(series)) * spans_s).sum(axis=1)
         # The last step may end beyond the horizon, and what is idle has nothing.
         np.testing.assert_allclose(inside, np.asarray(mean) * HORIZON_S, rtol=1e-4, atol=0.4 * np.max(inside) / 10)
     second = end_s > HORIZON_S / 2
-    completed = (np.nan_to_num(np.asarray(whole.series.completed_per_s)) * spans_s * second).sum(axis=1)
-    np.testing.assert_allclose(np.asarray(late.settled.completed_per_s) * HORIZON_S / 2, completed, atol=40)
-    np.testing.assert_array_equal(whole.adapter_completed, late.adapter_completed)
+    completed = (np.nan_to_num(np.asarray(whole.events.series.completed_per_s)) * spans_s * second).sum(axis=1)
+    np.testing.assert_allclose(np.asarray(late.completed_per_s) * HORIZON_S / 2, completed, atol=40)
+    np.testing.assert_array_equal(whole.events.adapter_completed, late.events.adapter_completed)

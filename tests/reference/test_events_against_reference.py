@@ -313,27 +313,28 @@ def test_results_are_sums_over_the_steps() -> None:
     found = jax.jit(simulate_events)(COSTS, scenarios, tables)
     starts = np.array([step.start_s / TICK_S - PASSED * step.state.passed_over for step in result.steps])
     seconds = (np.array([row.end for row in rows]) - starts) * TICK_S
-    settled = found.settled
-    assert float(settled.completed_per_s[0] * HORIZON_S) == pytest.approx(40)
+    assert float(found.completed_per_s[0] * HORIZON_S) == pytest.approx(40)
     np.testing.assert_array_equal(
-        found.adapter_completed[0, :ADAPTERS], np.bincount(requests.adapter, minlength=ADAPTERS)
+        found.events.adapter_completed[0, :ADAPTERS], np.bincount(requests.adapter, minlength=ADAPTERS)
     )
-    np.testing.assert_array_equal(found.adapter_arrived[0], found.adapter_completed[0])
-    assert int(found.steps[0]) == len(rows)
+    np.testing.assert_array_equal(found.events.adapter_arrived[0], found.events.adapter_completed[0])
+    assert int(found.events.steps[0]) == len(rows)
     for name, column in (("mean_running", "running"), ("mean_waiting", "waiting"), ("active_adapters", "adapters")):
         integral = sum(getattr(row, column) * dt for row, dt in zip(rows, seconds, strict=True))
-        assert float(getattr(settled, name)[0] * HORIZON_S) == pytest.approx(integral, rel=1e-5), name
+        assert float(getattr(found, name)[0] * HORIZON_S) == pytest.approx(integral, rel=1e-5), name
     tokens = requests.output_tokens.astype(float)
     gaps = (result.finished_s - result.first_token_s).sum() / (tokens - 1).sum()
-    assert float(settled.itl_s[0]) == pytest.approx(gaps, rel=1e-5)
-    assert float(settled.ttft_s[0]) == pytest.approx(np.mean(result.first_token_s - result.sent_s), rel=1e-5)
-    assert int(found.preemptions[0]) == sum(row.preempted for row in rows) > 0
+    assert float(found.itl_s[0]) == pytest.approx(gaps, rel=1e-5)
+    assert float(found.ttft_s[0]) == pytest.approx(np.mean(result.first_token_s - result.sent_s), rel=1e-5)
+    assert int(found.events.preemptions[0]) == sum(row.preempted for row in rows) > 0
     first_steps = [next(i for i, step in enumerate(result.steps) if n in step.state.scheduled) for n in range(40)]
     waited_s = starts[first_steps] * TICK_S
     worst_s = np.zeros(ADAPTERS)
     np.maximum.at(worst_s, requests.adapter, waited_s - result.sent_s)
-    np.testing.assert_allclose(found.adapter_worst_wait_s[0, :ADAPTERS], worst_s, rtol=1e-6)
-    assert int(found.max_running[0]) == max(row.running for row in rows)
-    assert int(found.max_adapters[0]) == max(row.adapters for row in rows)
-    assert float(found.max_kv_usage[0]) == pytest.approx(max(row.blocks for row in rows) / 30)
-    assert float(found.compute_share[0] + found.load_share[0]) == pytest.approx(seconds.sum() / HORIZON_S, rel=1e-5)
+    np.testing.assert_allclose(found.events.adapter_worst_wait_s[0, :ADAPTERS], worst_s, rtol=1e-6)
+    assert int(found.events.max_running[0]) == max(row.running for row in rows)
+    assert int(found.events.max_adapters[0]) == max(row.adapters for row in rows)
+    assert float(found.events.max_kv_usage[0]) == pytest.approx(max(row.blocks for row in rows) / 30)
+    assert float(found.events.compute_share[0] + found.events.load_share[0]) == pytest.approx(
+        seconds.sum() / HORIZON_S, rel=1e-5
+    )

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_capacity.scenarios import Scenarios
-from lora_capacity.twins.events import EventResults, RequestTables, draw_requests, simulate_events
+from lora_capacity.scenarios import Results, Scenarios
+from lora_capacity.twins.events import RequestTables, draw_requests, simulate_events
 from tests.examples import make_costs
 
 STEP_S = 0.1
@@ -32,7 +32,7 @@ def compiled() -> Any:
     return jax.jit(simulate_events)
 
 
-def replicas(output_tokens: list[int], load: float, seed: int, **settings: float) -> EventResults:
+def replicas(output_tokens: list[int], load: float, seed: int, **settings: float) -> Results:
     """Many servers alike, each with Poisson arrivals of its own; prompts of one token, so that a token is a step."""
     per_s = load / (STEP_S * np.mean(output_tokens))
     numbers: Mapping[str, float] = {
@@ -83,10 +83,10 @@ def test_one_place_is_a_single_server_queue(output_tokens: list[int], load: floa
     results = replicas(output_tokens, load, seed=5, max_num_seqs=1.0)
     stays_s = STEP_S * np.array(output_tokens)
     expected = load / stays_s.mean() * np.mean(stays_s**2) / (2.0 * (1.0 - load)) + STEP_S
-    mean, error = mean_and_error(results.settled.ttft_s)
+    mean, error = mean_and_error(results.ttft_s)
     assert error < 0.03 * expected
     assert abs(mean - expected) < INTERVAL * error
-    busy, busy_error = mean_and_error(results.settled.mean_running)
+    busy, busy_error = mean_and_error(results.mean_running)
     assert abs(busy - load) < INTERVAL * busy_error
 
 
@@ -101,11 +101,11 @@ def test_two_seeds_of_one_mean_agree(load: float) -> None:
     tokens = np.array(lengths) + 1.0
     requests = load / (STEP_S * np.mean(lengths)) * HORIZON_S
     spread = np.sqrt(2.0 * requests * np.mean(tokens**2)) / HORIZON_S
-    apart = np.asarray(first.settled.throughput_tokens_per_s) - np.asarray(second.settled.throughput_tokens_per_s)
+    apart = np.asarray(first.throughput_tokens_per_s) - np.asarray(second.throughput_tokens_per_s)
     assert np.all(np.abs(apart) < INTERVAL * spread)
     # A chi-square of one degree of freedom per pair.
     assert abs(np.mean((apart / spread) ** 2) - 1.0) < INTERVAL * np.sqrt(2.0 / REPLICAS)
     for name in ("throughput_tokens_per_s", "ttft_s", "itl_s", "mean_running", "kv_usage", "active_adapters"):
-        (one, one_error), (other, other_error) = (mean_and_error(getattr(r.settled, name)) for r in (first, second))
+        (one, one_error), (other, other_error) = (mean_and_error(getattr(r, name)) for r in (first, second))
         # Costs are constant, so a latency of the tokens has no spread but that of rounding.
         assert abs(one - other) <= INTERVAL * np.hypot(one_error, other_error) + 1e-5 * one, name

@@ -25,7 +25,7 @@ from lora_capacity.errors import InputError, check_number
 from lora_capacity.run.resources import available_cores, available_memory_bytes
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.events import EventResults, RequestTables, lay_out_requests
+from lora_capacity.twins.events import RequestTables, lay_out_requests
 from lora_capacity.twins.events.fast_forward import MOST_SKIPPED
 from lora_capacity.twins.events.requests import TICKS
 from lora_capacity.twins.events.simulation import initial_state, lay_out_servers, play_out
@@ -214,7 +214,7 @@ class Batches:
             "simulate a shorter time, or set max_pending",
         )
 
-    def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> EventResults:
+    def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> Results:
         """Play a piece of a batch and return its configurations, adapters in the order of their classes."""
         padded = _padded(tables, batch, self.longest_output)
         simulate = compiled_twin(self.rules, self.observation.samples)
@@ -224,10 +224,11 @@ class Batches:
         class_of = np.asarray(tables.class_of)
         class_of = np.pad(class_of, [(0, 0), (0, batch.adapters - class_of.shape[1])], constant_values=-1)
         by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), axis=1, kind="stable")
-        ordered: EventResults = dataclasses.replace(
-            results,
-            **{name: self._by_adapter(getattr(results, name), by_class) for name in _OF_ADAPTERS},
+        details = dataclasses.replace(
+            results.events,
+            **{name: self._by_adapter(getattr(results.events, name), by_class) for name in _OF_ADAPTERS},
         )
+        ordered: Results = dataclasses.replace(results, events=details)
         return ordered
 
     def _by_adapter(self, values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
@@ -241,12 +242,12 @@ def _devices() -> int:
 
 
 @functools.cache
-def compiled_twin(rules: SchedulerRules, samples: int) -> Callable[..., EventResults]:
+def compiled_twin(rules: SchedulerRules, samples: int) -> Callable[..., Results]:
     """Return the compiled twin; each local device turns its own share until that is done."""
 
     def simulate(
         costs: Costs, warmup_s: Array, scenarios: Scenarios, arrival: Array, requests: RequestTables
-    ) -> tuple[EventResults, Array]:
+    ) -> tuple[Results, Array]:
         requests = dataclasses.replace(requests, arrival=arrival)
         return play_out(costs, scenarios, requests, rules, warmup_s, samples)
 
@@ -263,10 +264,10 @@ def compiled_twin(rules: SchedulerRules, samples: int) -> Callable[..., EventRes
     )
     jitted = jax.jit(shards, donate_argnums=3, compiler_options=IN_ONE_PIECE if on_cpu else None)
 
-    def play(costs: Costs, warmup_s: Any, scenarios: Scenarios, requests: RequestTables) -> EventResults:
+    def play(costs: Costs, warmup_s: Any, scenarios: Scenarios, requests: RequestTables) -> Results:
         others = dataclasses.replace(requests, arrival=requests.arrival[:, :0])
         results, _ = jitted(costs, warmup_s, scenarios, requests.arrival, others)
-        return cast(EventResults, results)
+        return cast(Results, results)
 
     return play
 

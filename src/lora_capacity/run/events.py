@@ -17,8 +17,8 @@ from lora_capacity.run.batches import Batch, Batches, Observation
 from lora_capacity.run.distributed import any_process, gather, own_share
 from lora_capacity.run.parts import Part, Parts
 from lora_capacity.run.steady import Progress, simulate
-from lora_capacity.scenarios import Scenarios
-from lora_capacity.twins.events import EventResults, RequestTables, draw_requests, lay_out_requests
+from lora_capacity.scenarios import Results, Scenarios
+from lora_capacity.twins.events import RequestTables, draw_requests, lay_out_requests
 from lora_capacity.twins.steady import StayLaw
 from lora_capacity.workload import LengthDistribution, Requests, Workload
 
@@ -49,7 +49,7 @@ def play(
     samples: int = 0,
     parts: str | Path | None = None,
     progress: Progress | None = None,
-) -> EventResults:
+) -> Results:
     """Run the event twin over configurations with Poisson arrivals and lengths from a sample.
 
     Args:
@@ -100,7 +100,7 @@ def play_workload(
     samples: int = 0,
     parts: str | Path | None = None,
     progress: Progress | None = None,
-) -> EventResults:
+) -> Results:
     """Run the event twin over configurations of one workload, with its own arrivals; a trace is replayed.
 
     What happens in a configuration depends on its own settings, seed and load alone: neither on the other
@@ -201,7 +201,7 @@ def _play(
     observation: Observation,
     parts: str | Path | None,
     progress: Progress | None,
-) -> EventResults:
+) -> Results:
     """Play what is not in ``parts`` yet, and return all configurations in the order given."""
     host: Any = jax.tree.map(np.asarray, scenarios)
     observation.check(host.horizon_s)
@@ -228,14 +228,14 @@ def _play(
         for rows in batch.pieces():
             part = jax.tree.map(lambda values, rows=rows: values[rows], host)
             pieces.append(batches.run(batch, part, source.draw(part, rows.tolist(), batches.most[rows])))
-        results: EventResults = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+        results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
         if folder:
             folder.save(batch.rows, results)
         return batch.rows, results
 
     known = kept + _all_of(run, own, batches, sum(batches.work[rows].sum() for rows, _ in kept), progress)
-    results: EventResults = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part for _, part in known))
-    whole: EventResults = gather(np.concatenate([rows for rows, _ in known]), results)
+    results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part for _, part in known))
+    whole: Results = gather(np.concatenate([rows for rows, _ in known]), results)
     return whole
 
 

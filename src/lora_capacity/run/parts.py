@@ -11,13 +11,12 @@ from flax import serialization
 from numpy.typing import NDArray
 
 from lora_capacity.run.checkpoint import open_folder, package_version, write_whole
-from lora_capacity.scenarios import Results
-from lora_capacity.twins.events import EventResults, Series
+from lora_capacity.scenarios import EventDetails, Results, Series
 
 _MANIFEST = "parts.json"
 _SUFFIX = ".msgpack"
 
-Part = tuple[NDArray[np.int64], EventResults]
+Part = tuple[NDArray[np.int64], Results]
 """Configurations, by number, and what happened in each."""
 
 
@@ -47,14 +46,14 @@ class Parts:
 
     def load(self) -> list[Part]:
         """Return the batches that are there."""
-        nothing = dataclasses.replace(_nothing(EventResults), settled=_nothing(Results), series=_nothing(Series))
+        nothing = _nothing(Results, events=_nothing(EventDetails, series=_nothing(Series)))
         template = {"rows": None, "results": nothing}
         found = [
             serialization.from_bytes(template, path.read_bytes()) for path in sorted(self.folder.glob(f"*{_SUFFIX}"))
         ]
         return [(part["rows"], part["results"]) for part in found]
 
-    def save(self, rows: NDArray[np.int64], results: EventResults) -> None:
+    def save(self, rows: NDArray[np.int64], results: Results) -> None:
         """Keep a batch."""
         content = serialization.to_bytes({"rows": rows, "results": results})
         write_whole(self.folder / f"{int(rows.min()):09d}{_SUFFIX}", content)
@@ -70,5 +69,5 @@ def fingerprint(question: Any) -> str:
     return digest.hexdigest()
 
 
-def _nothing(cls: Any) -> Any:
-    return cls(**{field.name: None for field in dataclasses.fields(cls)})
+def _nothing(cls: Any, **groups: Any) -> Any:
+    return cls(**{field.name: None for field in dataclasses.fields(cls)} | groups)

@@ -21,8 +21,7 @@ from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError
 from lora_capacity.run.distributed import gather, own_share
 from lora_capacity.run.resources import available_cores
-from lora_capacity.scenarios import Limit, Results, Scenarios
-from lora_capacity.status import Status
+from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.steady import StayLaw, simulate_steady
 
 Progress = Callable[[int, int], None]
@@ -33,19 +32,6 @@ CHUNK_CPU, CHUNK_ACCELERATOR = 512, 16384
 
 _CLASS_STEP = 4
 """Classes are padded to a multiple of this, so that workloads with about as many share what was compiled."""
-
-_PREDICTED = (
-    "completed_per_s",
-    "mean_running",
-    "mean_waiting",
-    "step_time_s",
-    "itl_s",
-    "ttft_s",
-    "active_adapters",
-    "kv_usage",
-    "loads_per_s",
-)
-_SETTINGS = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens")
 
 _simulate_chunk = jax.jit(simulate_steady)
 
@@ -193,33 +179,3 @@ def _padded(scenarios: Scenarios, start: int, size: int) -> Scenarios:
 
     chunk: Scenarios = jax.tree.map(cut, scenarios)
     return chunk
-
-
-def table(scenarios: Scenarios, results: Results, threshold: float = 0.1) -> dict[str, NDArray[Any]]:
-    """Return configurations and predictions as named columns, units in the names, codes as labels.
-
-    Args:
-        scenarios: The configurations.
-        results: Their predictions.
-        threshold: Share below the offered load from which throughput counts as starved.
-
-    Returns:
-        Columns ``[configs]``: ``max_cpu_loras``, ``max_loras``, ``max_lora_rank``, ``max_num_seqs``,
-        ``max_num_batched_tokens``, ``kv_cache_tokens`` (integers), ``throughput_tokens_per_s``,
-        ``offered_tokens_per_s``, ``service``, ``starved`` (bool), ``completed_per_s``, ``mean_running``,
-        ``mean_waiting``, ``step_time_s``, ``itl_s``, ``ttft_s``, ``active_adapters``, ``kv_usage``, ``loads_per_s``,
-        ``limit`` and ``status`` (labels).
-    """
-    columns = {"max_cpu_loras": np.asarray(scenarios.class_count).sum(axis=1)}
-    columns |= {name: np.asarray(getattr(scenarios, name)) for name in _SETTINGS}
-    columns = {name: np.rint(column).astype(np.int64) for name, column in columns.items()}
-    columns["throughput_tokens_per_s"] = np.asarray(results.throughput_tokens_per_s)
-    columns["offered_tokens_per_s"] = np.asarray(results.offered_tokens_per_s)
-    columns |= {"service": np.asarray(results.service), "starved": np.asarray(results.starved(threshold))}
-    columns |= {name: np.asarray(getattr(results, name)) for name in _PREDICTED}
-    started = np.array([Status(code).started for code in np.asarray(results.status)])
-    limits = [Limit(code).label if ok else "" for code, ok in zip(np.asarray(results.limit), started, strict=True)]
-    return columns | {
-        "limit": np.array(limits, dtype=object),
-        "status": np.array([Status(code).label for code in np.asarray(results.status)], dtype=object),
-    }

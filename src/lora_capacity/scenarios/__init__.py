@@ -1,6 +1,7 @@
 """Configurations as columns, and what a twin says of each."""
 
-from lora_capacity.scenarios.results import Limit, Results
+from lora_capacity.scenarios.results import Bottleneck, EventDetails, Results, Series
 from lora_capacity.scenarios.scenarios import Scenarios, build_scenarios, lay_out
+from lora_capacity.scenarios.table import table
 
-__all__ = ["Limit", "Results", "Scenarios", "build_scenarios", "lay_out"]
+__all__ = ["Bottleneck", "EventDetails", "Results", "Scenarios", "Series", "build_scenarios", "lay_out", "table"]

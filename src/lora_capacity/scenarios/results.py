@@ -1,13 +1,15 @@
-"""What a simulation says of each configuration."""
+"""What a simulation says of each configuration, whichever engine ran it."""
 
 import enum
 
 from flax import struct
 from jax import Array
 
+from lora_capacity.measurements.runs import STARVED_SHORTFALL
 
-class Limit(enum.IntEnum):
-    """What holds a configuration back at the end of its horizon."""
+
+class Bottleneck(enum.IntEnum):
+    """What keeps a configuration from serving more, at the end of its horizon."""
 
     NONE = 0
     """Nothing: the server keeps up with the arrivals."""
@@ -27,6 +29,79 @@ class Limit(enum.IntEnum):
 
 
 @struct.dataclass
+class Series:
+    """Means over equal parts of the horizon, ``[configs, samples]``; NaN where no step ended.
+
+    Attributes:
+        end_s: When the last step of each part ended: until then the mean is, and from the one before.
+        running: Requests in the batch.
+        waiting: Requests in the queue.
+        kv_usage: Share of the KV cache in use.
+        active_adapters: Different adapters in a step.
+        completed_per_s: Requests completed.
+        throughput_tokens_per_s: Their prompt and output tokens.
+    """
+
+    end_s: Array
+    running: Array
+    waiting: Array
+    kv_usage: Array
+    active_adapters: Array
+    completed_per_s: Array
+    throughput_tokens_per_s: Array
+
+
+@struct.dataclass
+class EventDetails:
+    """What only a simulation of every engine step tells; NaN where there is nothing to tell.
+
+    Attributes:
+        ttft_quantiles_s: 50, 95 and 99 % quantile of the time to first token, to 4 % as the next two,
+            ``[configs, 3]``.
+        tpot_quantiles_s: Those of the mean time per further token, of requests that were not preempted.
+        e2e_quantiles_s: Those of the time to the last token.
+        adapter_worst_wait_s: Longest time that a request of each adapter has waited for its admission,
+            ``[configs, adapters]``; adapters class by class, padding last.
+        max_running: Most requests in the batch, int32 ``[configs]``.
+        max_adapters: Most different adapters in a step, int32 ``[configs]``.
+        max_kv_usage: Largest share of the KV cache in use, ``[configs]``.
+        adapter_arrived: Requests that arrived for each adapter, int32 ``[configs, adapters]``.
+        adapter_completed: Those completed by the end of the last step, int32 ``[configs, adapters]``.
+        disk_loads: Adapters read from disk, int32 ``[configs]``.
+        preemptions: Preemptions, int32 ``[configs]``.
+        steps: Engine steps, int32 ``[configs]``.
+        compute_share: Share of the time in which a step ran, scheduling included, ``[configs]``.
+        scheduling_share: Part of that which the scheduler spent on requests that it skipped, ``[configs]``.
+        load_share: Share of the time in which adapters were loaded, ``[configs]``.
+        iterations: Iterations that the simulation's own loop took, int32 ``[configs]``.
+        series: Means over parts of the horizon, as many as were asked for.
+    """
+
+    ttft_quantiles_s: Array
+    tpot_quantiles_s: Array
+    e2e_quantiles_s: Array
+    adapter_worst_wait_s: Array
+    max_running: Array
+    max_adapters: Array
+    max_kv_usage: Array
+    adapter_arrived: Array
+    adapter_completed: Array
+    disk_loads: Array
+    preemptions: Array
+    steps: Array
+    compute_share: Array
+    scheduling_share: Array
+    load_share: Array
+    iterations: Array
+    series: Series
+
+    @property
+    def idle_share(self) -> Array:
+        """Share of the time in which there was nothing to do, ``[configs]``."""
+        return (1.0 - self.compute_share - self.load_share).clip(0.0)
+
+
+@struct.dataclass
 class Results:
     """Predictions, each ``[configs]`` unless said otherwise; NaN where the server does not start.
 
@@ -38,13 +113,15 @@ class Results:
         mean_running: Requests in the batch, mean over time.
         mean_waiting: Requests waiting, mean over time.
         step_time_s: Mean time of an engine step.
-        itl_s: Mean inter-token latency over the tokens of all requests.
-        ttft_s: Mean time to first token of completed requests.
+        itl_s: Mean inter-token latency over the tokens of all requests. The event engine counts the time of unfinished
+            requests too.
+        ttft_s: Mean time to first token of completed requests; with the event engine of all that got their first token.
         active_adapters: Different adapters in the batch, mean over time.
         kv_usage: Share of the KV cache in use, mean over time.
         loads_per_s: Adapter loads into GPU slots per second.
-        limit: `Limit` that binds at the end of the horizon, int32.
+        limit: `Bottleneck` at the end of the horizon, int32.
         status: `Status`, int32.
+        events: What only engine steps tell; None from the steady twin.
     """
 
     throughput_tokens_per_s: Array
@@ -61,12 +138,13 @@ class Results:
     loads_per_s: Array
     limit: Array
     status: Array
+    events: EventDetails | None = None
 
     @property
     def service(self) -> Array:
         """Throughput as a share of the offered load, ``[configs]``."""
         return self.throughput_tokens_per_s / self.offered_tokens_per_s
 
-    def starved(self, threshold: float = 0.1) -> Array:
+    def starved(self, threshold: float = STARVED_SHORTFALL) -> Array:
         """Whether throughput is at least ``threshold`` below the offered load, ``[configs]``; False if unknown."""
         return self.service <= 1.0 - threshold

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.run.steady import simulate, table
-from lora_capacity.scenarios import Limit, Scenarios
+from lora_capacity.run.steady import simulate
+from lora_capacity.scenarios import Bottleneck, Scenarios, table
 from lora_capacity.twins.steady import StayLaw
 from lora_capacity.twins.steady.slots import burst_width
 
@@ -72,7 +72,8 @@ def assess(
     offered, at_offered = jax.tree.map(lambda values: values[::loads], (host, results))
     columns = table(offered, at_offered, threshold)
     beyond = [
-        Limit(code).label if any_starved else "" for code, any_starved in zip(limit, starved.any(axis=1), strict=True)
+        Bottleneck(code).label if any_starved else ""
+        for code, any_starved in zip(limit, starved.any(axis=1), strict=True)
     ]
     return columns | {
         "critical_load": critical,

@@ -33,7 +33,7 @@ class Candidate:
         active_adapters: Different adapters in the batch.
         kv_usage: Share of the KV cache in use.
         loads_per_s: Adapter loads into GPU slots per second.
-        limit: What holds it back at the offered load (`Limit` label; ``none`` while it keeps up).
+        limit: What holds it back at the offered load (`Bottleneck` label; ``none`` while it keeps up).
         limit_beyond: What holds it back at the load at which it starves; empty if no load tried starves it.
         critical_load: Times the offered load at which it starves; the highest load tried if that does not starve it.
         starving_probability: Chance that it starves, given the calibration's error.

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_capacity.run import play_workload
-from lora_capacity.run.steady import Progress, table
-from lora_capacity.scenarios import Limit, Results, build_scenarios
+from lora_capacity.run.steady import Progress
+from lora_capacity.scenarios import Bottleneck, Results, build_scenarios, table
 from lora_capacity.search.margin import capacity_error, critical_load, load_factors, starving_probability
 from lora_capacity.search.objective import FLAT, Columns
 from lora_capacity.search.problem import IntArray, Problem
@@ -68,14 +68,15 @@ class Played:
         error = _FARTHER * capacity_error(problem.calibration, scenarios)
         factors = load_factors(error, problem.risk, _LOADS)
         shape = (len(points), _LOADS, len(seeds))
-        played = play_workload(
+        results = play_workload(
             problem.calibration,
             jax.tree.map(lambda values: np.repeat(np.asarray(values), _LOADS * len(seeds), axis=0), scenarios),
             problem.workload,
             seed=np.broadcast_to(seeds, shape).ravel(),
             load=np.broadcast_to(factors[..., np.newaxis], shape).ravel(),
             progress=self._progress,
-        ).settled
+        )
+        played = dataclasses.replace(results, events=None)
         every: Any = jax.tree.map(lambda values: values.reshape(*shape, *values.shape[1:]), played)
         at_offered: Any = jax.tree.map(lambda values: values[:, 0], every)
         means: Results = jax.tree.map(lambda values: values.mean(axis=1, dtype=values.dtype), at_offered)
@@ -95,7 +96,7 @@ class Played:
         spread = _spread(services, columns)
         starved = service <= 1.0 - self.problem.threshold
         first = limits[np.arange(len(limits)), np.argmax(starved, axis=1)]
-        beyond = [Limit(code).label if some else "" for code, some in zip(first, starved.any(axis=1), strict=True)]
+        beyond = [Bottleneck(code).label if some else "" for code, some in zip(first, starved.any(axis=1), strict=True)]
         error = np.hypot(self.problem.calibration.capacity_error, spread)
         return columns | {
             "critical_load": critical,

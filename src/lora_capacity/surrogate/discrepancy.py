@@ -77,7 +77,7 @@ def play_near_best(
     place = np.searchsorted(feasible, row)
     inputs, outputs = (np.stack(column)[place] for column in zip(*pairs, strict=True))
     scenarios = asked.lay_out(calibration, adapters, slots)
-    played = play(calibration, scenarios, inputs, outputs, seed=seed, parts=parts, progress=progress).settled
+    played = play(calibration, scenarios, inputs, outputs, seed=seed, parts=parts, progress=progress)
     predicted = simulate_questions(calibration, asked, adapters, slots)
     share = played.service / predicted.service
     known = np.isfinite(share) & (share > 0)

@@ -93,7 +93,7 @@ def predict_outcomes(
     )
     samples = [workload.sample_requests(server.max_cpu_loras, seed) for server in servers]
     if engine == "event":
-        results = play_workload(calibration, scenarios, workload, seed=seed, progress=progress).settled
+        results = play_workload(calibration, scenarios, workload, seed=seed, progress=progress)
     else:
         stays = StayLaw.of_lengths(workload.output_tokens)
         results = simulate(calibration, _as_sampled(scenarios, samples), stays, progress=progress)

@@ -172,7 +172,7 @@ def _play(
     inputs, outputs = (np.stack(column) for column in zip(*pairs, strict=True))
     total = len(seeds) * rows.size
     played = [
-        play(calibration, scenarios, inputs, outputs, seed=seed, progress=_from(progress, i * rows.size, total)).settled
+        play(calibration, scenarios, inputs, outputs, seed=seed, progress=_from(progress, i * rows.size, total))
         for i, seed in enumerate(seeds)
     ]
     found = {name: np.mean([getattr(each, name) for each in played], axis=0) for name in _PLAYED}

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import check_number
-from lora_capacity.run import event_table, play_workload
+from lora_capacity.run import play_workload
 from lora_capacity.run.steady import Progress
-from lora_capacity.scenarios import Scenarios
+from lora_capacity.scenarios import Scenarios, table
 from lora_capacity.search import assess
 from lora_capacity.twins.steady import StayLaw
 from lora_capacity.workload import Workload
@@ -37,7 +37,7 @@ def compare_twins(
     """Predict configurations with both twins.
 
     A *regime* is what the steady twin says of a server: ``does_not_start``; ``near_capacity`` if it starves at 0.9 to
-    1.1 times the load; else ``keeps_up``, or what limits it (`Limit` label). *Why* throughputs differ is told by the
+    1.1 times the load; else ``keeps_up``, or its `Bottleneck`. *Why* throughputs differ is told by the
     first of these that holds: ``chance`` (no more than two standard errors of the event twin's mean), ``preemptions``
     (over 1 % of the completed requests), ``loads`` (over 5 % of the time), ``few_slots`` (fewer than 16, contended),
     ``near_capacity``, ``other``.
@@ -68,7 +68,7 @@ def compare_twins(
     repeated: Scenarios = jax.tree.map(lambda values: np.repeat(np.asarray(values), len(seeds), axis=0), scenarios)
     seed = np.broadcast_to(np.asarray(seeds), shape).ravel()
     played = play_workload(calibration, repeated, workload, seed=seed, parts=parts, progress=progress)
-    events = event_table(repeated, played)
+    events = table(repeated, played)
     columns = {name: steady[name] for name in _SETTINGS}
     for name in (*COMPARED, "preemptions", "load_share", "completed_per_s"):
         columns[name] = events[name].reshape(shape).mean(axis=1)

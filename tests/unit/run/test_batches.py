@@ -112,5 +112,5 @@ def test_the_turns_expected_are_about_those_taken() -> None:
         max_pending=500.0,
     )
     expected = expected_turns(jax.tree.map(np.asarray, scenarios), simulate(CALIBRATION, scenarios, STAYS))
-    turns = play(CALIBRATION, scenarios, INPUTS, OUTPUTS).turns
+    turns = play(CALIBRATION, scenarios, INPUTS, OUTPUTS).events.iterations
     np.testing.assert_allclose(np.log(expected / turns), 0.0, atol=0.5)

@@ -10,8 +10,8 @@ import pytest
 
 from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError
-from lora_capacity.run import batches, event_table, play, play_workload
-from lora_capacity.scenarios import Scenarios, build_scenarios
+from lora_capacity.run import batches, play, play_workload
+from lora_capacity.scenarios import Scenarios, build_scenarios, table
 from lora_capacity.status import Status
 from lora_capacity.twins.events import draw_requests, simulate_events
 from lora_capacity.workload import Workload
@@ -46,22 +46,20 @@ def test_batches_play_each_configuration_as_it_plays_alone_and_again(monkeypatch
     assert len(seen) == 5
     assert seen == sorted(seen)
     assert seen[-1] == (5, 5)
-    assert int(together.settled.status[3]) == Status.NO_KV_CACHE
-    assert np.isnan(together.settled.throughput_tokens_per_s[3])
+    assert int(together.status[3]) == Status.NO_KV_CACHE
+    assert np.isnan(together.throughput_tokens_per_s[3])
     again, other = (play(CALIBRATION, many, INPUTS, OUTPUTS, seed=seed) for seed in (3, 4))
     for one, two in zip(jax.tree.leaves(together), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert int(together.adapter_arrived.sum()) != int(other.adapter_arrived.sum())
+    assert int(together.events.adapter_arrived.sum()) != int(other.events.adapter_arrived.sum())
     alone = jax.jit(simulate_events)
     for i in (0, 1, 2, 4):
         one = jax.tree.map(lambda values, i=i: values[i : i + 1], many)
         expected = alone(CALIBRATION.costs, one, draw_requests(one, INPUTS, OUTPUTS, seed=3, indices=[i]))
-        assert int(together.steps[i]) == int(expected.steps[0]) > 0
-        assert int(together.adapter_arrived[i].sum()) == int(expected.adapter_arrived.sum())
+        assert int(together.events.steps[i]) == int(expected.events.steps[0]) > 0
+        assert int(together.events.adapter_arrived[i].sum()) == int(expected.events.adapter_arrived.sum())
         for name in ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "class_service"):
-            np.testing.assert_allclose(
-                getattr(together.settled, name)[i], getattr(expected.settled, name)[0], rtol=1e-5, err_msg=name
-            )
+            np.testing.assert_allclose(getattr(together, name)[i], getattr(expected, name)[0], rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("version", "device"), [("0.26.0", "gpu"), ("0.33.0", "gpu"), ("0.33.0", "cpu")])
@@ -71,16 +69,16 @@ def test_a_version_is_played_by_its_rules(version: str, device: str) -> None:
     rules = VllmBehaviour.for_version(version, device).scheduler
     tables = draw_requests(given, INPUTS, OUTPUTS, seed=3)
     alone = jax.jit(partial(simulate_events, rules=rules))(calibration.costs, given, tables)
-    assert int(played.steps[0]) == int(alone.steps[0])
-    assert float(played.settled.ttft_s[0]) == pytest.approx(float(alone.settled.ttft_s[0]), rel=1e-5)
-    assert (float(played.settled.ttft_s[0]) != float(old.settled.ttft_s[0])) == rules.async_scheduling
+    assert int(played.events.steps[0]) == int(alone.events.steps[0])
+    assert float(played.ttft_s[0]) == pytest.approx(float(alone.ttft_s[0]), rel=1e-5)
+    assert (float(played.ttft_s[0]) != float(old.ttft_s[0])) == rules.async_scheduling
 
 
 def test_servers_that_do_not_start_are_done_at_once() -> None:
     refused = scenarios([4, 12], [2, 3], gpu_memory_utilization=0.2)
     seen: list[tuple[int, int]] = []
     played = play(CALIBRATION, refused, INPUTS, OUTPUTS, progress=lambda *done: seen.append(done))
-    assert np.all(np.asarray(played.settled.status) == Status.NO_KV_CACHE)
+    assert np.all(np.asarray(played.status) == Status.NO_KV_CACHE)
     assert seen[-1] == (2, 2)
 
 
@@ -92,7 +90,7 @@ def test_a_workload_is_played_with_its_own_requests_class_by_class() -> None:
     by_class = np.lexsort((ranks, rates))
     counts = np.bincount(requests.adapter, minlength=7)
     classes = np.repeat(np.arange(given.class_count.shape[1]), np.asarray(given.class_count[1], int))
-    arrived = np.asarray(results.adapter_arrived[1])
+    arrived = np.asarray(results.events.adapter_arrived[1])
     assert not arrived[7:].any()
     for one in np.unique(classes):  # within a class the order is that of touching
         assert sorted(arrived[:7][classes == one]) == sorted(counts[by_class][classes == one])
@@ -116,11 +114,11 @@ def test_neither_order_nor_size_of_batches_changes_anything(monkeypatch: pytest.
 def test_a_load_is_that_of_as_many_times_the_rates() -> None:
     given = scenarios([12, 12, 12], [4, 4, 4])
     found = play_workload(CALIBRATION, given, workload(), load=[1.0, 1.0, 1.5])
-    arrived = found.adapter_arrived.sum(axis=1)
+    arrived = found.events.adapter_arrived.sum(axis=1)
     requests = workload(horizon_s=90).sample_requests(12, 0)
     assert arrived[0] == arrived[1] == (requests.arrival_s < 60).sum()
     assert arrived[2] == len(requests)
-    np.testing.assert_allclose(found.settled.offered_tokens_per_s / found.settled.offered_tokens_per_s[0], [1, 1, 1.5])
+    np.testing.assert_allclose(found.offered_tokens_per_s / found.offered_tokens_per_s[0], [1, 1, 1.5])
 
 
 def test_what_was_played_is_not_played_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -174,11 +172,13 @@ def test_what_would_not_fit_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_the_table_says_what_only_the_event_twin_tells() -> None:
     given = scenarios([12, 5], [3, 5], gpu_memory_utilization=[0.9, 0.2])
     played = play_workload(CALIBRATION, given, workload())
-    columns = event_table(given, played)
+    columns = table(given, played)
     assert all(column.shape == (2,) for column in columns.values())
     assert columns["status"].tolist() == ["outside_calibration", "no_kv_cache"]
     assert columns["ttft_p50_s"][0] <= columns["ttft_p95_s"][0] <= columns["ttft_p99_s"][0]
-    arrived, completed = (np.asarray(c)[0, :12] for c in (played.adapter_arrived, played.adapter_completed))
+    arrived, completed = (
+        np.asarray(c)[0, :12] for c in (played.events.adapter_arrived, played.events.adapter_completed)
+    )
     assert columns["worst_service"][0] == pytest.approx((completed / arrived).min())
     assert np.isnan(columns["worst_service"][1])
 

@@ -9,8 +9,8 @@ import pytest
 
 from lora_capacity.errors import InputError
 from lora_capacity.run import steady
-from lora_capacity.run.steady import enable_compilation_cache, grid, simulate, table, with_classes
-from lora_capacity.scenarios import Limit
+from lora_capacity.run.steady import enable_compilation_cache, grid, simulate, with_classes
+from lora_capacity.scenarios import Bottleneck, table
 from lora_capacity.status import Status
 from tests import examples
 from tests.examples import STAYS, make_calibration, make_scenarios
@@ -94,7 +94,7 @@ def test_the_table_has_units_labels_and_what_is_starved():
     assert set(found["status"][~started]) == {"no_kv_cache"}
     assert np.isnan(found["throughput_tokens_per_s"]).tolist() == (~started).tolist()
     assert set(found["limit"][~started]) == {""}
-    assert found["limit"][started].tolist() == [Limit(code).label for code in results.limit[started]]
+    assert found["limit"][started].tolist() == [Bottleneck(code).label for code in results.limit[started]]
     share = found["throughput_tokens_per_s"] / found["offered_tokens_per_s"]
     assert found["starved"].tolist() == (share <= 0.7).tolist()
     assert 0 < found["starved"].sum() < started.sum()

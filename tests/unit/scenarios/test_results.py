@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_capacity.scenarios import Limit, Results
+from lora_capacity.scenarios import Bottleneck, Results
 from tests.examples import make_scenarios, simulate
 
 
@@ -29,6 +29,6 @@ def test_starved_is_a_tenth_below_the_offered_load_or_what_is_asked_for() -> Non
     assert found.starved(0.5).tolist() == [False, False, False, False]
 
 
-@pytest.mark.parametrize(("limit", "label"), [(Limit.NONE, "none"), (Limit.KV_CACHE, "kv_cache")])
-def test_a_limit_has_the_name_that_stands_in_files(limit: Limit, label: str) -> None:
+@pytest.mark.parametrize(("limit", "label"), [(Bottleneck.NONE, "none"), (Bottleneck.KV_CACHE, "kv_cache")])
+def test_a_limit_has_the_name_that_stands_in_files(limit: Bottleneck, label: str) -> None:
     assert limit.label == label

@@ -9,9 +9,9 @@ import pytest
 
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError
-from lora_capacity.scenarios import Limit, Scenarios
+from lora_capacity.scenarios import Bottleneck, Results, Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.events import EventResults, draw_requests, lay_out_requests, simulate_events, simulation
+from lora_capacity.twins.events import draw_requests, lay_out_requests, simulate_events, simulation
 from lora_capacity.twins.events.requests import TICKS
 from lora_capacity.workload import BASE_MODEL, Requests
 from tests.examples import make_costs
@@ -47,7 +47,7 @@ def scenarios(configs: int = 1, **changes: Any) -> Scenarios:
     )
 
 
-def simulated(given: Scenarios, requests: Requests = REQUESTS, **options: SchedulerRules) -> EventResults:
+def simulated(given: Scenarios, requests: Requests = REQUESTS, **options: SchedulerRules) -> Results:
     tables = lay_out_requests(given, [requests], [[0, 1]], seed=None)
     return jax.jit(simulate_events, static_argnames=tuple(options))(COSTS, given, tables, **options)
 
@@ -74,28 +74,27 @@ def test_order_of_touching_permutes_adapters_with_their_ranks() -> None:
 def test_four_requests_served_by_hand() -> None:
     """Each is alone: a load from disk for the first of an adapter, then a step for each of its tokens."""
     results = simulated(scenarios())
-    settled = results.settled
-    assert int(results.steps[0]) == 4 + 3 + 2 + 1
-    assert float(settled.completed_per_s[0]) == pytest.approx(0.4)
-    assert float(settled.throughput_tokens_per_s[0]) == pytest.approx(11.0)
+    assert int(results.events.steps[0]) == 4 + 3 + 2 + 1
+    assert float(results.completed_per_s[0]) == pytest.approx(0.4)
+    assert float(results.throughput_tokens_per_s[0]) == pytest.approx(11.0)
     loads_s = (0.005 + 0.02 + 0.016) + (0.005 + 0.02 + 0.008)
-    assert float(results.load_share[0]) * 10 == pytest.approx(loads_s, rel=1e-5)
-    assert float(settled.ttft_s[0]) == pytest.approx((loads_s + 4 * 0.01) / 4, rel=1e-5)
-    assert float(settled.itl_s[0]) == pytest.approx(0.01, rel=1e-5)
-    assert float(settled.mean_running[0]) * 10 == pytest.approx(loads_s + 10 * 0.01, rel=1e-5)
-    assert float(results.idle_share[0]) * 10 == pytest.approx(10 - loads_s - 0.1, rel=1e-5)
-    np.testing.assert_array_equal(results.adapter_completed[0, :2], [1, 2])
-    np.testing.assert_allclose(settled.class_service[0], 1.0)
-    assert int(results.disk_loads[0]) == 2
-    assert int(settled.limit[0]) == Limit.NONE
+    assert float(results.events.load_share[0]) * 10 == pytest.approx(loads_s, rel=1e-5)
+    assert float(results.ttft_s[0]) == pytest.approx((loads_s + 4 * 0.01) / 4, rel=1e-5)
+    assert float(results.itl_s[0]) == pytest.approx(0.01, rel=1e-5)
+    assert float(results.mean_running[0]) * 10 == pytest.approx(loads_s + 10 * 0.01, rel=1e-5)
+    assert float(results.events.idle_share[0]) * 10 == pytest.approx(10 - loads_s - 0.1, rel=1e-5)
+    np.testing.assert_array_equal(results.events.adapter_completed[0, :2], [1, 2])
+    np.testing.assert_allclose(results.class_service[0], 1.0)
+    assert int(results.events.disk_loads[0]) == 2
+    assert int(results.limit[0]) == Bottleneck.NONE
 
 
 def test_what_does_not_start_is_blank() -> None:
     results = simulated(scenarios(status=Status.OOM))
-    assert int(results.settled.status[0]) == Status.OOM
-    assert np.isnan(results.settled.throughput_tokens_per_s[0])
-    assert np.isnan(results.settled.mean_running[0])
-    assert int(results.turns[0]) == 0
+    assert int(results.status[0]) == Status.OOM
+    assert np.isnan(results.throughput_tokens_per_s[0])
+    assert np.isnan(results.mean_running[0])
+    assert int(results.events.iterations[0]) == 0
 
 
 def test_a_request_larger_than_the_kv_cache_is_refused() -> None:
@@ -108,12 +107,12 @@ def test_a_request_larger_than_the_kv_cache_is_refused() -> None:
 def test_too_many_preempted_requests_are_told(rules: SchedulerRules, monkeypatch: pytest.MonkeyPatch) -> None:
     many = Requests(np.zeros(8), np.zeros(8), np.full(8, 15), np.full(8, 60))
     given = scenarios(kv_cache_tokens=16.0 * 10)
-    assert int(simulated(given, many, rules=rules).settled.status[0]) == Status.OK
+    assert int(simulated(given, many, rules=rules).status[0]) == Status.OK
     monkeypatch.setattr(simulation, "PREEMPTED_PLACES", 2)
     jax.clear_caches()
     results = simulated(given, many, rules=rules)
-    assert int(results.settled.status[0]) == Status.STEP_LIMIT
-    assert np.isnan(results.settled.throughput_tokens_per_s[0])
+    assert int(results.status[0]) == Status.STEP_LIMIT
+    assert np.isnan(results.throughput_tokens_per_s[0])
 
 
 def test_most_cuts_the_requests_off_without_thinning_them() -> None:

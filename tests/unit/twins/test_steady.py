@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lora_capacity.costs import step_time_s
-from lora_capacity.scenarios import Limit, Results, Scenarios
+from lora_capacity.scenarios import Bottleneck, Results, Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.steady import StayLaw, simulate_steady
 from tests.examples import COSTS, KERNELS, LENGTHS, STAYS, STEP, make_costs, make_scenarios, simulate
@@ -28,9 +28,14 @@ PLAIN = make_costs(base_s=0.01, token_s=4e-5, kv_token_s=6e-8, adapter_s=2e-4, e
 COUNT, RATE = [10, 20, 30], [0.2, 0.1, 0.04]
 
 
+def columns(results: Results) -> dict[str, np.ndarray]:
+    """All predictions by name."""
+    return {name: np.asarray(value) for name, value in vars(results).items() if value is not None}
+
+
 def numbers(results: Results) -> dict[str, np.ndarray]:
     """All predictions of the first configuration by name."""
-    return {name: np.asarray(value)[0] for name, value in vars(results).items()}
+    return {name: value[0] for name, value in columns(results).items()}
 
 
 def plain_step_s(running: float, adapters: float, max_loras: float, own: float = 0.0) -> float:
@@ -83,27 +88,27 @@ def test_a_server_that_keeps_up_settles_where_little_s_law_and_the_step_time_mee
     assert found["mean_waiting"] == pytest.approx(0.0, abs=1e-3)
     assert found["ttft_s"] == pytest.approx(1.5 * step_s + 250 * 4e-5, rel=SETTLED)
     np.testing.assert_allclose(found["class_service"], 1.0, rtol=SETTLED)
-    assert found["limit"] == Limit.NONE
+    assert found["limit"] == Bottleneck.NONE
 
 
 def test_adapters_that_fit_into_the_slots_are_loaded_once() -> None:
     found = numbers(simulate(make_scenarios([COUNT], RATE, horizon_s=1e6)))
     assert found["loads_per_s"] == 0.0
     crowded = numbers(simulate(make_scenarios([COUNT], RATE, max_loras=50, horizon_s=1e6)))
-    assert crowded["limit"] == Limit.NONE
+    assert crowded["limit"] == Bottleneck.NONE
     assert 0.0 < crowded["loads_per_s"] < 5.2
 
 
 @pytest.mark.parametrize(
     ("bound", "running", "limit"),
     [
-        ({"max_num_seqs": 64}, 64.0, Limit.SEQUENCES),
-        ({"max_num_batched_tokens": 144}, 144 / 2.25, Limit.TOKEN_BUDGET),
-        ({"kv_cache_tokens": 30_000}, 0.97 * 30_000 / 450, Limit.KV_CACHE),
+        ({"max_num_seqs": 64}, 64.0, Bottleneck.SEQUENCES),
+        ({"max_num_batched_tokens": 144}, 144 / 2.25, Bottleneck.TOKEN_BUDGET),
+        ({"kv_cache_tokens": 30_000}, 0.97 * 30_000 / 450, Bottleneck.KV_CACHE),
     ],
 )
 def test_an_overloaded_server_runs_what_its_tightest_bound_allows(
-    bound: dict[str, float], running: float, limit: Limit
+    bound: dict[str, float], running: float, limit: Bottleneck
 ) -> None:
     scenarios = make_scenarios([COUNT], [2.0, 1.0, 0.5], horizon_s=3600.0, **bound)
     found = numbers(simulate(scenarios, make_costs(base_s=0.01, token_s=4e-5, kv_token_s=6e-8, expand_block_s=1.5e-9)))
@@ -138,7 +143,7 @@ def test_clients_that_hold_few_requests_bound_the_queue(max_pending: float) -> N
 def test_with_fewer_slots_than_busy_adapters_all_slots_are_in_use() -> None:
     found = numbers(simulate(make_scenarios([COUNT], [2.0, 1.0, 0.5], max_loras=20, horizon_s=3600.0)))
     assert found["active_adapters"] == pytest.approx(20, rel=0.01)
-    assert found["limit"] == Limit.SLOTS
+    assert found["limit"] == Bottleneck.SLOTS
     assert found["loads_per_s"] > 0.0
     assert found["throughput_tokens_per_s"] < found["offered_tokens_per_s"]
 
@@ -202,7 +207,7 @@ def mixed(count: Any = COUNT, rate_per_s: Any = (1.0, 0.5, 0.2), **changes: Any)
 
 
 def assert_same(found: Results, expected: Results, rtol: float, leave_out: tuple[str, ...] = ()) -> None:
-    for name, value in vars(expected).items():
+    for name, value in columns(expected).items():
         if name not in leave_out:
             np.testing.assert_allclose(getattr(found, name), value, rtol=rtol, atol=rtol, err_msg=name)
 
@@ -246,7 +251,7 @@ def test_what_does_not_start_has_no_numbers_but_what_was_offered() -> None:
     )
     found, all_start = simulate(scenarios), simulate(mixed())
     starts = np.array([True, False, False, True, True, True])
-    for name, value in vars(found).items():
+    for name, value in columns(found).items():
         if name not in ("offered_tokens_per_s", "status", "limit"):
             assert np.isnan(np.asarray(value)[~starts]).all(), name
             np.testing.assert_array_equal(np.asarray(value)[starts], np.asarray(getattr(all_start, name))[starts])

@@ -2,10 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
-from lora_capacity.scenarios.results import Results
+from lora_capacity.scenarios.results import EventDetails, Results, Series
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.events.requests import RequestTables
@@ -27,83 +26,7 @@ from lora_capacity.twins.events.state import (
 )
 
 
-@struct.dataclass
-class Series:
-    """Means over equal parts of the horizon, ``[configs, samples]``; NaN where no step ended.
-
-    Attributes:
-        end_s: When the last step of each part ended: until then the mean is, and from the one before.
-        running: Requests in the batch.
-        waiting: Requests in the queue.
-        kv_usage: Share of the KV cache in use.
-        active_adapters: Different adapters in a step.
-        completed_per_s: Requests completed.
-        throughput_tokens_per_s: Their prompt and answer tokens.
-    """
-
-    end_s: Array
-    running: Array
-    waiting: Array
-    kv_usage: Array
-    active_adapters: Array
-    completed_per_s: Array
-    throughput_tokens_per_s: Array
-
-
-@struct.dataclass
-class EventResults:
-    """What happened in each configuration; NaN where the server does not start or the simulation broke off.
-
-    Attributes:
-        settled: What the steady twin predicts too. ``itl_s`` counts the time of unfinished requests, and ``ttft_s`` is
-            over all requests that got their first token.
-        ttft_quantiles_s: 50, 95 and 99 % quantile of the time to first token, to 4 % as the next two,
-            ``[configs, 3]``.
-        tpot_quantiles_s: Those of the mean time per further token, of requests that were not preempted.
-        e2e_quantiles_s: Those of the time to the last token.
-        adapter_worst_wait_s: Longest time that a request of each adapter has waited for its admission,
-            ``[configs, adapters]``.
-        max_running: Most requests in the batch, int32 ``[configs]``.
-        max_adapters: Most different adapters in a step, int32 ``[configs]``.
-        max_kv_usage: Largest share of the KV cache in use, ``[configs]``.
-        adapter_arrived: Requests that arrived for each adapter, int32 ``[configs, adapters]``.
-        adapter_completed: Those completed by the end of the last step, int32 ``[configs, adapters]``.
-        disk_loads: Adapters read from disk, int32 ``[configs]``.
-        preemptions: Preemptions, int32 ``[configs]``.
-        steps: Engine steps, int32 ``[configs]``.
-        compute_share: Share of the time in which a step ran, scheduling included, ``[configs]``.
-        scheduling_share: Part of that which the scheduler passed with requests that it passed over, ``[configs]``.
-        load_share: Share of the time in which adapters were loaded, ``[configs]``.
-        turns: Turns that the simulation took, int32 ``[configs]``.
-        series: How it went, in as many samples as were asked for.
-    """
-
-    settled: Results
-    ttft_quantiles_s: Array
-    tpot_quantiles_s: Array
-    e2e_quantiles_s: Array
-    adapter_worst_wait_s: Array
-    max_running: Array
-    max_adapters: Array
-    max_kv_usage: Array
-    adapter_arrived: Array
-    adapter_completed: Array
-    disk_loads: Array
-    preemptions: Array
-    steps: Array
-    compute_share: Array
-    scheduling_share: Array
-    load_share: Array
-    turns: Array
-    series: Series
-
-    @property
-    def idle_share(self) -> Array:
-        """Share of the time in which there was nothing to do, ``[configs]``."""
-        return jnp.maximum(1.0 - self.compute_share - self.load_share, 0.0)
-
-
-def summarise(scenarios: Scenarios, server: Server, requests: RequestTables, s: State, turns: Array) -> EventResults:
+def summarise(scenarios: Scenarios, server: Server, requests: RequestTables, s: State, turns: Array) -> Results:
     """Divide sums by what they are sums over, and blank what does not start."""
     observed_s = (server.horizon - server.warmup) * server.tick_s
     status = jnp.where(s.overflow, Status.STEP_LIMIT, scenarios.status)
@@ -119,24 +42,7 @@ def summarise(scenarios: Scenarios, server: Server, requests: RequestTables, s: 
     classes = scenarios.class_count.shape[1]
     member = requests.class_of[:, :, None] == jnp.arange(classes)
     class_arrived, class_completed = ((count[:, :, None] * member).sum(axis=1) for count in (arrived, completed))
-    settled = Results(
-        throughput_tokens_per_s=tokens / observed_s + nan,
-        offered_tokens_per_s=offered_per_s * (scenarios.mean_input_tokens + scenarios.mean_output_tokens),
-        completed_per_s=requests_done / observed_s + nan,
-        class_service=jnp.where(class_arrived > 0, class_completed / class_arrived, jnp.nan) + nan[:, None],
-        mean_running=mean[RUNNING],
-        mean_waiting=mean[WAITING],
-        step_time_s=(sums[COMPUTING] + sums[LOADING]) / steps,
-        itl_s=sums[STREAMING] / next_tokens,
-        ttft_s=sums[TTFT] / first.sum(axis=1),
-        active_adapters=mean[ADAPTERS],
-        kv_usage=mean[KV_BLOCKS] / server.kv_blocks,
-        loads_per_s=host_loads / observed_s + nan,
-        limit=s.limit,
-        status=status,
-    )
-    return EventResults(
-        settled=settled,
+    events = EventDetails(
         ttft_quantiles_s=_quantiles_s(first) + nan[:, None],
         tpot_quantiles_s=_quantiles_s(later) + nan[:, None],
         e2e_quantiles_s=_quantiles_s(whole) + nan[:, None],
@@ -152,8 +58,25 @@ def summarise(scenarios: Scenarios, server: Server, requests: RequestTables, s: 
         compute_share=mean[COMPUTING],
         scheduling_share=mean[SCHEDULING],
         load_share=mean[LOADING],
-        turns=turns,
+        iterations=turns,
         series=_series(server, s),
+    )
+    return Results(
+        throughput_tokens_per_s=tokens / observed_s + nan,
+        offered_tokens_per_s=offered_per_s * (scenarios.mean_input_tokens + scenarios.mean_output_tokens),
+        completed_per_s=requests_done / observed_s + nan,
+        class_service=jnp.where(class_arrived > 0, class_completed / class_arrived, jnp.nan) + nan[:, None],
+        mean_running=mean[RUNNING],
+        mean_waiting=mean[WAITING],
+        step_time_s=(sums[COMPUTING] + sums[LOADING]) / steps,
+        itl_s=sums[STREAMING] / next_tokens,
+        ttft_s=sums[TTFT] / first.sum(axis=1),
+        active_adapters=mean[ADAPTERS],
+        kv_usage=mean[KV_BLOCKS] / server.kv_blocks,
+        loads_per_s=host_loads / observed_s + nan,
+        limit=s.limit,
+        status=status,
+        events=events,
     )
 
 

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from lora_capacity.costs import Costs
 from lora_capacity.engines import SchedulerRules
+from lora_capacity.scenarios.results import Results
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.events.adapter_slots import loads_of_evicted, loads_of_newcomers, note_distance
@@ -22,7 +23,7 @@ from lora_capacity.twins.events.arrays import seldom
 from lora_capacity.twins.events.fast_forward import skip_quiet_steps
 from lora_capacity.twins.events.queue import passed_over
 from lora_capacity.twins.events.requests import TICKS, RequestTables
-from lora_capacity.twins.events.results import EventResults, summarise
+from lora_capacity.twins.events.results import summarise
 from lora_capacity.twins.events.scheduler import arrange, send
 from lora_capacity.twins.events.state import (
     BINS,
@@ -64,7 +65,7 @@ def simulate_events(
     rules: SchedulerRules = SchedulerRules(),
     warmup_s: ArrayLike = 0.0,
     samples: int = 0,
-) -> EventResults:
+) -> Results:
     """Play every engine step of every configuration up to its horizon; pure, to be jitted.
 
     Args:
@@ -92,7 +93,7 @@ def play_out(
     rules: SchedulerRules,
     warmup_s: ArrayLike,
     samples: int,
-) -> tuple[EventResults, Array]:
+) -> tuple[Results, Array]:
     """Return what `simulate_events` does, and when requests were sent; that can take the memory of the arrivals."""
     server = lay_out_servers(scenarios, rules, warmup_s)
     adapters = jnp.asarray(scenarios.class_count.sum(axis=1), jnp.int32)

@@ -256,7 +256,7 @@ class State(NamedTuple):
             adapters that it needs last, ``[configs, steps, 5]``.
         followed: Some requests followed to their end.
         phase: Decoding requests that need a block, by step modulo `BLOCK_TOKENS`, ``[16, configs]``.
-        limit: `Limit` that ended admission in the latest step.
+        limit: `Bottleneck` that ended admission in the latest step.
         log: Last admissions: request, step of its last token, ``last`` of its adapter before, ``[configs, log, 3]``.
         logged: Admissions in the log.
         log_lost: Admissions that the log has no room for.

@@ -6,7 +6,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lora_capacity.costs import Costs, step_time_s
-from lora_capacity.scenarios.results import Limit
+from lora_capacity.scenarios.results import Bottleneck
 from lora_capacity.twins.events.arrays import add, add_several, after, places, put, read, seldom
 from lora_capacity.twins.events.asynchronous import hand_back, times
 from lora_capacity.twins.events.queue import look_further
@@ -141,10 +141,10 @@ def run(server: Server, s: State, work: Work) -> State:
 def _limit(server: Server, s: State) -> Array:
     """Why the requests left in the queue were not admitted."""
     b = s.building
-    limit = jnp.where(b.stop == FAR, Limit.SLOTS, Limit.KV_CACHE)
-    limit = jnp.where(s.running >= server.max_num_seqs, Limit.SEQUENCES, limit)
-    limit = jnp.where((b.budget == 0) & ~b.preempted, Limit.TOKEN_BUDGET, limit)
-    return jnp.where(s.waiting == 0, Limit.NONE, limit).astype(jnp.int32)
+    limit = jnp.where(b.stop == FAR, Bottleneck.SLOTS, Bottleneck.KV_CACHE)
+    limit = jnp.where(s.running >= server.max_num_seqs, Bottleneck.SEQUENCES, limit)
+    limit = jnp.where((b.budget == 0) & ~b.preempted, Bottleneck.TOKEN_BUDGET, limit)
+    return jnp.where(s.waiting == 0, Bottleneck.NONE, limit).astype(jnp.int32)
 
 
 def note_first_token(server: Server, s: State) -> State:

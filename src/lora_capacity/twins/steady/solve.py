@@ -21,7 +21,7 @@ from jax import Array
 
 from lora_capacity.costs import Costs, step_time_s
 from lora_capacity.costs.kernels import SMALL_STEP_TOKENS
-from lora_capacity.scenarios.results import Limit, Results
+from lora_capacity.scenarios.results import Bottleneck, Results
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.steady.residence import StayLaw
@@ -216,7 +216,9 @@ def _iterate(
         step_s=step_s,
         active_adapters=adapters,
         loads_per_s=loads_per_s,
-        limit=jnp.where(bound_share > 0.5, tightest + Limit.KV_CACHE, jnp.where(limited, Limit.SLOTS, Limit.NONE)),
+        limit=jnp.where(
+            bound_share > 0.5, tightest + Bottleneck.KV_CACHE, jnp.where(limited, Bottleneck.SLOTS, Bottleneck.NONE)
+        ),
         class_completed_per_s=jnp.where(limited, by_slot, in_order),
     )
     return state, observed

@@ -1,0 +1,72 @@
+"""Configurations and what a simulation says of them, as one table."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_capacity.measurements.runs import STARVED_SHORTFALL
+from lora_capacity.scenarios.results import Bottleneck, EventDetails, Results
+from lora_capacity.scenarios.scenarios import Scenarios
+from lora_capacity.status import Status
+
+_SETTINGS = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens")
+_PREDICTED = (
+    *("completed_per_s", "mean_running", "mean_waiting", "step_time_s", "itl_s", "ttft_s"),
+    *("active_adapters", "kv_usage", "loads_per_s"),
+)
+_QUANTILES = ("p50", "p95", "p99")
+_DETAILS = (
+    *("max_running", "max_adapters", "max_kv_usage", "preemptions", "disk_loads", "steps"),
+    *("compute_share", "scheduling_share", "load_share", "idle_share"),
+)
+
+
+def table(scenarios: Scenarios, results: Results, threshold: float = STARVED_SHORTFALL) -> dict[str, NDArray[Any]]:
+    """Return configurations and predictions as named columns, units in the names, codes as labels.
+
+    Args:
+        scenarios: The configurations.
+        results: What an engine says of them.
+        threshold: Share below the offered load from which throughput counts as starved.
+
+    Returns:
+        Columns ``[configs]``: ``max_cpu_loras``, ``max_loras``, ``max_lora_rank``, ``max_num_seqs``,
+        ``max_num_batched_tokens``, ``kv_cache_tokens`` (integers), ``throughput_tokens_per_s``,
+        ``offered_tokens_per_s``, ``service``, ``starved`` (bool), ``completed_per_s``, ``mean_running``,
+        ``mean_waiting``, ``step_time_s``, ``itl_s``, ``ttft_s``, ``active_adapters``, ``kv_usage``, ``loads_per_s``,
+        ``limit`` and ``status`` (labels). Where the results have ``events``, also ``ttft_p50_s``, ``ttft_p95_s``,
+        ``ttft_p99_s`` and the same of ``tpot`` and ``e2e``, ``max_running``, ``max_adapters``, ``max_kv_usage``,
+        ``preemptions``, ``disk_loads``, ``steps``, ``compute_share``, ``scheduling_share``, ``load_share``,
+        ``idle_share``, ``worst_service``, the smallest share of an adapter's requests that were completed, and
+        ``worst_wait_s``, the longest that a request has waited for its admission.
+    """
+    columns = {"max_cpu_loras": np.asarray(scenarios.class_count).sum(axis=1)}
+    columns |= {name: np.asarray(getattr(scenarios, name)) for name in _SETTINGS}
+    columns = {name: np.rint(column).astype(np.int64) for name, column in columns.items()}
+    columns["throughput_tokens_per_s"] = np.asarray(results.throughput_tokens_per_s)
+    columns["offered_tokens_per_s"] = np.asarray(results.offered_tokens_per_s)
+    columns |= {"service": np.asarray(results.service), "starved": np.asarray(results.starved(threshold))}
+    columns |= {name: np.asarray(getattr(results, name)) for name in _PREDICTED}
+    statuses = [Status(code) for code in np.asarray(results.status)]
+    limits = [
+        Bottleneck(code).label if status.started else ""
+        for code, status in zip(np.asarray(results.limit), statuses, strict=True)
+    ]
+    columns["limit"] = np.array(limits, dtype=object)
+    columns["status"] = np.array([status.label for status in statuses], dtype=object)
+    if results.events is not None:
+        columns |= _event_columns(results.events, ~np.isnan(columns["throughput_tokens_per_s"]))
+    return columns
+
+
+def _event_columns(events: EventDetails, told: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    columns: dict[str, NDArray[Any]] = {}
+    for time in ("ttft", "tpot", "e2e"):
+        quantiles_s = np.asarray(getattr(events, f"{time}_quantiles_s")).T
+        columns |= {f"{time}_{name}_s": values_s for name, values_s in zip(_QUANTILES, quantiles_s, strict=True)}
+    columns |= {name: np.asarray(getattr(events, name)) for name in _DETAILS}
+    arrived, completed = np.asarray(events.adapter_arrived), np.asarray(events.adapter_completed)
+    service = np.divide(completed, arrived, out=np.ones(arrived.shape, np.float32), where=arrived > 0).min(axis=1)
+    waited_s = np.asarray(events.adapter_worst_wait_s).max(axis=1)
+    return columns | {"worst_service": np.where(told, service, np.nan), "worst_wait_s": waited_s}
