@@ -1,5 +1,6 @@
 """``lora-capacity simulate``: one configuration in detail."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,8 @@ def simulate(
     else:
         results = run(known, scenarios, StayLaw.of_lengths(asked.output_tokens))
     events = {} if results.events is None else {"events": _events(asked, adapters, seed, results.events)}
-    row = {name: column.tolist()[0] for name, column in table(scenarios, results.replace(events=None)).items()}
+    shared = dataclasses.replace(results, events=None)
+    row = {name: column.tolist()[0] for name, column in table(scenarios, shared).items()}
     resolved = {name: row.pop(name) for name in _SETTINGS}
     server = ServerConfig.with_defaults(known.behaviour, known.gpu, known.model, **settings | resolved)
     document = {

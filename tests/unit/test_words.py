@@ -6,10 +6,10 @@ import pytest
 
 from lora_capacity import Status
 from lora_capacity.reports.heatmap import BOTTLENECKS, REGIONS
-from lora_capacity.scenarios import Limit
+from lora_capacity.scenarios import Bottleneck
 from lora_capacity.words import FAILURES, bottleneck, duration, plural, shown, spoken
 
-LABELS = sorted({*(each.label for each in (*Status, *Limit)), *BOTTLENECKS, *REGIONS})
+LABELS = sorted({*(each.label for each in (*Status, *Bottleneck)), *BOTTLENECKS, *REGIONS})
 
 
 @pytest.mark.parametrize("label", LABELS)

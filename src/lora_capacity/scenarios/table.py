@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_capacity.measurements.runs import STARVED_SHORTFALL
+from lora_capacity.measurements.scores import STARVED_SHORTFALL
 from lora_capacity.scenarios.results import Bottleneck, EventDetails, Results
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
