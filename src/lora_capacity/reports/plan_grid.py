@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from lora_capacity.run.steady import simulate, with_classes
@@ -15,14 +16,15 @@ from lora_capacity.search.problem import Problem
 from lora_capacity.search.recommendation import Candidate
 from lora_capacity.twins.steady import StayLaw
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-
 Z_90 = 1.6448536269514722
 """Standard deviations of a normal law within which 90 % lie."""
 
 _BEYOND = 1.8
+"""How far the grid reaches, in times the recommended adapters: past where servers with any slots starve."""
+
 _DEAD_ROWS = 3
+"""Rows of servers that do not start: enough to see the edge and to hold its name."""
+
 _LATENCIES = ("itl_s", "ttft_s")
 
 
@@ -39,8 +41,8 @@ class PlanGrid:
         bottleneck: Label of its `Bottleneck`, or the verdict where it does not start, ``[rows, columns]``.
     """
 
-    adapters: IntArray
-    slots: IntArray
+    adapters: Int[np.ndarray, " columns"]
+    slots: Int[np.ndarray, " rows"]
     best: tuple[int, int]
     values: Columns
     verdict: NDArray[Any]
@@ -83,7 +85,7 @@ class Curve:
         verdict: Labels of `judge`, ``[points]``.
     """
 
-    adapters: IntArray
+    adapters: Int[np.ndarray, " points"]
     values: Columns
     low: Columns
     high: Columns
@@ -102,7 +104,9 @@ class Curve:
         return cls(adapters, found, low, high, problem.judge(found))
 
 
-def _paced(problem: Problem, adapters: IntArray, slots: int, deviations: float) -> dict[str, FloatArray]:
+def _paced(
+    problem: Problem, adapters: Int[np.ndarray, " points"], slots: int, deviations: float
+) -> dict[str, Float[np.ndarray, " points"]]:
     """Predict servers that are slower by so many standard deviations of the capacity's error."""
     scenarios = build_scenarios(problem.workload, problem.calibration, adapters, slots, **problem.settings)
     factor = np.exp(deviations * capacity_error(problem.calibration, scenarios))
@@ -114,14 +118,18 @@ def _paced(problem: Problem, adapters: IntArray, slots: int, deviations: float) 
 
 
 def run_at(
-    problem: Problem, scenarios: Scenarios, load: FloatArray, shorter: FloatArray | float = 1.0, classes: int = 16
+    problem: Problem,
+    scenarios: Scenarios,
+    load: Float[np.ndarray, " configs"],
+    shorter: Float[np.ndarray, " configs"] | float = 1.0,
+    classes: int = 16,
 ) -> Results:
     """Predict configurations under multiples of their load.
 
     Args:
-        problem: Whose calibration and answer lengths hold.
+        problem: Whose calibration and output lengths hold.
         scenarios: The configurations, ``[configs]``.
-        load: Factors of all request rates, ``[configs]``.
+        load: Factors of all request rates.
         shorter: Factors by which the horizon is shorter.
         classes: Adapters of more different rates and ranks than this are merged, see `with_classes`.
     """
@@ -136,19 +144,19 @@ def run_at(
     return simulate(problem.calibration, scaled, StayLaw.of_lengths(problem.workload.output_tokens))
 
 
-def _adapters(problem: Problem, best: int, count: int) -> IntArray:
+def _adapters(problem: Problem, best: int, count: int) -> Int[np.ndarray, " columns"]:
     available = problem.workload.adapters.max_count
     reach = max(round(_BEYOND * best), best + 4)
     return _stepped(best, 1, reach if available is None else min(reach, available), count)
 
 
-def _stepped(best: int, first: int, last: int, count: int) -> IntArray:
+def _stepped(best: int, first: int, last: int, count: int) -> Int[np.ndarray, " numbers"]:
     """Return at most ``count`` + 1 numbers in equal steps from ``first`` to ``last``, ``best`` among them."""
     step = max(1, -(-(last - first) // count))
     return np.arange(best - (best - first) // step * step, last + 1, step)
 
 
-def _slots(problem: Problem, most: int, best: Candidate, count: int) -> IntArray:
+def _slots(problem: Problem, most: int, best: Candidate, count: int) -> Int[np.ndarray, " rows"]:
     """Return about so many numbers of slots in equal ratios, a few of which do not start if any does not."""
     slots = np.unique(np.rint(np.geomspace(1, most, 2 * count)).astype(np.int64))
     alive = np.flatnonzero(problem.assess(np.full(slots.size, most), slots, loads=2)["limit"] != "")
@@ -161,7 +169,7 @@ def _slots(problem: Problem, most: int, best: Candidate, count: int) -> IntArray
     return np.unique(np.append(rows, best.max_loras))
 
 
-def _spread(found: Columns, possible: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+def _spread(found: Columns, possible: Bool[np.ndarray, "rows columns"]) -> dict[str, NDArray[Any]]:
     """Lay columns over the possible configurations out on the grid, NaN or empty elsewhere."""
     grids = {}
     for name, column in found.items():

@@ -18,7 +18,10 @@ from lora_capacity.search.problem import Problem
 from lora_capacity.workload import Workload
 
 _COLUMNS, _ROWS, _POINTS = 46, 34, 120
+"""Cells of the map, as fine as a pointer on a desk tells apart, and points of the curves, one every few pixels."""
+
 _CLASSES = 12
+"""Most rows of the figure of who is served; adapters of more rates and ranks are merged."""
 
 
 class Report(ReportData):

@@ -22,7 +22,10 @@ LONGER = 1.1
 """Factor by which outputs are made longer."""
 
 _LOADS = 13
+"""Loads at which each changed server is tried, as many as for the recommendation that it is compared with."""
+
 _CLASSES = 16
+"""Adapters of more rates and ranks are merged, as in the search."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,15 @@ def changes(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[Ch
     }
     fixed = {name: value for name, value in problem.settings.items() if name not in columns}
     scenarios = build_scenarios(problem.workload, problem.calibration, **columns, **fixed)
-    scenarios = _with_load_and_memory(problem, scenarios, words)
-    found = _assess(problem, scenarios, problem.workload.output_tokens)
-    longer = _longer_outputs(problem, best, fixed)
+    found = assess(
+        problem.calibration,
+        _with_load_and_memory(problem, scenarios, words),
+        StayLaw.of_lengths(problem.workload.output_tokens),
+        threshold=problem.threshold,
+        risk=problem.risk,
+        loads=_LOADS,
+    )
+    longer = _longer_outputs(problem, best)
     if longer is not None:
         words.append("outputs 10 % longer")
         found = {name: np.concatenate([column, longer[name]]) for name, column in found.items()}
@@ -122,30 +131,17 @@ def _with_load_and_memory(problem: Problem, scenarios: Scenarios, words: list[st
     return changed
 
 
-def _longer_outputs(problem: Problem, best: Candidate, fixed: Mapping[str, Any]) -> Columns | None:
+def _longer_outputs(problem: Problem, best: Candidate) -> Columns | None:
     """Predict the recommended server with longer outputs, unless recorded requests or its longest one forbid it."""
     workload = problem.workload
     lengths = workload.output_tokens
     longer = LengthDistribution.from_histogram(np.rint(lengths.tokens * LONGER), lengths.probability)
-    longest = workload.input_tokens.max + longer.max
-    limit = fixed.get("max_model_len") or problem.calibration.model.max_position_embeddings
-    if workload.trace is not None or longest > limit:
+    limit = problem.settings.get("max_model_len") or problem.calibration.model.max_position_embeddings
+    if workload.trace is not None or workload.input_tokens.max + longer.max > limit:
         return None
-    changed = dataclasses.replace(workload, output_tokens=longer)
-    columns = {name: np.array([value]) for name, value in _settings(best).items()}
-    scenarios = build_scenarios(changed, problem.calibration, **columns, **fixed)
-    return _assess(problem, with_classes(scenarios, min(_CLASSES, scenarios.class_count.shape[1])), longer)
-
-
-def _assess(problem: Problem, scenarios: Scenarios, lengths: LengthDistribution) -> Columns:
-    return assess(
-        problem.calibration,
-        scenarios,
-        StayLaw.of_lengths(lengths),
-        threshold=problem.threshold,
-        risk=problem.risk,
-        loads=_LOADS,
-    )
+    settings = _settings(best)
+    changed = dataclasses.replace(problem, workload=dataclasses.replace(workload, output_tokens=longer))
+    return changed.assess([settings.pop("adapters")], settings.pop("max_loras"), _LOADS, **settings)
 
 
 def _against_the_first(words: list[str], found: Columns) -> tuple[Change, ...]:
