@@ -1,16 +1,20 @@
 """Options that several commands share; server settings stand under the names of vLLM's flags."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from lora_capacity.errors import InputError
 
 DEFAULT_CALIBRATION = "llama-3.1-8b-instruct-h100-64gb"
 MAX_GRID_VALUES = 10_000
 
-_SEED_UNHEARD = "--seed changes nothing, since the steady twin draws no requests; it is for --engine event"
+_EVENT_ONLY = ("seed", "seeds", "warmup_s", "samples")
+"""Options that the event twin alone hears of: the steady twin draws no requests and follows no time."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -91,8 +95,32 @@ calibration_option = click.option(
 )
 
 
+def refuse_given(names: Iterable[str], beside: str, remedy: str) -> None:
+    """Refuse options of the running command that would change nothing.
+
+    Args:
+        names: Their parameters; those that the user has not given are let be.
+        beside: What makes them change nothing, as the user wrote it (``--engine steady``).
+        remedy: What they are for.
+
+    Raises:
+        InputError: Names the first one given.
+    """
+    ctx = click.get_current_context()
+    for param in ctx.command.params:
+        if param.name in names and ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
+            raise InputError(param.opts[-1], ctx.params[param.name], f"nothing beside {beside}", remedy)
+
+
 def engine_options(command: Command) -> Command:
-    """Add ``--engine`` and ``--seed`` to a command."""
+    """Add ``--engine`` and ``--seed``; options of the event twin are refused beside the steady one."""
+
+    @functools.wraps(command)
+    def with_engine(**given: Any) -> Any:
+        if given["engine"] == "steady":
+            refuse_given(_EVENT_ONLY, "--engine steady", "it is for --engine event")
+        return command(**given)
+
     engine = click.option(
         "--engine",
         type=click.Choice(["steady", "event"]),
@@ -100,35 +128,29 @@ def engine_options(command: Command) -> Command:
         show_default=True,
         help="Which twin predicts: steady (averages, instant) or event (every engine step, takes longer).",
     )
-    return engine(seed_option(command))
-
-
-def seed_option(command: Command) -> Command:
-    """Add ``--seed``; the command gets a number, and the user a warning where no event twin hears of it."""
-
-    @functools.wraps(command)
-    def with_seed(**given: Any) -> Any:
-        if given["seed"] is not None and given.get("engine") == "steady":
-            click.echo(click.style("warning: ", fg="yellow") + _SEED_UNHEARD, err=True)
-        return command(**given | {"seed": given["seed"] or 0})
-
-    seed = click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        help="Requests that the event twin plays; equal seeds give equal answers. [default: 0]",
-    )
-    decorated: Any = seed(with_seed)
+    decorated: Any = engine(seed_option(with_engine))
     return decorated
 
 
+def seed_option(command: Command) -> Command:
+    """Add ``--seed``."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Requests that the event twin runs; equal seeds give equal answers.",
+    )(command)
+
+
 def seeds_option(default: int) -> Callable[[Command], Command]:
-    """Return what adds ``--seeds``, how often each configuration is played."""
+    """Return what adds ``--seeds``, how often each configuration is run."""
     return click.option(
         "--seeds",
         type=click.IntRange(min=1),
         default=default,
         show_default=True,
-        help="Times that the event twin plays a configuration, each with requests of another seed, from --seed on.",
+        help="Times that the event twin runs a configuration, each with requests of another seed, from --seed on.",
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.errors import InputError
-from lora_capacity_cli.options import FILE, examples
+from lora_capacity_cli.options import FILE, examples, refuse_given
 from lora_capacity_cli.output import print_facts, print_table
 from lora_capacity_cli.servers import process_options
 
@@ -66,6 +66,8 @@ def profile(**given: Any) -> None:
     folder = given["output"]
     if folder is None and not given["dry_run"]:
         raise InputError("--output", "nothing", "-o FOLDER, the profile folder to write")
+    if given["url"] is not None:
+        refuse_given(("environment", "timeout_s"), "--url", "it is for servers that are started")
     machine = _machine(given)
     campaign = _campaign(given, machine)
     if given["dry_run"]:

@@ -7,7 +7,7 @@ import click
 
 from lora_capacity.words import shown
 from lora_capacity_cli.files import check_output, write_text
-from lora_capacity_cli.options import FILE, examples, format_option, server_options
+from lora_capacity_cli.options import FILE, examples, format_option, refuse_given, server_options
 from lora_capacity_cli.output import print_json, print_table
 from lora_capacity_cli.runtime import prepare
 from lora_capacity_cli.surrogates import calibration_of_option, load_both, surrogate_option
@@ -47,12 +47,18 @@ def rules(
     """
     if figure is not None:
         check_output("--figure", figure, (".svg",))
+    if workload is None:
+        refuse_given(("calibration", *settings), "rules without --workload", "it is for the workload's path")
     prepare()
-    from lora_capacity.surrogate import rules_of
+    from lora_capacity.surrogate import load_surrogate, rules_of
 
-    model, known = load_both(surrogate, calibration)
+    path: list[dict[str, Any]] = []
+    if workload is None:
+        model = load_surrogate(surrogate)
+    else:
+        model, known = load_both(surrogate, calibration)
+        path = _path(model, known, target, workload, settings)
     found = rules_of(model, target)
-    path = [] if workload is None else _path(model, known, target, workload, settings)
     if figure is not None:
         from lora_capacity.reports.rules import draw_rules
 

@@ -12,6 +12,7 @@ from lora_capacity_cli.options import (
     GRID,
     calibration_option,
     engine_options,
+    refuse_given,
     seeds_option,
     server_options,
     workload_argument,
@@ -62,6 +63,8 @@ _OPTIONS = {
 }
 _PASSED = ("adapters", "max_loras", "starvation_threshold", "risk", "engine", "seed", "seeds")
 _SHARED = ("workload", "calibration", "engine", "seed", "seeds", "settings")
+SEARCH_ONLY = (*_OPTIONS.keys() - {"adapters", "max_loras"}, "engine", "seed", "seeds")
+"""Options that say how to search, which change nothing where the configurations are given."""
 
 
 def search_options(command: Command) -> Command:
@@ -69,6 +72,8 @@ def search_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_question(**given: Any) -> Any:
+        if given["goal"] != "fewest-slots":
+            refuse_given(("within",), f"--objective {given['goal']}", "it is for --objective fewest-slots")
         question = {name: given.pop(name) for name in (*_SHARED, *_OPTIONS)}
         return command(**given, question=question)
 

@@ -117,6 +117,10 @@ def process_options(command: Command) -> Command:
     return command
 
 
+HOW_STARTED = ("python", "flags", "environment", "port", "timeout_s")
+"""Options that change nothing where a server runs already."""
+
+
 def start_options(command: Command) -> Command:
     """Add how a server is started.
 

@@ -10,11 +10,11 @@ import click
 
 from lora_capacity.errors import InputError, LoraCapacityError
 from lora_capacity_cli.comparison import compare, print_comparison
-from lora_capacity_cli.options import FILE, examples, format_option
+from lora_capacity_cli.options import FILE, examples, format_option, refuse_given
 from lora_capacity_cli.output import print_json
 from lora_capacity_cli.runtime import prepare
-from lora_capacity_cli.search import recommend, search_options
-from lora_capacity_cli.servers import stages, start_options
+from lora_capacity_cli.search import SEARCH_ONLY, recommend, search_options
+from lora_capacity_cli.servers import HOW_STARTED, stages, start_options
 
 if TYPE_CHECKING:
     from lora_capacity_profiling.trial import Measured, Trial
@@ -120,6 +120,10 @@ def verify(
     """
     if (url is None) == (start["model"] is None):
         raise InputError("--url", url, "one of --url, --model and --profile", "say which server to try")
+    if url is not None:
+        refuse_given(HOW_STARTED, "--url", "it is for servers that are started")
+        if runs_file is not None:
+            refuse_given(("folder",), "--url and --runs", "it is for servers that are started, and for their runs")
     axes = ("max_num_seqs", "max_num_batched_tokens")
     settings = {name: (value,) if name in axes else value for name, value in profiled.items()}
     question["settings"] = settings | question["settings"]
@@ -198,6 +202,7 @@ def _points(
         return workload, calibration, [_server(workload, calibration, question, each) for each in chosen]
     if neighbours:
         raise InputError("--neighbours", True, "a search: not both --adapters and --max-loras", "give more values")
+    refuse_given(SEARCH_ONLY, "--url" if url else "both --adapters and --max-loras", "it is for a search")
     from lora_capacity.calibration import load_calibration
     from lora_capacity.run.steady import grid
     from lora_capacity.workload import Workload
