@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_capacity.workload import Workload
 
 _DEFAULT_WINDOW_S = 600.0
+"""Twenty times the half minute that a long request takes: few are cut off at the ends."""
 _SHOWN = (
     "duration_s",
     "arrivals",

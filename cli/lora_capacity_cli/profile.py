@@ -57,7 +57,7 @@ def profile(**given: Any) -> None:
 
     MODEL is a name or a folder, as vLLM takes it. Servers are started and stopped as the campaign needs them; adapters
     of random weights are made for them. Every finished point is on disk at once: after an interruption the same command
-    goes on where it stopped. A point that fails is recorded in profile.json and passed over; the same command tries it
+    goes on where it stopped. A point that fails is recorded in profile.json and skipped; the same command tries it
     again.
     """
     from lora_capacity_profiling.errors import ServerError

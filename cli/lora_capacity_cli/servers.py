@@ -17,6 +17,7 @@ Tell = Callable[[str, float, float | None], None]
 """Told which stage it is, the seconds spent in it, and how many it takes; None where nobody knows."""
 
 _TOLD_EVERY_S = 10.0
+"""Between lines of progress in a log: it stays readable over an hour."""
 
 
 class Assignment(click.ParamType):

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from lora_capacity.workload import Workload
 
 DISAGREES = 3
+"""Exit code where predicted and measured do not agree."""
+
 _START_S = 60.0
+"""About how long a server takes to start, for telling the time left; the first one corrects it."""
 
 
 @click.command(
@@ -59,7 +62,7 @@ _START_S = 60.0
     type=click.Choice(["event", "steady"]),
     default="event",
     show_default=True,
-    help="Twin to compare with: event plays the very requests that are sent; steady answers from averages.",
+    help="Twin to compare with: event simulates the very requests that are sent; steady computes from averages.",
 )
 @click.option(
     "--traffic-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the requests sent."

@@ -30,11 +30,11 @@ _MAX_ERROR_CHARACTERS = 300
 
 
 class RequestFailed(Exception):
-    """One request got no complete answer; its text says why."""
+    """One request got no complete response; its text says why."""
 
 
 @dataclass(eq=False, slots=True)
-class Answer:
+class Response:
     """What came back for one request; times of ``time.perf_counter``, NaN until then.
 
     Attributes:
@@ -65,11 +65,11 @@ class _Connection(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._now_s = 0.0
-        self._begin(Answer())
+        self._begin(Response())
 
-    def _begin(self, answer: Answer) -> None:
+    def _begin(self, response: Response) -> None:
         self.heard = False
-        self._answer = answer
+        self._response = response
         self._status = 0
         self._head_bytes = 0
         self._keep = True
@@ -79,7 +79,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether the last answer has been read to its end, so that another request may follow."""
+        """Whether the last response has been read to its end, so that another request may follow."""
         return self.usable and self._done is not None and self._done.done() and not self._done.cancelled()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -88,17 +88,17 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._break("the server closed the connection before the answer was complete")
 
-    def send(self, request: bytes, answer: Answer) -> "asyncio.Future[None]":
-        """Write a request; the future is done when its answer is complete."""
-        self._begin(answer)
+    def send(self, request: bytes, response: Response) -> "asyncio.Future[None]":
+        """Write a request; the future is done when its response is complete."""
+        self._begin(response)
         self._done = asyncio.get_running_loop().create_future()
-        answer.sent_s = time.perf_counter()
+        response.sent_s = time.perf_counter()
         if self.transport is not None:
             self.transport.write(request)
         return self._done
 
     def close(self) -> None:
-        """Close at once, dropping what is under way."""
+        """Close at once, dropping what is in flight."""
         self.usable = False
         if self.transport is not None:
             self.transport.abort()
@@ -126,7 +126,7 @@ class _Connection(asyncio.Protocol):
         if self._status != 200:
             self._error_text = (self._error_text + piece.decode(errors="replace"))[:_MAX_ERROR_BODY]
             return
-        # vLLM sends an event a chunk (`stream_generator` of its completions), but a proxy may cut elsewhere.
+        # vLLM sends an event a chunk (`completion_stream_generator`), but a proxy may cut elsewhere.
         *events, self._events = (self._events + piece).split(b"\n\n")
         if len(self._events) > _MAX_EVENT_BYTES:
             raise ValueError("a piece too long")
@@ -145,17 +145,17 @@ class _Connection(asyncio.Protocol):
             self._end("" if self._told_end else "the answer stopped before it said that it was complete")
 
     def _read_event(self, event: dict[str, Any]) -> None:
-        answer, now_s = self._answer, self._now_s
+        response, now_s = self._response, self._now_s
         if event.get("choices"):
-            if not answer.pieces:
-                answer.first_s = now_s
-            answer.last_s = now_s
-            answer.pieces += 1
-            if answer.piece_s is not None:
-                answer.piece_s.append(now_s)
+            if not response.pieces:
+                response.first_s = now_s
+            response.last_s = now_s
+            response.pieces += 1
+            if response.piece_s is not None:
+                response.piece_s.append(now_s)
         if usage := event.get("usage"):
-            answer.prompt_tokens = int(usage["prompt_tokens"])
-            answer.output_tokens = int(usage["completion_tokens"])
+            response.prompt_tokens = int(usage["prompt_tokens"])
+            response.output_tokens = int(usage["completion_tokens"])
         if error := event.get("error"):
             self._error_text = json.dumps(error)
 
@@ -187,22 +187,22 @@ class Client:
     _idle: list[_Connection] = field(default_factory=list, repr=False)
     _all: set[_Connection] = field(default_factory=set, repr=False)
 
-    async def complete(self, request: bytes, answer: Answer) -> None:
-        """Send a request and wait for its answer.
+    async def complete(self, request: bytes, response: Response) -> None:
+        """Send a request and wait for its response.
 
         Args:
             request: As :meth:`completion_request` makes it.
-            answer: Filled as the answer comes in.
+            response: Filled as the response comes in.
 
         Raises:
-            RequestFailed: If there is no connection, or no complete and good answer.
+            RequestFailed: If there is no connection, or no complete and good response.
         """
         again = True
         while again:
             connection, used_before = await self._connection()
             again = False
             try:
-                await connection.send(request, answer)
+                await connection.send(request, response)
             except RequestFailed:
                 # A server closes what is idle for long; that is found out only by writing to it.
                 again = used_before and not connection.heard

@@ -12,7 +12,7 @@ from lora_capacity.errors import InputError
 from lora_capacity_profiling.errors import ServerError
 
 MAX_BODY_BYTES = 64 * 1024**2
-"""Longest answer that is read: /metrics of a server that has served many combinations of adapters takes megabytes."""
+"""Longest body that is read: /metrics of a server that has served many combinations of adapters takes megabytes."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Endpoint:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.prefix}"
 
     def get(self, path: str, *, timeout_s: float) -> tuple[int, bytes]:
-        """Ask for a path and return status and body of the answer.
+        """Ask for a path and return status and body of the response.
 
         Args:
             path: Path on the server, beginning with a slash.
@@ -84,7 +84,7 @@ class Endpoint:
 
 
 def _body(response: http.client.HTTPResponse, connection: http.client.HTTPConnection, deadline: float) -> bytes:
-    """Read an answer in pieces: the timeout of a socket starts anew with every piece."""
+    """Read a body in pieces: the timeout of a socket starts anew with every piece."""
     pieces, size = [], 0
     while piece := response.read1(1 << 16):
         pieces.append(piece)

@@ -1,6 +1,7 @@
 """Failures of a server, told in one line."""
 
 from lora_capacity.errors import LoraCapacityError
+from lora_capacity_profiling.startlog import StartOutcome
 
 
 class ServerError(LoraCapacityError):
@@ -12,6 +13,8 @@ class ServerError(LoraCapacityError):
         log_tail: Last lines of the server's log, where it has one.
     """
 
-    def __init__(self, message: str, *, outcome: str = "failed", log_tail: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, message: str, *, outcome: StartOutcome = StartOutcome.FAILED, log_tail: tuple[str, ...] = ()
+    ) -> None:
         self.outcome, self.log_tail = outcome, log_tail
         super().__init__(" ".join(message.split()))

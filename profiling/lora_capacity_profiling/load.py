@@ -2,7 +2,7 @@
 
 Open loop: a request is sent when it arrives, however many wait already, up to ``max_pending``; from then on one enters
 as another ends, in order of arrival. Closed loop is the same with all arriving at once (:func:`at_once`): then
-``max_pending`` are always under way.
+``max_pending`` are always in flight.
 """
 
 import array
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.units import MS_PER_S
 from lora_capacity.workload.requests import BASE_MODEL, Requests
-from lora_capacity_profiling.client import Answer, Client, RequestFailed
+from lora_capacity_profiling.client import Client, RequestFailed, Response
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
 
@@ -30,11 +30,20 @@ IntArray = NDArray[np.int64]
 Progress = Callable[[float, int, int], None]
 """Told once a second: seconds since the start, requests sent, requests ended."""
 
-_FIRST_WORD = 3  # token numbers before it are special in most vocabularies
-_POOL_TOKENS = 1 << 16  # prompts begin at random places in a random text this long: no two are likely to be alike
-_FAILURES_IN_A_ROW = 20  # then the server is taken for dead
+_FIRST_WORD = 3
+"""Token numbers before it are special in most vocabularies: beginning, end, unknown."""
+
+_POOL_TOKENS = 1 << 16
+"""Prompts begin at random places of a random text this long: no two are likely to be alike."""
+
+_FAILURES_IN_A_ROW = 20
+"""Then the server is taken for dead: one that works fails now and then, not twenty times without a success."""
+
 _SPARE_FILES = 64
+"""Descriptors beside the connections: standard streams, logs, the event loop, Python's modules."""
+
 _PROGRESS_S = 1.0
+"""How often progress is told: as often as a reader can follow, and no work for the client."""
 
 
 class RequestOutcome(enum.IntEnum):
@@ -45,9 +54,9 @@ class RequestOutcome(enum.IntEnum):
     UNFINISHED = 1
     """Sent, and cancelled when the run was over."""
     COMPLETED = 2
-    """Answered in full."""
+    """Its output came in full."""
     FAILED = 3
-    """Not answered, or not in full."""
+    """Its output did not come, or not in full."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +89,7 @@ class LoadResult:
 
     @property
     def completed(self) -> NDArray[np.bool_]:
-        """Which requests were answered in full, ``[requests]``."""
+        """Which requests got their output in full, ``[requests]``."""
         return np.asarray(self.outcome == RequestOutcome.COMPLETED)
 
     @property
@@ -106,7 +115,7 @@ class LoadResult:
 
     @property
     def itl_s(self) -> FloatArray:
-        """Times between pieces of one answer, seconds ``[pieces after the first of completed requests]``."""
+        """Times between pieces of one output, seconds ``[pieces after the first of completed requests]``."""
         gaps_s = [np.diff(each) for each, completed in zip(self.piece_s, self.completed, strict=False) if completed]
         return np.concatenate(gaps_s) if gaps_s else np.empty(0)
 
@@ -157,7 +166,7 @@ def at_once(adapter: ArrayLike, input_tokens: ArrayLike, output_tokens: ArrayLik
     Args:
         adapter: Index of the adapter, ``BASE_MODEL`` (-1) for none, ``[requests]``.
         input_tokens: Prompt lengths, ``[requests]``.
-        output_tokens: Answer lengths, ``[requests]``.
+        output_tokens: Output lengths, ``[requests]``.
     """
     adapter = np.asarray(adapter)
     return Requests(
@@ -189,7 +198,7 @@ def run_load(
         models: The server's names of the adapters, by the index that requests have.
         base_model: The server's name of the model, for requests without an adapter.
         duration_s: Most seconds that this takes.
-        max_pending: Most requests under way; None: as many as there are.
+        max_pending: Most in-flight requests; None: as many as there are.
         vocab_size: Prompts hold token numbers below it.
         record_pieces: Whether to keep the time of every piece: 8 bytes a token.
         seed: Seed of the prompts.
@@ -232,7 +241,7 @@ class _Run:
         self.client = Client(endpoint)
         self.outcome = np.zeros(len(requests), dtype=np.int64)
         self.due_s = np.full(len(requests), np.nan)
-        self.answers: list[Answer | None] = [None] * len(requests)
+        self.responses: list[Response | None] = [None] * len(requests)
         self.failures: Counter[str] = Counter()
         self.failed_in_a_row = self.sent = self.ended = 0
         self.started_s = self.duration_s = self.cpu_s = 0.0
@@ -269,7 +278,7 @@ class _Run:
         for index, arrival_s in enumerate(self.requests.arrival_s.tolist()):
             request = self._request(index)  # ahead of its time, which is when it should only be written
             wait_s = self.started_s + arrival_s - time.perf_counter()
-            # Without a wait, answers must still be read between two requests.
+            # Without a wait, responses must still be read between two requests.
             await asyncio.sleep(max(wait_s, 0.0))
             if places.locked():
                 await places.acquire()
@@ -286,13 +295,13 @@ class _Run:
         return self.client.completion_request(name, prompt, int(self.requests.output_tokens[index]))
 
     async def _send(self, index: int, request: bytes, places: asyncio.Semaphore) -> None:
-        answer = Answer(piece_s=array.array("d") if self.record_pieces else None)
-        self.answers[index] = answer
+        response = Response(piece_s=array.array("d") if self.record_pieces else None)
+        self.responses[index] = response
         self.outcome[index] = RequestOutcome.UNFINISHED
         self.sent += 1
         try:
-            await self.client.complete(request, answer)
-            self._check_length(index, answer)
+            await self.client.complete(request, response)
+            self._check_length(index, response)
         except RequestFailed as failure:
             self.outcome[index] = RequestOutcome.FAILED
             self.failures[str(failure)] += 1
@@ -306,10 +315,10 @@ class _Run:
             self.ended += 1
             places.release()
 
-    def _check_length(self, index: int, answer: Answer) -> None:
+    def _check_length(self, index: int, response: Response) -> None:
         asked = (int(self.requests.input_tokens[index]), int(self.requests.output_tokens[index]))
-        if (answer.prompt_tokens, answer.output_tokens) != asked:
-            got = f"{answer.prompt_tokens} + {answer.output_tokens} tokens"
+        if (response.prompt_tokens, response.output_tokens) != asked:
+            got = f"{response.prompt_tokens} + {response.output_tokens} tokens"
             raise RequestFailed(f"the server counts {got} where {asked[0]} + {asked[1]} were asked for")
 
     async def _tell(self, on_progress: Progress) -> None:
@@ -321,10 +330,10 @@ class _Run:
         """Return what became of the requests."""
         nan = float("nan")
         sent_s, first_s, last_s = (
-            np.array([nan if each is None else getattr(each, name) for each in self.answers]) - self.started_s
+            np.array([nan if each is None else getattr(each, name) for each in self.responses]) - self.started_s
             for name in ("sent_s", "first_s", "last_s")
         )
-        pieces = self.answers if self.record_pieces else []
+        pieces = self.responses if self.record_pieces else []
         return LoadResult(
             requests=self.requests,
             outcome=self.outcome,

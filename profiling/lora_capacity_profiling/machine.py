@@ -14,6 +14,8 @@ DEVICES = ("gpu", "cpu")
 """What a server computes on."""
 
 _PROBE_S = 300.0
+"""Importing torch from a cold network disk takes minutes; longer is a fault."""
+
 _PROBE = """
 import importlib.metadata, json
 def version(name):

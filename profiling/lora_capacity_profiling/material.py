@@ -50,9 +50,11 @@ _PARTS = {
 }
 """Where each fused layer stands in a decoder layer, and the layers that checkpoints hold in its place."""
 
-_STD = 0.02  # of random weights: small enough that no layer overflows, however many follow each other
+_STD = 0.02
+"""Of random weights, the usual ``initializer_range``: no layer overflows, however many follow each other."""
+
 _SPECIAL_WORDS = ("<s>", "</s>", "<unk>")
-_BYTES_PER_ELEMENT = 2
+_BYTES_PER_ELEMENT = 2  # of a bfloat16
 
 Tensor = tuple[str, tuple[int, ...], float]
 """A tensor to write: name, shape, and the standard deviation of its random elements (0: all ones)."""
@@ -170,7 +172,7 @@ def _adapter_tensors(shape: ModelShape, rank: int, modules: tuple[str, ...]) -> 
     for layer in range(shape.num_layers):
         for prefix, module, (output_size, input_size) in _linear_layers(shape, layer):
             if module in modules:
-                # Both factors random: a trained adapter has no zero one, and its answers then differ from the model's.
+                # Both factors random: a trained adapter has no zero one, and its outputs then differ from the model's.
                 yield f"base_model.model.model.{prefix}.lora_A.weight", (rank, input_size), _STD
                 yield f"base_model.model.model.{prefix}.lora_B.weight", (output_size, rank), _STD
 

@@ -347,7 +347,7 @@ def _lengths(given: tuple[tuple[str, float], ...]) -> dict[str, float]:
 
 
 def _capacity_per_s(point: ServingRun, target: Target, names: list[str], shares: NDArray[np.float64]) -> float:
-    """Return how many requests of this kind per second the server answers when it always has all that it can hold."""
+    """Return the capacity for such requests: completed per second in a closed loop of ``max_num_seqs``."""
     count = CLOSED_LOOP_WAVES * target.max_num_seqs
     workload = _workload(point, [1.0])
     random = np.random.default_rng(0)

@@ -25,7 +25,7 @@ from lora_capacity_profiling.errors import ServerError
 FloatArray = NDArray[np.float64]
 
 SAMPLE_INTERVAL_S = 10.0
-"""Default time between samples, seconds: an hour gives 360."""
+"""Default time between samples, seconds: an hour gives 360, and a busy server hardly feels them."""
 
 _WANTED = (
     *(name for names in names_of.TOTALS.values() for name in names),
@@ -51,7 +51,7 @@ Series = tuple[Mapping[str, str], float]
 
 
 def parse_prometheus(text: str, names: Iterable[str]) -> dict[str, list[Series]]:
-    """Return the series of some metrics in Prometheus' text format; lines of others, and broken ones, are passed over.
+    """Return the series of some metrics in Prometheus' text format; others and broken lines are skipped.
 
     Args:
         text: What /metrics answered.
@@ -137,7 +137,7 @@ class Snapshot:
         preemptions: Preemptions since the server started; likewise the next four.
         prompt_tokens: Prompt tokens processed.
         generation_tokens: Tokens generated.
-        completed: Requests answered in full.
+        completed: Requests that ended with all of their output.
         broken_off: Requests that ended in another way.
         ttft: Times to first token, from arrival at the server.
         itl: Times between tokens.
@@ -145,7 +145,7 @@ class Snapshot:
         queued: Times that requests that ended had waited for their place in the batch.
         served: Times that they had it.
         input_tokens: Prompt lengths of requests that ended; what are seconds of a `Histogram` are tokens here.
-        output_tokens: Their answers' lengths; likewise.
+        output_tokens: Their outputs' lengths; likewise.
         kv_cache_tokens: Tokens that the KV cache holds, over all engines; NaN where the process that answers does not
             know, as in 0.8.5: its log does.
         max_loras: Adapter slots; None where the server has not said so, as before its first request.
@@ -262,7 +262,7 @@ class Window:
         preemptions: Preemptions since the server started.
         prompt_tokens: Prompt tokens processed since the server started.
         generation_tokens: Tokens generated since the server started.
-        completed: Requests answered since the server started.
+        completed: Requests completed since the server started.
         first: The first sample in full.
         last: The last sample in full.
         missed: Samples that the server did not answer.
@@ -315,7 +315,7 @@ _SAMPLED = tuple(entry.name for entry in fields(Window) if entry.name in Snapsho
 class Sampler:
     """Samples a server in a thread of its own, as a context manager, from entering to leaving it.
 
-    One sample is taken on entering, one on leaving, and others between; one that fails is passed over and counted.
+    One sample is taken on entering, one on leaving, and others between; one that fails is skipped and counted.
 
     Attributes:
         endpoint: The server.

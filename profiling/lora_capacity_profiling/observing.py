@@ -22,12 +22,19 @@ Progress = Callable[[float], None]
 """Told, with every sample, the seconds since the first."""
 
 _POLL_S = 0.2
+"""How often progress is told: it seems to move, and an interrupt is heard at once."""
+
 _TIMEOUT_S = 30.0
+"""For an answer of /metrics: a busy server may take seconds to put megabytes together."""
+
 _LORA = re.compile(rf"^[ \t]*{LORA_REQUESTS}[ \t]*\{{([^\n]*)\}}[ \t]*(\S+)", re.MULTILINE)
 _NAMES = re.compile(r'\b(?:running|waiting)_lora_adapters="([^"]*)"')
 _COUNTED = ("prompt_tokens", "generation_tokens", "completed", "broken_off")
 _SETTLED = 20.0
+"""Times a request's duration that an observation must last: then at most a tenth are cut off at its ends."""
+
 _FEW_SAMPLES = 10
+"""With fewer samples, means and maxima of what fluctuates say little and are left out."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,10 +21,10 @@ from lora_capacity_profiling.metrics import Snapshot, parse_prometheus
 from lora_capacity_profiling.planning import ServerPlan, plan_servers
 from lora_capacity_profiling.points import SPEEDS, KvCapacity, Loading, Point, ServingRun
 from lora_capacity_profiling.server import Server, without_secrets
-from lora_capacity_profiling.startlog import StartOutcome
 
-_REFUSED = (StartOutcome.NO_KV_CACHE.value, StartOutcome.OOM.value)
 _MOST_STRETCH = 10.0
+"""Largest correction of guessed times by what points took so far: a first odd point must not make it days."""
+
 _CPU_BLOCK_TOKENS = 128
 
 
@@ -121,7 +121,7 @@ class Profiler:
     def run(self) -> None:
         """Measure all points that are not there yet.
 
-        A point that fails is recorded and passed over; if its server died of it, the rest goes on on a new one.
+        A point that fails is recorded and skipped; if its server died of it, the rest goes on on a new one.
 
         Raises:
             InputError: If the folder cannot be written, or a launch option cannot be used.
@@ -223,7 +223,7 @@ class Profiler:
     def _refused(self, plan: ServerPlan, left: list[Point], error: ServerError, took_s: float) -> None:
         """Note a server that did not come up: for want of memory that is a measurement, else a failure."""
         self._servers.append({"name": plan.name, "outcome": error.outcome, "reason": str(error)})
-        refused = error.outcome in _REFUSED and plan.max_loras > 0
+        refused = error.outcome.refused and plan.max_loras > 0
         if refused:
             row = self._start_row(plan, error.outcome)
             self._add(Finished(_start_id(plan), "kv_capacity", row, (), "s", round(took_s, 2)))

@@ -35,11 +35,22 @@ SECRET = "(secret)"
 _ENTRY_POINT = ("-m", "vllm.entrypoints.openai.api_server")
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)  # in the name of a variable
 _POLL_S = 0.25
-_GUARD_GRACE_S = 10.0  # that the guard gives to what a dead process leaves behind
-_ANSWER_S = 10.0  # health, version and models are answered at once by a server that is well
-_STOP_TOLD_AFTER_S = 1.0  # what ends sooner needs no explanation
+"""How often a start is looked at: often against the seconds that it takes, and far from busy."""
+
+_GUARD_GRACE_S = 10.0
+"""That the guard gives to what a dead process leaves behind: vLLM's workers end within seconds of SIGTERM."""
+
+_ANSWER_S = 10.0
+"""For health, version and models, which a server that is well tells at once."""
+
+_STOP_TOLD_AFTER_S = 1.0
+"""What ends sooner needs no explanation."""
+
 _LOG_TAIL_LINES = 20
-_LOG_READ_BYTES = 4 * 1024**2  # of a log, from either end: a start fits, hours of serving need not
+"""Of a log in a failure: a traceback of vLLM's engine ends in about as many."""
+
+_LOG_READ_BYTES = 4 * 1024**2
+"""Of a log, from either end: a start fits, hours of serving need not."""
 
 
 def flag_words(flags: Mapping[str, FlagValue]) -> list[str]:
@@ -369,7 +380,7 @@ def _check_launch(model: str | Path, flags: Mapping[str, FlagValue], python: Pat
 
 
 def _checked_port(host: str, port: int) -> int:
-    """Make sure that a port is free: vLLM shares ports, and two servers would answer in turn."""
+    """Make sure that a port is free: two servers may share one (vLLM's `create_server_socket`), and its requests."""
     number = int(check_number("port", port, minimum=1, maximum=65535, integer=True))
     try:
         _bind(host, number)

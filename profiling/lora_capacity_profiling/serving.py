@@ -16,10 +16,18 @@ from lora_capacity_profiling.metrics import SAMPLE_INTERVAL_S, Sampler, Snapshot
 from lora_capacity_profiling.runs import serving_run_row
 
 _SAMPLES, _LEAST_INTERVAL_S = 30, 1.0
+"""Samples of the metrics in a short run, enough for means, and the shortest time between them."""
+
 _WARM_UP_S = 300.0
+"""A server that compiles kernels at its first requests, and loads every adapter, is done by then."""
+
 _DRAIN_S = 30.0
-_DRAIN_POLL_S = 0.5
+"""vLLM aborts a request within a step of its client's leaving; what runs on for so long belongs to others."""
+
+_DRAIN_POLL_S = 0.5  # seconds; each look is a request for the metrics
+
 _WARM_UP_INPUT_TOKENS, _WARM_UP_OUTPUT_TOKENS = 32, 8
+"""Two KV blocks of prefill and some decode steps: all that a request goes through, at little cost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +102,7 @@ def serve_workload(
         on_progress: Called once a second.
 
     Raises:
-        InputError: If the workload has not so many adapters, or too many requests would be under way.
+        InputError: If the workload has not so many adapters, or there would be too many in-flight requests.
         ServerError: If the server stops answering.
     """
     requests = workload.sample_requests(len(adapters), seed)
@@ -115,7 +123,7 @@ def serve_workload(
             seed=seed,
             on_progress=on_progress,
         )
-    # All may have been answered before the horizon; nothing would have happened in the rest of it.
+    # All may have been completed before the horizon; nothing would have happened in the rest of it.
     result = replace(result, duration_s=max(result.duration_s, workload.horizon_s))
     return Serving(workload, len(adapters), result, sampler.window)
 
@@ -132,7 +140,7 @@ def warm_up(endpoint: Endpoint, adapters: Sequence[str], *, base_model: str, voc
         vocab_size: Prompts hold token numbers below it.
 
     Raises:
-        ServerError: If a request is not answered.
+        ServerError: If a request is not completed.
     """
     every = np.arange(len(adapters)) if adapters else np.array([-1])
     for _ in range(2):

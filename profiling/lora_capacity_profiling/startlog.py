@@ -17,6 +17,11 @@ class StartOutcome(enum.StrEnum):
     FAILED = "failed"
     """Anything else."""
 
+    @property
+    def refused(self) -> bool:
+        """Whether it failed for want of memory, which is a measurement of what the server can take."""
+        return self in (StartOutcome.NO_KV_CACHE, StartOutcome.OOM)
+
 
 # Source of all patterns: the messages in vLLM 0.8.5 and 0.32.0 (v1/core/kv_cache_utils.py, v1/worker/, worker/
 # cpu_worker.py), and of PyTorch's allocators. "Free memory ... is less than desired" is no outcome of its own: there

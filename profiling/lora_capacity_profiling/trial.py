@@ -21,9 +21,12 @@ from lora_capacity_profiling.serving import Serving, rehearse, serve_workload, t
 Tell = Callable[[str, float, float | None], None]
 """Told the stage, the seconds spent in it, and how many it takes; None where nobody knows."""
 
-_REFUSED = ("no_kv_cache", "oom")
-_BUSY_CLIENT = 0.7  # of one core: beyond it, what the client measures is in part itself
+_BUSY_CLIENT = 0.7
+"""Of one core: beyond it, tokens wait for the client, which is then in part what it measures."""
+
 _LATE_S, _LATE_SHARE = 0.05, 0.01
+"""Requests sent later than a few steps of a server, and their share from which a 99th percentile shows it."""
+
 _SETTINGS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
 
 
@@ -84,7 +87,7 @@ class Trial:
         try:
             server = self._server(config, tell)
         except ServerError as error:
-            if error.outcome not in _REFUSED:
+            if not error.outcome.refused:
                 raise
             columns = traffic_columns(self.workload, config.max_cpu_loras)
             row = serving_run_row({**columns, **self._about(config), "status": error.outcome}, None)

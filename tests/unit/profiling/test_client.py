@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from lora_capacity_profiling.client import Answer, Client, RequestFailed
+from lora_capacity_profiling.client import Client, RequestFailed, Response
 from lora_capacity_profiling.endpoint import Endpoint
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -20,8 +20,8 @@ def chunks(*pieces: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
-def ask(sent: Sequence[bytes], times: int = 1) -> tuple[Answer, Client]:
-    """Ask a server, which answers with these bytes and closes, so many times; return the last answer."""
+def ask(sent: Sequence[bytes], times: int = 1) -> tuple[Response, Client]:
+    """Ask a server, which answers with these bytes and closes, so many times; return the last response."""
 
     def respond(listener: socket.socket) -> None:
         for _ in range(times):
@@ -32,16 +32,16 @@ def ask(sent: Sequence[bytes], times: int = 1) -> tuple[Answer, Client]:
                     connection.sendall(piece)
                     time.sleep(0.001)
 
-    async def run(endpoint: Endpoint) -> tuple[Answer, Client]:
+    async def run(endpoint: Endpoint) -> tuple[Response, Client]:
         client = Client(endpoint)
         try:
             for _ in range(times):
-                answer = Answer()
-                await client.complete(client.completion_request("m", "4,5,6", 2), answer)
+                response = Response()
+                await client.complete(client.completion_request("m", "4,5,6", 2), response)
         finally:
             client.close()
             await asyncio.sleep(0)
-        return answer, client
+        return response, client
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(30)
@@ -58,20 +58,20 @@ WHOLE = HEAD + chunks(TOKEN, TOKEN, USAGE, DONE)
 
 @pytest.mark.parametrize("size", [1, 7, 100, len(WHOLE)])
 def test_answer_is_the_same_however_it_is_cut(size: int) -> None:
-    answer, _ = ask([WHOLE[at : at + size] for at in range(0, len(WHOLE), size)])
-    assert (answer.pieces, answer.prompt_tokens, answer.output_tokens) == (2, 3, 2)
-    assert answer.sent_s < answer.first_s <= answer.last_s
+    response, _ = ask([WHOLE[at : at + size] for at in range(0, len(WHOLE), size)])
+    assert (response.pieces, response.prompt_tokens, response.output_tokens) == (2, 3, 2)
+    assert response.sent_s < response.first_s <= response.last_s
 
 
 def test_events_need_not_keep_to_chunks() -> None:
     stream = TOKEN + b": a comment\n\n" + TOKEN + USAGE + DONE
-    answer, _ = ask([HEAD + chunks(stream[:10], stream[10:200], stream[200:])])
-    assert (answer.pieces, answer.output_tokens) == (2, 2)
+    response, _ = ask([HEAD + chunks(stream[:10], stream[10:200], stream[200:])])
+    assert (response.pieces, response.output_tokens) == (2, 2)
 
 
 def test_connection_that_the_server_closed_is_made_anew() -> None:
-    answer, client = ask([WHOLE], times=3)
-    assert answer.pieces == 2
+    response, client = ask([WHOLE], times=3)
+    assert response.pieces == 2
     assert client.opened == 3
 
 
@@ -109,10 +109,10 @@ def test_bad_answer_is_told_in_one_line(sent: bytes, text: str) -> None:
 
 
 def test_no_server_is_told() -> None:
-    async def run() -> Answer:
-        answer = Answer()
+    async def run() -> Response:
+        response = Response()
         with pytest.raises(RequestFailed, match="no connection: "):
-            await Client(Endpoint("127.0.0.1", 1)).complete(b"", answer)
-        return answer
+            await Client(Endpoint("127.0.0.1", 1)).complete(b"", response)
+        return response
 
     assert math.isnan(asyncio.run(run()).sent_s)
