@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.costs.coefficients import unit_of
 from lora_capacity.engines import DEVICES, ServerConfig, VllmBehaviour
 from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
 from lora_capacity.hardware import Gpu
@@ -40,7 +41,6 @@ _SECTIONS = (
     "capacity_error",
 )
 _OPTIONAL = ("device", "runs", "accuracy", "provenance")
-_UNITS = {"_s": "s", "_factor": "1"}
 
 
 @dataclass(frozen=True)
@@ -246,14 +246,10 @@ def load_calibration(name_or_path: str | Path) -> Calibration:
 def _with_units(coefficients: Any) -> dict[str, dict[str, Any]]:
     """Return coefficients with their units; those that a kind of device does not have, 0 by default, are left out."""
     return {
-        entry.name: {"value": value, "unit": _unit(entry.name)}
+        entry.name: {"value": value, "unit": unit_of(entry.name)}
         for entry in dataclasses.fields(coefficients)
         if (value := float(getattr(coefficients, entry.name))) != entry.default
     }
-
-
-def _unit(name: str) -> str:
-    return next(unit for ending, unit in _UNITS.items() if name.endswith(ending))
 
 
 def _without_units(cls: Any, field: str, content: object) -> Any:

@@ -1,6 +1,18 @@
-"""What a step and an adapter load cost, as equations with named coefficients."""
+"""What a step and an adapter load cost: terms that add, with named coefficients."""
 
+from lora_capacity.costs.coefficients import Coefficient, Prior, PriorBasis
 from lora_capacity.costs.kernels import LoraKernels
-from lora_capacity.costs.step import Costs, LoadCosts, StepCosts, step_time_s
+from lora_capacity.costs.step import COEFFICIENTS, Costs, LoadCosts, StepCosts, bare_step_time_s, step_time_s
 
-__all__ = ["Costs", "LoadCosts", "LoraKernels", "StepCosts", "step_time_s"]
+__all__ = [
+    "COEFFICIENTS",
+    "Coefficient",
+    "Costs",
+    "LoadCosts",
+    "LoraKernels",
+    "Prior",
+    "PriorBasis",
+    "StepCosts",
+    "bare_step_time_s",
+    "step_time_s",
+]

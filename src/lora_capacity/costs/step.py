@@ -1,75 +1,168 @@
-"""How long an engine step takes, and how long the engine stands still while an adapter is brought in."""
+"""How long an engine step takes, and how long the engine stands still while an adapter is loaded."""
+
+from collections.abc import Mapping
+from typing import Self
 
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
+from lora_capacity.costs.coefficients import Coefficient, MakePrior, Prior, PriorBasis, coefficient, coefficients_of
 from lora_capacity.costs.kernels import SHRINK_SPLITS_SMALL, LoraKernels, is_small, launched_blocks, shrink_splits
+from lora_capacity.models import ModelShape
+
+_PREFILL_SHARE_ON_TOP = 0.4
+"""Share of a prompt token's matrix products that is not hidden behind reading the weights: fitted to the H100 runs."""
+
+_ADAPTER_SHARE = 0.01
+"""Of the base step on a CPU, for each different adapter: its kernels do not depend on how many there are."""
+
+_LEAST_LORA_SHARE = 0.1
+"""Of a step or token without adapters: adapters are taken to add at least this, whatever noise says."""
+
+
+def _activations(basis: PriorBasis) -> Prior:
+    """LoRA kernels read a layer's inputs, and read and write its outputs, at the speed of the memory."""
+    model = basis.model
+    moved = sum(module.input_size + 2 * sum(module.output_sizes) for module in model.linear_modules)
+    return Prior(model.num_layers * model.dtype_bytes * moved / basis.bandwidth_bytes_per_s, 0.3)
+
+
+def _kv_cache(spread: float) -> MakePrior:
+    """Attention reads a token's keys and values at the speed of the memory."""
+    return lambda basis: Prior(basis.model.kv_bytes_per_token / basis.bandwidth_bytes_per_s, spread)
+
+
+def _prompt(basis: PriorBasis) -> Prior:
+    """Two operations a parameter; wide where prompts were timed and tell themselves."""
+    prompt_s = 2.0 * basis.model.weight_bytes / basis.model.dtype_bytes / basis.flop_per_s
+    return Prior(_PREFILL_SHARE_ON_TOP * prompt_s, 1.0 if basis.tells_prefill else 0.3)
+
+
+def _half_token(basis: PriorBasis) -> Prior:
+    """The profile's batches decode: what each token takes is split evenly between all tokens and decode tokens."""
+    return Prior(0.5 * basis.token_s, 1.5)
+
+
+def _lora_on_top(basis: PriorBasis) -> float:
+    return max(basis.lora_token_s, _LEAST_LORA_SHARE * basis.token_s)
 
 
 @struct.dataclass(kw_only=True)
 class StepCosts:
-    """Coefficients of the step time; scalars, none negative.
+    """Coefficients of the step time; scalars, none negative. Each field says what it is the cost of.
 
-    Attributes:
-        base_s: A step whatever its content: reading the weights, launching kernels, the engine loop.
-        lora_s: What serving adapters adds to every step: launching the LoRA kernels, mapping tokens to slots.
-        token_s: Each token in the step, decode or prefill: matrix products, sampling, bookkeeping.
-        prefill_token_s: Each prefill token, on top: it is computed, where a decode token mostly waits for weights.
-        lora_token_s: Each token in a server with adapters, on top: the LoRA kernels read and write its activations.
-        kv_token_s: Each token in the KV cache that attention reads.
-        expand_block_s: Each thread block that the expand kernels launch, nearly all of them empty.
-        shrink_block_s: The same of the shrink kernels.
-        adapter_s: Each different adapter in the step.
-        adapter_rank_s: Each different adapter, times the server's ``max_lora_rank``, in a step of fewer than 128
-            tokens; an eighth in a larger one: each split of the shrink kernel adds results as wide as the rank to those
-            of the others, and in larger steps there are 8 splits in place of 64.
-        lora_listing_s: Each different adapter, times each adapter loaded on the host: for every one in a step,
-            vLLM lists all that are loaded, in Python.
-        active_block_factor: How much more a block costs whose slot has an adapter in the step: it looks up how many
-            tokens are its own before it leaves.
-        skipped_request_s: Each queued request that the scheduler skips because its adapter has no slot.
-        queued_request_s: Each queued request, whether the scheduler looks at it or not. Steps take longer while
-            thousands wait, and the scheduler's own log does not tell why: other processes hold their connections, on
-            the same processors.
-        decode_token_s: Each decode token, on top: on a CPU the processor that computes also samples, and shares memory
-            with what hands the tokens out, while prefill tokens go through the matrices together.
-        lora_token_rank_s: Each token in a server with adapters, times the server's ``max_lora_rank``: vLLM's kernels
-            for CPUs copy the adapter's matrices for every token, in the place of the GPU's grid of blocks.
+    Usual values on a GPU are those of a large data-centre GPU; priors of a CPU follow from its own step times.
     """
 
-    base_s: ArrayLike
-    lora_s: ArrayLike
-    token_s: ArrayLike
-    prefill_token_s: ArrayLike
-    lora_token_s: ArrayLike
-    kv_token_s: ArrayLike
-    expand_block_s: ArrayLike
-    shrink_block_s: ArrayLike
-    adapter_s: ArrayLike
-    adapter_rank_s: ArrayLike
-    skipped_request_s: ArrayLike
-    queued_request_s: ArrayLike = 0.0
-    lora_listing_s: ArrayLike = 0.0
-    active_block_factor: ArrayLike = 0.0
-    decode_token_s: ArrayLike = 0.0
-    lora_token_rank_s: ArrayLike = 0.0
+    base_s: ArrayLike = coefficient(
+        "A step whatever its content: reading the weights, launching kernels, the engine loop.",
+        gpu=Prior(12e-3, 0.5),
+        cpu=lambda basis: Prior(basis.base_s, 0.7),
+    )
+    lora_s: ArrayLike = coefficient(
+        "What serving adapters adds to every step: launching the LoRA kernels, mapping tokens to slots.",
+        gpu=Prior(1.5e-3, 0.7),
+        cpu=lambda basis: Prior(max(basis.lora_s, _LEAST_LORA_SHARE * basis.base_s), 0.7),
+    )
+    token_s: ArrayLike = coefficient(
+        "Each token in the step, decode or prefill: matrix products, sampling, bookkeeping.",
+        gpu=Prior(30e-6, 0.5),
+        cpu=_half_token,
+    )
+    prefill_token_s: ArrayLike = coefficient(
+        "Each prefill token, on top: it is computed, where a decode token mostly waits for weights.",
+        gpu=_prompt,
+    )
+    lora_token_s: ArrayLike = coefficient(
+        "Each token in a server with adapters, on top: the LoRA kernels read and write its activations.",
+        gpu=_activations,
+        cpu=lambda basis: Prior(0.5 * _lora_on_top(basis), 1.5),
+    )
+    kv_token_s: ArrayLike = coefficient(
+        "Each token in the KV cache that attention reads.",
+        gpu=_kv_cache(spread=0.3),
+        cpu=_kv_cache(spread=0.7),
+    )
+    expand_block_s: ArrayLike = coefficient(
+        "Each thread block that the expand kernels launch, nearly all of them empty.",
+        source="lora/ops/triton_ops/lora_expand.py, vLLM 0.8.5",
+        gpu=Prior(1.5e-9, 0.5),
+    )
+    shrink_block_s: ArrayLike = coefficient(
+        "The same of the shrink kernels.",
+        source="lora/ops/triton_ops/lora_shrink.py, vLLM 0.8.5",
+        gpu=Prior(0.3e-9, 0.7),
+    )
+    adapter_s: ArrayLike = coefficient(
+        "Each different adapter in the step.",
+        gpu=Prior(0.15e-3, 0.7),
+        cpu=lambda basis: Prior(_ADAPTER_SHARE * basis.base_s, 1.5),
+    )
+    adapter_rank_s: ArrayLike = coefficient(
+        "Each different adapter, times the server's max_lora_rank, in a step of fewer than 128 tokens; an eighth in a "
+        "larger one: each split of the shrink kernel adds results as wide as the rank to those of the others, and in "
+        "larger steps there are 8 splits in place of 64.",
+        source="lora/ops/triton_ops/lora_shrink.py, vLLM 0.8.5",
+        gpu=Prior(6e-6, 0.5),
+    )
+    skipped_request_s: ArrayLike = coefficient(
+        "Each queued request that the scheduler skips because its adapter has no slot.",
+        source="v1/core/sched/scheduler.py; its prior is from the scheduler's own log of the published runs: what it "
+        "takes longer with a queue when slots are fewer than adapters",
+        gpu=Prior(0.2e-6, 0.3),
+        cpu=Prior(0.2e-6, 0.3),
+    )
+    queued_request_s: ArrayLike = coefficient(
+        "Each queued request, whether the scheduler looks at it or not. Steps take longer while thousands wait, and "
+        "the scheduler's own log does not tell why: other processes hold their connections, on the same processors.",
+        gpu=Prior(0.3e-6, 0.7),
+        optional=True,
+    )
+    lora_listing_s: ArrayLike = coefficient(
+        "Each different adapter, times each adapter loaded on the host: for every one in a step, vLLM lists all that "
+        "are loaded, in Python.",
+        source="LRUCacheWorkerLoRAManager.add_adapter in lora/worker_manager.py, vLLM 0.8.5",
+        gpu=Prior(0.2e-6, 0.5),
+        optional=True,
+    )
+    active_block_factor: ArrayLike = coefficient(
+        "How much more a block costs whose slot has an adapter in the step: it looks up how many tokens are its own "
+        "before it leaves.",
+        gpu=Prior(0.5, 0.5),
+        optional=True,
+    )
+    decode_token_s: ArrayLike = coefficient(
+        "Each decode token, on top: on a CPU the processor that computes also samples, and shares memory with what "
+        "hands the tokens out, while prefill tokens go through the matrices together.",
+        cpu=_half_token,
+        optional=True,
+    )
+    lora_token_rank_s: ArrayLike = coefficient(
+        "Each token in a server with adapters, times the server's max_lora_rank: vLLM's kernels for CPUs copy the "
+        "adapter's matrices for every token, in the place of the GPU's grid of blocks.",
+        cpu=lambda basis: Prior(0.5 * _lora_on_top(basis) / basis.max_lora_rank, 1.5),
+        optional=True,
+    )
 
 
 @struct.dataclass(kw_only=True)
 class LoadCosts:
-    """Coefficients of the adapter loads; scalars. The engine does nothing else meanwhile.
+    """Coefficients of the adapter loads; scalars, none negative. The engine does nothing else meanwhile."""
 
-    Attributes:
-        host_to_gpu_load_s: One adapter from host memory into a GPU slot.
-        disk_s: One adapter from disk into host memory, whatever its rank.
-        disk_rank_s: The same, per unit of the adapter's own rank.
-    """
+    host_to_gpu_load_s: ArrayLike = coefficient(
+        "One adapter from host memory into a GPU slot.",
+        gpu=lambda basis: Prior(basis.host_to_gpu_load_s, 0.4),
+        cpu=lambda basis: Prior(basis.host_to_gpu_load_s, 0.4),
+    )
+    disk_s: ArrayLike = coefficient("One adapter from disk into host memory, whatever its rank.")
+    disk_rank_s: ArrayLike = coefficient("The same, per unit of the adapter's own rank.")
 
-    host_to_gpu_load_s: ArrayLike
-    disk_s: ArrayLike
-    disk_rank_s: ArrayLike
+
+COEFFICIENTS: tuple[Coefficient, ...] = (*coefficients_of(StepCosts, "step"), *coefficients_of(LoadCosts, "loads"))
+"""All coefficients, in the order in which they are fitted and written."""
 
 
 @struct.dataclass(kw_only=True)
@@ -79,6 +172,16 @@ class Costs:
     step: StepCosts
     loads: LoadCosts
     kernels: LoraKernels
+
+    @classmethod
+    def of_model(cls, model: ModelShape, values: Mapping[str, ArrayLike]) -> Self:
+        """Put coefficients into place, by name; those that are not given are 0."""
+        groups: dict[str, dict[str, ArrayLike]] = {"step": {}, "loads": {}}
+        for each in COEFFICIENTS:
+            groups[each.group][each.name] = values.get(each.name, 0.0)
+        return cls(
+            step=StepCosts(**groups["step"]), loads=LoadCosts(**groups["loads"]), kernels=LoraKernels.of_model(model)
+        )
 
 
 def step_time_s(
@@ -94,7 +197,7 @@ def step_time_s(
     max_loras: ArrayLike,
     max_lora_rank: ArrayLike,
     small_share: ArrayLike | None = None,
-) -> Array:
+) -> Float[Array, "*shape"]:
     """Time of one engine step, adapter loads apart.
 
     ``base + lora + (token + lora_token + lora_token_rank · max_lora_rank) · tokens + prefill_token · prefill_tokens +
@@ -147,3 +250,16 @@ def step_time_s(
         + step.skipped_request_s * skipped
         + step.queued_request_s * queued
     )
+
+
+def bare_step_time_s(costs: Costs, *, sequences: ArrayLike, kv_tokens: ArrayLike) -> Float[Array, "*shape"]:
+    """Time of a decode step in a server without adapters, seconds.
+
+    Args:
+        costs: The coefficients.
+        sequences: Decoding sequences, one token each.
+        kv_tokens: Tokens that they hold in the KV cache, same shape.
+    """
+    step = costs.step
+    decode_s = step.base_s + (step.token_s + step.decode_token_s) * jnp.asarray(sequences)
+    return jnp.asarray(decode_s + step.kv_token_s * kv_tokens)

@@ -12,17 +12,22 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.costs import Costs, LoraKernels
+from lora_capacity.costs import Costs
 from lora_capacity.fitting.measured import MeasuredRuns, read_measured
 from lora_capacity.fitting.memory import fit_memory
-from lora_capacity.fitting.priors import priors
-from lora_capacity.fitting.residuals import NAMES, benchmark_residuals, build_costs, run_residuals
+from lora_capacity.fitting.priors import fitted_names, priors
+from lora_capacity.fitting.residuals import benchmark_residuals, run_residuals
 from lora_capacity.measurements import Profile, read_profile
 from lora_capacity.measurements.runs import FloatArray
 
 Progress = Callable[[int, int], None]
 
 _MAX_EVALUATIONS = 50
+"""Steps of the solver; the published tables take 10 to 20."""
+
+_DIGITS = 5
+"""Digits of a coefficient that are kept: standard errors are 1 % and more."""
+
 # The published runs predicted from microbenchmarks alone were off by 0.036; allow for more where nothing was checked.
 _CAPACITY_ERROR_WITHOUT_RUNS = 0.05
 
@@ -172,21 +177,21 @@ class _Problem:
     """The least-squares problem of one profile; compiled once, solved for any weighting of the runs."""
 
     def __init__(self, profile: Profile, measured: MeasuredRuns | None) -> None:
-        self._model, self._device = profile.model, profile.device
-        self.names = NAMES[profile.device]
+        self._model = profile.model
+        self.names = fitted_names(profile.device)
         loads = profile.loading
         ranks = np.stack([np.ones_like(loads["rank"]), loads["rank"]], axis=1)
         slope = np.linalg.lstsq(ranks, loads["disk_s"], rcond=None)[0]
-        self._disk = (max(float(slope[0]), 0.0), max(float(slope[1]), 0.0))
-        beliefs = priors(profile)
-        self._centre = np.log([beliefs[name][0] for name in self.names])
-        self._spread = np.array([beliefs[name][1] for name in self.names])
+        self._disk = {"disk_s": max(float(slope[0]), 0.0), "disk_rank_s": max(float(slope[1]), 0.0)}
+        believed = priors(profile)
+        self._centre = np.log([believed[name].centre for name in self.names])
+        self._spread = np.array([believed[name].spread for name in self.names])
         benchmarks = benchmark_residuals(profile)
         of_runs = None if measured is None else _residuals_of(measured)
         self.run_count = 0 if measured is None else len(measured.runs)
 
         def residuals(log_coefficients: jax.Array) -> jax.Array:
-            costs = build_costs(self._model, self._device, log_coefficients, self._disk)
+            costs = self._place(log_coefficients)
             parts = [benchmarks(costs)]
             if of_runs is not None:
                 parts.append(of_runs(costs).ravel())
@@ -197,9 +202,13 @@ class _Problem:
 
     def costs(self, log_coefficients: FloatArray) -> Costs:
         """Costs as plain floats, to the digits that a fit can tell."""
-        costs = build_costs(self._model, self._device, jnp.asarray(log_coefficients), self._disk)
-        rounded: Costs = jax.tree.map(lambda value: float(f"{float(value):.5g}"), costs)
-        return replace(rounded, kernels=LoraKernels.of_model(self._model))
+        costs = self._place(jnp.asarray(log_coefficients))
+        rounded: Costs = jax.tree.map(lambda value: float(f"{float(value):.{_DIGITS}g}"), costs)
+        return replace(rounded, kernels=costs.kernels)
+
+    def _place(self, log_coefficients: jax.Array) -> Costs:
+        """Put coefficients, given by their logarithms in the order of ``names``, into place."""
+        return Costs.of_model(self._model, dict(zip(self.names, jnp.exp(log_coefficients), strict=True)) | self._disk)
 
     def solve(self, run_weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the coefficients' logarithms and their standard errors."""

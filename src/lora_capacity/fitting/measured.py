@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError
-from lora_capacity.fitting.residuals import NAMES, build_costs
 from lora_capacity.measurements import Profile, RunLengths, Runs, is_starved, read_runs, smape
 from lora_capacity.measurements.runs import FloatArray
 from lora_capacity.memory import MemoryModel
@@ -125,7 +123,7 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
         gpu=profile.gpu,
         vllm_version=str(profile.server["vllm_version"]),
         device=profile.device,
-        costs=build_costs(profile.model, profile.device, jnp.zeros(len(NAMES[profile.device])), (0.0, 0.0)),
+        costs=Costs.of_model(profile.model, {}),
         memory=memory,
         fitted_ranges={},
         capacity_error=0.0,

@@ -1,85 +1,103 @@
-"""Where coefficients are believed to lie before they are fitted, and how firmly.
+"""Priors of a profile's coefficients: `lora_capacity.costs` says how they follow from what stands here."""
 
-A belief is a centre and a standard deviation of the logarithm. Beliefs decide only what the measurements leave open,
-such as the rank's share when all adapters had one rank.
-"""
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from jaxtyping import Float
 
+from lora_capacity.costs import COEFFICIENTS, Prior
+from lora_capacity.hardware.catalogue import CPU_SERVER, DATA_CENTRE_GPU, Processor
 from lora_capacity.measurements import Profile
-from lora_capacity.measurements.runs import FloatArray
-
-Belief = tuple[float, float]
-
-_GPU: dict[str, Belief] = {
-    "base_s": (12e-3, 0.5),
-    "lora_s": (1.5e-3, 0.7),
-    "token_s": (30e-6, 0.5),
-    "expand_block_s": (1.5e-9, 0.5),
-    "shrink_block_s": (0.3e-9, 0.7),
-    "adapter_s": (0.15e-3, 0.7),
-    "adapter_rank_s": (6e-6, 0.5),
-    "active_block_factor": (0.5, 0.5),
-    "queued_request_s": (0.3e-6, 0.7),
-    "lora_listing_s": (0.2e-6, 0.5),
-}
-# A large data-centre GPU: memory bandwidth, and matrix products as far as serving reaches.
-_GPU_BANDWIDTH_BYTES_PER_S = 2.0e12
-_GPU_COMPUTE_FLOP_PER_S = 3.5e14
-_PREFILL_SHARE_ON_TOP = 0.4
-
-# The scheduler's own log of the published runs: what it takes longer with a queue when slots are fewer than adapters.
-_PASSED_OVER: Belief = (0.2e-6, 0.3)
-_HOST_SPREAD = 0.4
-# CPUs differ more than data-centre GPUs do: their own step times set the scale.
-_CPU_BANDWIDTH_BYTES_PER_S = 2.0e10
-_SCALE_SPREAD = 0.7
-_LOOSE_SPREAD = 1.5
-_ADAPTER_SHARE = (
-    0.01  # of the base step, for each different adapter: a CPU's kernels do not depend on how many there are
-)
+from lora_capacity.models import ModelShape
 
 
-def priors(profile: Profile) -> dict[str, Belief]:
-    """Return what is believed of every coefficient of the profile's device."""
-    host_to_gpu_load_s = float(np.median(profile.loading["host_to_gpu_load_s"]))
-    beliefs = _of_gpu(profile) if profile.device == "gpu" else _of_cpu(profile)
-    return beliefs | {"host_to_gpu_load_s": (host_to_gpu_load_s, _HOST_SPREAD), "skipped_request_s": _PASSED_OVER}
+def fitted_names(device: str) -> tuple[str, ...]:
+    """Return the coefficients that are fitted for a device, in order; it has no others but those of loads from disk."""
+    return tuple(each.name for each in COEFFICIENTS if device in each.priors)
 
 
-def _of_gpu(profile: Profile) -> dict[str, Belief]:
-    """Return usual values, and what follows from shapes: of KV cache, prompts and activations."""
-    model = profile.model
-    moved = sum(module.input_size + 2 * sum(module.output_sizes) for module in model.linear_modules)
-    activation_bytes = model.num_layers * model.dtype_bytes * moved
-    prompt_s = 2.0 * model.weight_bytes / model.dtype_bytes / _GPU_COMPUTE_FLOP_PER_S
-    return _GPU | {
-        "kv_token_s": (model.kv_bytes_per_token / _GPU_BANDWIDTH_BYTES_PER_S, 0.3),
-        "prefill_token_s": (_PREFILL_SHARE_ON_TOP * prompt_s, 1.0 if profile.tells_prefill else 0.3),
-        "lora_token_s": (activation_bytes / _GPU_BANDWIDTH_BYTES_PER_S, 0.3),
-    }
+def priors(profile: Profile) -> dict[str, Prior]:
+    """Return the prior of every coefficient that is fitted for the profile's device."""
+    basis = ProfileBasis(profile)
+    return {each.name: each.priors[profile.device](basis) for each in COEFFICIENTS if profile.device in each.priors}
 
 
-def _of_cpu(profile: Profile) -> dict[str, Belief]:
-    """Return values of the order of the profile's own step times."""
-    decode, adapters = profile.decode, profile.adapters
-    base_s, token_s = _line(decode["batch"], decode["step_s"])
-    lora_s, lora_token_s = _line(adapters["running"], adapters["step_s"])
-    on_top_s = max(lora_token_s - token_s, 0.1 * token_s)
-    return {
-        "base_s": (base_s, _SCALE_SPREAD),
-        "lora_s": (max(lora_s - base_s, 0.1 * base_s), _SCALE_SPREAD),
-        "token_s": (0.5 * token_s, _LOOSE_SPREAD),
-        "decode_token_s": (0.5 * token_s, _LOOSE_SPREAD),
-        "lora_token_s": (0.5 * on_top_s, _LOOSE_SPREAD),
-        "lora_token_rank_s": (0.5 * on_top_s / float(np.median(adapters["max_lora_rank"])), _LOOSE_SPREAD),
-        "kv_token_s": (profile.model.kv_bytes_per_token / _CPU_BANDWIDTH_BYTES_PER_S, _SCALE_SPREAD),
-        "adapter_s": (_ADAPTER_SHARE * base_s, _LOOSE_SPREAD),
-    }
+@dataclass(frozen=True)
+class ProfileBasis:
+    """What a profile tells that priors are derived from: a `lora_capacity.costs.PriorBasis`."""
+
+    profile: Profile
+
+    @property
+    def _processor(self) -> Processor:
+        return DATA_CENTRE_GPU if self.profile.device == "gpu" else CPU_SERVER
+
+    @cached_property
+    def _bare(self) -> tuple[float, float]:
+        return _line(self.profile.decode["batch"], self.profile.decode["step_s"])
+
+    @cached_property
+    def _lora(self) -> tuple[float, float]:
+        return _line(self.profile.adapters["running"], self.profile.adapters["step_s"])
+
+    @property
+    def model(self) -> ModelShape:
+        """Layer shapes."""
+        return self.profile.model
+
+    @property
+    def bandwidth_bytes_per_s(self) -> float:
+        """Bytes read from memory per second."""
+        return self._processor.bandwidth_bytes_per_s
+
+    @property
+    def flop_per_s(self) -> float:
+        """Floating-point operations per second in matrix products."""
+        return self._processor.flop_per_s["bfloat16"]
+
+    @property
+    def base_s(self) -> float:
+        """A step without tokens in a server without adapters."""
+        return self._bare[0]
+
+    @property
+    def token_s(self) -> float:
+        """Each token of such a step."""
+        return self._bare[1]
+
+    @property
+    def lora_s(self) -> float:
+        """What a step without tokens takes longer in a server with adapters."""
+        return self._lora[0] - self.base_s
+
+    @property
+    def lora_token_s(self) -> float:
+        """What each token takes longer in a server with adapters."""
+        return self._lora[1] - self.token_s
+
+    @property
+    def max_lora_rank(self) -> float:
+        """Median rank that slots were reserved for."""
+        return float(np.median(self.profile.adapters["max_lora_rank"]))
+
+    @property
+    def host_to_gpu_load_s(self) -> float:
+        """Median time of a load into a slot."""
+        return float(np.median(self.profile.loading["host_to_gpu_load_s"]))
+
+    @property
+    def tells_prefill(self) -> bool:
+        """Whether prompts of different lengths were timed."""
+        return self.profile.tells_prefill
 
 
-def _line(batch: FloatArray, step_s: FloatArray) -> tuple[float, float]:
-    """Return a step's time without tokens and the time of a token, both positive, by a straight line."""
+def _line(batch: Float[np.ndarray, " steps"], step_s: Float[np.ndarray, " steps"]) -> tuple[float, float]:
+    """Return a step's time without tokens and the time of a token by a straight line.
+
+    Both are positive, as logarithms are taken: at least a tenth of the shortest step, and what adds a thousandth of it
+    over the largest batch.
+    """
     slope, start = np.polyfit(batch, step_s, 1) if np.unique(batch).size > 1 else (0.0, float(step_s.min()))
     least_s = float(step_s.min())
     return max(float(start), 0.1 * least_s), max(float(slope), 1e-3 * least_s / float(batch.max()))

@@ -1,45 +1,18 @@
 """How far predictions of given coefficients lie from measurements, in standard deviations."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts, step_time_s
+from lora_capacity.costs import Costs, bare_step_time_s, step_time_s
 from lora_capacity.measurements.profile import Profile
-from lora_capacity.models import ModelShape
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.steady import StayLaw, simulate_steady
 
 FloatArray = NDArray[np.float64]
-
-_EVERY_DEVICE = (
-    "base_s",
-    "lora_s",
-    "token_s",
-    "lora_token_s",
-    "kv_token_s",
-    "adapter_s",
-    "skipped_request_s",
-    "host_to_gpu_load_s",
-)
-NAMES: Mapping[str, tuple[str, ...]] = {
-    "gpu": (
-        *_EVERY_DEVICE,
-        "queued_request_s",
-        "prefill_token_s",
-        "expand_block_s",
-        "shrink_block_s",
-        "active_block_factor",
-        "adapter_rank_s",
-        "lora_listing_s",
-    ),
-    "cpu": (*_EVERY_DEVICE, "decode_token_s", "lora_token_rank_s"),
-}
-"""Coefficients that a device has, in the order in which they are fitted; it has no others."""
 
 # Relative standard deviations: repeats of a step time, and what a model of a few coefficients may miss in a run.
 _STEP_SPREAD = 0.03
@@ -47,18 +20,6 @@ _PREFILL_SPREAD = 0.05
 _THROUGHPUT_SPREAD = 0.03
 _RUN_STEP_SPREAD = 0.05
 _BLOCK_TOKENS = 16
-
-
-def build_costs(model: ModelShape, device: str, log_coefficients: Array, disk: tuple[float, float]) -> Costs:
-    """Put coefficients, given by their logarithms in the order of the device's ``NAMES``, into place."""
-    value = dict(zip(NAMES[device], jnp.exp(log_coefficients), strict=True))
-    host_to_gpu_load_s = value.pop("host_to_gpu_load_s")
-    nothing = {entry.name: 0.0 for entry in fields(StepCosts)}
-    return Costs(
-        step=StepCosts(**nothing | value),
-        loads=LoadCosts(host_to_gpu_load_s=host_to_gpu_load_s, disk_s=disk[0], disk_rank_s=disk[1]),
-        kernels=LoraKernels.of_model(model),
-    )
 
 
 def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
@@ -75,11 +36,8 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
 
     def residuals(costs: Costs) -> Array:
         step = costs.step
-        bare_s = (
-            step.base_s
-            + (step.token_s + step.decode_token_s) * decode["batch"]
-            + step.kv_token_s * held_tokens(decode["batch"], decode["output_tokens"])
-        )
+        held = held_tokens(decode["batch"], decode["output_tokens"])
+        bare_s = bare_step_time_s(costs, sequences=decode["batch"], kv_tokens=held)
         lora_s = step_time_s(
             costs,
             tokens=adapters["running"],

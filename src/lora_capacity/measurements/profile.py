@@ -10,6 +10,7 @@ import numpy as np
 from lora_capacity.engines import DEVICES, VllmBehaviour
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.hardware import Gpu
+from lora_capacity.hardware.catalogue import H100_64GB
 from lora_capacity.measurements.runs import FloatArray, IntArray, take_rows
 from lora_capacity.measurements.schemas import PROFILE_TABLES, TableSchema
 from lora_capacity.models import ModelShape
@@ -18,7 +19,6 @@ from lora_capacity.units import BYTES_PER_GIB, MS_PER_S
 
 Table = dict[str, np.ndarray]
 
-_PUBLISHED_GPU = Gpu(name="H100-64GB", memory_bytes=int(63.43 * BYTES_PER_GIB))
 _PUBLISHED_SERVER = {
     "vllm_version": "0.8.5",
     "gpu_memory_utilization": 0.9,
@@ -181,7 +181,7 @@ def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[st
             raise InputError("model", None, f"one of {known}", f"{folder} has no profile.json, so say which model")
         if model not in _PUBLISHED_MODELS:
             raise InputError("model", model, f"one of {known}", nearest_hint(model, _PUBLISHED_MODELS))
-        return _PUBLISHED_MODELS[model], _PUBLISHED_GPU, dict(_PUBLISHED_SERVER), "gpu"
+        return _PUBLISHED_MODELS[model], H100_64GB.gpu, dict(_PUBLISHED_SERVER), "gpu"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
