@@ -73,7 +73,7 @@ def _print_recommendation(found: "Recommendation", grid: "PlanGrid") -> None:
             f"probability {percent(best.starving_probability)}, {percent(found.risk)} allowed",
             "memory to spare": f"{gibibytes(found.memory.spare_bytes)}; "
             f"{found.memory.spare_kv_cache_tokens:,} KV tokens beyond the longest request",
-            "bound": f"now {spoken(best.limit)}; where it starves {spoken(best.limit_beyond)}",
+            "bottleneck": f"now {spoken(best.limit)}; where it starves {spoken(best.limit_beyond)}",
         },
     )
     for sentence in found.explanation:

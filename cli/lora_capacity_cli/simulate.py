@@ -1,6 +1,5 @@
 """``lora-capacity simulate``: one configuration in detail."""
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +29,6 @@ from lora_capacity_cli.output import (
 from lora_capacity_cli.runtime import prepare
 
 if TYPE_CHECKING:
-    from lora_capacity.calibration import Calibration
-    from lora_capacity.engines import ServerConfig
     from lora_capacity.scenarios import EventDetails, Results
     from lora_capacity.workload import Workload
 
@@ -47,11 +44,10 @@ _MEMORY = {
     "headroom_oom_bytes": "free at the tightest moment of the start",
 }
 _SHOWN = 12
-_QUANTILES = {
-    "ttft_quantiles_s": "time to first token",
-    "tpot_quantiles_s": "time per further token",
-    "e2e_quantiles_s": "time to last token",
-}
+"""Most adapters, or kinds of them, that are told one by one."""
+
+_TIMES = {"ttft": "time to first token", "tpot": "time per further token", "e2e": "time to last token"}
+_SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 
 
 @click.command(
@@ -105,11 +101,12 @@ def simulate(
         results = play_workload(known, scenarios, asked, seed=seed, warmup_s=warmup_s, samples=samples)
     else:
         results = run(known, scenarios, StayLaw.of_lengths(asked.output_tokens))
-    events = {} if results.events is None else {"events": _events(asked, adapters, seed, results.events)}
-    shared = dataclasses.replace(results, events=None)
-    row = {name: column.tolist()[0] for name, column in table(scenarios, shared).items()}
+    row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
+    events = {} if results.events is None else {"events": _events(row, asked, adapters, seed, results.events)}
     resolved = {name: row.pop(name) for name in _SETTINGS}
     server = ServerConfig.with_defaults(known.behaviour, known.gpu, known.model, **settings | resolved)
+    plan = known.plan_memory(server)
+    failure = [FAILURES[row["status"]]] if row["status"] in FAILURES else []
     document = {
         "calibration": known.name,
         "model": known.model.name,
@@ -118,8 +115,8 @@ def simulate(
         "prediction": row,
         "classes": _classes(asked, adapters, results),
         **events,
-        "memory": _memory(known, server),
-        "warnings": _warnings(known, resolved, row["status"]),
+        "memory": {name: float(getattr(plan, name)[0]) for name in _MEMORY},
+        "warnings": known.extrapolations(adapters=adapters, **resolved) + failure,
         "serve_command": None if row["status"] in REFUSALS else server.serve_command(known.model.name),
     }
     if output_format == "json":
@@ -129,65 +126,43 @@ def simulate(
 
 
 def _classes(workload: "Workload", adapters: int, results: "Results") -> list[dict[str, Any]]:
-    """Return what becomes of adapters of each rate and rank."""
+    """Return the service of adapters of each rate and rank."""
     classes = workload.classes([adapters])
-    columns = {
-        "rate_per_s": classes.rate_per_s,
-        "rank": classes.rank,
-        "adapters": classes.count[0],
-        "service": results.class_service[0],
-    }
-    return [
-        dict(zip(columns, values, strict=True))
-        for values in zip(*(column.tolist() for column in columns.values()), strict=True)
-    ]
+    columns = (classes.rate_per_s, classes.rank, classes.count[0], results.class_service[0])
+    names = ("rate_per_s", "rank", "adapters", "service")
+    return [dict(zip(names, row, strict=True)) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def _events(workload: "Workload", adapters: int, seed: int, events: "EventDetails") -> dict[str, Any]:
-    """Return what only the event twin tells; the adapters whose requests were completed least come first."""
-    started = bool(events.max_kv_usage[0] >= 0)  # NaN where there is nothing to tell
-    classes = workload.classes([adapters])
-    rates, ranks = (column.repeat(classes.count[0]).tolist() for column in (classes.rate_per_s, classes.rank))
-    columns = (events.adapter_arrived, events.adapter_completed, events.adapter_worst_wait_s)
-    counts = (column[0].tolist() for column in columns)
-    served = [
-        {"rate_per_s": rate, "rank": rank, "arrived": arrived, "completed": completed, "worst_wait_s": wait_s}
-        for rate, rank, arrived, completed, wait_s in zip(rates, ranks, *counts, strict=False)
-        if started and arrived > 0
-    ]
-    shares = {
-        "compute": events.compute_share,
-        "scheduling": events.scheduling_share,
-        "load": events.load_share,
-        "idle": events.idle_share,
+def _events(
+    row: dict[str, Any], workload: "Workload", adapters: int, seed: int, events: "EventDetails"
+) -> dict[str, Any]:
+    """Take what only engine steps tell out of a row of the table; the adapters that were served worst come first."""
+    del row["worst_service"], row["worst_wait_s"]
+    quantiles = {
+        f"{time}_quantiles_s": {name: row.pop(f"{time}_{name}_s") for name in ("p50", "p95", "p99")} for time in _TIMES
     }
-    series = vars(events.series)
+    counts = ("max_running", "max_adapters", "max_kv_usage", "steps", "preemptions", "disk_loads")
     return {
         "seed": seed,
-        **{
-            name: dict(zip(("p50", "p95", "p99"), getattr(events, name)[0].tolist(), strict=True))
-            for name in _QUANTILES
-        },
-        "max_running": int(events.max_running[0]),
-        "max_adapters": int(events.max_adapters[0]),
-        "max_kv_usage": float(events.max_kv_usage[0]),
-        "steps": int(events.steps[0]),
-        "preemptions": int(events.preemptions[0]),
-        "disk_loads": int(events.disk_loads[0]),
-        "time_shares": {name: float(share[0]) for name, share in shares.items()},
-        "worst_served": sorted(served, key=lambda each: each["completed"] / each["arrived"])[:_SHOWN],
-        "series": {name: values[0].tolist() for name, values in series.items() if values.size},
+        **quantiles,
+        **{name: row.pop(name) for name in counts},
+        "time_shares": {name: row.pop(f"{name}_share") for name in ("compute", "scheduling", "load", "idle")},
+        "worst_served": _worst_served(workload, adapters, events) if row["status"] not in FAILURES else [],
+        "series": {name: values[0].tolist() for name, values in vars(events.series).items() if values.size},
     }
 
 
-def _memory(calibration: "Calibration", server: "ServerConfig") -> dict[str, float]:
-    plan = calibration.plan_memory(server)
-    return {name: float(getattr(plan, name)[0]) for name in _MEMORY}
-
-
-def _warnings(calibration: "Calibration", settings: dict[str, int], status: str) -> list[str]:
-    found = calibration.extrapolations(adapters=settings["max_cpu_loras"], **settings)
-    return found + ([FAILURES[status]] if status in FAILURES else [])
+def _worst_served(workload: "Workload", adapters: int, events: "EventDetails") -> list[dict[str, Any]]:
+    classes = workload.classes([adapters])
+    columns = (
+        *(column.repeat(classes.count[0]) for column in (classes.rate_per_s, classes.rank)),
+        *(column[0] for column in (events.adapter_arrived, events.adapter_completed, events.adapter_worst_wait_s)),
+    )
+    names = ("rate_per_s", "rank", "arrived", "completed", "worst_wait_s")
+    # Columns of the events are padded to a number of adapters that many configurations share.
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*(column.tolist() for column in columns), strict=False)]
+    asked_for = [row for row in rows if row["arrived"] > 0]
+    return sorted(asked_for, key=lambda row: row["completed"] / row["arrived"])[:_SHOWN]
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -206,7 +181,7 @@ def _print(document: dict[str, Any]) -> None:
             "adapters in a batch": shown(row["active_adapters"]),
             "adapter loads": f"{shown(row['loads_per_s'])} per s",
             "KV cache in use": f"{percent(row['kv_usage'])} of {shown(row['kv_cache_tokens'])} tokens",
-            "bound": spoken(row["limit"]),
+            "bottleneck": spoken(row["limit"]),
         },
     )
     print_facts("GPU memory", {text: gibibytes(memory[name]) for name, text in _MEMORY.items()})
@@ -220,30 +195,23 @@ def _print(document: dict[str, Any]) -> None:
 
 def _print_events(events: dict[str, Any]) -> None:
     shares = events["time_shares"]
+    quantiles = {f"{text}, 50, 95, 99 %": events[f"{time}_quantiles_s"].values() for time, text in _TIMES.items()}
     print_facts(
         f"Event by event, seed {events['seed']}",
         {
-            **{
-                f"{text}, 50, 95, 99 %": ", ".join(map(duration, events[name].values()))
-                for name, text in _QUANTILES.items()
-            },
+            **{text: ", ".join(map(duration, values)) for text, values in quantiles.items()},
             "most running, adapters": f"{shown(events['max_running'])}, {shown(events['max_adapters'])}",
             "fullest KV cache": percent(events["max_kv_usage"]),
             "engine steps": shown(events["steps"]),
             "preemptions": shown(events["preemptions"]),
             "adapters read from disk": shown(events["disk_loads"]),
-            "time": ", ".join(
-                f"{percent(shares[name])} {text}"
-                for name, text in (("compute", "in steps"), ("load", "loading adapters"), ("idle", "idle"))
-            ),
+            "time": ", ".join(f"{percent(shares[name])} {text}" for name, text in _SHARES.items()),
         },
     )
-    rows = [
-        {"rate per s": each["rate_per_s"], "rank": each["rank"], "requests": each["arrived"]}
-        | {"completed": each["completed"], "longest wait s": each["worst_wait_s"]}
-        for each in events["worst_served"]
-    ]
-    print_table("Worst served adapters", rows)
+    heads = ("rate per s", "rank", "requests", "completed", "longest wait s")
+    print_table(
+        "Worst served adapters", [dict(zip(heads, each.values(), strict=True)) for each in events["worst_served"]]
+    )
 
 
 def _print_classes(classes: list[dict[str, Any]]) -> None:
