@@ -22,6 +22,7 @@ from lora_capacity_cli.runtime import prepare, progress_bar
 from lora_capacity_cli.tables import check_output, parts_folder, write_table
 
 _WORST = 12
+"""Most configurations that are told one by one: what is read on a screen."""
 
 
 @click.command(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
 _KV_TOLERANCE = 0.05
+"""Least difference of the KV cache that is worth a warning: half of the tolerance of throughput, to which it leads."""
 
 
 def compare(

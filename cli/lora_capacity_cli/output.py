@@ -1,4 +1,4 @@
-"""How answers are printed: JSON documents, and tables for people."""
+"""How results are printed: JSON documents, and tables for people."""
 
 import json
 import math
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _PLAIN_WIDTH = 132
+"""Columns of a table in a file or pipe: room for the widest one without folding."""
 
 
 def print_json(document: Any) -> None:
