@@ -22,21 +22,21 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from lora_capacity import Runs, load_calibration, load_surrogate, read_runs
 from lora_capacity.calibration import Calibration
 from lora_capacity.measurements import smape
+from lora_capacity.scenarios import WorkloadBatch
 from lora_capacity.search import assess
 from lora_capacity.surrogate import (
-    Labels,
-    Questions,
-    Smooth,
-    SmoothInputs,
+    Dataset,
+    NeuralSurrogate,
     Space,
     Surrogate,
+    SurrogateInputs,
     describe,
-    make_labels,
-    train_smooth,
+    label,
+    train_neural,
     with_slots,
 )
-from lora_capacity.surrogate.steady import simulate_questions, stay_laws
-from lora_capacity.surrogate.targets import TARGETS, adapters_of
+from lora_capacity.surrogate.simulation import residence_times, simulate_workloads
+from lora_capacity.surrogate.targets import OPTIMUM, adapters_of
 from lora_capacity.twins.steady import StayLaw
 
 MODELS = {
@@ -65,12 +65,12 @@ def main() -> None:
         "environment": environment("numpy", "scikit-learn", "jax"),
         "scores": {name: {"best": each.best, **each.scores} for name, each in surrogates.items()},
         "prediction": prediction(next(iter(surrogates.values()))),
-        "labels": [label_times(Labels.read(path).about) for path in arguments.labels],
+        "labels": [label_times(Dataset.read(path).about) for path in arguments.labels],
     }
     if arguments.time_labels:
         figures["labels"].append(timed_labels(arguments.time_labels))
     if arguments.gradients:
-        figures["gradients"] = gradients(Labels.read(arguments.gradients))
+        figures["gradients"] = gradients(Dataset.read(arguments.gradients))
     if arguments.runs:
         runs = read_runs(arguments.runs)
         figures["optima"] = [row for model, name in MODELS.items() for row in optima(runs, model, surrogates[name])]
@@ -83,7 +83,7 @@ def report(figures: dict[str, Any]) -> None:
     """Print the figures."""
     print(f"{'held-back labels':44} {'A %':>7} {'S %':>7} {'tokens/s %':>10} {'starved F1':>10}")
     for name, scores in figures["scores"].items():
-        for kind in ("tree", "rounded", "forest", "boosting", "best"):
+        for kind in ("tree", "rounded", "boosting", "best"):
             told = list(scores[kind].values())
             print(f"{name[:33]:33} {kind:10} {told[0]:7.2f} {told[1]:7.2f} {told[2]:10.2f} {told[3]:10.3f}")
     took = figures["prediction"]
@@ -123,24 +123,26 @@ def prediction(surrogate: Surrogate) -> dict[str, Any]:
     """Microseconds per workload for adapters, slots and throughput together; scikit-learn's own beside it."""
     calibration = load_calibration(surrogate.calibration)
     described = describe(calibration, Space().sample(1024, seed=11))
-    values, stack = described.values, surrogate.stack
+    values, boosting = described.values, {target: surrogate.of(target, "boosting") for target in OPTIMUM}
     many = np.resize(values, (BATCH, values.shape[1]))
-    wanted_of = stack.predict_many(values)
+
+    def predict(rows: Any) -> list[Any]:
+        return [each.predict(rows) for each in boosting.values()]
+
     theirs = [
-        HistGradientBoostingRegressor(
-            max_iter=len(surrogate.of(target, "boosting").value), max_depth=4, early_stopping=False
-        ).fit(values, wanted_of[:, place])
-        for place, target in enumerate(TARGETS[:3])
+        HistGradientBoostingRegressor(max_iter=len(boosting[target].value), max_depth=4, early_stopping=False).fit(
+            values, wanted
+        )
+        for target, wanted in zip(OPTIMUM, predict(values), strict=True)
     ]
-    one = np.ascontiguousarray(values[0])
     return {
-        "trees": sum(len(surrogate.of(target, "boosting").value) for target in TARGETS[:3]),
-        "one_us": 1e6 * shortest(lambda: stack.predict(one), 60, 100),
+        "trees": sum(len(each.value) for each in boosting.values()),
+        "one_us": 1e6 * shortest(lambda: predict(values[:1]), 60, 100),
         "batch": BATCH,
-        "batch_us_each": 1e6 * shortest(lambda: stack.predict_many(many), 200) / BATCH,
+        "batch_us_each": 1e6 * shortest(lambda: predict(many), 200) / BATCH,
         # Of the processor's time, whatever else keeps the machine busy.
-        "one_cpu_us": 1e6 * shortest(lambda: stack.predict(one), 60, 100, time.process_time),
-        "batch_cpu_us_each": 1e6 * shortest(lambda: stack.predict_many(many), 60, 1, time.process_time) / BATCH,
+        "one_cpu_us": 1e6 * shortest(lambda: predict(values[:1]), 60, 100, time.process_time),
+        "batch_cpu_us_each": 1e6 * shortest(lambda: predict(many), 60, 1, time.process_time) / BATCH,
         "scikit_learn_one_us": 1e6 * shortest(lambda: [each.predict(values[:1]) for each in theirs], 20, 5),
         "scikit_learn_batch_us_each": 1e6 * shortest(lambda: [each.predict(many) for each in theirs], 20) / BATCH,
         "features_one_us": 1e6 * shortest(lambda: describe(calibration, Space().sample(1, seed=1)), 10),
@@ -161,36 +163,38 @@ def timed_labels(workloads: int) -> dict[str, Any]:
     """Label now, with what the command does by default."""
     calibration = load_calibration(next(iter(MODELS.values())))
     with tempfile.TemporaryDirectory() as folder:
-        labels = make_labels(calibration, Space(), workloads, played=min(64, workloads), parts=Path(folder) / "parts")
+        labels = label(
+            calibration, Space(), workloads, played=min(64, workloads), checkpoint_dir=Path(folder) / "parts"
+        )
     return label_times(labels.about)
 
 
-def gradients(labels: Labels) -> dict[str, Any]:
+def gradients(labels: Dataset) -> dict[str, Any]:
     """Derivatives of log throughput by the differentiable surrogate, and by differences of the steady twin.
 
     Of the best servers of every tenth workload, at loads from well below to well above what they sustain.
     """
     calibration = load_calibration(labels.about["calibration"])
     began = time.perf_counter()
-    smooth = train_smooth(calibration, labels)
+    smooth = train_neural(calibration, labels)
     trained_s = time.perf_counter() - began
     labels = labels.take(np.flatnonzero(labels.optima.max_loras > 0)[::10])
     rows = [_gradients_at(load, smooth, calibration, labels) for load in LOADS]
     return {"calibration": calibration.name, "trained_s": trained_s, "scores": dict(smooth.scores), "at": rows}
 
 
-def _gradients_at(load: float, smooth: Smooth, calibration: Calibration, labels: Labels) -> dict[str, Any]:
-    questions, slots = labels.questions, labels.optima.max_loras
+def _gradients_at(load: float, smooth: NeuralSurrogate, calibration: Calibration, labels: Dataset) -> dict[str, Any]:
+    questions, slots = labels.workloads, labels.optima.max_loras
     sent = load * labels.optima.sustained_per_s - questions.base_rate_per_s
     adapters = np.maximum(sent / questions.rates_per_s.mean(axis=1), slots + 1.0)
-    inputs = SmoothInputs.of(calibration, questions, adapters, slots)
+    inputs = SurrogateInputs.of(calibration, questions, adapters, slots)
 
     def log_throughput(nudge: Any, name: str) -> Any:
         changed = dataclasses.replace(inputs, **{name: getattr(inputs, name) * jnp.exp(nudge)})
         return jnp.log(smooth.predict(calibration.costs, changed).throughput_tokens_per_s).sum()
 
-    def twin(asked: Questions, given: Any) -> Any:
-        return np.log(simulate_questions(calibration, asked, adapters, given).throughput_tokens_per_s.astype(float))
+    def twin(asked: WorkloadBatch, given: Any) -> Any:
+        return np.log(simulate_workloads(calibration, asked, adapters, given).throughput_tokens_per_s.astype(float))
 
     def ours(name: str) -> Any:
         return np.asarray(jax.grad(log_throughput)(jnp.zeros(slots.shape), name))
@@ -234,9 +238,9 @@ def _optimum(runs: Runs, rows: Any, calibration: Calibration, surrogate: Surroga
     best = _measured_best(adapters, slots, throughput, starved)
     question = _question(runs, rows[started], calibration)
     described = describe(calibration, question)
-    logs = {name: float(surrogate.of(name).predict(described.values)[0]) for name in TARGETS[:3]}
+    logs = {name: float(surrogate.of(name).predict(described.values)[0]) for name in OPTIMUM}
     full = float(described.full_per_s[0])
-    predicted = int(adapters_of(question, [full * np.exp(logs["adapters"])])[0]), round(np.exp(logs["slots"]))
+    predicted = int(adapters_of(question, np.array([full * np.exp(logs["adapters"])]))[0]), round(np.exp(logs["slots"]))
     given = with_slots(described.values, slots[np.newaxis])[0]
     sustained = full * np.exp(surrogate.of("starved").predict(given))
     told = question.offered_per_s(adapters[np.newaxis])[0] > sustained
@@ -248,7 +252,7 @@ def _optimum(runs: Runs, rows: Any, calibration: Calibration, surrogate: Surroga
     near = last[np.abs(np.log(slots[last] / slots[alone])) <= np.log(2.0)]
     checked = _by_twin(calibration, question, adapters, slots, near)
     width = np.hypot(surrogate.width("adapters", LEVEL), norm.ppf(0.5 + 0.5 * LEVEL) * calibration.capacity_error)
-    held = [adapters_of(question, [full * np.exp(logs["adapters"] + side * width)])[0] for side in (-1, 1)]
+    held = [adapters_of(question, np.array([full * np.exp(logs["adapters"] + side * width)]))[0] for side in (-1, 1)]
     more = adapters[slots == slots[best]]
     beyond = more[more > adapters[best]].min(initial=np.iinfo(np.int64).max)
     return {
@@ -280,7 +284,7 @@ def _measured_best(adapters: Any, slots: Any, throughput: Any, starved: Any) -> 
     return max(last, key=lambda row: throughput[row])
 
 
-def _question(runs: Runs, rows: Any, calibration: Calibration) -> Questions:
+def _question(runs: Runs, rows: Any, calibration: Calibration) -> WorkloadBatch:
     """The workload of a scenario; its name tells rates and ranks."""
     lengths = calibration.runs
     assert lengths is not None
@@ -302,15 +306,15 @@ def _question(runs: Runs, rows: Any, calibration: Calibration) -> Questions:
         "horizon_s": float(runs.duration_s[rows].mean()),
     }
     columns = {name: np.array([value], np.float64) for name, value in numbers.items()}
-    return Questions(rates_per_s=np.array([rates]), ranks=np.array([ranks]), **columns)
+    return WorkloadBatch(rates_per_s=np.array([rates]), ranks=np.array([ranks]), **columns)
 
 
-def _by_twin(calibration: Calibration, question: Questions, adapters: Any, slots: Any, rows: Any) -> int:
+def _by_twin(calibration: Calibration, question: WorkloadBatch, adapters: Any, slots: Any, rows: Any) -> int:
     """Of a few configurations the one that the steady twin finds best: unlikely to starve first, then throughput."""
     asked = question.take(np.zeros(rows.size, np.int64))
-    laws = stay_laws(question.output_spread)
+    laws = residence_times(question.output_spread)
     law = StayLaw(*(np.asarray(leaf)[:, 0] for leaf in (laws.finished, laws.remaining, laws.weight)))
-    found = assess(calibration, asked.lay_out(calibration, adapters[rows], slots[rows]), law)
+    found = assess(calibration, asked.scenarios(calibration, adapters[rows], slots[rows]), law)
     order = np.lexsort((-found["throughput_tokens_per_s"], found["starved"]))
     return int(rows[order[0]])
 

@@ -10,7 +10,6 @@ from generated import fill, measured_on, read_data, row, table
 _KINDS = {
     "tree": "one tree, at most 32 leaves",
     "rounded": "the same, rounded",
-    "forest": "forest",
     "boosting": "boosting",
     "best": "best of each",
 }

@@ -33,7 +33,7 @@ from lora_capacity_cli.tables import parts_folder
     type=click.IntRange(min=0),
     default=64,
     show_default=True,
-    help="Of how many the event twin plays some near the best, to correct all by; 0: the steady twin alone.",
+    help="Of how many the event twin simulates some near the best, to correct all by; 0: the steady twin alone.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Equal seeds give equal labels.")
 @click.option(
@@ -52,8 +52,8 @@ def label(
     """Find the best adapters and slots of many workloads, as labels for `train`.
 
     Workloads and servers are drawn evenly from a space. For each, the steady twin predicts a grid of 20 by 20
-    configurations and what lies around the best; the event twin plays the first ones near their best and says what
-    correction holds.
+    configurations and what lies around the best; the event twin simulates the first ones near their best,
+    and a model of the difference corrects all.
 
     What is finished is kept in FILE.parquet.parts until the file is written: when interrupted, the same command goes
     on.
@@ -61,15 +61,22 @@ def label(
     check_output("--output", output, (".parquet",))
     prepare()
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.surrogate import Space, make_labels
+    from lora_capacity.surrogate import Space
+    from lora_capacity.surrogate import label as find_labels
 
     known = load_calibration(calibration)
     drawn_from = Space() if space is None else Space.from_file(space)
     parts = parts_folder(output)
     try:
         with progress_bar("workloads") as progress:
-            labels = make_labels(
-                known, drawn_from, workloads, seed=seed, played=min(played, workloads), parts=parts, progress=progress
+            labels = find_labels(
+                known,
+                drawn_from,
+                workloads,
+                seed=seed,
+                played=min(played, workloads),
+                checkpoint_dir=parts,
+                progress=progress,
             )
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
@@ -95,9 +102,9 @@ def _print(summary: dict[str, Any]) -> None:
     facts |= {name.replace("_", " "): duration(value) for name, value in summary["seconds"].items()}
     plays = summary["plays"]
     if plays:
-        facts["played"] = (
-            f"{plays['configurations']} configurations; logarithm of played over steady throughput: mean "
+        facts["simulated by the event twin"] = (
+            f"{plays['configurations']} configurations; logarithm of its throughput over the steady twin's: mean "
             f"{shown(plays['mean_log_ratio'])}, spread {shown(plays['spread'])}, "
-            f"{shown(plays['left_held_back'])} left by the law on held-back workloads"
+            f"{shown(plays['left_held_back'])} left by the model on held-out workloads"
         )
     print_facts(summary["file"], facts)

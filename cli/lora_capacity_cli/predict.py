@@ -1,5 +1,6 @@
 """``lora-capacity predict``: a surrogate's answer for one workload."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import click
 
 from lora_capacity.errors import InputError
 from lora_capacity.words import percent, shown
-from lora_capacity_cli.options import examples, format_option, server_options, workload_argument
-from lora_capacity_cli.output import print_facts, print_json, print_warnings
+from lora_capacity_cli.options import FILE, examples, format_option, server_options, workload_argument
+from lora_capacity_cli.output import print_facts, print_json, print_table, print_warnings
 from lora_capacity_cli.runtime import prepare
 from lora_capacity_cli.surrogates import calibration_of_option, load_both, surrogate_option
 
@@ -24,7 +25,7 @@ from lora_capacity_cli.surrogates import calibration_of_option, load_both, surro
 @calibration_of_option
 @click.option(
     "--kind",
-    type=click.Choice(["best", "tree", "forest", "boosting"]),
+    type=click.Choice(["best", "tree", "boosting"]),
     default="best",
     show_default=True,
     help="Which models answer; best: of each target the best in cross-validation.",
@@ -39,6 +40,12 @@ from lora_capacity_cli.surrogates import calibration_of_option, load_both, surro
 @click.option("--adapters", type=click.IntRange(min=1), help="Adapters to judge, with --max-loras slots.")
 @click.option("--max-loras", type=click.IntRange(min=1), help="Slots to judge, with --adapters.")
 @click.option("--check", is_flag=True, help="Ask the steady twin, too: of the answer, or of what is to be judged.")
+@click.option(
+    "--smooth",
+    type=FILE,
+    metavar="FILE.json",
+    help="Ask a file written by `train --smooth`, too: for throughput, margin and what they are sensitive to.",
+)
 @server_options(grids=False)
 @format_option
 def predict(
@@ -50,6 +57,7 @@ def predict(
     adapters: int | None,
     max_loras: int | None,
     check: bool,
+    smooth: Path | None,
     settings: dict[str, Any],
     output_format: str,
 ) -> None:
@@ -57,18 +65,29 @@ def predict(
 
     WORKLOAD is a YAML or JSON file of adapters and traffic. With --adapters and --max-loras it also says whether these
     starve.
+
+    Surrogates are trained for vLLM's own --max-lora-rank, --max-model-len, --block-size and --target-modules: others
+    are refused.
     """
     if (adapters is None) != (max_loras is None):
         raise InputError("--adapters" if adapters is None else "--max-loras", "none", "both or neither")
     prepare()
-    from lora_capacity.surrogate import predict_workload
+    from lora_capacity.surrogate import NeuralSurrogate, predict_workload
     from lora_capacity.workload import Workload
 
     asked = Workload.from_file(workload)
     model, known = load_both(surrogate, calibration)
     given = None if adapters is None or max_loras is None else (adapters, max_loras)
     answer = predict_workload(
-        model, known, asked, kind=kind, level=float(level), given=given, check=check, settings=settings
+        model,
+        known,
+        asked,
+        kind=kind,
+        level=float(level),
+        given=given,
+        check=check,
+        smooth=None if smooth is None else NeuralSurrogate.from_file(smooth),
+        settings=settings,
     )
     if output_format == "json":
         print_json(answer.to_json())
@@ -105,5 +124,17 @@ def _print(answer: Any) -> None:
             f"tokens/s, {'starved' if check['starved'] else 'not starved'}; "
             f"starves with a chance of {percent(check['starving_probability'])}"
         )
+    if answer.smooth:
+        smooth = answer.smooth
+        facts[f"smooth, {smooth['max_cpu_loras']} adapters, {smooth['max_loras']} slots"] = (
+            f"{shown(smooth['throughput_tokens_per_s'])} of {shown(smooth['offered_tokens_per_s'])} tokens/s; "
+            f"starves at {shown(math.exp(smooth['margin']))} times this load"
+        )
     print_facts(f"Answer with intervals that hold with a chance of {answer.level:.0%}", facts)
+    if answer.smooth:
+        rows = [
+            {"1 % more": name.replace("_", " "), "throughput, %": each["log_throughput"], "margin, %": each["margin"]}
+            for name, each in answer.smooth["sensitivities"].items()
+        ]
+        print_table("What 1 % more of a quantity changes", rows)
     print_warnings(answer.warnings)

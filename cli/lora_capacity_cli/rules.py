@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from lora_capacity.errors import InputError
 from lora_capacity.words import shown
 from lora_capacity_cli.files import check_output, write_text
 from lora_capacity_cli.options import FILE, examples, format_option, refuse_given, server_options
@@ -28,7 +29,7 @@ from lora_capacity_cli.surrogates import calibration_of_option, load_both, surro
     show_default=True,
     help="What the rules tell.",
 )
-@click.option("--workload", type=FILE, metavar="FILE", help="Also show the questions that lead to this one's answer.")
+@click.option("--workload", type=FILE, metavar="FILE", help="Also show the decisions that lead to this one's answer.")
 @click.option("--figure", type=FILE, metavar="FILE.svg", help="Also draw the tree.")
 @server_options(grids=False)
 @format_option
@@ -43,8 +44,13 @@ def rules(
 ) -> None:
     """Print a surrogate's tree as rules, and what matters most.
 
-    Figures are rounded to two digits; what that costs is told. Server settings are those of the workload's path.
+    Figures are rounded to two digits; what that costs is told. Server settings are those of the --workload.
     """
+    if settings and workload is None:
+        name = next(iter(settings))
+        raise InputError(
+            f"--{name.replace('_', '-')}", settings[name], "with --workload only", "the rules hold for any"
+        )
     if figure is not None:
         check_output("--figure", figure, (".svg",))
     if workload is None:
@@ -78,10 +84,11 @@ def rules(
 def _path(model: Any, known: Any, target: str, workload: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     import numpy as np
 
-    from lora_capacity.surrogate import Questions, describe, path_of, with_slots
+    from lora_capacity.scenarios.workload_batch import WorkloadBatch
+    from lora_capacity.surrogate import describe, path_of, with_slots
     from lora_capacity.workload import Workload
 
-    described = describe(known, Questions.of(Workload.from_file(workload), known, **settings))
+    described = describe(known, WorkloadBatch.of(Workload.from_file(workload), known, **settings))
     values = described.values
     if target == "starved":
         best = np.rint(np.exp(model.of("slots").predict(values))).astype(int)
@@ -89,12 +96,12 @@ def _path(model: Any, known: Any, target: str, workload: Path, settings: dict[st
     return path_of(model, target, values[0])
 
 
-def _row(question: dict[str, Any]) -> dict[str, Any]:
-    sign = ">" if question["above"] else "<="
+def _row(decision: dict[str, Any]) -> dict[str, Any]:
+    sign = ">" if decision["above"] else "<="
     return {
-        "feature": question["feature"],
-        "is": shown(question["value"]),
+        "feature": decision["feature"],
+        "is": shown(decision["value"]),
         "": sign,
-        "threshold": shown(question["threshold"]),
-        "meaning": question["meaning"],
+        "threshold": shown(decision["threshold"]),
+        "meaning": decision["meaning"],
     }

@@ -24,31 +24,34 @@ from lora_capacity_cli.runtime import prepare, progress_bar
     "-o", "--output", type=FILE, required=True, metavar="FILE.json", help="File to write; its name ends in .json."
 )
 @click.option(
-    "--smooth", type=FILE, metavar="FILE.json", help="Also train the differentiable surrogate, and write it here."
+    "--smooth",
+    type=FILE,
+    metavar="FILE.json",
+    help="Also train the neural surrogate, which has derivatives, and write it here, for `predict --smooth`.",
 )
 @format_option
 def train(
     labels: Path, calibration: str | None, seed: int, output: Path, smooth: Path | None, output_format: str
 ) -> None:
-    """Train a tree, a forest and gradient boosting on labels.
+    """Train a tree and gradient boosting on labels.
 
     LABELS is a file written by `label`. The models tell the best adapters and slots of a workload, the throughput
-    there, and whether given adapters and slots starve. They are scored on workloads that are held back.
+    there, and whether given adapters and slots starve. They are scored on workloads that are held out.
     """
     check_output("--output", output, (".json",))
     if smooth is not None:
         check_output("--smooth", smooth, (".json",))
     prepare()
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.surrogate import Labels, train_smooth, train_surrogate
+    from lora_capacity.surrogate import Dataset, train_neural, train_surrogate
 
-    known = Labels.read(labels)
+    known = Dataset.read(labels)
     fitted = load_calibration(calibration or known.about["calibration"])
     with progress_bar("models") as progress:
         surrogate = train_surrogate(fitted, known, seed=seed, progress=progress)
     write_whole("--output", output, surrogate.write)
     if smooth is not None:
-        write_whole("--smooth", smooth, train_smooth(fitted, known, seed=seed).write)
+        write_whole("--smooth", smooth, train_neural(fitted, known, seed=seed).write)
     if output_format == "json":
         summary = {name: getattr(surrogate, name) for name in ("calibration", "best", "scores", "importance", "about")}
         print_json(
@@ -65,19 +68,19 @@ def _print(output: Path, surrogate: Any) -> None:
         f"{output}",
         {
             "calibration": surrogate.calibration,
-            "workloads": f"{about['trained_on']:,} trained on, {about['held_back']:,} held back",
+            "workloads": f"{about['trained_on']:,} trained on, {about['held_back']:,} held out",
         },
     )
     rows = [
         {"model": kind} | {_heading(name): scores[name] for name in _SCORES}
         for kind, scores in surrogate.scores.items()
     ]
-    print_table("Held-back workloads", rows)
+    print_table("Held-out workloads", rows)
     rows = [
         {"within": f"{float(level):.0%}"} | {target: share * 100.0 for target, share in shares.items()}
         for level, shares in _by_level(surrogate.scores["best"]["coverage"]).items()
     ]
-    print_table("Share of held-back labels within intervals, %", rows)
+    print_table("Share of held-out labels within intervals, %", rows)
     for target, lost in surrogate.importance.items():
         most = ", ".join(f"{name} {shown(value)}" for name, value in list(lost.items())[:4])
         click.echo(f"matters most for {target}: {most}")

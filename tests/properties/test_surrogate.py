@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_capacity.calibration import load_calibration
-from lora_capacity.surrogate import Space, describe, make_labels, train_surrogate
+from lora_capacity.surrogate import Space, describe, label, train_surrogate
 from lora_capacity.surrogate.trees import KINDS
 
 CALIBRATION = load_calibration("llama-3.1-8b-instruct-h100-64gb")
@@ -14,7 +14,7 @@ CALIBRATION = load_calibration("llama-3.1-8b-instruct-h100-64gb")
 
 @pytest.fixture(scope="module")
 def surrogate():
-    return train_surrogate(CALIBRATION, make_labels(CALIBRATION, Space(), 40, seed=7))
+    return train_surrogate(CALIBRATION, label(CALIBRATION, Space(), 40, seed=7))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -34,6 +34,6 @@ def test_more_gpu_memory_never_lowers_the_predicted_throughput(surrogate, kind, 
 @given(seed=st.integers(0, 2**32 - 1), adapters=st.integers(1, 10**5))
 @settings(max_examples=50)
 def test_adapters_are_counted_back_from_their_load(seed, adapters):
-    questions = Space().sample(4, seed)
+    workloads = Space().sample(4, seed)
     counts = np.full(4, adapters)
-    assert questions.adapters_at(questions.offered_per_s(counts)).tolist() == counts.tolist()
+    assert workloads.adapters_at(workloads.offered_per_s(counts)).tolist() == counts.tolist()

@@ -3,5 +3,16 @@
 from lora_capacity.scenarios.results import Bottleneck, EventDetails, Results, Series
 from lora_capacity.scenarios.scenarios import Scenarios, build_scenarios, lay_out
 from lora_capacity.scenarios.table import table
+from lora_capacity.scenarios.workload_batch import WorkloadBatch
 
-__all__ = ["Bottleneck", "EventDetails", "Results", "Scenarios", "Series", "build_scenarios", "lay_out", "table"]
+__all__ = [
+    "Bottleneck",
+    "EventDetails",
+    "Results",
+    "Scenarios",
+    "Series",
+    "WorkloadBatch",
+    "build_scenarios",
+    "lay_out",
+    "table",
+]

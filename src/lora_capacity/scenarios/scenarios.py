@@ -114,7 +114,7 @@ def build_scenarios(
         max_loras=max_loras,
         **settings,
     )
-    _check_lengths(workload, calibration, settings)
+    check_lengths(workload, calibration, settings.get("max_model_len"))
     return scenarios
 
 
@@ -248,10 +248,10 @@ def _whole(name: str, value: float) -> int:
     return int(check_number(name, value, integer=True))
 
 
-def _check_lengths(workload: Workload, calibration: Calibration, settings: dict[str, Any]) -> None:
-    """A request longer than the model takes would be refused by vLLM."""
+def check_lengths(workload: Workload, calibration: Calibration, max_model_len: int | None = None) -> None:
+    """Refuse a workload with requests longer than the server takes: vLLM would refuse those."""
     longest = workload.input_tokens.max + workload.output_tokens.max
-    limit = settings.get("max_model_len") or calibration.model.max_position_embeddings
+    limit = max_model_len or calibration.model.max_position_embeddings
     if longest > limit:
         raise InputError(
             "max_model_len",

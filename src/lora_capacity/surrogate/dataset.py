@@ -1,7 +1,6 @@
-"""Labels by the thousand: made in shards that can be taken up again, kept as Parquet with where they come from."""
+"""Labels by the thousand: made in shards, so that work goes on where it stopped; a Parquet file with its provenance."""
 
 import dataclasses
-import hashlib
 import io
 import json
 import time
@@ -19,45 +18,62 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.run.checkpoint import open_folder, package_version, write_whole
 from lora_capacity.run.steady import Progress
-from lora_capacity.surrogate.discrepancy import Law, play_near_best
+from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
+from lora_capacity.surrogate.discrepancy import DiscrepancyModel, simulate_near_best
+from lora_capacity.surrogate.documents import SCHEMA_VERSION, digest
 from lora_capacity.surrogate.optima import THRESHOLD, Optima, Surfaces, choose, survey
-from lora_capacity.surrogate.questions import Questions
 from lora_capacity.surrogate.space import Space
 
-SCHEMA_VERSION = 1
 SHARD = 128
-"""Workloads of a shard."""
+"""Workloads of a shard: some seconds of work, which is what an interruption costs."""
 
 _ABOUT = b"lora_capacity"
 _MANIFEST = "labels.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Labels:
-    """Workloads with their optimum and the surface around it.
+class Dataset:
+    """Labelled workloads: the optimum of each and the surface around it.
 
     Attributes:
-        questions: The workloads and servers.
+        workloads: The workloads and servers.
         optima: The optimum of each, by the steady twin corrected by the event twin.
         surfaces: What the steady twin says around them.
         correction: Logarithm of what the event twin's servers sustain over what the steady twin's do, for each of
-            ``surfaces.slots``, ``[workloads, known]``; zeros where nothing was played.
-        about: Where they come from: calibration, space, seed, versions, what was played, seconds by part.
+            ``surfaces.slots``, ``[workloads, known]``; zeros where the event twin was not asked.
+        about: Provenance: calibration, space, seed, versions, what the event twin simulated, seconds by part.
     """
 
-    questions: Questions
+    workloads: WorkloadBatch
     optima: Optima
     surfaces: Surfaces
     correction: NDArray[np.float64]
     about: Mapping[str, Any]
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.workloads)
 
     def take(self, rows: NDArray[np.int64]) -> Self:
-        """Return the labels of these indices."""
-        taken = {name: _rows(getattr(self, name), rows) for name in ("questions", "optima", "surfaces")}
+        """Return the labels of some rows."""
+        taken = {name: _rows(getattr(self, name), rows) for name in ("workloads", "optima", "surfaces")}
         return dataclasses.replace(self, **taken, correction=self.correction[rows])
+
+    def log_sustained(self, slots: IntArray) -> FloatArray:
+        """Return the logarithm of the load that some of the known numbers of slots sustain, corrected.
+
+        Args:
+            slots: Numbers of slots out of ``surfaces.slots``, ``[workloads, n]``.
+        """
+        return np.log(self._at_slots(self.surfaces.sustained_by_slots, slots)) + self.correction_of(slots)
+
+    def correction_of(self, slots: IntArray) -> FloatArray:
+        """Return the correction of some of the known numbers of slots, as `log_sustained`."""
+        return self._at_slots(self.correction, slots)
+
+    def _at_slots(self, values: FloatArray, slots: IntArray) -> FloatArray:
+        known = self.surfaces.slots
+        place = np.stack([np.searchsorted(row, each) for row, each in zip(known, slots, strict=True)])
+        return np.take_along_axis(values, np.minimum(place, known.shape[1] - 1), axis=1)
 
     def write(self, path: str | Path) -> None:
         """Write a Parquet file, a row per workload; what it is about stands in the file's metadata.
@@ -97,35 +113,35 @@ class Labels:
         return cls(**parts, correction=columns["correction"], about=about)
 
 
-_PARTS: dict[str, Any] = {"questions": Questions, "optima": Optima, "surfaces": Surfaces}
+_PARTS: dict[str, Any] = {"workloads": WorkloadBatch, "optima": Optima, "surfaces": Surfaces}
 
 
-def make_labels(
+def label(
     calibration: Calibration,
     space: Space,
     count: int,
     *,
     seed: int = 0,
     played: int = 0,
-    parts: Path | None = None,
+    checkpoint_dir: Path | None = None,
     progress: Progress | None = None,
-) -> Labels:
-    """Sample workloads, find the optimum of each by the steady twin, and settle it by the event twin.
+) -> Dataset:
+    """Sample workloads, find the optimum of each by the steady twin, and correct it by the event twin.
 
     Args:
         calibration: Whose servers they are.
         space: What they are drawn from.
         count: Workloads.
         seed: Whole number >= 0; equal seeds give equal labels.
-        played: Of how many, the first ones, the event twin plays configurations near the best; see
+        played: Of how many, the first ones, the event twin simulates configurations near the best; see
             `lora_capacity.surrogate.discrepancy`. 0: the steady twin's word stands.
-        parts: Folder for finished shards: the same call goes on from what is there. It stays until deleted.
-        progress: Called with the workloads done (a played one counts as done once more), and their total.
+        checkpoint_dir: Folder for finished shards: the same call goes on from what is there. It stays until deleted.
+        progress: Called with the workloads done (a simulated one counts as done once more), and their total.
 
     Raises:
-        InputError: If a number is not allowed, or ``parts`` holds shards of other labels.
+        InputError: If a number is not allowed, or ``checkpoint_dir`` holds shards of other labels.
     """
-    questions = space.sample(count, seed)
+    workloads = space.sample(count, seed)
     played = int(check_number("played", played, minimum=0, maximum=count, integer=True))
     about = {
         "schema_version": SCHEMA_VERSION,
@@ -138,71 +154,70 @@ def make_labels(
         "played": played,
         "threshold": THRESHOLD,
     }
-    folder = None if parts is None else _opened(parts, about)
+    folder = None if checkpoint_dir is None else _opened(checkpoint_dir, about)
     done = progress or (lambda done, total: None)
-    began = time.perf_counter()
-    surfaces = _surveyed(calibration, questions, folder, lambda finished: done(finished, count + played))
-    by_steady = choose(calibration, questions, surfaces)
-    surveyed = time.perf_counter()
-    law = _law(calibration, questions, by_steady, surfaces, about, folder, done)
-    settled = time.perf_counter()
-    correction = np.zeros(surfaces.slots.shape) if law is None else law.correction(questions, surfaces)
-    optima = by_steady if law is None else choose(calibration, questions, surfaces, correction)
-    seconds = {
-        "steady_twin": surveyed - began,
-        "event_twin": settled - surveyed,
-        "choosing": time.perf_counter() - settled,
-    }
-    about["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
-    about["plays"] = {} if law is None else law.report
-    return Labels(questions, optima, surfaces, correction, about)
+    times = [time.perf_counter()]
+    surfaces = _surveyed(calibration, workloads, folder, lambda finished: done(finished, count + played))
+    optima = choose(calibration, workloads, surfaces)
+    times.append(time.perf_counter())
+    model = _discrepancy(calibration, workloads, optima, surfaces, about, folder, done)
+    times.append(time.perf_counter())
+    correction = np.zeros(surfaces.slots.shape)
+    if model is not None:
+        correction = model.correction(workloads, surfaces)
+        optima = choose(calibration, workloads, surfaces, correction)
+    times.append(time.perf_counter())
+    seconds = np.diff(times).round(2).tolist()
+    about["seconds"] = dict(zip(("steady_twin", "event_twin", "choosing"), seconds, strict=True))
+    about["plays"] = {} if model is None else model.report
+    return Dataset(workloads, optima, surfaces, correction, about)
 
 
-def _surveyed(calibration: Calibration, questions: Questions, folder: Path | None, done: Any) -> Surfaces:
+def _surveyed(calibration: Calibration, workloads: WorkloadBatch, folder: Path | None, done: Any) -> Surfaces:
     """Survey shard by shard, but for those that are there."""
     found = []
-    for start in range(0, len(questions), SHARD):
+    for start in range(0, len(workloads), SHARD):
         path = None if folder is None else folder / f"shard-{start:07d}.npz"
         rows = slice(start, start + SHARD)
         if path is not None and path.exists():
             with np.load(path) as kept:
                 shard = Surfaces(**dict(kept))
         else:
-            shard = survey(calibration, questions.take(rows))
+            shard = survey(calibration, workloads.take(rows))
             if path is not None:
                 write_whole(path, _packed(vars(shard)))
         found.append(shard)
-        done(min(start + SHARD, len(questions)))
+        done(min(start + SHARD, len(workloads)))
     return Surfaces(
         **{entry.name: np.concatenate([getattr(shard, entry.name) for shard in found]) for entry in fields(Surfaces)}
     )
 
 
-def _law(
+def _discrepancy(
     calibration: Calibration,
-    questions: Questions,
+    workloads: WorkloadBatch,
     optima: Optima,
     surfaces: Surfaces,
     about: Mapping[str, Any],
     folder: Path | None,
     done: Progress,
-) -> Law | None:
-    """Play a part of the workloads and fit the law; none where nothing is to be played."""
-    played, count = about["played"], len(questions)
-    if not np.any(optima.max_loras[:played]):
+) -> DiscrepancyModel | None:
+    """Simulate a part of the workloads and fit the model; none where nothing is to be simulated."""
+    simulated, count = about["played"], len(workloads)
+    if not np.any(optima.max_loras[:simulated]):
         return None
-    rows = np.arange(played)
-    first, best, around = questions.take(rows), _rows(optima, rows), _rows(surfaces, rows)
-    plays = play_near_best(
+    rows = np.arange(simulated)
+    first = workloads.take(rows)
+    runs = simulate_near_best(
         calibration,
         first,
-        best,
-        around,
+        _rows(optima, rows),
+        _rows(surfaces, rows),
         seed=about["seed"],
-        parts=None if folder is None else folder / "played",
-        progress=lambda finished, total: done(count + played * finished // total, count + played),
+        checkpoint_dir=None if folder is None else folder / "played",
+        progress=lambda finished, total: done(count + simulated * finished // total, count + simulated),
     )
-    return Law(calibration, first, plays)
+    return DiscrepancyModel(calibration, first, runs)
 
 
 def _opened(folder: Path, about: Mapping[str, Any]) -> Path:
@@ -224,11 +239,6 @@ def _packed(arrays: Mapping[str, Any]) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
-
-
-def digest(content: Any) -> str:
-    """Return a digest of a JSON document, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=float).encode()).hexdigest()
 
 
 def _rows(columns: Any, rows: Any) -> Any:

@@ -1,11 +1,10 @@
-"""A differentiable surrogate: throughput and margin to starvation as smooth functions of workload, server, A and S.
+"""Neural surrogate: throughput and margin to starvation as smooth functions of workload, server, A and S.
 
-The closed form of the server at its limit (`closed.at_limit`) carries the physics; two small networks learn what it
+The closed form of the full batch (`closed_form.full_batch`) carries the physics; two small networks learn what it
 leaves out: how much of that load is sustained, and what becomes of it beyond. Throughput is a smooth minimum of the
 offered load and the capacity, so that its derivatives are right on either side of the bend between them.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,88 +17,54 @@ import numpy as np
 import optax
 from flax import struct, traverse_util
 from jax import Array
+from jaxtyping import Float
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError
-from lora_capacity.memory import slot_bytes
-from lora_capacity.surrogate.closed import at_limit
-from lora_capacity.surrogate.dataset import Labels, digest
-from lora_capacity.surrogate.questions import Questions
-from lora_capacity.surrogate.targets import sustained_by_slots
+from lora_capacity.scenarios.workload_batch import WorkloadBatch
+from lora_capacity.surrogate.closed_form import SurrogateInputs, full_batch
+from lora_capacity.surrogate.dataset import Dataset
+from lora_capacity.surrogate.documents import read_document, signed, verified, write_document
+from lora_capacity.surrogate.ensemble import listed
+from lora_capacity.surrogate.optima import THRESHOLD
+from lora_capacity.surrogate.space import BLOCK_TOKENS
 
-SCHEMA_VERSION = 1
+SENSITIVITIES = ("rates", "slots", "adapters", "input_tokens", "output_tokens")
+"""Quantities that `NeuralSurrogate.assess` differentiates by: all request rates, S, A, mean lengths."""
+
 _TRAVERSE: Any = traverse_util  # untyped
 _HIDDEN = 48
-_STEPS, _BATCH, _RATE, _DECAY = 4000, 1024, 4e-3, 1e-5
+"""Units of a hidden layer: more did not lower the error on held-out workloads."""
+
+STEPS, _BATCH, _RATE, _DECAY = 4000, 1024, 4e-3, 1e-5
+"""Steps of AdamW, points of each, its first learning rate (cosine decay follows) and its weight decay."""
+
 _POINTS = 48
+"""Points trained on per workload, of the 400 of its surface: neighbours tell much the same."""
+
 _BEND_START = 12.0
-_NEEDED = 0.9
+"""Sharpness of the smooth minimum to begin with: it differs from the minimum within about a twelfth of the load."""
+
+_ROBUST = 0.05
+"""Logarithmic error from which on the size counts instead of the square."""
+
+_HELD_OUT = 0.15
+"""Share of the workloads that is held out for the scores."""
+
+_OTHER_TERMS = 13
+"""Terms of the networks besides one for each rate of the round."""
+
+_LEAST = 1e-6
+"""Floor under the logarithm of a term."""
+
+_MOST_BASE = 0.9
+"""Most of the full load that the base model's traffic counts for, lest no adapter be left to speak of."""
 
 
 @struct.dataclass
-class SmoothInputs:
-    """What the smooth surrogate is a function of; leaves ``[…]`` that broadcast, but for ``rates_per_s``.
-
-    Attributes:
-        rates_per_s: Requests per second of the adapters of a turn, largest first, ``[turn, …]``.
-        base_rate_per_s: Requests per second without an adapter.
-        mean_input_tokens: Mean prompt length.
-        mean_output_tokens: Mean answer length.
-        output_spread: Standard deviation of the answer length over its mean.
-        kv_tokens_per_request: Tokens that a running request holds.
-        kv_cache_tokens: Tokens that the KV cache would hold beside no slots.
-        slot_tokens_per_rank: KV tokens that a slot takes the place of, per unit of ``max_lora_rank``.
-        max_lora_rank: Rank that slots are reserved for.
-        max_num_seqs: Most requests in a step.
-        max_num_batched_tokens: Most tokens in a step.
-        max_pending: Most unanswered requests.
-        adapters: Adapters, A.
-        max_loras: Slots, S.
-    """
-
-    rates_per_s: Array
-    base_rate_per_s: Array
-    mean_input_tokens: Array
-    mean_output_tokens: Array
-    output_spread: Array
-    kv_tokens_per_request: Array
-    kv_cache_tokens: Array
-    slot_tokens_per_rank: Array
-    max_lora_rank: Array
-    max_num_seqs: Array
-    max_num_batched_tokens: Array
-    max_pending: Array
-    adapters: Array
-    max_loras: Array
-
-    @classmethod
-    def of(cls, calibration: Calibration, questions: Questions, adapters: Any, max_loras: Any) -> Self:
-        """Return the inputs of questions with numbers of adapters and slots, ``[questions]`` each."""
-        count = np.ones(len(questions), np.int64)
-        rank = questions.max_lora_rank(np.full(len(questions), questions.ranks.shape[1]), calibration)
-        with_one, _ = questions.plan(calibration, count, rank)
-        per_rank = (
-            slot_bytes(calibration.model, calibration.behaviour, rank) / rank / calibration.model.kv_bytes_per_token
-        )
-        names = ("base_rate_per_s", "mean_input_tokens", "mean_output_tokens", "output_spread", "kv_tokens_per_request")
-        columns = {name: getattr(questions, name) for name in (*names, "max_num_seqs", "max_num_batched_tokens")}
-        columns |= {
-            "rates_per_s": -np.sort(-questions.rates_per_s, axis=1).T,
-            "max_pending": np.minimum(questions.max_pending, 1e9),
-            "kv_cache_tokens": with_one + per_rank * rank,
-            "slot_tokens_per_rank": per_rank,
-            "max_lora_rank": rank,
-            "adapters": adapters,
-            "max_loras": max_loras,
-        }
-        leaves: dict[str, Any] = {name: np.asarray(value, np.float32) for name, value in columns.items()}
-        return cls(**leaves)
-
-
-@struct.dataclass
-class SmoothOutputs:
-    """What the smooth surrogate says; leaves ``[…]``.
+class NeuralOutputs:
+    """Prediction of the neural surrogate; leaves ``[…]``.
 
     Attributes:
         throughput_tokens_per_s: Tokens per second of completed requests.
@@ -113,7 +78,7 @@ class SmoothOutputs:
 
 
 class _Network(nn.Module):
-    """Two hidden layers; what it says is 0 to begin with."""
+    """Two hidden layers; the output is 0 to begin with."""
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
@@ -122,62 +87,48 @@ class _Network(nn.Module):
         return nn.Dense(1, kernel_init=nn.initializers.zeros)(z)[..., 0]
 
 
-def _said(params: Any, z: Array) -> Array:
-    said: Any = _Network().apply(params, z)
-    return jnp.asarray(said)
+def _apply(params: Any, z: Float[Array | np.ndarray, "*shape terms"]) -> Float[Array, "*shape"]:
+    found: Any = _Network().apply(params, z)
+    return jnp.asarray(found)
 
 
-def _physics(costs: Costs, inputs: SmoothInputs) -> tuple[Array, Array]:
-    """Load at the limit, and the terms that the corrections depend on, ``[…, terms]``."""
+def _physics(costs: Costs, inputs: SurrogateInputs) -> tuple[Array, Array]:
+    """Load of the full batch, and the terms that the corrections depend on, ``[…, terms]``."""
     left = inputs.kv_cache_tokens - inputs.max_loras * inputs.max_lora_rank * inputs.slot_tokens_per_rank
-    limit = at_limit(
-        costs,
-        rates_per_s=inputs.rates_per_s,
-        base_rate_per_s=inputs.base_rate_per_s,
-        mean_input_tokens=inputs.mean_input_tokens,
-        mean_output_tokens=inputs.mean_output_tokens,
-        kv_tokens_per_request=inputs.kv_tokens_per_request,
-        kv_cache_tokens=jnp.maximum(left, inputs.kv_tokens_per_request),
-        max_num_seqs=inputs.max_num_seqs,
-        max_num_batched_tokens=inputs.max_num_batched_tokens,
-        max_pending=inputs.max_pending,
-        max_loras=inputs.max_loras,
-        max_lora_rank=inputs.max_lora_rank,
-    )
-    stay_s = limit.step_s * inputs.mean_output_tokens
-    mean_rate = inputs.rates_per_s.mean(axis=0)
-    slots = inputs.max_loras
+    full = full_batch(costs, inputs, jnp.maximum(left, inputs.kv_tokens_per_request))
+    residence_s = full.step_s * inputs.mean_output_tokens
+    slots, load = inputs.max_loras, full.load_per_s
     terms = [
         slots,
-        limit.busy_adapters / slots,
-        limit.running / slots,
-        limit.running,
-        stay_s,
-        limit.kv_share,
-        *(rate * stay_s for rate in inputs.rates_per_s),
-        (limit.load_per_s - jnp.minimum(inputs.base_rate_per_s, 0.9 * limit.load_per_s)) / mean_rate,
-        limit.load_per_s,
+        full.busy_adapters / slots,
+        full.running / slots,
+        full.running,
+        residence_s,
+        full.kv_share,
+        *(rate * residence_s for rate in -jnp.sort(-inputs.rates_per_s, axis=0)),  # largest first
+        (load - jnp.minimum(inputs.base_rate_per_s, _MOST_BASE * load)) / inputs.rates_per_s.mean(axis=0),
+        load,
         inputs.mean_output_tokens,
         inputs.mean_input_tokens,
         inputs.max_lora_rank,
-        1.0 + inputs.base_rate_per_s / limit.load_per_s,
+        1.0 + inputs.base_rate_per_s / load,
         1.0 + inputs.output_spread,
     ]
     shape = jnp.broadcast_shapes(*(jnp.shape(term) for term in terms))
-    logs = [jnp.broadcast_to(jnp.log(jnp.maximum(term, 1e-6)), shape) for term in terms]
-    return limit.load_per_s, jnp.stack(logs, axis=-1)
+    logs = [jnp.broadcast_to(jnp.log(jnp.maximum(term, _LEAST)), shape) for term in terms]
+    return jnp.asarray(load), jnp.stack(logs, axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
-class Smooth:
-    """A trained smooth surrogate.
+class NeuralSurrogate:
+    """A trained neural surrogate.
 
     Attributes:
         calibration: Name of the calibration.
         params: Networks' weights, a pytree: ``sustained``, ``beyond`` and ``bend``.
         mean: Mean of each term over the training, ``[terms]``.
         scale: Standard deviation of each, ``[terms]``.
-        scores: On held-back workloads: mean absolute log errors of throughput and margin.
+        scores: On held-out workloads: mean absolute log errors of throughput and margin.
     """
 
     calibration: str
@@ -186,27 +137,73 @@ class Smooth:
     scale: Array
     scores: Mapping[str, float]
 
-    def predict(self, costs: Costs, inputs: SmoothInputs) -> SmoothOutputs:
+    def predict(self, costs: Costs, inputs: SurrogateInputs) -> NeuralOutputs:
         """Predict; pure, smooth in every floating-point input, to be jitted and differentiated.
+
+        A round of another length than those trained on is told by as many means of its sorted rates.
 
         Args:
             costs: The calibration's.
             inputs: Workloads, servers, adapters and slots.
         """
+        size = self.mean.size - _OTHER_TERMS
+        if len(inputs.rates_per_s) != size:
+            inputs = inputs.replace(rates_per_s=_resampled(inputs.rates_per_s, size))  # type: ignore[attr-defined]
         return _predict(self.params, self.mean, self.scale, costs, inputs)
+
+    def assess(
+        self, calibration: Calibration, workload: WorkloadBatch, adapters: int, max_loras: int
+    ) -> dict[str, Any]:
+        """Predict one configuration with its sensitivities.
+
+        Args:
+            calibration: The surrogate's own.
+            workload: One workload on its server.
+            adapters: A.
+            max_loras: S, from 1 to A.
+
+        Returns:
+            ``max_cpu_loras``, ``max_loras``, ``throughput_tokens_per_s``, ``offered_tokens_per_s``, ``margin`` and
+            ``sensitivities``: by name of `SENSITIVITIES` the derivatives of the logarithm of the throughput
+            (``log_throughput``) and of the margin by the logarithm of the quantity.
+
+        Raises:
+            InputError: If the surrogate is of another calibration, or there are more slots than adapters.
+        """
+        if self.calibration != calibration.name:
+            raise InputError("smooth surrogate", f"of {self.calibration}", f"one of {calibration.name}", "train again")
+        if not 1 <= max_loras <= adapters:
+            raise InputError("max_loras", max_loras, f"1 to the number of adapters served, {adapters}")
+        inputs = SurrogateInputs.of(calibration, workload, [adapters], [max_loras])
+
+        def outputs(nudges: dict[str, Array]) -> tuple[Array, NeuralOutputs]:
+            found = self.predict(calibration.costs, _nudged(inputs, nudges))
+            return jnp.stack([jnp.log(found.throughput_tokens_per_s[0]), found.margin[0]]), found
+
+        none = {name: jnp.zeros(()) for name in SENSITIVITIES}
+        slopes, found = jax.jacfwd(outputs, has_aux=True)(none)
+        return {
+            "max_cpu_loras": adapters,
+            "max_loras": max_loras,
+            **{name: float(value[0]) for name, value in vars(found).items()},
+            "sensitivities": {
+                name: dict(zip(("log_throughput", "margin"), slopes[name].tolist(), strict=True))
+                for name in SENSITIVITIES
+            },
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the file."""
         flat = _TRAVERSE.flatten_dict(self.params, sep="/")
-        content: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "smooth": self.calibration,
-            "params": {name: _listed(value) for name, value in flat.items()},
-            "mean": _listed(self.mean),
-            "scale": _listed(self.scale),
-            "scores": dict(self.scores),
-        }
-        return content | {"digest": digest(content)}
+        return signed(
+            {
+                "smooth": self.calibration,
+                "params": {name: listed(value, digits=6) for name, value in flat.items()},
+                "mean": listed(self.mean, digits=6),
+                "scale": listed(self.scale, digits=6),
+                "scores": dict(self.scores),
+            }
+        )
 
     @classmethod
     def from_json(cls, content: object, source: str = "smooth surrogate") -> Self:
@@ -215,62 +212,84 @@ class Smooth:
         Raises:
             InputError: If it is no smooth surrogate of this schema, or was changed since it was written.
         """
-        if not isinstance(content, Mapping) or "smooth" not in content:
-            raise InputError(source, "another document", "a smooth surrogate")
-        if content.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
-                f"{source}: schema_version", content.get("schema_version"), f"{SCHEMA_VERSION}", "train again"
-            )
-        whole = {name: value for name, value in content.items() if name != "digest"}
-        if content.get("digest") != digest(whole):
-            raise InputError(
-                f"{source}: digest", content.get("digest"), "that of its content", "it was changed: train again"
-            )
+        whole = verified(content, source, "smooth", "a smooth surrogate")
         arrays = {name: jnp.asarray(np.array(value, np.float32)) for name, value in whole["params"].items()}
         params = _TRAVERSE.unflatten_dict(arrays, sep="/")
         mean, scale = (jnp.asarray(np.array(whole[name], np.float32)) for name in ("mean", "scale"))
         return cls(whole["smooth"], params, mean, scale, whole["scores"])
 
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a file written by ``lora-capacity train --smooth``.
+
+        Raises:
+            InputError: If the file cannot be read, or as `from_json`.
+        """
+        return cls.from_json(read_document(path, "a file written by `lora-capacity train --smooth`"), str(path))
+
     def write(self, path: str | Path) -> None:
         """Write the file."""
-        Path(path).write_text(json.dumps(self.to_json(), separators=(",", ":")) + "\n", encoding="utf-8")
+        write_document(path, self.to_json())
 
 
-def _listed(values: Any) -> Any:
-    return np.vectorize(lambda number: float(f"{number:.6g}"), otypes=[float])(np.asarray(values)).tolist()
+def _resampled(rates: Float[Array | np.ndarray, "round ..."], size: int) -> Float[Array, "size ..."]:
+    """Means of equal parts of the sorted rates; the mean of all stays."""
+    ordered = jnp.repeat(-jnp.sort(-jnp.asarray(rates), axis=0), size, axis=0)
+    return ordered.reshape(size, len(rates), *rates.shape[1:]).mean(axis=1)
 
 
-def _predict(params: Any, mean: Array, scale: Array, costs: Costs, inputs: SmoothInputs) -> SmoothOutputs:
+def _nudged(inputs: SurrogateInputs, nudges: Mapping[str, Array]) -> SurrogateInputs:
+    """Scale quantities by the exponentials of nudges; the KV cache that requests hold follows their lengths."""
+    factor = {name: jnp.exp(nudge) for name, nudge in nudges.items()}
+    unfilled = 0.5 * BLOCK_TOKENS
+    of_output = 0.5 * inputs.mean_output_tokens * (1.0 + inputs.output_spread**2)
+    of_input = inputs.kv_tokens_per_request - of_output - unfilled
+    changed: SurrogateInputs = inputs.replace(  # type: ignore[attr-defined]
+        rates_per_s=inputs.rates_per_s * factor["rates"],
+        base_rate_per_s=inputs.base_rate_per_s * factor["rates"],
+        max_loras=inputs.max_loras * factor["slots"],
+        adapters=inputs.adapters * factor["adapters"],
+        mean_input_tokens=inputs.mean_input_tokens * factor["input_tokens"],
+        mean_output_tokens=inputs.mean_output_tokens * factor["output_tokens"],
+        kv_tokens_per_request=of_input * factor["input_tokens"] + of_output * factor["output_tokens"] + unfilled,
+    )
+    return changed
+
+
+def _predict(params: Any, mean: Array, scale: Array, costs: Costs, inputs: SurrogateInputs) -> NeuralOutputs:
     reach, terms = _physics(costs, inputs)
     z = (terms - mean) / scale
-    log_sustained = jnp.log(reach) + _said(params["sustained"], z)
+    log_sustained = jnp.log(reach) + _apply(params["sustained"], z)
     offered = inputs.adapters * inputs.rates_per_s.mean(axis=0) + inputs.base_rate_per_s
     margin = log_sustained - jnp.log(offered)
     over = jnp.concatenate([z, jnp.tanh(-margin)[..., jnp.newaxis]], axis=-1)
-    log_capacity = log_sustained + jnp.log(_NEEDED) + _said(params["beyond"], over)
+    log_capacity = log_sustained + jnp.log(1.0 - THRESHOLD) + _apply(params["beyond"], over)
     bend = 1.0 + jax.nn.softplus(params["bend"])
     # (offered^-p + capacity^-p)^(-1/p), without overflow
     log_throughput = jnp.log(offered) - jax.nn.softplus(bend * (jnp.log(offered) - log_capacity)) / bend
     tokens = inputs.mean_input_tokens + inputs.mean_output_tokens
-    return SmoothOutputs(jnp.exp(log_throughput) * tokens, offered * tokens, margin)
+    return NeuralOutputs(jnp.exp(log_throughput) * tokens, offered * tokens, margin)
 
 
-def train_smooth(calibration: Calibration, labels: Labels, *, seed: int = 0, steps: int = _STEPS) -> Smooth:
-    """Train a smooth surrogate on the surfaces of labels; 15 % of the workloads are held back for the scores.
+def train_neural(
+    calibration: Calibration, labels: Dataset, *, seed: int = 0, steps: int | None = None
+) -> NeuralSurrogate:
+    """Train a neural surrogate on the surfaces of labels; 15 % of the workloads are held out for the scores.
 
     Args:
         calibration: The labels' own.
-        labels: Labels of feasible workloads.
-        seed: Decides weights, points and what is held back.
-        steps: Steps of the optimizer.
+        labels: Labels; infeasible workloads take no part.
+        seed: Decides weights, points and what is held out.
+        steps: Steps of the optimizer, `STEPS` if not given.
     """
+    steps = STEPS if steps is None else steps
     labels = labels.take(np.flatnonzero(labels.optima.max_loras > 0))
     rng = np.random.default_rng(seed)
-    inputs, throughput, margin, question = _points(calibration, labels, rng)
-    held = np.isin(question, rng.permutation(len(labels))[: max(int(0.15 * len(labels)), 1)])
+    inputs, log_throughput, log_margin, workload = _points(calibration, labels, rng)
+    held_out = np.isin(workload, rng.permutation(len(labels))[: max(int(_HELD_OUT * len(labels)), 1)])
     costs = calibration.costs
     _, terms = jax.jit(_physics)(costs, inputs)
-    mean, scale = terms[~held].mean(axis=0), terms[~held].std(axis=0) + 1e-3
+    mean, scale = terms[~held_out].mean(axis=0), terms[~held_out].std(axis=0) + 1e-3
     width = mean.size
     first, second = jax.random.split(jax.random.PRNGKey(seed))
     params: Any = {
@@ -278,58 +297,52 @@ def train_smooth(calibration: Calibration, labels: Labels, *, seed: int = 0, ste
         "beyond": _Network().init(second, jnp.zeros((1, width + 1))),
         "bend": jnp.asarray(_BEND_START),
     }
-    schedule = optax.cosine_decay_schedule(_RATE, steps)
-    optimizer = optax.adamw(schedule, weight_decay=_DECAY)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(_RATE, steps), weight_decay=_DECAY)
+    points = jax.tree.map(jnp.asarray, (inputs, log_throughput, log_margin))
 
-    def loss(params: Any, batch: SmoothInputs, log_t: Array, log_margin: Array) -> Array:
+    def errors(params: Any, rows: Array) -> tuple[Array, Array]:
+        """Logarithmic errors of throughput and margin; NaN where the margin is unknown."""
+        batch, log_t, log_m = jax.tree.map(lambda values: values[..., rows], points)
         found = _predict(params, mean, scale, costs, batch)
-        off = jnp.log(found.throughput_tokens_per_s) - log_t
-        near = jnp.isfinite(log_margin)
-        missed = jnp.where(near, found.margin - jnp.where(near, log_margin, 0.0), 0.0)
-        return jnp.mean(_robust(off)) + jnp.mean(_robust(missed))
+        near = jnp.isfinite(log_m)
+        off = jnp.where(near, found.margin - jnp.where(near, log_m, 0.0), jnp.nan)
+        return jnp.log(found.throughput_tokens_per_s) - log_t, off
+
+    def loss(params: Any, rows: Array) -> Array:
+        off, off_margin = errors(params, rows)
+        return jnp.mean(_robust(off)) + jnp.mean(_robust(jnp.nan_to_num(off_margin)))
 
     @jax.jit
     def step(params: Any, state: Any, rows: Array) -> tuple[Any, Any]:
-        batch, log_t, log_margin = jax.tree.map(lambda values: values[..., rows], (inputs, throughput, margin))
-        updates, state = optimizer.update(jax.grad(loss)(params, batch, log_t, log_margin), state, params)
+        updates, state = optimizer.update(jax.grad(loss)(params, rows), state, params)
         return optax.apply_updates(params, updates), state
 
-    state, kept = optimizer.init(params), np.flatnonzero(~held)
-    inputs, throughput, margin = jax.tree.map(jnp.asarray, (inputs, throughput, margin))
+    state, kept = optimizer.init(params), np.flatnonzero(~held_out)
     for _ in range(steps):
         params, state = step(params, state, jnp.asarray(rng.choice(kept, _BATCH)))
-    rows = np.flatnonzero(held)
-    batch, log_t, log_margin = jax.tree.map(lambda values: values[..., rows], (inputs, throughput, margin))
-    found = jax.jit(_predict)(params, mean, scale, costs, batch)
+    off, off_margin = jax.jit(errors)(params, jnp.asarray(np.flatnonzero(held_out)))
     scores = {
-        "throughput_log_error": float(jnp.mean(jnp.abs(jnp.log(found.throughput_tokens_per_s) - log_t))),
-        "margin_log_error": float(
-            jnp.nanmean(jnp.abs(jnp.where(jnp.isfinite(log_margin), found.margin - log_margin, jnp.nan)))
-        ),
+        "throughput_log_error": float(jnp.mean(jnp.abs(off))),
+        "margin_log_error": float(jnp.nanmean(jnp.abs(off_margin))),
     }
-    return Smooth(calibration.name, params, mean, scale, scores)
+    return NeuralSurrogate(calibration.name, params, mean, scale, scores)
 
 
-def _robust(off: Array) -> Array:
+def _robust(off: Float[Array, " points"]) -> Float[Array, " points"]:
     """Square of small errors, size of large ones: the twin's few jumps are not worth bending everything for."""
-    return jnp.asarray(optax.losses.huber_loss(off, delta=0.05)) / 0.05
+    return jnp.asarray(optax.losses.huber_loss(off, delta=_ROBUST)) / _ROBUST
 
 
-def _points(calibration: Calibration, labels: Labels, rng: np.random.Generator) -> Any:
+def _points(calibration: Calibration, labels: Dataset, rng: np.random.Generator) -> Any:
     """Configurations of the surfaces: inputs, log throughput, log margin (the steady twin's), and whose they are."""
     around = labels.surfaces
-    question, row, column = np.nonzero(~np.isnan(around.grid_throughput))
-    order = rng.permutation(question.size)[: _POINTS * len(labels)]
-    question, row, column = question[order], row[order], column[order]
-    adapters, slots = around.grid_adapters[question, row], around.grid_slots[question, column]
-    inputs = SmoothInputs.of(calibration, labels.questions.take(question), adapters, slots)
-    sustained = sustained_by_slots(labels, around.grid_slots)[question, column]
-    corrected = np.take_along_axis(labels.correction, _place(around.slots, around.grid_slots), axis=1)[question, column]
-    offered = np.log(labels.questions.take(question).offered_per_s(adapters))
-    throughput = np.log(around.grid_throughput[question, row, column]).astype(np.float32)
-    return inputs, throughput, (sustained - corrected - offered).astype(np.float32), question
-
-
-def _place(known: Any, wanted: Any) -> Any:
-    place = np.stack([np.searchsorted(row, each) for row, each in zip(known, wanted, strict=True)])
-    return np.minimum(place, known.shape[1] - 1)
+    workload, row, column = np.nonzero(~np.isnan(around.grid_throughput))
+    order = rng.permutation(workload.size)[: _POINTS * len(labels)]
+    workload, row, column = workload[order], row[order], column[order]
+    adapters, slots = around.grid_adapters[workload, row], around.grid_slots[workload, column]
+    asked = labels.workloads.take(workload)
+    # The steady twin's own margin: the throughput beside it is not corrected either.
+    sustained = (labels.log_sustained(around.grid_slots) - labels.correction_of(around.grid_slots))[workload, column]
+    log_throughput = np.log(around.grid_throughput[workload, row, column]).astype(np.float32)
+    log_margin = (sustained - np.log(asked.offered_per_s(adapters))).astype(np.float32)
+    return SurrogateInputs.of(calibration, asked, adapters, slots), log_throughput, log_margin, workload

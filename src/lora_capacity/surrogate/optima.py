@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.surrogate.questions import FloatArray, IntArray, Questions
-from lora_capacity.surrogate.steady import limits, simulate_questions
+from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
+from lora_capacity.surrogate.closed_form import full_batches
+from lora_capacity.surrogate.simulation import simulate_workloads
 
 GRID = 20
 """Numbers of adapters, and of slots, of the surface around an optimum."""
@@ -32,15 +33,15 @@ _NEAR = 1.06
 
 @dataclass(frozen=True, eq=False)
 class Surfaces:
-    """What the steady twin says around the optima; arrays ``[questions, …]``.
+    """What the steady twin says around the optima; arrays ``[workloads, …]``.
 
     Attributes:
-        most_slots: Most slots with which the server starts, 0 if it does with none, ``[questions]``.
-        grid_adapters: Numbers of adapters of the surface, ascending, ``[questions, 20]``.
-        grid_slots: Numbers of slots of the surface, ascending, ``[questions, 20]``.
-        grid_throughput: Tokens per second, ``[questions, adapters, slots]``; NaN where there would be more slots than
+        most_slots: Most slots with which the server starts, 0 if it does with none, ``[workloads]``.
+        grid_adapters: Numbers of adapters of the surface, ascending, ``[workloads, 20]``.
+        grid_slots: Numbers of slots of the surface, ascending, ``[workloads, 20]``.
+        grid_throughput: Tokens per second, ``[workloads, adapters, slots]``; NaN where there would be more slots than
             adapters.
-        slots: Numbers of slots whose sustained load is known, ascending, may repeat, ``[questions, known]``.
+        slots: Numbers of slots whose sustained load is known, ascending, may repeat, ``[workloads, known]``.
         sustained_by_slots: Requests per second at which the server starves with them; NaN where it never has as many
             adapters.
     """
@@ -55,7 +56,7 @@ class Surfaces:
 
 @dataclass(frozen=True, eq=False)
 class Optima:
-    """The optimum of each question, ``[questions]``.
+    """The optimum of each question, ``[workloads]``.
 
     Attributes:
         max_cpu_loras: Adapters, A; 0 where none is feasible.
@@ -70,15 +71,15 @@ class Optima:
     sustained_per_s: FloatArray
 
 
-def survey(calibration: Calibration, questions: Questions, threshold: float = THRESHOLD) -> Surfaces:
+def survey(calibration: Calibration, workloads: WorkloadBatch, threshold: float = THRESHOLD) -> Surfaces:
     """Predict a grid of configurations of each question, and find the loads at which they starve.
 
     Args:
         calibration: Whose costs hold.
-        questions: Workloads on servers.
+        workloads: Workloads on servers.
         threshold: Share below the offered load from which throughput counts as starved.
     """
-    known = _Frontiers(calibration, questions, threshold)
+    known = _Frontiers(calibration, workloads, threshold)
     adapters, slots = known.grid()
     throughput = known.surface(adapters, slots)
     known.narrow(slots, *known.brackets(adapters, throughput))
@@ -88,7 +89,7 @@ def survey(calibration: Calibration, questions: Questions, threshold: float = TH
 
 def choose(
     calibration: Calibration,
-    questions: Questions,
+    workloads: WorkloadBatch,
     surfaces: Surfaces,
     correction: FloatArray | None = None,
     threshold: float = THRESHOLD,
@@ -97,7 +98,7 @@ def choose(
 
     Args:
         calibration: Whose costs hold.
-        questions: Workloads on servers.
+        workloads: Workloads on servers.
         surfaces: What `survey` found of them.
         correction: Logarithm of what a server really sustains over what the steady twin says, in the shape of
             ``surfaces.slots``; none: 0.
@@ -110,16 +111,16 @@ def choose(
     ]
     slots, sustained, scale = (np.array(column) for column in zip(*best, strict=True))
     feasible = np.isfinite(sustained)
-    adapters = np.where(feasible, questions.adapters_at(np.nan_to_num(sustained)), 0)
+    adapters = np.where(feasible, workloads.adapters_at(np.nan_to_num(sustained)), 0)
     feasible &= adapters > 0
     slots = np.minimum(slots, adapters)
-    throughput = np.full(len(questions), np.nan)
+    throughput = np.full(len(workloads), np.nan)
     rows = np.flatnonzero(feasible)
     if rows.size:
-        predicted = simulate_questions(
-            calibration, questions.take(rows), adapters[rows], slots[rows]
+        predicted = simulate_workloads(
+            calibration, workloads.take(rows), adapters[rows], slots[rows]
         ).throughput_tokens_per_s
-        offered = questions.offered_per_s(adapters)[rows] * questions.tokens_per_request[rows]
+        offered = workloads.offered_per_s(adapters)[rows] * workloads.tokens_per_request[rows]
         throughput[rows] = np.clip(predicted * scale[rows], (1.0 - threshold) * offered, offered)
     return Optima(
         max_cpu_loras=np.where(feasible, adapters, 0),
@@ -147,62 +148,62 @@ def _fewest_near_best(slots: IntArray, sustained: FloatArray, factor: FloatArray
 class _Frontiers:
     """Sustained loads by numbers of slots, as far as they are known."""
 
-    def __init__(self, calibration: Calibration, questions: Questions, threshold: float) -> None:
-        self.calibration, self.questions, self.needed = calibration, questions, 1.0 - threshold
-        self.most_slots = questions.most_slots(calibration)
-        self.mean_rate = questions.rates_per_s.mean(axis=1)
-        one = np.ones((len(questions), 1), np.int64)
-        self.reach_per_s = limits(calibration, questions, one).load_per_s[:, 0].astype(np.float64)
-        self.slots, self.sustained = np.zeros((len(questions), 0), np.int64), np.zeros((len(questions), 0))
+    def __init__(self, calibration: Calibration, workloads: WorkloadBatch, threshold: float) -> None:
+        self.calibration, self.workloads, self.needed = calibration, workloads, 1.0 - threshold
+        self.most_slots = workloads.most_slots(calibration)
+        self.mean_rate = workloads.rates_per_s.mean(axis=1)
+        one = np.ones((len(workloads), 1), np.int64)
+        self.reach_per_s = full_batches(calibration, workloads, one).load_per_s[:, 0].astype(np.float64)
+        self.slots, self.sustained = np.zeros((len(workloads), 0), np.int64), np.zeros((len(workloads), 0))
 
     def grid(self) -> tuple[IntArray, IntArray]:
-        """Numbers of adapters and of slots of the surface, ``[questions, 20]`` each, ascending."""
+        """Numbers of adapters and of slots of the surface, ``[workloads, 20]`` each, ascending."""
         loads = self.reach_per_s[:, np.newaxis] * np.geomspace(_LEAST, _MOST, GRID)
-        adapters = np.maximum(self.questions.adapters_at(loads), 1)
+        adapters = np.maximum(self.workloads.adapters_at(loads), 1)
         top = np.maximum(np.minimum(self.most_slots, adapters[:, -1]), 1)
         return adapters, np.rint(np.geomspace(np.ones_like(top), top, GRID, axis=1)).astype(np.int64)
 
     def surface(self, adapters: IntArray, slots: IntArray) -> FloatArray:
-        """Throughput over the grid, ``[questions, adapters, slots]``."""
+        """Throughput over the grid, ``[workloads, adapters, slots]``."""
         every, each = np.broadcast_arrays(adapters[:, :, np.newaxis], slots[:, np.newaxis])
         return self._throughput(every, each)
 
     def _throughput(self, adapters: NDArray[Any], slots: IntArray) -> FloatArray:
-        """Tokens per second in the shape of the arguments, ``[questions, …]``; NaN where slots outnumber adapters."""
-        rows = np.broadcast_to(np.arange(len(self.questions)).reshape(-1, *[1] * (slots.ndim - 1)), slots.shape)
+        """Tokens per second in the shape of the arguments, ``[workloads, …]``; NaN where slots outnumber adapters."""
+        rows = np.broadcast_to(np.arange(len(self.workloads)).reshape(-1, *[1] * (slots.ndim - 1)), slots.shape)
         sound = (slots <= adapters) & (slots <= self.most_slots.reshape(-1, *[1] * (slots.ndim - 1)))
         found = np.full(slots.shape, np.nan)
         if sound.any():
-            asked = self.questions.take(rows[sound])
-            found[sound] = simulate_questions(
+            asked = self.workloads.take(rows[sound])
+            found[sound] = simulate_workloads(
                 self.calibration, asked, adapters[sound], slots[sound]
             ).throughput_tokens_per_s
         return found
 
     def _load(self, adapters: FloatArray) -> FloatArray:
-        """Requests per second of fractional adapters, ``[questions, …]``."""
+        """Requests per second of fractional adapters, ``[workloads, …]``."""
         shape = (-1, *[1] * (adapters.ndim - 1))
-        return np.asarray(adapters * self.mean_rate.reshape(shape) + self.questions.base_rate_per_s.reshape(shape))
+        return np.asarray(adapters * self.mean_rate.reshape(shape) + self.workloads.base_rate_per_s.reshape(shape))
 
     def _short(self, adapters: FloatArray, slots: IntArray) -> FloatArray:
         """By how much throughput falls short of what is needed, as a share of the load; negative where it does not."""
         shape = (-1, *[1] * (adapters.ndim - 1))
-        throughput = self._throughput(adapters, slots) / self.questions.tokens_per_request.reshape(shape)
+        throughput = self._throughput(adapters, slots) / self.workloads.tokens_per_request.reshape(shape)
         return np.asarray(self.needed - throughput / self._load(adapters))
 
     def brackets(self, adapters: IntArray, throughput: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Adapters of the grid between which each number of slots begins to starve, ``[questions, slots]`` each."""
-        load = self.questions.offered_per_s(adapters) * self.questions.tokens_per_request[:, np.newaxis]
+        """Adapters of the grid between which each number of slots begins to starve, ``[workloads, slots]`` each."""
+        load = self.workloads.offered_per_s(adapters) * self.workloads.tokens_per_request[:, np.newaxis]
         starved = throughput < self.needed * load[..., np.newaxis]
         first = np.where(starved.any(axis=1), starved.argmax(axis=1), GRID - 1)
         high = np.take_along_axis(adapters, first, axis=1).astype(np.float64)
         low = np.where(first > 0, np.take_along_axis(adapters, np.maximum(first - 1, 0), axis=1), 0.5)
         # Of few adapters the turn's order matters, which fractions leave out.
-        turn = self.questions.rates_per_s.shape[1]
+        turn = self.workloads.rates_per_s.shape[1]
         return np.maximum(low - turn, 0.3 * low), high + turn
 
     def narrow(self, slots: IntArray, low: FloatArray, high: FloatArray) -> None:
-        """Find the sustained load with some numbers of slots, from brackets of adapters, ``[questions, n]`` each."""
+        """Find the sustained load with some numbers of slots, from brackets of adapters, ``[workloads, n]`` each."""
         short_low, short_high = np.full(low.shape, -np.inf), np.full(low.shape, np.inf)
         for _ in range(_ROUNDS):
             inner = np.exp(np.linspace(np.log(low), np.log(high), _INNER + 2, axis=-1))
@@ -225,11 +226,11 @@ class _Frontiers:
         """Look at more numbers of slots: between the last that sustains too little and what comes after the best."""
         best, first = self._best_and_first()
         last = self.slots.shape[1] - 1
-        row = np.arange(len(self.questions))
+        row = np.arange(len(self.workloads))
         low, high = self.slots[row, np.maximum(first - 1, 0)], self.slots[row, np.minimum(best + 3, last)]
         slots = np.rint(np.geomspace(low, high, _INNER + 3, axis=1)).astype(np.int64)[:, 1:-1]
         guess = np.stack([_between(*each) for each in zip(slots, self.slots, self.sustained, strict=True)])
-        adapters = (guess - self.questions.base_rate_per_s[:, np.newaxis]) / self.mean_rate[:, np.newaxis]
+        adapters = (guess - self.workloads.base_rate_per_s[:, np.newaxis]) / self.mean_rate[:, np.newaxis]
         self.narrow(slots, adapters / _NEAR, adapters * _NEAR)
 
     def _best_and_first(self) -> tuple[IntArray, IntArray]:

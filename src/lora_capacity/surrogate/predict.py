@@ -1,4 +1,4 @@
-"""A surrogate's answer for one workload: with intervals, a warning where it was not trained, and the twin's check."""
+"""Answer of a surrogate for one workload: with intervals, warnings where it was not trained, and the twin's check."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,12 +10,13 @@ from scipy.stats import norm
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InfeasibleError, InputError, nearest_hint
 from lora_capacity.scenarios import build_scenarios
+from lora_capacity.scenarios.workload_batch import WorkloadBatch
 from lora_capacity.search import assess
-from lora_capacity.surrogate.dataset import digest
-from lora_capacity.surrogate.features import FEATURES, Described, describe
+from lora_capacity.surrogate.documents import digest
+from lora_capacity.surrogate.features import FEATURES, Described, describe, with_slots
 from lora_capacity.surrogate.model import LEVELS, Surrogate
-from lora_capacity.surrogate.questions import Questions
-from lora_capacity.surrogate.targets import adapters_of, with_slots
+from lora_capacity.surrogate.neural import NeuralSurrogate
+from lora_capacity.surrogate.targets import OPTIMUM, adapters_of
 from lora_capacity.surrogate.trees import KINDS
 from lora_capacity.twins.steady import StayLaw
 from lora_capacity.workload import Workload
@@ -26,7 +27,7 @@ _TOLERATED = 0.02
 
 @dataclass(frozen=True)
 class Answer:
-    """What a surrogate says of a workload.
+    """A surrogate's prediction for one workload.
 
     Attributes:
         max_cpu_loras: Adapters, A.
@@ -41,6 +42,8 @@ class Answer:
             load at which they are; empty if none were.
         check: What the steady twin says of the answer, or of what was given: ``throughput_tokens_per_s``, ``starved``,
             ``starving_probability``, ``status``; empty unless asked for.
+        smooth: What a neural surrogate says of the answer, or of what was given, see `NeuralSurrogate.assess`; empty
+            unless one is given.
         warnings: What to keep in mind, a sentence each.
     """
 
@@ -54,6 +57,7 @@ class Answer:
     kind: Mapping[str, str]
     given: Mapping[str, Any] = field(default_factory=dict)
     check: Mapping[str, Any] = field(default_factory=dict)
+    smooth: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +74,7 @@ def predict_workload(
     level: float = 0.9,
     given: tuple[int, int] | None = None,
     check: bool = False,
+    smooth: NeuralSurrogate | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Answer for one workload on one server.
@@ -78,11 +83,13 @@ def predict_workload(
         surrogate: What was trained for the calibration.
         calibration: Model, GPU and coefficients.
         workload: Adapters and traffic.
-        kind: ``tree``, ``forest``, ``boosting``, or ``best``: of each target the best.
+        kind: ``tree``, ``boosting``, or ``best``: of each target the best.
         level: Chance with which intervals hold: 0.5, 0.8, 0.9 or 0.95.
         given: Adapters and slots to say of whether they starve.
         check: Whether to ask the steady twin too.
-        settings: Other server settings by vLLM's names.
+        smooth: A neural surrogate to ask for throughput, margin and sensitivities.
+        settings: Other server settings by vLLM's names; those that surrogates were not trained for only at their
+            defaults.
 
     Raises:
         InputError: If a value is not allowed.
@@ -93,16 +100,13 @@ def predict_workload(
     if level not in LEVELS:
         raise InputError("level", level, ", ".join(f"{each:g}" for each in LEVELS))
     settings = dict(settings or {})
-    question = Questions.of(workload, calibration, **settings)
-    described = describe(calibration, question)
+    batch = WorkloadBatch.of(workload, calibration, **settings)
+    described = describe(calibration, batch)
     if described.most_slots[0] < 1:
         raise InfeasibleError("the server does not start with one adapter slot: its GPU memory is too small")
-    logs = {
-        name: float(surrogate.of(name, kind).predict(described.values)[0])
-        for name in ("adapters", "slots", "throughput")
-    }
-    full, tokens = float(described.full_per_s[0]), float(question.tokens_per_request[0])
-    if question.adapters_at(np.array([full * np.exp(logs["adapters"])]))[0] < 1:
+    logs = {name: float(surrogate.of(name, kind).predict(described.values)[0]) for name in OPTIMUM}
+    full, tokens = float(described.full_per_s[0]), float(batch.tokens_per_request[0])
+    if batch.adapters_at(np.array([full * np.exp(logs["adapters"])]))[0] < 1:
         raise InfeasibleError("not one adapter fits beside the base model's traffic, as the surrogate has it")
 
     def spread(extra: float) -> dict[str, tuple[float, float]]:
@@ -110,14 +114,14 @@ def predict_workload(
         for name, scale in (("adapters", full), ("slots", 1.0), ("throughput", full * tokens)):
             width = float(np.hypot(surrogate.width(name, level, kind), extra * (name != "slots")))
             found[name] = tuple(
-                _ended(name, question, scale * np.exp(logs[name] + side * width), side) for side in (-1, 1)
+                _ended(name, batch, scale * np.exp(logs[name] + side * width), side) for side in (-1, 1)
             )
         return {name: (low, high) for name, (low, high) in found.items()}
 
-    adapters = int(adapters_of(question, [full * np.exp(logs["adapters"])])[0])
+    adapters = int(adapters_of(batch, np.array([full * np.exp(logs["adapters"])]))[0])
     slots = int(np.clip(np.rint(np.exp(logs["slots"])), 1, min(adapters, int(described.most_slots[0]))))
-    offered = float(question.offered_per_s(np.array([adapters]))[0] * tokens)
-    answer_or_given = given or (adapters, slots)
+    offered = float(batch.offered_per_s(np.array([adapters]))[0] * tokens)
+    point = given or (adapters, slots)
     return Answer(
         max_cpu_loras=adapters,
         max_loras=slots,
@@ -127,23 +131,24 @@ def predict_workload(
         twin_intervals=spread(0.0),
         intervals=spread(float(norm.ppf(0.5 + 0.5 * level)) * calibration.capacity_error),
         kind={name: surrogate.best[name] if kind == "best" else kind for name in surrogate.best},
-        given={} if given is None else _judged(surrogate, described, question, given, kind),
-        check=_checked(calibration, workload, answer_or_given, settings) if check else {},
+        given={} if given is None else _judged(surrogate, described, batch, given, kind),
+        check=_checked(calibration, workload, point, settings) if check else {},
+        smooth={} if smooth is None else smooth.assess(calibration, batch, *point),
         warnings=tuple(_warnings(surrogate, calibration, described)),
     )
 
 
-def _ended(name: str, question: Questions, value: float, side: int) -> float:
+def _ended(name: str, batch: WorkloadBatch, value: float, side: int) -> float:
     """End of an interval: whole adapters and slots."""
     if name == "adapters":
-        return int(adapters_of(question, [value])[0])
+        return int(adapters_of(batch, np.array([value]))[0])
     if name == "slots":
         return max(int(np.floor(value) if side < 0 else np.ceil(value)), 1)
     return float(value)
 
 
 def _judged(
-    surrogate: Surrogate, described: Described, question: Questions, given: tuple[int, int], kind: str
+    surrogate: Surrogate, described: Described, batch: WorkloadBatch, given: tuple[int, int], kind: str
 ) -> dict[str, Any]:
     """Whether given adapters and slots starve."""
     adapters, slots = given
@@ -151,7 +156,7 @@ def _judged(
         raise InputError("max_loras", slots, f"1 to the number of adapters served, {adapters}")
     values = with_slots(described.values, np.array([[slots]]))[:, 0]
     sustained = float(described.full_per_s[0] * np.exp(surrogate.of("starved", kind).predict(values)[0]))
-    critical = sustained / float(question.offered_per_s(np.array([adapters]))[0])
+    critical = sustained / float(batch.offered_per_s(np.array([adapters]))[0])
     starts = slots <= int(described.most_slots[0])
     return {
         "max_cpu_loras": adapters,

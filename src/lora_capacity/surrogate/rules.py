@@ -1,15 +1,15 @@
-"""The single tree as people read it: a power law, and a factor that a few questions lead to."""
+"""Rules: the single tree as people read it, a power law times a factor that a few decisions lead to."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from lora_capacity.errors import InputError, nearest_hint
-from lora_capacity.surrogate.arrays import ALWAYS_LEFT, Ensemble
+from lora_capacity.surrogate.ensemble import ALWAYS_LEFT, Ensemble
 from lora_capacity.surrogate.features import Feature
 from lora_capacity.surrogate.model import Surrogate
-from lora_capacity.surrogate.rounding import rounded
 from lora_capacity.surrogate.targets import TARGETS, features_of
 
 MEANING = {
@@ -39,7 +39,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Branch:
-    """A question of the tree.
+    """A decision of the tree.
 
     Attributes:
         feature: Name of the feature that it looks at.
@@ -61,8 +61,8 @@ class Rules:
     Attributes:
         target: ``adapters``, ``slots``, ``throughput`` or ``starved``.
         law: The power law that the factors multiply: ``constant · Π feature^exponent``.
-        tree: The questions.
-        exact_score: Score of the tree as trained, on held-back workloads: SMAPE in percent, of ``starved`` macro-F1.
+        tree: The decisions.
+        exact_score: Score of the tree as trained, on held-out workloads: SMAPE in percent, of ``starved`` macro-F1.
         rounded_score: The same with rounded figures.
     """
 
@@ -80,7 +80,7 @@ class Rules:
     def text(self) -> str:
         """Return the rules as indented lines."""
         name = "macro-F1" if self.target == "starved" else "SMAPE %"
-        scores = f"{name} on held-back workloads: {self.exact_score:.3g}, {self.rounded_score:.3g} with rounded figures"
+        scores = f"{name} on held-out workloads: {self.exact_score:.3g}, {self.rounded_score:.3g} with rounded figures"
         head = [f"{MEANING[self.target]} = {self.law} · factor", scores, ""]
         return "\n".join(head + _lines(self.tree, 0)) + "\n"
 
@@ -109,7 +109,7 @@ def rules_of(surrogate: Surrogate, target: str) -> Rules:
     """
     if target not in TARGETS:
         raise InputError("target", target, ", ".join(TARGETS), nearest_hint(target, TARGETS))
-    tree = rounded(surrogate.of(target, "tree"))
+    tree = surrogate.of(target, "tree").rounded()
     features = features_of(target)
     return Rules(
         target=target,
@@ -120,16 +120,16 @@ def rules_of(surrogate: Surrogate, target: str) -> Rules:
     )
 
 
-def path_of(surrogate: Surrogate, target: str, values: np.ndarray) -> list[dict[str, Any]]:
-    """Return the questions that led to one answer of the rules.
+def path_of(surrogate: Surrogate, target: str, values: Float[np.ndarray, " features"]) -> list[dict[str, Any]]:
+    """Return the decisions that lead to one prediction of the rules.
 
     Args:
         surrogate: The surrogate.
         target: The target.
-        values: Its features of one workload, ``[features]``.
+        values: Its features of one workload.
 
     Returns:
-        Per question ``feature``, ``meaning``, ``value``, ``threshold`` and ``above``.
+        Per decision ``feature``, ``meaning``, ``value``, ``threshold`` and ``above``.
     """
     features = features_of(target)
     return [
@@ -140,7 +140,7 @@ def path_of(surrogate: Surrogate, target: str, values: np.ndarray) -> list[dict[
             "threshold": threshold,
             "above": above,
         }
-        for place, threshold, above in rounded(surrogate.of(target, "tree")).path(values)
+        for place, threshold, above in surrogate.of(target, "tree").rounded().path(values)
     ]
 
 
@@ -152,7 +152,7 @@ def _law(tree: Ensemble, features: tuple[Feature, ...]) -> str:
 
 
 def _grown(tree: Ensemble, features: tuple[Feature, ...], node: int) -> Branch | Leaf:
-    """Return the subtree of a node, without questions whose answers lead to the same."""
+    """Return the subtree of a node, without decisions whose branches are alike."""
     nodes = tree.threshold.shape[1]
     if node >= nodes:
         return Leaf(float(np.exp(tree.value[0, node - nodes])))
@@ -174,11 +174,11 @@ def _lines(tree: Branch | Leaf, depth: int) -> list[str]:
         return [f"{indent}factor {tree.factor:.2g}"]
     found = []
     for sign, branch in (("<=", tree.below), ("> ", tree.above)):
-        question = f"{indent}{tree.feature} {sign} {tree.threshold:g}"
+        decision = f"{indent}{tree.feature} {sign} {tree.threshold:g}"
         if isinstance(branch, Leaf):
-            found.append(f"{question}: factor {branch.factor:.2g}")
+            found.append(f"{decision}: factor {branch.factor:.2g}")
         else:
-            found += [question, *_lines(branch, depth + 1)]
+            found += [decision, *_lines(branch, depth + 1)]
     return found
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_capacity.surrogate.arrays import FloatArray
+from lora_capacity.scenarios.workload_batch import FloatArray
 
 
 def macro_f1(told: NDArray[np.bool_], known: NDArray[np.bool_]) -> float:
@@ -19,7 +19,7 @@ def macro_f1(told: NDArray[np.bool_], known: NDArray[np.bool_]) -> float:
 def conformal(residual: FloatArray, level: float) -> float:
     """Return the half-width that holds the next residual with at least this chance: split conformal prediction.
 
-    The ``⌈(n + 1) · level⌉``-th smallest of the held-back residuals' sizes.
+    The ``⌈(n + 1) · level⌉``-th smallest of the held-out residuals' sizes.
     """
     sizes = np.sort(np.abs(residual))
     place = int(np.ceil((sizes.size + 1) * level)) - 1

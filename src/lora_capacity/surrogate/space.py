@@ -1,4 +1,4 @@
-"""The space of workloads and servers that labels are made for: read from YAML, sampled evenly."""
+"""Space of workloads and servers that labels are made for: read from YAML, sampled evenly."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float
 from scipy.stats import qmc
 
 from lora_capacity.errors import InputError, check_keys, check_number
-from lora_capacity.surrogate.questions import FloatArray, Questions
+from lora_capacity.scenarios.workload_batch import WorkloadBatch
 from lora_capacity.units import BYTES_PER_GIB, S_PER_HOUR
 from lora_capacity.workload.files import load_mapping
 
 Range = tuple[float, float]
 
-_RANGES = {
+_RANGES = {  # with the smallest value allowed
     "rates_per_s": 0.0,
     "input_tokens": 1.0,
     "output_tokens": 1.0,
@@ -27,28 +27,32 @@ _RANGES = {
     "gpu_memory_utilization": 0.0,
 }
 _CHOICES = ("ranks", "gpu_memory_gib", "max_num_seqs", "max_num_batched_tokens")
-_BLOCK_TOKENS = 16
+_OTHER_AXES = 9
+"""Axes of the space besides rates and ranks."""
+
+BLOCK_TOKENS = 16
+"""Tokens of a KV block by vLLM's default (``CacheConfig.block_size``), half of which a request leaves empty."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """Ranges and choices; the default covers the workloads of arXiv 2508.08343 and goes beyond them.
+    """Ranges and choices of workloads and servers; the default covers those of arXiv 2508.08343 and goes beyond.
 
     Attributes:
-        adapters_in_turn: Rates and ranks dealt in turn to the adapters, each drawn by itself.
+        adapters_in_turn: Rates and ranks assigned round-robin to the adapters, each drawn by itself.
         rates_per_s: Request rate of an adapter; even in the logarithm.
         ranks: Ranks to draw from.
         input_tokens: Mean prompt length; even in the logarithm.
-        output_tokens: Mean answer length; even in the logarithm.
-        output_spread: Standard deviation of the answer length over its mean.
-        kv_share: Tokens that a running request holds, over what independent prompt and answer lengths would make it
-            hold: below 1 where long prompts get short answers.
+        output_tokens: Mean output length; even in the logarithm.
+        output_spread: Standard deviation of the output length over its mean.
+        kv_share: Tokens that a running request holds, over what independent prompt and output lengths would make it
+            hold: below 1 where long prompts have short outputs.
         base_tokens_per_s: Traffic without an adapter; half of the workloads have none, the others up to the maximum.
         gpu_memory_gib: Memories of the GPU to draw from.
         gpu_memory_utilization: Share of it that the server plans with.
         max_num_seqs: Values to draw from; at most ``max_num_batched_tokens``.
         max_num_batched_tokens: Values to draw from.
-        max_pending: Unanswered requests that clients hold; None: unbounded.
+        max_pending: Most in-flight requests of all clients; None: unbounded.
         horizon_s: Time observed.
 
     Raises:
@@ -113,7 +117,7 @@ class Space:
             content[name] = {"min": low, "max": high}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
 
-    def sample(self, count: int, seed: int = 0) -> Questions:
+    def sample(self, count: int, seed: int = 0) -> WorkloadBatch:
         """Return workloads on servers that fill the space evenly.
 
         The first of them are the same whatever the count. They are points of a scrambled Sobol sequence: of any range
@@ -128,31 +132,30 @@ class Space:
         """
         count = int(check_number("workloads", count, minimum=1, maximum=2**20, integer=True))
         seed = int(check_number("seed", seed, minimum=0, integer=True))
-        turn = self.adapters_in_turn
-        sequence = qmc.Sobol(2 * turn + 9, seed=np.random.default_rng(seed))
+        size = self.adapters_in_turn
+        sequence = qmc.Sobol(2 * size + _OTHER_AXES, seed=np.random.default_rng(seed))
         unit = sequence.random_base2(max(int(count - 1).bit_length(), 1))[:count].T
-        rates = _log_even(self.rates_per_s, unit[:turn]).T
-        input_tokens, output_tokens = (
-            _log_even(bounds, unit[2 * turn + place])
-            for place, bounds in enumerate((self.input_tokens, self.output_tokens))
-        )
-        spread = _even(self.output_spread, unit[2 * turn + 2])
-        budget = _pick(self.max_num_batched_tokens, unit[2 * turn + 7])
+        rates, ranks = _log_even(self.rates_per_s, unit[:size]).T, _pick(self.ranks, unit[size : 2 * size]).T
+        # The order of the axes decides what a seed draws.
+        *lengths, at_spread, at_kv_share, at_base, at_memory, at_share, at_budget, at_seqs = unit[2 * size :]
+        input_tokens, output_tokens = map(_log_even, (self.input_tokens, self.output_tokens), lengths)
+        spread = _even(self.output_spread, at_spread)
+        budget = _pick(self.max_num_batched_tokens, at_budget)
         held = input_tokens + 0.5 * output_tokens * (1.0 + spread**2)
-        base_tokens_per_s = _even(self.base_tokens_per_s, np.maximum(2.0 * unit[2 * turn + 4] - 1.0, 0.0))
-        has_base = (unit[2 * turn + 4] > 0.5) | (self.base_tokens_per_s[0] > 0)
-        return Questions(
+        base_tokens_per_s = _even(self.base_tokens_per_s, np.maximum(2.0 * at_base - 1.0, 0.0))
+        has_base = (at_base > 0.5) | (self.base_tokens_per_s[0] > 0)
+        return WorkloadBatch(
             rates_per_s=-np.sort(-rates, axis=1),
-            ranks=_pick(self.ranks, unit[turn : 2 * turn]).T,
+            ranks=ranks,
             most_adapters=np.full(count, np.inf),
             base_rate_per_s=np.where(has_base, base_tokens_per_s / (input_tokens + output_tokens), 0.0),
             mean_input_tokens=input_tokens,
             mean_output_tokens=output_tokens,
             output_spread=spread,
-            kv_tokens_per_request=held * _even(self.kv_share, unit[2 * turn + 3]) + 0.5 * _BLOCK_TOKENS,
-            gpu_memory_bytes=np.rint(_pick(self.gpu_memory_gib, unit[2 * turn + 5]) * BYTES_PER_GIB),
-            gpu_memory_utilization=_even(self.gpu_memory_utilization, unit[2 * turn + 6]),
-            max_num_seqs=np.minimum(_pick(self.max_num_seqs, unit[2 * turn + 8]), budget),
+            kv_tokens_per_request=held * _even(self.kv_share, at_kv_share) + 0.5 * BLOCK_TOKENS,
+            gpu_memory_bytes=np.rint(_pick(self.gpu_memory_gib, at_memory) * BYTES_PER_GIB),
+            gpu_memory_utilization=_even(self.gpu_memory_utilization, at_share),
+            max_num_seqs=np.minimum(_pick(self.max_num_seqs, at_seqs), budget),
             max_num_batched_tokens=budget,
             max_pending=np.full(count, np.inf if self.max_pending is None else self.max_pending),
             horizon_s=np.full(count, self.horizon_s),
@@ -179,13 +182,13 @@ def _choice(name: str, value: object) -> tuple[float, ...]:
     )
 
 
-def _even(bounds: Range, unit: NDArray[Any]) -> FloatArray:
+def _even(bounds: Range, unit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return np.asarray(bounds[0] + (bounds[1] - bounds[0]) * unit)
 
 
-def _log_even(bounds: Range, unit: NDArray[Any]) -> FloatArray:
+def _log_even(bounds: Range, unit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return np.asarray(bounds[0] * (bounds[1] / bounds[0]) ** unit)
 
 
-def _pick(values: tuple[float, ...], unit: NDArray[Any]) -> FloatArray:
+def _pick(values: tuple[int | float, ...], unit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return np.asarray(np.array(values, np.float64)[np.minimum((unit * len(values)).astype(int), len(values) - 1)])

@@ -1,52 +1,53 @@
-"""From labels to a surrogate: ensembles of every kind for every target, chosen and scored on held-back workloads."""
+"""Training of a surrogate: ensembles of every kind for every target, chosen and scored on held-out workloads."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError
 from lora_capacity.measurements import smape
 from lora_capacity.run.checkpoint import package_version
 from lora_capacity.run.steady import Progress
-from lora_capacity.surrogate.arrays import Ensemble, FloatArray, IntArray
-from lora_capacity.surrogate.dataset import Labels, digest
-from lora_capacity.surrogate.features import Described, describe
+from lora_capacity.surrogate.dataset import Dataset
+from lora_capacity.surrogate.documents import digest
+from lora_capacity.surrogate.ensemble import Ensemble, IntArray
+from lora_capacity.surrogate.features import Described, describe, with_slots
 from lora_capacity.surrogate.model import LEVELS, Surrogate
-from lora_capacity.surrogate.rounding import rounded
 from lora_capacity.surrogate.scores import conformal, macro_f1
-from lora_capacity.surrogate.targets import (
-    TARGETS,
-    adapters_of,
-    features_of,
-    surface_of,
-    sustained_by_slots,
-    wanted,
-    with_slots,
-)
+from lora_capacity.surrogate.targets import OPTIMUM, TARGETS, adapters_of, features_of, surface_of, wanted
 from lora_capacity.surrogate.trees import KINDS, Design, train
 
 FEWEST_LABELS = 30
+"""Fewest feasible workloads: 5 are held out, and each fold of the others has 5."""
+
 _FOLDS = 5
-_HELD_BACK = 0.15
+"""Parts of the cross-validation: the usual compromise of bias and time."""
+
+_HELD_OUT, _LEAST_HELD_OUT = 0.15, 5
+"""Share of the workloads that is held out for the scores, and fewest of them."""
+
 _SLOTS_PER_LABEL = 12
+"""Numbers of slots that each workload tells of starving, of about 30 known: more cost time and tell much the same."""
 
 _BOOSTED = {"adapters": 14, "slots": 24, "throughput": 14, "starved": 120}
 """Trees that boosting grows: of the first three as few as a prediction in microseconds allows."""
 
 
 def train_surrogate(
-    calibration: Calibration, labels: Labels, *, seed: int = 0, progress: Progress | None = None
+    calibration: Calibration, labels: Dataset, *, seed: int = 0, progress: Progress | None = None
 ) -> Surrogate:
     """Train a surrogate.
 
-    Of the workloads 15 % are held back for the scores. On the others, cross-validation over workloads chooses the kind
+    Of the workloads 15 % are held out for the scores. On the others, cross-validation over workloads chooses the kind
     for each target, and its residuals give the intervals.
 
     Args:
         calibration: The labels' own.
         labels: At least 30 of feasible workloads.
-        seed: Decides which workloads are held back; equal seeds give equal files.
+        seed: Decides which workloads are held out; equal seeds give equal files.
         progress: Called with the ensembles trained and their total.
 
     Raises:
@@ -61,7 +62,7 @@ def train_surrogate(
         raise InputError("labels", f"{feasible.size} feasible workloads", f"at least {FEWEST_LABELS}", "label more")
     labels = labels.take(feasible)
     order = np.random.default_rng(seed).permutation(len(labels))
-    test, kept = np.split(order, [max(int(_HELD_BACK * len(labels)), 5)])
+    test, kept = np.split(order, [max(int(_HELD_OUT * len(labels)), _LEAST_HELD_OUT)])
     return _Training(calibration, labels, np.sort(kept), np.sort(test), seed, progress).run()
 
 
@@ -71,15 +72,15 @@ class _Training:
     def __init__(
         self,
         calibration: Calibration,
-        labels: Labels,
+        labels: Dataset,
         kept: IntArray,
         test: IntArray,
         seed: int,
         progress: Progress | None,
     ) -> None:
         self.calibration, self.labels, self.kept, self.test, self.seed = calibration, labels, kept, test, seed
-        self.described = describe(calibration, labels.questions)
-        self.surface = surface_of(labels, self.described)
+        self.described = describe(calibration, labels.workloads)
+        self.held_out, self.seen = labels.take(test), self.described.take(test)
         self._progress, self._trained = progress, 0
 
     def run(self) -> Surrogate:
@@ -97,8 +98,8 @@ class _Training:
                 ensembles[target][kind] = train(kind, design, self.seed, _BOOSTED[target])
                 self._tell()
             best[target] = min(errors, key=lambda kind: errors[kind])
-        scores = {kind: self.score({target: ensembles[target][kind] for target in TARGETS}) for kind in KINDS}
-        simple = {target: rounded(ensembles[target]["tree"]) for target in TARGETS}
+        scores = {kind: self._score({target: ensembles[target][kind] for target in TARGETS}) for kind in KINDS}
+        simple = {target: ensembles[target]["tree"].rounded() for target in TARGETS}
         chosen = {target: ensembles[target][best[target]] for target in TARGETS}
         about = {name: self.labels.about.get(name) for name in ("space", "workloads", "seed", "played", "plays")}
         return Surrogate(
@@ -110,7 +111,7 @@ class _Training:
             lowest=self.described.values[self.kept].min(axis=0),
             highest=self.described.values[self.kept].max(axis=0),
             scores=scores
-            | {"rounded": self.score(simple), "best": self.score(chosen) | self._coverage(chosen, best, widths)},
+            | {"rounded": self._score(simple), "best": self._score(chosen) | self._coverage(chosen, best, widths)},
             importance=self._importance(chosen),
             about=about | {"version": package_version(), "trained_on": self.kept.size, "held_back": self.test.size},
         )
@@ -127,15 +128,12 @@ class _Training:
         known = self.labels.surfaces.slots[self.kept]
         place = np.sort(rng.random(known.shape).argsort(axis=1)[:, :_SLOTS_PER_LABEL], axis=1)
         slots = np.take_along_axis(known, place, axis=1)
-        load = (
-            sustained_by_slots(self.labels.take(self.kept), slots)
-            - np.log(self.described.full_per_s[self.kept])[:, None]
-        )
+        load = self.labels.take(self.kept).log_sustained(slots) - np.log(self.described.full_per_s[self.kept])[:, None]
         sound = ~np.isnan(load)
         values = with_slots(self.described.values[self.kept], slots)[sound]
         return Design(values, logarithmic, rising, load[sound]), np.broadcast_to(self.kept[:, None], slots.shape)[sound]
 
-    def _cross_validated(self, kind: str, target: str, design: Design, group: IntArray) -> FloatArray:
+    def _cross_validated(self, kind: str, target: str, design: Design, group: IntArray) -> Float[np.ndarray, " rows"]:
         """Known less predicted, every workload predicted by ensembles that it had no part in."""
         _, place = np.unique(group, return_inverse=True)
         fold = np.random.default_rng(self.seed + 1).permutation(place.max() + 1)[place] % _FOLDS
@@ -152,39 +150,13 @@ class _Training:
         if self._progress is not None:
             self._progress(self._trained, len(TARGETS) * len(KINDS) * (_FOLDS + 1))
 
-    def score(self, ensembles: dict[str, Ensemble], shuffled: int | None = None) -> dict[str, float]:
-        """Score ensembles, one per target, on the held-back workloads.
-
-        Args:
-            ensembles: By target.
-            shuffled: Feature whose values are dealt to other workloads, to see what is lost without it.
-        """
-        rows, optima, questions = self.test, self.labels.optima, self.labels.questions.take(self.test)
-        values = self.described.values[rows].copy()
-        if shuffled is not None:
-            values[:, shuffled] = np.random.default_rng(self.seed).permutation(values[:, shuffled])
-        found = {target: ensembles[target].predict(values) for target in TARGETS[:3]}
-        full = self.described.full_per_s[rows]
-        slots = np.clip(np.rint(np.exp(found["slots"])), 1, self.described.most_slots[rows])
-        at = np.flatnonzero(np.isin(self.surface.question, rows))
-        question = np.searchsorted(rows, self.surface.question[at])
-        given = with_slots(values[question], self.surface.slots[at, None])[:, 0]
-        told = self.surface.load[at] > np.exp(ensembles["starved"].predict(given))
-        return {
-            "adapters_smape": smape(
-                adapters_of(questions, full * np.exp(found["adapters"])), optima.max_cpu_loras[rows]
-            ),
-            "slots_smape": smape(slots, optima.max_loras[rows]),
-            "throughput_smape": smape(
-                full * np.exp(found["throughput"]) * questions.tokens_per_request, optima.throughput_tokens_per_s[rows]
-            ),
-            "starved_macro_f1": macro_f1(told, self.surface.starved[at]),
-        }
+    def _score(self, ensembles: Mapping[str, Ensemble], shuffled: int | None = None) -> dict[str, float]:
+        return score(ensembles, self.held_out, self.seen, shuffled, self.seed)
 
     def _importance(self, ensembles: dict[str, Ensemble]) -> dict[str, dict[str, float]]:
         """How much worse each target's score becomes when a feature is shuffled, features that matter only."""
-        whole = self.score(ensembles)
-        without = {each.name: self.score(ensembles, place) for place, each in enumerate(features_of("adapters"))}
+        whole = self._score(ensembles)
+        without = {each.name: self._score(ensembles, place) for place, each in enumerate(features_of("adapters"))}
         found = {}
         for target in TARGETS:
             name = next(each for each in whole if each.startswith(target))
@@ -198,16 +170,50 @@ class _Training:
     def _coverage(
         self, ensembles: dict[str, Ensemble], best: dict[str, str], widths: dict[str, dict[str, list[float]]]
     ) -> dict[str, Any]:
-        """Share of the held-back labels that lie within the intervals, by target and level."""
-        held = self.labels.take(self.test)
-        seen = Described(
-            self.described.values[self.test], self.described.full_per_s[self.test], self.described.most_slots[self.test]
-        )
+        """Share of the held-out labels that lie within the intervals, by target and level."""
         covered = {}
-        for target in TARGETS[:3]:
-            off = np.abs(wanted(target, held, seen) - ensembles[target].predict(seen.values))
+        for target in OPTIMUM:
+            off = np.abs(wanted(target, self.held_out, self.seen) - ensembles[target].predict(self.seen.values))
             covered[target] = {
                 f"{level:g}": float(np.mean(off <= width))
                 for level, width in zip(LEVELS, widths[target][best[target]], strict=True)
             }
         return {"coverage": covered}
+
+
+def score(
+    ensembles: Mapping[str, Ensemble],
+    labels: Dataset,
+    described: Described,
+    shuffled: int | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Score ensembles on labels.
+
+    Args:
+        ensembles: One of each target, by target.
+        labels: Labels of feasible workloads that they were not trained on.
+        described: Their features.
+        shuffled: Feature whose values are shuffled among the workloads, to see what is lost without it.
+        seed: Decides the order.
+
+    Returns:
+        SMAPE in percent (``adapters_smape``, ``slots_smape``, ``throughput_smape``), and ``starved_macro_f1`` over the
+        configurations of the surfaces.
+    """
+    optima, workloads, values = labels.optima, labels.workloads, described.values.copy()
+    if shuffled is not None:
+        values[:, shuffled] = np.random.default_rng(seed).permutation(values[:, shuffled])
+    found = {target: np.exp(ensembles[target].predict(values)) for target in OPTIMUM}
+    full = described.full_per_s
+    slots = np.clip(np.rint(found["slots"]), 1, described.most_slots)
+    throughput = full * found["throughput"] * workloads.tokens_per_request
+    surface = surface_of(labels, described)
+    given = with_slots(values[surface.workload], surface.slots[:, np.newaxis])[:, 0]
+    told = surface.load > np.exp(ensembles["starved"].predict(given))
+    return {
+        "adapters_smape": smape(adapters_of(workloads, full * found["adapters"]), optima.max_cpu_loras),
+        "slots_smape": smape(slots, optima.max_loras),
+        "throughput_smape": smape(throughput, optima.throughput_tokens_per_s),
+        "starved_macro_f1": macro_f1(told, surface.starved),
+    }

@@ -1,42 +1,57 @@
-"""Training: one tree, a small forest, gradient boosting by scikit-learn, and their form as arrays."""
+"""Training of one tree and of gradient boosting by scikit-learn, and their form as arrays."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float
 
-from lora_capacity.surrogate.arrays import ALWAYS_LEFT, Ensemble, FloatArray, IntArray
+from lora_capacity.surrogate.ensemble import ALWAYS_LEFT, Ensemble, FloatArray, IntArray
 
-KINDS = ("tree", "forest", "boosting")
+KINDS = ("tree", "boosting")
+"""Kinds of ensembles; a forest was worse than boosting at every target (docs/data/surrogate_benchmark.json)."""
+
 MOST_LEAVES = 32
 """Leaves of the single tree: what still fits on a wall."""
 
+_DEPTH, _LEAST_LEAF = 8, 8
+"""Deepest path of the single tree, and fewest workloads of a leaf."""
+
+_BOOSTED_DEPTH, _BOOSTED_LEAF, _RATE = 4, 10, 0.2
+"""Depth of boosting's trees, fewest rows of a leaf, and share of what a tree finds that counts."""
+
+_BOOSTED_ROWS = 4096
+"""Most rows that a tree of boosting is grown on, drawn anew for each: fitting sorts them, and more tell the same."""
+
 _POWERS = 2
-_FOREST, _FOREST_LEAVES = 12, 64
-_DEPTH, _FOREST_DEPTH = 8, 7
-_BOOSTED_DEPTH, _RATE = 4, 0.2
+"""Features of the power law: what people can keep in mind."""
+
 _RIDGE, _LEAF_RIDGE = 10.0, 60.0
+"""Squared weights of a standardized feature, and of a leaf, that count like a squared error of 1."""
+
 _REWEIGHTED, _USUAL, _LEAST = 5, 0.1, 0.03
+"""Rounds of least squares towards absolute errors; the error of weight 1, and the one below which weights stay."""
+
+_LEAST_SCALE = 1e-6
+"""Floor under the standard deviation of a feature that does not vary."""
 
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """What an ensemble is trained on.
+    """Training data of an ensemble.
 
     Attributes:
-        values: Features, ``[rows, features]``.
-        logarithmic: Whether a feature counts by its logarithm, ``[features]``.
-        rising: Whether the prediction must not fall in a feature, ``[features]``.
-        wanted: What is to be predicted, ``[rows]``.
+        values: Features.
+        logarithmic: Whether a feature counts by its logarithm.
+        rising: Whether the prediction must not fall in a feature.
+        wanted: What is to be predicted.
     """
 
-    values: FloatArray
-    logarithmic: NDArray[np.bool_]
-    rising: NDArray[np.bool_]
-    wanted: FloatArray
+    values: Float[np.ndarray, "rows features"]
+    logarithmic: Bool[np.ndarray, " features"]
+    rising: Bool[np.ndarray, " features"]
+    wanted: Float[np.ndarray, " rows"]
 
     def take(self, rows: IntArray) -> "Design":
         """Return some rows."""
@@ -46,105 +61,66 @@ class Design:
 def train(kind: str, design: Design, seed: int = 0, boosted_trees: int = 16) -> Ensemble:
     """Train an ensemble.
 
-    ``tree``: a power law of two features, times the factor of one tree of at most 32 leaves. ``forest``: the same with
-    the mean of 12 trees. ``boosting``: a quadratic form of all features and small trees for what it leaves. Where the
-    prediction must not fall in a feature, the feature takes part in no product, its weight is not negative, and the
-    trees are constrained; where it may fall in all, the whole is fitted once more to the least absolute error.
+    ``tree``: a power law of two features, times the factor of one tree of at most 32 leaves. ``boosting``: a quadratic
+    form of all features and small trees for what it leaves. Where the prediction must not fall in a feature, the
+    feature takes part in no product, its weight is not negative, and the trees are constrained; where it may fall in
+    all, the whole is fitted once more to the least absolute error.
 
     Args:
         kind: One of `KINDS`.
         design: What to learn.
-        seed: Decides the forest's samples.
+        seed: Decides the rows that boosting's trees are grown on.
         boosted_trees: How many trees boosting grows.
     """
     # Answers need no scikit-learn, which takes seconds to load.
-    from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
     from sklearn.tree import DecisionTreeRegressor
 
-    base = _power_law(design) if kind != "boosting" else _quadratic_form(design)
-    left = design.wanted - base.beneath(design.values)
     constraint = design.rising.astype(np.int64)
-    if kind == "boosting":
-        boosted = HistGradientBoostingRegressor(
-            max_iter=boosted_trees,
-            learning_rate=_RATE,
-            max_depth=_BOOSTED_DEPTH,
-            max_leaf_nodes=2**_BOOSTED_DEPTH,
-            min_samples_leaf=10,
-            monotonic_cst=constraint,
-            early_stopping=False,
-            random_state=seed,
-        ).fit(design.values, left)
-        # The nodes have no public name; those of a single tree, below, have.
-        trees = [_boosted_tree(each.nodes) for (each,) in boosted._predictors]
-        found = _with_trees(base, trees, _BOOSTED_DEPTH, float(np.ravel(boosted._baseline_prediction)[0]))
-        return found if design.rising.any() else _fitted_anew(found, design)
-    shape: dict[str, Any] = {"min_samples_leaf": 8, "monotonic_cst": constraint, "random_state": seed}
     if kind == "tree":
-        single = DecisionTreeRegressor(max_leaf_nodes=MOST_LEAVES, max_depth=_DEPTH, **shape)
-        return _with_trees(base, [_plain_tree(single.fit(design.values, left).tree_)], _DEPTH)
-    forest = RandomForestRegressor(
-        _FOREST, max_leaf_nodes=_FOREST_LEAVES, max_depth=_FOREST_DEPTH, max_features=0.6, **shape
-    )
-    trees = [_plain_tree(each.tree_) for each in forest.fit(design.values, left).estimators_]
-    return _with_trees(base, [(walk, lambda node, f=leaf: f(node) / _FOREST) for walk, leaf in trees], _FOREST_DEPTH)  # type: ignore[misc]
+        base = _power_law(design)
+        shape = {"max_leaf_nodes": MOST_LEAVES, "max_depth": _DEPTH, "min_samples_leaf": _LEAST_LEAF}
+        single = DecisionTreeRegressor(**shape, monotonic_cst=constraint, random_state=seed)
+        left = design.wanted - base.beneath(design.values)
+        return _with_trees(base, [single.fit(design.values, left).tree_], _DEPTH)
+    base = _quadratic_form(design)
+    left = design.wanted - base.beneath(design.values)
+    mean, rng, trees = float(left.mean()), np.random.default_rng(seed), []
+    left -= mean
+    for _ in range(boosted_trees):
+        small = DecisionTreeRegressor(
+            max_depth=_BOOSTED_DEPTH, min_samples_leaf=_BOOSTED_LEAF, monotonic_cst=constraint, random_state=seed
+        )
+        rows = rng.permutation(left.size)[:_BOOSTED_ROWS]
+        left -= _RATE * small.fit(design.values[rows], left[rows]).predict(design.values)
+        trees.append(small.tree_)
+    found = _with_trees(dataclasses.replace(base, intercept=base.intercept + mean), trees, _BOOSTED_DEPTH, _RATE)
+    return found if design.rising.any() else _fitted_anew(found, design)
 
 
-Walk = Callable[[int], tuple[int, float, int, int] | None]
-"""Returns feature, threshold, left and right child of a node, None of a leaf."""
-
-Tree = tuple[Walk, Callable[[int], float]]
-
-
-def _plain_tree(tree: Any) -> Tree:
-    def walk(node: int) -> tuple[int, float, int, int] | None:
-        if tree.children_left[node] < 0:
-            return None
-        left, right = int(tree.children_left[node]), int(tree.children_right[node])
-        return int(tree.feature[node]), float(tree.threshold[node]), left, right
-
-    return walk, lambda node: float(tree.value[node].ravel()[0])
-
-
-def _boosted_tree(nodes: Any) -> Tree:
-    def walk(node: int) -> tuple[int, float, int, int] | None:
-        row = nodes[node]
-        if row["is_leaf"]:
-            return None
-        return int(row["feature_idx"]), float(row["num_threshold"]), int(row["left"]), int(row["right"])
-
-    return walk, lambda node: float(nodes[node]["value"])
-
-
-def _with_trees(base: Ensemble, trees: list[Tree], depth: int, more: float = 0.0) -> Ensemble:
-    """Return an ensemble with trees laid out complete."""
-    laid_out = [_lay_out(walk, leaf, depth) for walk, leaf in trees]
-    feature, threshold, value = (np.array(column) for column in zip(*laid_out, strict=True))
-    return Ensemble(
-        base.logarithmic,
-        base.mean,
-        base.scale,
-        base.intercept + more,
-        base.linear,
-        base.quadratic,
-        feature.astype(np.int64),
-        threshold.astype(np.float64),
-        value.astype(np.float64),
+def _with_trees(base: Ensemble, trees: list[Any], depth: int, scale: float = 1.0) -> Ensemble:
+    """Return an ensemble with scikit-learn's trees stored complete, their leaves scaled."""
+    feature, threshold, value = zip(*(_complete(tree, depth) for tree in trees), strict=True)
+    return dataclasses.replace(
+        base,
+        feature=np.array(feature, np.int64),
+        threshold=np.array(threshold, np.float64),
+        value=scale * np.array(value, np.float64),
     )
 
 
-def _lay_out(walk: Walk, leaf: Callable[[int], float], depth: int) -> tuple[list[int], list[float], list[float]]:
+def _complete(tree: Any, depth: int) -> tuple[list[int], list[float], list[float]]:
+    """Return features and thresholds of a tree's nodes, level by level, and values of its leaves."""
     feature, threshold, level = [], [], [0]
     for _ in range(depth):
         below = []
         for node in level:
-            found = walk(node)
-            where, at, left, right = (0, ALWAYS_LEFT, node, node) if found is None else found
-            feature.append(where)
-            threshold.append(at)
-            below += [left, right]
+            left, right = int(tree.children_left[node]), int(tree.children_right[node])
+            ends = left < 0
+            feature.append(0 if ends else int(tree.feature[node]))
+            threshold.append(ALWAYS_LEFT if ends else float(tree.threshold[node]))
+            below += [node, node] if ends else [left, right]
         level = below
-    return feature, threshold, [leaf(node) for node in level]
+    return feature, threshold, [float(tree.value[node].ravel()[0]) for node in level]
 
 
 def _standard(design: Design) -> tuple[Ensemble, FloatArray]:
@@ -154,7 +130,7 @@ def _standard(design: Design) -> tuple[Ensemble, FloatArray]:
     empty = Ensemble(
         flags,
         raw.mean(axis=0),
-        np.maximum(raw.std(axis=0), 1e-6),
+        np.maximum(raw.std(axis=0), _LEAST_SCALE),
         0.0,
         np.zeros(width),
         np.zeros((width, width)),
@@ -176,10 +152,11 @@ def _power_law(design: Design) -> Ensemble:
     weights, *_ = np.linalg.lstsq(np.c_[z[:, chosen], np.ones(len(z))], design.wanted, rcond=None)
     linear = np.zeros(z.shape[1])
     linear[chosen] = np.round(weights[:-1] / empty.scale[chosen], 2) * empty.scale[chosen]
-    return _with_base(empty, float(np.mean(design.wanted - z @ linear)), linear, empty.quadratic)
+    return dataclasses.replace(empty, intercept=float(np.mean(design.wanted - z @ linear)), linear=linear)
 
 
-def _left_over(z: FloatArray, wanted: FloatArray) -> float:
+def _left_over(z: Float[np.ndarray, "rows some"], wanted: Float[np.ndarray, " rows"]) -> float:
+    """Sum of squares that least squares leave."""
     given = np.c_[z, np.ones(len(z))]
     weights, *_ = np.linalg.lstsq(given, wanted, rcond=None)
     return float(np.sum((wanted - given @ weights) ** 2))
@@ -207,7 +184,7 @@ def _quadratic_form(design: Design) -> Ensemble:
     quadratic = np.zeros((width, width))
     quadratic[first, second] = weights[width:]
     intercept = float(design.wanted.mean() - mean @ weights)
-    return _with_base(empty, intercept, weights[:width], quadratic)
+    return dataclasses.replace(empty, intercept=intercept, linear=weights[:width], quadratic=quadratic)
 
 
 def _fitted_anew(found: Ensemble, design: Design) -> Ensemble:
@@ -236,18 +213,4 @@ def _fitted_anew(found: Ensemble, design: Design) -> Ensemble:
         linear=weights[:width],
         quadratic=quadratic,
         value=weights[mean.size :].reshape(shape),
-    )
-
-
-def _with_base(empty: Ensemble, intercept: float, linear: FloatArray, quadratic: FloatArray) -> Ensemble:
-    return Ensemble(
-        empty.logarithmic,
-        empty.mean,
-        empty.scale,
-        intercept,
-        linear,
-        quadratic,
-        empty.feature,
-        empty.threshold,
-        empty.value,
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_capacity.calibration import Calibration, load_calibration
-from lora_capacity.surrogate import Labels, Space, make_labels
+from lora_capacity.surrogate import Dataset, Space, label
 
 
 @pytest.fixture(scope="session")
@@ -12,5 +12,5 @@ def calibration() -> Calibration:
 
 
 @pytest.fixture(scope="session")
-def labels(calibration: Calibration) -> Labels:
-    return make_labels(calibration, Space(), 48, seed=3)
+def labels(calibration: Calibration) -> Dataset:
+    return label(calibration, Space(), 48, seed=3)

@@ -6,9 +6,9 @@ import pytest
 from pyarrow import parquet
 
 from lora_capacity.errors import InputError
-from lora_capacity.surrogate import Labels, Space, make_labels
+from lora_capacity.surrogate import Dataset, Space, label
 from lora_capacity.surrogate import dataset as module
-from lora_capacity.surrogate.steady import simulate_questions
+from lora_capacity.surrogate.simulation import simulate_workloads
 
 LITTLE = 0.002  # the sustained load is interpolated between loads tried, and adapters are dealt in turn
 
@@ -17,32 +17,32 @@ def test_an_optimum_does_not_starve_and_one_more_adapter_would(labels, calibrati
     found = np.flatnonzero(labels.optima.max_loras > 0)
     assert found.size == len(labels)
     adapters, slots = labels.optima.max_cpu_loras, labels.optima.max_loras
-    here = simulate_questions(calibration, labels.questions, adapters, slots)
-    beyond = simulate_questions(calibration, labels.questions, np.ceil(adapters * 1.02).astype(int) + 1, slots)
+    here = simulate_workloads(calibration, labels.workloads, adapters, slots)
+    beyond = simulate_workloads(calibration, labels.workloads, np.ceil(adapters * 1.02).astype(int) + 1, slots)
     # The steady twin's fixed point jumps now and then, of one workload in some fifty near its optimum.
     assert np.mean(here.service > 0.9 - LITTLE) > 0.95
     assert np.mean(beyond.service < 0.9 + LITTLE) > 0.95
-    offered = labels.questions.offered_per_s(adapters) * labels.questions.tokens_per_request
+    offered = labels.workloads.offered_per_s(adapters) * labels.workloads.tokens_per_request
     expected = np.maximum(here.throughput_tokens_per_s, 0.9 * offered)
     np.testing.assert_allclose(labels.optima.throughput_tokens_per_s, expected, 1e-5)
 
 
 def test_no_configuration_of_the_surface_beats_the_optimum(labels):
     throughput = labels.surfaces.grid_throughput
-    load = labels.questions.offered_per_s(labels.surfaces.grid_adapters) * labels.questions.tokens_per_request[:, None]
+    load = labels.workloads.offered_per_s(labels.surfaces.grid_adapters) * labels.workloads.tokens_per_request[:, None]
     starved = throughput < 0.9 * load[..., None]
     before = np.cumsum(starved, axis=1) == 0
     best = np.nanmax(np.where(before, throughput, np.nan), axis=(1, 2))
-    per_adapter = labels.questions.rates_per_s.max(axis=1) * labels.questions.tokens_per_request
+    per_adapter = labels.workloads.rates_per_s.max(axis=1) * labels.workloads.tokens_per_request
     # Throughput of whole adapters jumps; the load that is sustained does not.
     assert np.mean(best <= labels.optima.throughput_tokens_per_s * 1.01 + per_adapter) > 0.95
 
 
 def test_equal_seeds_give_equal_labels_and_a_file_gives_them_back(labels, calibration, tmp_path):
-    again = make_labels(calibration, Space(), 48, seed=3)
+    again = label(calibration, Space(), 48, seed=3)
     labels.write(tmp_path / "a.parquet")
-    read = Labels.read(tmp_path / "a.parquet")
-    for name in ("questions", "optima", "surfaces"):
+    read = Dataset.read(tmp_path / "a.parquet")
+    for name in ("workloads", "optima", "surfaces"):
         for key, values in vars(getattr(labels, name)).items():
             np.testing.assert_array_equal(getattr(getattr(again, name), key), values)
             np.testing.assert_allclose(getattr(getattr(read, name), key), values, 1e-6)
@@ -55,37 +55,37 @@ def test_interrupted_labels_go_on(calibration, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SHARD", 4)
     calls = []
 
-    def survey(calibration, questions, **more):
-        calls.append(len(questions))
+    def survey(calibration, workloads, **more):
+        calls.append(len(workloads))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return surveyed(calibration, questions, **more)
+        return surveyed(calibration, workloads, **more)
 
     surveyed = module.survey
     monkeypatch.setattr(module, "survey", survey)
     parts = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
-        make_labels(calibration, Space(), 8, parts=parts)
+        label(calibration, Space(), 8, checkpoint_dir=parts)
     told = []
-    found = make_labels(calibration, Space(), 8, parts=parts, progress=lambda *done: told.append(done))
+    found = label(calibration, Space(), 8, checkpoint_dir=parts, progress=lambda *done: told.append(done))
     assert calls == [4, 4, 4]
     assert told == [(4, 8), (8, 8)]
     monkeypatch.setattr(module, "survey", surveyed)
-    whole = make_labels(calibration, Space(), 8)
+    whole = label(calibration, Space(), 8)
     assert found.optima.max_loras.tolist() == whole.optima.max_loras.tolist()
     with pytest.raises(InputError, match="what is left of other labels"):
-        make_labels(calibration, Space(), 8, seed=1, parts=parts)
+        label(calibration, Space(), 8, seed=1, checkpoint_dir=parts)
 
 
 def test_a_server_without_room_for_a_slot_has_no_optimum(calibration):
-    small = make_labels(calibration, Space(gpu_memory_gib=(24,)), 2)
+    small = label(calibration, Space(gpu_memory_gib=(24,)), 2)
     assert small.optima.max_loras.tolist() == [0, 0]
     assert np.isnan(small.optima.throughput_tokens_per_s).all()
 
 
 def test_what_the_event_twin_plays_changes_the_labels(calibration):
     space = dataclasses.replace(Space(), horizon_s=120.0, rates_per_s=(0.2, 3.0))
-    steady, played = (make_labels(calibration, space, 6, played=each) for each in (0, 3))
+    steady, played = (label(calibration, space, 6, played=each) for each in (0, 3))
     assert played.about["plays"]["configurations"] >= 3
     assert not np.any(steady.correction)
     assert np.any(played.correction)
@@ -95,11 +95,11 @@ def test_what_the_event_twin_plays_changes_the_labels(calibration):
 def test_complaints_about_files(tmp_path):
     path = tmp_path / "other.parquet"
     with pytest.raises(InputError, match=r"other.parquet: .* a Parquet file of labels"):
-        Labels.read(path)
+        Dataset.read(path)
     parquet.write_table(pyarrow.table({"a": [1]}), path)
     with pytest.raises(InputError, match="another table"):
-        Labels.read(path)
+        Dataset.read(path)
     table = pyarrow.table({"a": [1]}).replace_schema_metadata({b"lora_capacity": b'{"schema_version": 99}'})
     parquet.write_table(table, path)
     with pytest.raises(InputError, match=r"schema_version: 99 .* label again"):
-        Labels.read(path)
+        Dataset.read(path)

@@ -10,8 +10,8 @@ from sklearn.tree import DecisionTreeRegressor
 from lora_capacity.errors import InfeasibleError, InputError
 from lora_capacity.measurements import smape
 from lora_capacity.reports.rules import draw_rules
+from lora_capacity.scenarios import WorkloadBatch
 from lora_capacity.surrogate import (
-    Questions,
     Space,
     Surrogate,
     describe,
@@ -21,9 +21,8 @@ from lora_capacity.surrogate import (
     rules_of,
     train_surrogate,
 )
-from lora_capacity.surrogate.arrays import ALWAYS_LEFT, Ensemble, Stack
+from lora_capacity.surrogate.ensemble import ALWAYS_LEFT, Ensemble, rounded
 from lora_capacity.surrogate.features import FEATURES, NAMES
-from lora_capacity.surrogate.rounding import sensible
 from lora_capacity.surrogate.scores import conformal, macro_f1
 from lora_capacity.surrogate.targets import TARGETS, features_of
 from lora_capacity.surrogate.trees import KINDS, MOST_LEAVES, Design, train
@@ -91,13 +90,12 @@ def test_a_tree_as_arrays_answers_as_scikit_learn_does():
     assert reached <= known.get_n_leaves() <= MOST_LEAVES
 
 
-def test_one_row_many_rows_and_single_ensembles_agree():
+def test_one_row_and_many_rows_agree():
     design = make_design(5000)
-    ensembles = [train("boosting", dataclasses.replace(design, wanted=scale * design.wanted)) for scale in (1.0, -2.0)]
-    stack = Stack(ensembles)
-    expected = np.stack([each.predict(design.values) for each in ensembles], axis=1)
-    np.testing.assert_allclose(stack.predict_many(design.values), expected, atol=SINGLE)
-    np.testing.assert_allclose([stack.predict(row) for row in design.values[:50]], expected[:50], atol=SINGLE)
+    ensemble = train("boosting", design)
+    expected = ensemble.predict(design.values)
+    one_by_one = [ensemble.predict(row[np.newaxis])[0] for row in design.values[-50:]]
+    np.testing.assert_allclose(one_by_one, expected[-50:], atol=SINGLE)
 
 
 def test_a_path_leads_to_the_leaf_that_answers():
@@ -129,7 +127,7 @@ def test_an_ensemble_survives_json_and_other_shapes_are_refused():
 
 def test_a_trained_surrogate_answers_near_its_labels(surrogate, labels, calibration):
     # Few labels: bounds are far wider than what thousands reach.
-    described = describe(calibration, labels.questions)
+    described = describe(calibration, labels.workloads)
     slots = np.exp(surrogate.of("slots").predict(described.values))
     assert smape(slots, labels.optima.max_loras) < 15.0
     assert surrogate.scores["best"]["starved_macro_f1"] > 0.8
@@ -137,10 +135,10 @@ def test_a_trained_surrogate_answers_near_its_labels(surrogate, labels, calibrat
     assert surrogate.about["trained_on"] + surrogate.about["held_back"] == len(labels)
 
 
-def test_equal_seeds_give_equal_files_and_other_seeds_others(calibration, labels, tmp_path):
-    few = labels.take(np.arange(36))
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train_surrogate(calibration, few, seed=seed).write(tmp_path / name)
+def test_equal_seeds_give_equal_files_and_other_seeds_others(surrogate, calibration, labels, tmp_path):
+    surrogate.write(tmp_path / "a")  # of seed 0
+    for name, seed in (("b", 0), ("c", 1)):
+        train_surrogate(calibration, labels, seed=seed).write(tmp_path / name)
     first, second, third = ((tmp_path / name).read_bytes() for name in "abc")
     assert first == second != third
 
@@ -222,7 +220,7 @@ def test_rules_are_few_rounded_and_tell_their_loss(surrogate):
 
 
 def test_the_path_of_an_answer_names_features(surrogate, calibration, workload):
-    described = describe(calibration, Questions.of(workload, calibration))
+    described = describe(calibration, WorkloadBatch.of(workload, calibration))
     for step in path_of(surrogate, "slots", described.values[0]):
         assert described.values[0, NAMES.index(step["feature"])] == step["value"]
         assert (step["value"] > step["threshold"]) == step["above"]
@@ -253,7 +251,7 @@ def test_who_waits_longer_brings_more_and_takes_fewer_slots_to_fill_the_batch(ca
 
 
 def test_figures_are_rounded_sensibly():
-    assert sensible(np.array([0.0, 123.4, 0.0456, -7.77, 99.9])).tolist() == pytest.approx([0.0, 120, 0.046, -7.8, 100])
+    assert rounded(np.array([0.0, 123.4, 0.0456, -7.77, 99.9])).tolist() == pytest.approx([0.0, 120, 0.046, -7.8, 100])
 
 
 def test_scores():

@@ -1,5 +1,6 @@
-"""Many workloads, each on a server of its own, as columns: what labels are made for and models are asked."""
+"""Many workloads, each on a server of its own, as columns; with adapters and slots chosen they become `Scenarios`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -7,11 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.engines import ServerConfig
+from lora_capacity.engines import ServerConfig, smallest_max_lora_rank
+from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu
 from lora_capacity.memory import plan_memory
-from lora_capacity.scenarios import Scenarios
-from lora_capacity.scenarios.scenarios import kv_tokens_per_request
+from lora_capacity.scenarios.scenarios import Scenarios, check_lengths, kv_tokens_per_request
 from lora_capacity.status import Status
 from lora_capacity.workload import Workload
 from lora_capacity.workload.adapters import AdapterMix, Adapters
@@ -19,31 +20,36 @@ from lora_capacity.workload.adapters import AdapterMix, Adapters
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_CLASS_STEP = 4
 _MOST_CLASSES = 16
-"""Adapters of more than so many rates are told by as many means: the error is of second order in their spread."""
+"""Adapters of more different rates are merged into as many classes: the error is of second order in their spread."""
+
+_MOST_SLOTS = 2048
+"""Slots beyond which the search for the most that start does not look; far above what any GPU has room for."""
+
+_FIXED = ("max_lora_rank", "max_model_len", "block_size", "target_modules")
+"""Settings that no column tells: surrogates know them at their defaults only."""
 
 
 @dataclass(frozen=True, eq=False)
-class Questions:
-    """Workloads on servers; arrays ``[questions]`` unless said otherwise.
+class WorkloadBatch:
+    """Workloads on servers, adapters and slots left open; arrays ``[workloads]`` unless said otherwise.
 
-    Adapters are dealt in turn, as `AdapterMix` does; a list of adapters is a turn that is taken once.
+    Rates and ranks are assigned round-robin to the adapters, as `AdapterMix` does; a list of adapters is one round.
 
     Attributes:
-        rates_per_s: Requests per second of the adapters of a turn, > 0, ``[questions, turn]``.
-        ranks: Their ranks, ``[questions, turn]``.
+        rates_per_s: Requests per second of the adapters of a round, > 0, ``[workloads, round]``.
+        ranks: Their ranks, ``[workloads, round]``.
         most_adapters: Adapters that there are; infinite for a mix.
         base_rate_per_s: Requests per second without an adapter.
         mean_input_tokens: Mean prompt length.
-        mean_output_tokens: Mean answer length.
-        output_spread: Standard deviation of the answer length over its mean.
+        mean_output_tokens: Mean output length.
+        output_spread: Standard deviation of the output length over its mean.
         kv_tokens_per_request: Mean tokens that a running request holds in the KV cache.
         gpu_memory_bytes: Memory of the GPU.
         gpu_memory_utilization: Share of it that the server plans with.
         max_num_seqs: Most requests in a step.
         max_num_batched_tokens: Most tokens in a step.
-        max_pending: Most unanswered requests that clients hold; infinite if unbounded.
+        max_pending: Most in-flight requests of all clients; infinite if unbounded.
         horizon_s: Time observed, from an empty server.
     """
 
@@ -69,13 +75,15 @@ class Questions:
         Args:
             workload: Adapters and traffic.
             calibration: Whose GPU and vLLM's defaults hold.
-            **settings: Other server settings by vLLM's names.
+            **settings: Other server settings by vLLM's names; those that no column tells only at their defaults.
 
         Raises:
-            InputError: If a setting is not allowed.
+            InputError: If a setting is not allowed, or requests are longer than the model takes.
         """
-        rates, ranks = workload.adapters.deal(_turn(workload.adapters))
+        rates, ranks = workload.adapters.deal(_round_length(workload.adapters))
+        check_lengths(workload, calibration)
         server = ServerConfig.with_defaults(calibration.behaviour, calibration.gpu, calibration.model, **settings)
+        _check_fixed(server, int(ranks.max()), settings)
         mean = workload.mean_output_tokens
         variance = max(workload.second_moment_output_tokens - mean**2, 0.0)
         numbers: dict[str, float] = {
@@ -100,52 +108,52 @@ class Questions:
 
     @property
     def tokens_per_request(self) -> FloatArray:
-        """Mean tokens of a request, prompt and answer, ``[questions]``."""
+        """Mean tokens of a request, prompt and output, ``[workloads]``."""
         return self.mean_input_tokens + self.mean_output_tokens
 
     def take(self, rows: IntArray | list[int] | slice) -> Self:
-        """Return the questions of these indices, which may repeat."""
+        """Return the workloads of some rows, which may repeat."""
         return replace(self, **{entry.name: getattr(self, entry.name)[rows] for entry in fields(self)})
 
     def offered_per_s(self, adapters: ArrayLike) -> FloatArray:
         """Return the requests per second that the first A adapters and the base model send.
 
         Args:
-            adapters: A, ``[questions, …]``.
+            adapters: A, ``[workloads, …]``.
 
         Returns:
             In the shape of ``adapters``.
         """
         count = np.asarray(adapters, np.int64)
-        turn = self.rates_per_s.shape[1]
+        size = self.rates_per_s.shape[1]
         sums = np.concatenate([np.zeros((len(self), 1)), np.cumsum(self.rates_per_s, axis=1)], axis=1)
-        part = np.take_along_axis(sums, (count % turn).reshape(len(self), -1), axis=1).reshape(count.shape)
+        part = np.take_along_axis(sums, (count % size).reshape(len(self), -1), axis=1).reshape(count.shape)
         total, base = (_column(values, count) for values in (sums[:, -1], self.base_rate_per_s))
-        return np.asarray(count // turn * total + part + base)
+        return np.asarray(count // size * total + part + base)
 
     def adapters_at(self, load_per_s: ArrayLike) -> IntArray:
         """Return the most adapters that send, with the base model, no more requests per second than ``load_per_s``.
 
         Args:
-            load_per_s: ``[questions, …]``.
+            load_per_s: ``[workloads, …]``.
 
         Returns:
             In the shape of ``load_per_s``; 0 where not even one does.
         """
         load = np.asarray(load_per_s, np.float64)
-        turn = self.rates_per_s.shape[1]
+        size = self.rates_per_s.shape[1]
         sums = np.cumsum(self.rates_per_s, axis=1)
         left = np.maximum(load - _column(self.base_rate_per_s, load), 0.0)
         whole = np.floor(left / _column(sums[:, -1], load) * (1.0 + 1e-12))
         # What is left of a large load carries the rounding of all of it.
         rest = left - whole * _column(sums[:, -1], load) + 1e-12 * load
-        kinds = sums[:, :-1].reshape(len(self), *[1] * (load.ndim - 1), turn - 1)
+        kinds = sums[:, :-1].reshape(len(self), *[1] * (load.ndim - 1), size - 1)
         beyond = rest[..., np.newaxis] >= kinds
-        count = whole * turn + beyond.sum(axis=-1)
+        count = whole * size + beyond.sum(axis=-1)
         return np.asarray(np.minimum(count, _column(self.most_adapters, load)), np.int64)
 
     def max_lora_rank(self, adapters: ArrayLike, calibration: Calibration) -> FloatArray:
-        """Return the smallest ``max_lora_rank`` that serves the first A adapters, in the shape ``[questions, …]``."""
+        """Return the smallest ``max_lora_rank`` that serves the first A adapters, in the shape ``[workloads, …]``."""
         count = np.asarray(adapters, np.int64)
         largest = np.maximum.accumulate(self.ranks, axis=1)
         place = np.minimum(np.maximum(count, 1), self.ranks.shape[1]) - 1
@@ -153,27 +161,25 @@ class Questions:
         allowed = np.array(calibration.behaviour.max_lora_ranks, np.float64)
         return np.asarray(allowed[np.minimum(np.searchsorted(allowed, needed), allowed.size - 1)])
 
-    def lay_out(self, calibration: Calibration, adapters: NDArray[Any], max_loras: IntArray) -> Scenarios:
-        """Return one configuration per question, for the steady twin.
+    def scenarios(self, calibration: Calibration, adapters: NDArray[Any], max_loras: IntArray) -> Scenarios:
+        """Return one configuration per workload.
 
         Args:
-            calibration: Model, GPU and coefficients; the GPU's memory is each question's own.
-            adapters: A, ``[questions]``: whole numbers, dealt in turn; or fractions, of equally many of each kind, so
-                that what a server sustains can be told between two numbers of adapters.
-            max_loras: S, from 1 to A, ``[questions]``.
+            calibration: Model, GPU and coefficients; the GPU's memory is each workload's own.
+            adapters: A, ``[workloads]``: whole numbers, in round-robin order; or fractions, of equally many of each
+                kind, so that what a server sustains can be told between two numbers of adapters.
+            max_loras: S, from 1 to A, ``[workloads]``.
 
         Returns:
-            Configurations with float32 NumPy leaves, ``[questions]``.
+            Configurations with float32 NumPy leaves, ``[workloads]``.
         """
         rank = self.max_lora_rank(np.ceil(adapters), calibration)
         kv_cache_tokens, status = self.plan(calibration, max_loras, rank)
         rates, ranks, counts = self._classes(adapters)
-        missing = -rates.shape[1] % _CLASS_STEP
-        edge: Any = "edge"
         columns: dict[str, Any] = {
-            "class_count": np.pad(counts, [(0, 0), (0, missing)]),
-            "class_rate_per_s": np.pad(rates, [(0, 0), (0, missing)], mode=edge),
-            "class_rank": np.pad(ranks, [(0, 0), (0, missing)], mode=edge),
+            "class_count": counts,
+            "class_rate_per_s": rates,
+            "class_rank": ranks,
             "max_loras": max_loras,
             "max_lora_rank": rank,
             "kv_cache_tokens": kv_cache_tokens,
@@ -184,7 +190,7 @@ class Questions:
         return Scenarios(**leaves, status=status.astype(np.int32))  # type: ignore[arg-type]
 
     def plan(self, calibration: Calibration, max_loras: IntArray, rank: FloatArray) -> tuple[FloatArray, IntArray]:
-        """Return the KV cache in tokens and the `Status` of the start of each server, ``[questions]`` each."""
+        """Return the KV cache in tokens and the `Status` of the start of each server, ``[workloads]`` each."""
         tokens, status = np.zeros(len(self)), np.zeros(len(self), np.int64)
         for memory_bytes in np.unique(self.gpu_memory_bytes):
             rows = np.flatnonzero(self.gpu_memory_bytes == memory_bytes)
@@ -203,10 +209,10 @@ class Questions:
             tokens[rows], status[rows] = plan.kv_cache_tokens, plan.status
         return tokens, status
 
-    def most_slots(self, calibration: Calibration, most: int = 2048) -> IntArray:
-        """Return the most slots with which each server starts, 0 where none does, at most ``most``, ``[questions]``."""
+    def most_slots(self, calibration: Calibration) -> IntArray:
+        """Return the most slots with which each server starts, 0 where none does, ``[workloads]``."""
         rank = self.max_lora_rank(np.full(len(self), self.ranks.shape[1]), calibration)
-        low, high = np.zeros(len(self), np.int64), np.full(len(self), most + 1)
+        low, high = np.zeros(len(self), np.int64), np.full(len(self), _MOST_SLOTS + 1)
         while np.any(high - low > 1):
             middle = (low + high) // 2
             _, status = self.plan(calibration, np.maximum(middle, 1), rank)
@@ -215,32 +221,37 @@ class Questions:
         return low
 
     def _classes(self, adapters: NDArray[Any]) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Rates, ranks and counts of classes, ``[questions, classes]`` each."""
-        turn = self.rates_per_s.shape[1]
+        """Rates, ranks and counts of classes, ``[workloads, classes]`` each."""
+        size = self.rates_per_s.shape[1]
         if np.issubdtype(adapters.dtype, np.floating):
-            counts = np.repeat(adapters[:, np.newaxis] / turn, turn, axis=1)
+            counts = np.repeat(adapters[:, np.newaxis] / size, size, axis=1)
         else:
-            counts = ((adapters[:, np.newaxis] + turn - 1 - np.arange(turn)) // turn).astype(np.float64)
-        if turn <= _MOST_CLASSES:
+            counts = ((adapters[:, np.newaxis] + size - 1 - np.arange(size)) // size).astype(np.float64)
+        if size <= _MOST_CLASSES:
             return self.rates_per_s, self.ranks, counts
         order = np.argsort(self.rates_per_s, axis=1, kind="stable")
         rates, ranks, counts = (
             np.take_along_axis(values, order, axis=1) for values in (self.rates_per_s, self.ranks, counts)
         )
-        starts = np.linspace(0, turn, _MOST_CLASSES, endpoint=False).astype(int)
+        starts = np.linspace(0, size, _MOST_CLASSES, endpoint=False).astype(int)
         total = np.add.reduceat(counts, starts, axis=1)
         share = 1.0 / np.maximum(total, 1.0)
         mean_rate = np.where(total > 0, np.add.reduceat(counts * rates, starts, axis=1) * share, rates[:, starts])
         return mean_rate, np.add.reduceat(counts * ranks, starts, axis=1) * share, total
 
 
-def join(parts: list[Questions]) -> Questions:
-    """Put questions with turns of one length one below the other."""
-    names = [entry.name for entry in fields(Questions)]
-    return Questions(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+def _check_fixed(server: ServerConfig, largest_rank: int, given: Mapping[str, Any]) -> None:
+    """Refuse a setting that would change the server and that no column tells."""
+    rank = smallest_max_lora_rank(largest_rank, server.behaviour)
+    plain = replace(server, **{name: server.defaults[name] for name in _FIXED} | {"max_lora_rank": rank})
+    for name in _FIXED:
+        told = "reserved_modules" if name == "target_modules" else name
+        if given.get(name) is not None and getattr(server, told) != getattr(plain, told):
+            allowed = f"{getattr(plain, told)}, which surrogates are trained for"
+            raise InputError(name, given[name], allowed, "use `optimize` or `simulate`, which take others")
 
 
-def _turn(adapters: Adapters) -> int:
+def _round_length(adapters: Adapters) -> int:
     """Adapters after which rates and ranks repeat together, or all there are."""
     if isinstance(adapters, AdapterMix):
         return int(np.lcm(adapters.rates_per_s.size, adapters.ranks.size))
@@ -248,5 +259,5 @@ def _turn(adapters: Adapters) -> int:
 
 
 def _column(values: FloatArray, like: NDArray[Any]) -> FloatArray:
-    """Give values ``[questions]`` as many axes as ``like`` has."""
+    """Give values ``[workloads]`` as many axes as ``like`` has."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
