@@ -22,7 +22,7 @@ from lora_capacity.models import ModelShape
 SCHEMA_VERSION = 2
 """Version of the files that are written; those of version 1 are read too."""
 
-_RENAMED_IN_2 = {
+RENAMED_IN_2 = {
     "listed_s": "lora_listing_s",
     "passed_over_s": "skipped_request_s",
     "waiting_s": "queued_request_s",
@@ -269,11 +269,11 @@ def _without_units(cls: Any, field: str, content: object) -> Any:
 
 def _from_version_1(source: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a file's content with the coefficients called as they are from version 2 on, wherever they are named."""
-    for old, new in _RENAMED_IN_2.items():
+    for old, new in RENAMED_IN_2.items():
         if new in content:
             raise InputError(f"{source}: {new}", new, f"{old}, as schema version 1 calls it")
     return {
-        _RENAMED_IN_2.get(key, key): _from_version_1(source, value) if isinstance(value, Mapping) else value
+        RENAMED_IN_2.get(key, key): _from_version_1(source, value) if isinstance(value, Mapping) else value
         for key, value in content.items()
     }
 

@@ -20,7 +20,7 @@ from lora_capacity.run.checkpoint import open_folder, package_version, write_who
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
 from lora_capacity.surrogate.discrepancy import DiscrepancyModel, simulate_near_best
-from lora_capacity.surrogate.documents import SCHEMA_VERSION, digest
+from lora_capacity.surrogate.documents import SCHEMA_VERSION, calibration_digest
 from lora_capacity.surrogate.optima import THRESHOLD, Optima, Surfaces, choose, survey
 from lora_capacity.surrogate.space import Space
 
@@ -147,7 +147,7 @@ def label(
         "schema_version": SCHEMA_VERSION,
         "version": package_version(),
         "calibration": calibration.name,
-        "calibration_digest": digest(calibration.to_json()),
+        "calibration_digest": calibration_digest(calibration),
         "space": space.to_json(),
         "workloads": count,
         "seed": seed,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_capacity.calibration import Calibration
+from lora_capacity.calibration.model import RENAMED_IN_2
 from lora_capacity.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -14,6 +16,21 @@ SCHEMA_VERSION = 1
 def digest(content: Any) -> str:
     """Return a digest of a JSON document, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=float).encode()).hexdigest()
+
+
+def calibration_digest(calibration: Calibration) -> str:
+    """Return a digest of a calibration's content, by which labels and surrogates know theirs.
+
+    Names are those of schema version 1 of its file, so that what was made before a renaming still holds.
+    """
+    return digest(_as_version_1(calibration.to_json() | {"schema_version": 1}))
+
+
+def _as_version_1(content: Any) -> Any:
+    if not isinstance(content, Mapping):
+        return content
+    old = {new: old for old, new in RENAMED_IN_2.items()}
+    return {old.get(name, name): _as_version_1(value) for name, value in content.items()}
 
 
 def signed(content: Mapping[str, Any]) -> dict[str, Any]:

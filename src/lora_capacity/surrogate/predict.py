@@ -12,7 +12,7 @@ from lora_capacity.errors import InfeasibleError, InputError, nearest_hint
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
 from lora_capacity.search import assess
-from lora_capacity.surrogate.documents import digest
+from lora_capacity.surrogate.documents import calibration_digest
 from lora_capacity.surrogate.features import FEATURES, Described, describe, with_slots
 from lora_capacity.surrogate.model import LEVELS, Surrogate
 from lora_capacity.surrogate.neural import NeuralSurrogate
@@ -179,7 +179,7 @@ def _checked(
 
 def _warnings(surrogate: Surrogate, calibration: Calibration, described: Described) -> list[str]:
     found = []
-    if surrogate.calibration_digest != digest(calibration.to_json()):
+    if surrogate.calibration_digest != calibration_digest(calibration):
         found.append(
             f"the surrogate was trained for {surrogate.calibration} as it was, not for {calibration.name} as it is: "
             "label and train again"

@@ -12,7 +12,7 @@ from lora_capacity.measurements import smape
 from lora_capacity.run.checkpoint import package_version
 from lora_capacity.run.steady import Progress
 from lora_capacity.surrogate.dataset import Dataset
-from lora_capacity.surrogate.documents import digest
+from lora_capacity.surrogate.documents import calibration_digest
 from lora_capacity.surrogate.ensemble import Ensemble, IntArray
 from lora_capacity.surrogate.features import Described, describe, with_slots
 from lora_capacity.surrogate.model import LEVELS, Surrogate
@@ -53,7 +53,7 @@ def train_surrogate(
     Raises:
         InputError: If the labels are of another calibration, or too few.
     """
-    if labels.about.get("calibration_digest") != digest(calibration.to_json()):
+    if labels.about.get("calibration_digest") != calibration_digest(calibration):
         raise InputError(
             "labels", labels.about.get("calibration"), f"labels of {calibration.name} as it is", "label again"
         )
@@ -104,7 +104,7 @@ class _Training:
         about = {name: self.labels.about.get(name) for name in ("space", "workloads", "seed", "played", "plays")}
         return Surrogate(
             calibration=self.calibration.name,
-            calibration_digest=digest(self.calibration.to_json()),
+            calibration_digest=calibration_digest(self.calibration),
             ensembles=ensembles,
             best=best,
             widths=widths,
