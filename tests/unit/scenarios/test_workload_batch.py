@@ -112,5 +112,5 @@ def test_settings_that_no_column_tells_are_refused_unless_at_their_default(mix, 
 
 def test_requests_longer_than_the_model_takes_are_refused(mix, calibration):
     short = dataclasses.replace(calibration, model=dataclasses.replace(calibration.model, max_position_embeddings=2048))
-    with pytest.raises(InputError, match="max_model_len: 2048 .* >= 2624"):
+    with pytest.raises(InputError, match=r"max_model_len: 2048 .* >= 2624"):
         WorkloadBatch.of(mix, short)

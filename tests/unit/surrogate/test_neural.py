@@ -100,7 +100,7 @@ def test_sensitivities_are_the_slopes_of_what_is_predicted(smooth, calibration, 
     assert found["sensitivities"]["rates"]["margin"] == pytest.approx(slope, abs=0.01)
     with pytest.raises(InputError, match="max_loras: 9"):
         smooth.assess(calibration, workload, 8, 9)
-    with pytest.raises(InputError, match="of llama-3.1-8b-instruct-h100-64gb"):
+    with pytest.raises(InputError, match=r"of llama-3\.1-8b-instruct-h100-64gb"):
         smooth.assess(dataclasses.replace(calibration, name="other"), workload, adapters, slots)
 
 
