@@ -32,7 +32,7 @@ from lora_capacity.measurements import read_profile, smape
 from lora_capacity.run import play_workload
 from lora_capacity.run.steady import simulate
 from lora_capacity.scenarios import build_scenarios
-from lora_capacity.search import optimize
+from lora_capacity.search import recommend
 from lora_capacity.twins.steady import StayLaw
 from lora_capacity.workload import Workload
 
@@ -291,7 +291,7 @@ def regret(grid: list[dict[str, Any]], calibration: Calibration, fixed: Mapping[
     others = {name: fixed[name] for name in ("max_model_len", "block_size")}
     chosen = []
     for engine, risk in ASKED:
-        server = optimize(
+        server = recommend(
             workload([GRID_RATE_PER_S], 8, GRID_HORIZON_S),
             calibration,
             adapters=GRID_ADAPTERS,

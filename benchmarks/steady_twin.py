@@ -19,7 +19,7 @@ from environment import REPOSITORY, environment
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.run.steady import simulate
 from lora_capacity.scenarios import Scenarios, build_scenarios
-from lora_capacity.search import optimize
+from lora_capacity.search import recommend
 from lora_capacity.twins.steady import StayLaw, simulate_steady
 from lora_capacity.workload import Workload
 
@@ -92,9 +92,9 @@ def time_optimize(calibration: Calibration, name: str) -> dict[str, Any]:
     """A whole search, first and again."""
     workload = Workload.from_file(REPOSITORY / "examples" / f"{name}.yaml")
     start = time.perf_counter()
-    found = optimize(workload, calibration)
+    found = recommend(workload, calibration)
     first_s = time.perf_counter() - start
-    again_s = best_s(lambda: optimize(workload, calibration), 3)
+    again_s = best_s(lambda: recommend(workload, calibration), 3)
     return {"workload": name, "first_s": first_s, "again_s": again_s, "looked_at": sum(found.counts.values())}
 
 

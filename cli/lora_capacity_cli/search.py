@@ -95,22 +95,22 @@ def recommend(question: dict[str, Any]) -> "tuple[Workload, Calibration, Recomme
         The workload and the calibration read, and the recommendation.
     """
     prepare()
+    from lora_capacity import search
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.search import Objective, optimize
     from lora_capacity.workload import Workload
 
     bounds_s = {
         f"max_{name}_s": None if bound_ms is None else bound_ms / MS_PER_S
         for name, bound_ms in (("itl", question["max_itl_ms"]), ("ttft", question["max_ttft_ms"]))
     }
-    objective = Objective(goal=question["goal"], within=question["within"], **bounds_s)
+    objective = search.Objective(goal=question["goal"], within=question["within"], **bounds_s)
     path: Path = question["workload"]
     asked = Workload.from_file(path)
     known = load_calibration(question["calibration"])
     settings = dict(question["settings"])
     axes = {name: settings.pop(name, None) for name in ("max_num_batched_tokens", "max_num_seqs")}
     with progress_bar("configurations") as progress:
-        found = optimize(
+        found = search.recommend(
             asked,
             known,
             **axes,

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from lora_capacity.reports import build_report
     from lora_capacity.run.steady import simulate
     from lora_capacity.scenarios import Results, Scenarios, build_scenarios
-    from lora_capacity.search import Objective, Recommendation
-    from lora_capacity.search import optimize as recommend
+    from lora_capacity.search import Objective, Recommendation, recommend
     from lora_capacity.status import Status
     from lora_capacity.surrogate import load_surrogate, predict_workload
     from lora_capacity.validation import predict_runs, score_runs
@@ -80,9 +79,6 @@ _HOMES = {
     "workload": ("Workload",),
 }
 
-# A package's attribute of the name of its subpackage is that subpackage.
-_OWN_NAMES = {"recommend": "optimize"}
-
 _RENAMED = {
     "Answer": "surrogate.Answer",
     "EventResults": "scenarios.Results",
@@ -124,7 +120,7 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     for home, names in _HOMES.items():
         if name in names:
-            value = getattr(importlib.import_module(f"{__name__}.{home}"), _OWN_NAMES.get(name, name))
+            value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
             globals()[name] = value  # found without this function from now on
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

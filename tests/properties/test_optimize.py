@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_capacity.search import GOALS, Objective, choose, critical_load, optimize, starving_probability
+from lora_capacity.search import GOALS, Objective, choose, load_headroom, recommend, starving_probability
 from lora_capacity.search.objective import FLAT
 from lora_capacity.workload import AdapterMix, Workload
 from tests.examples import LENGTHS, make_calibration
@@ -62,7 +62,7 @@ def test_the_choice_is_that_of_a_plain_walk(rows, goal, max_itl_s):
 @given(st.floats(0.3, 3.0), st.lists(st.floats(0.5, 2.5), min_size=2, max_size=6, unique=True), st.floats(0.02, 0.5))
 def test_a_server_of_known_capacity_starves_where_it_must(capacity, loads, threshold):
     factors = np.sort([1.0, *loads])
-    found = critical_load([np.minimum(1.0, capacity / factors)], factors, threshold).item()
+    found = load_headroom([np.minimum(1.0, capacity / factors)], factors, threshold).item()
     exact = capacity / (1.0 - threshold)
     above, below = factors[factors >= exact], factors[factors < exact]
     if not above.size:
@@ -92,21 +92,21 @@ workloads = st.builds(
 @FEW
 @given(workloads, st.sampled_from([(0.001, 0.05), (0.05, 0.3)]))
 def test_accepting_more_risk_never_costs_throughput(workload, risks):
-    low, high = (optimize(workload, CALIBRATION, risk=risk).best for risk in risks)
+    low, high = (recommend(workload, CALIBRATION, risk=risk).best for risk in risks)
     assert high.throughput_tokens_per_s >= low.throughput_tokens_per_s * (1.0 - ROUGH)
 
 
 @FEW
 @given(workloads, st.sampled_from([(0.55, 0.65), (0.7, 0.9)]))
 def test_more_memory_never_costs_throughput(workload, shares):
-    less, more = (optimize(workload, CALIBRATION, settings={"gpu_memory_utilization": share}).best for share in shares)
+    less, more = (recommend(workload, CALIBRATION, settings={"gpu_memory_utilization": share}).best for share in shares)
     assert more.throughput_tokens_per_s >= less.throughput_tokens_per_s * (1.0 - ROUGH)
 
 
 @FEW
 @given(workloads, st.sampled_from(GOALS))
 def test_what_is_recommended_is_acceptable_and_one_more_adapter_of_no_use(workload, goal):
-    found = optimize(workload, CALIBRATION, objective=Objective(goal))
+    found = recommend(workload, CALIBRATION, objective=Objective(goal))
     best = found.best
     assert best.starving_probability <= found.risk
     assert best.throughput_tokens_per_s > 0.9 * best.offered_tokens_per_s

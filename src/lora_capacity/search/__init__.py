@@ -1,8 +1,8 @@
 """The best numbers of adapters and slots on one GPU."""
 
-from lora_capacity.search.margin import assess, critical_load, starving_probability
+from lora_capacity.search.margin import assess, load_headroom, starving_probability
 from lora_capacity.search.objective import GOALS, Objective, choose, judge
-from lora_capacity.search.recommend import optimize
+from lora_capacity.search.recommend import recommend
 from lora_capacity.search.recommendation import Candidate, MemoryMargin, Neighbour, Recommendation
 
 __all__ = [
@@ -14,8 +14,8 @@ __all__ = [
     "Recommendation",
     "assess",
     "choose",
-    "critical_load",
     "judge",
-    "optimize",
+    "load_headroom",
+    "recommend",
     "starving_probability",
 ]

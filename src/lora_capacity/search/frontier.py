@@ -1,24 +1,90 @@
-"""Looks at the configurations to choose from: a grid over adapters and slots that is refined where it matters.
+"""Search for frontiers: the last number of adapters before the first that is not acceptable, for many slots at once.
 
-For a number of slots the search finds the frontier: the last number of adapters before the first that is not
-acceptable. Every round narrows the brackets around it, for many numbers of slots at once. The slots start as a coarse
-geometric grid, refined around the best throughput and around the choice (of near equals, not always the same) until the
-slots next to these are known too.
+A frontier is found by brackets that every round narrows, for many problems at once; the steady twin's search for the
+best, the event twin's refinement and the labels' sustained loads all do so. It takes for granted that adding adapters
+does not make a configuration acceptable again, as the walk over measured grids does.
 
-It takes for granted that adding adapters does not make a configuration acceptable again, as the walk over measured
-grids does, and that the frontier has one summit over the slots, but for what a coarse step hides.
+`search` looks at configurations on a grid over adapters and slots. The slots start as a coarse geometric grid, refined
+around the best throughput and around the choice (of near equals, not always the same) until the slots next to these are
+known too: the frontier has one summit over the slots, but for what a coarse step hides.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from lora_capacity.search.objective import Columns
 from lora_capacity.search.problem import IntArray, Problem
 
 _COARSE, _FINE = 24, 6
+"""Points of the first round and of the later ones: 24 leave gaps of a third over three decades, 6 a seventh of a gap.
+More cost predictions that the next round would not ask for; fewer, more rounds, each with an overhead of its own."""
+
+
+class Bracket(NamedTuple):
+    """Where the first point that fails lies, for many problems: above ``low``, at most at ``high``.
+
+    Attributes:
+        low: Last point known to be acceptable; one below all points to begin with.
+        high: First point known to fail; one above all points to begin with.
+        excess_low: By how much the low end fails, at most 0; minus infinity where it was not tried.
+        excess_high: By how much the high end fails; infinite where it was not tried.
+    """
+
+    low: Float[np.ndarray, "*problems"]
+    high: Float[np.ndarray, "*problems"]
+    excess_low: Float[np.ndarray, "*problems"]
+    excess_high: Float[np.ndarray, "*problems"]
+
+    @classmethod
+    def between(cls, low: NDArray[Any], high: NDArray[Any]) -> "Bracket":
+        """Return brackets whose ends were not tried."""
+        infinite = np.full(low.shape, np.inf)
+        return cls(low.astype(np.float64), high.astype(np.float64), -infinite, infinite)
+
+    def narrowed(
+        self, tried: Float[np.ndarray, "*problems tried"], excess: Float[np.ndarray, "*problems tried"]
+    ) -> "Bracket":
+        """Return the brackets around the first tried point that fails.
+
+        Args:
+            tried: Points within the bracket, ascending; NaN, behind the others, where a problem has fewer.
+            excess: By how much each fails; not above 0, or NaN: acceptable.
+        """
+        fails = excess > 0
+        first = np.where(fails.any(axis=-1), fails.argmax(axis=-1), (~np.isnan(tried)).sum(axis=-1))
+
+        def ends(values: NDArray[Any], low: NDArray[Any], high: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+            padded = np.concatenate([low[..., np.newaxis], values, high[..., np.newaxis]], axis=-1)
+            last = np.take_along_axis(padded, first[..., np.newaxis], axis=-1)[..., 0]
+            after = np.take_along_axis(values, np.minimum(first, values.shape[-1] - 1)[..., np.newaxis], axis=-1)
+            return last, np.where(fails.any(axis=-1), after[..., 0], high)
+
+        low, high = ends(tried, self.low, self.high)
+        return Bracket(low, high, *ends(excess, self.excess_low, self.excess_high))
+
+
+def spread(bracket: Bracket, count: int) -> Float[np.ndarray, "problems tried"]:
+    """Return at most ``count`` whole numbers within each bracket, spaced geometrically, first and last included.
+
+    Rows with fewer are filled up with NaN; no columns are left where every bracket is closed.
+    """
+    rows = [_spread(int(low), int(high), count) for low, high in zip(bracket.low, bracket.high, strict=True)]
+    found = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
+    for row, values in zip(found, rows, strict=True):
+        row[: len(values)] = values
+    return found
+
+
+def _spread(low: int, high: int, count: int) -> IntArray:
+    if high - low < 2:
+        return np.zeros(0, dtype=np.int64)
+    # Counted from 1 at ``low + 1``, so that indices, which may be 0, can be spaced geometrically.
+    spaced: IntArray = np.unique(np.rint(np.geomspace(low + 2, high, min(count, high - low - 1))).astype(np.int64)) - 1
+    return spaced
 
 
 def search(problem: Problem, combination: Mapping[str, int]) -> Columns:
@@ -36,7 +102,7 @@ def search(problem: Problem, combination: Mapping[str, int]) -> Columns:
     looked_at = _spread(-1, slots.size, _COARSE)
     new = looked_at
     while new.size:
-        _find_frontier(known, slots[new])
+        known.find_frontiers(slots[new])
         centres = np.searchsorted(slots, _centres(problem, known.columns))
         new = np.unique(np.concatenate([_spread(*gap, _FINE) for gap in _gaps(looked_at, slots.size, centres)]))
         looked_at = np.union1d(looked_at, new)
@@ -50,43 +116,37 @@ class _Known:
         self.problem, self._combination = problem, combination
         self._row: dict[tuple[int, int], int] = {}
         self.columns: dict[str, NDArray[Any]] = {}
-        self._acceptable = np.zeros(0, dtype=bool)
+        self._fails = np.zeros(0, dtype=bool)
 
-    def acceptable(self, points: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:
-        """Whether configurations (adapters, slots) are acceptable; predicts those not known yet."""
+    def find_frontiers(self, slots: Int[np.ndarray, " problems"]) -> None:
+        """Predict configurations until the frontier of each number of slots lies between neighbouring adapters."""
+        adapters = self.problem.allowed_adapters
+        bracket = Bracket.between(np.searchsorted(adapters, slots) - 1, np.full(slots.shape, adapters.size))
+        count = _COARSE
+        while (tried := spread(bracket, count)).size:
+            row, column = np.nonzero(~np.isnan(tried))
+            excess = np.full(tried.shape, np.nan)
+            counts = adapters[tried[row, column].astype(np.int64)]
+            excess[row, column] = self._failing(zip(counts.tolist(), slots[row].tolist(), strict=True))
+            bracket = bracket.narrowed(tried, excess)
+            count = _FINE
+
+    def _failing(self, points: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:
+        """Whether configurations (adapters, slots) are not acceptable; predicts those not known yet."""
         points = list(points)
         unknown = [point for point in dict.fromkeys(points) if point not in self._row]
         if unknown:
             found = self.problem.assess(*np.array(unknown).T, **self._combination)
             self._row |= {point: len(self._row) + i for i, point in enumerate(unknown)}
             self.columns = join([self.columns, found]) if self.columns else dict(found)
-            good = self.problem.judge(found) == "acceptable"
-            self._acceptable = np.concatenate([self._acceptable, good])
-        return self._acceptable[[self._row[point] for point in points]]
+            self._fails = np.concatenate([self._fails, self.problem.judge(found) != "acceptable"])
+        return self._fails[[self._row[point] for point in points]]
 
 
 def join(parts: Iterable[Columns]) -> dict[str, NDArray[Any]]:
     """Put columns of the same names one below the other."""
     parts = list(parts)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _find_frontier(known: _Known, slots: IntArray) -> None:
-    """Bracket the frontier of every number of slots between neighbouring numbers of adapters."""
-    adapters = known.problem.allowed_adapters
-    low = np.searchsorted(adapters, slots) - 1
-    high = np.full_like(low, adapters.size)
-    count = _COARSE
-    while (wide := np.flatnonzero(high - low > 1)).size:
-        inner = [_spread(low[i], high[i], count) for i in wide]
-        good = known.acceptable(
-            (int(adapters[a]), int(slots[i])) for i, indices in zip(wide, inner, strict=True) for a in indices
-        )
-        for i, indices, ok in zip(wide, inner, np.split(good, np.cumsum([len(n) for n in inner])[:-1]), strict=True):
-            passed = int(np.argmin(ok)) if not ok.all() else len(ok)
-            low[i] = indices[passed - 1] if passed else low[i]
-            high[i] = indices[passed] if passed < len(ok) else high[i]
-        count = _FINE
 
 
 def _centres(problem: Problem, columns: Columns) -> IntArray:
@@ -108,11 +168,3 @@ def _gaps(looked_at: IntArray, size: int, centres: IntArray) -> list[tuple[int, 
     padded = np.concatenate([[-1], looked_at, [size]])
     place = np.searchsorted(padded, centres)
     return [(int(padded[p + side - 1]), int(padded[p + side])) for p in place for side in (0, 1)]
-
-
-def _spread(low: int, high: int, count: int) -> IntArray:
-    """At most ``count`` indices between two (both exclusive), spaced geometrically, the first and the last included."""
-    if high - low < 2:
-        return np.zeros(0, dtype=np.int64)
-    spread: IntArray = np.unique(np.rint(np.geomspace(low + 2, high, min(count, high - low - 1))).astype(np.int64)) - 1
-    return spread

@@ -1,10 +1,11 @@
-"""How close configurations are to starving: the same server under scaled loads, against the calibration's error."""
+"""Margin to starvation: the same server under scaled loads, against the calibration's error."""
 
 import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
@@ -42,14 +43,14 @@ def assess(
     Args:
         calibration: Coefficients and the error of the capacity.
         scenarios: The configurations, ``[configs]``.
-        stays: The law of the output lengths.
+        stays: The distribution of the output lengths.
         threshold: Share below the offered load from which throughput counts as starved.
         risk: Highest acceptable probability of starving, above 0, at most 0.5.
         loads: Loads to try, at least 2.
 
     Returns:
-        The columns of `table`, and ``critical_load``, ``starving_probability`` (see the functions of these names) and
-        ``limit_beyond``: what holds the configuration back at the lowest load tried that starves it (label, empty if
+        The columns of `table`, and ``critical_load`` (see `load_headroom`), ``starving_probability`` (see the function
+        of this name) and ``limit_beyond``: the bottleneck at the lowest load tried that starves it (label, empty if
         none does).
     """
     error = capacity_error(calibration, scenarios)
@@ -65,25 +66,34 @@ def assess(
         ),
         stays,
     )
-    service = results.service.reshape(-1, loads)
-    starved = service <= 1.0 - threshold
-    limit = results.limit.reshape(-1, loads)[np.arange(len(service)), np.argmax(starved, axis=1)]
-    critical = critical_load(service, factors, threshold)
+    service, limits = results.service.reshape(-1, loads), results.limit.reshape(-1, loads)
+    critical = load_headroom(service, factors, threshold)
     offered, at_offered = jax.tree.map(lambda values: values[::loads], (host, results))
-    columns = table(offered, at_offered, threshold)
-    beyond = [
-        Bottleneck(code).label if any_starved else ""
-        for code, any_starved in zip(limit, starved.any(axis=1), strict=True)
-    ]
-    return columns | {
+    return table(offered, at_offered, threshold) | {
         "critical_load": critical,
         "starving_probability": starving_probability(critical, error),
-        "limit_beyond": np.array(beyond, dtype=object),
+        "limit_beyond": starved_first_by(service, limits, threshold),
     }
 
 
-def capacity_error(calibration: Calibration, scenarios: Scenarios) -> NDArray[np.float64]:
-    """Return the standard deviation of the logarithm of each configuration's capacity, ``[configs]``.
+def starved_first_by(
+    service: Float[np.ndarray, "configs loads"], limits: Int[np.ndarray, "configs loads"], threshold: float
+) -> NDArray[Any]:
+    """Return the label of the bottleneck at the lowest load that starves each configuration, empty if none does.
+
+    Args:
+        service: Throughput as a share of the offered load.
+        limits: Codes of the bottlenecks.
+        threshold: Share below the offered load from which throughput counts as starved.
+    """
+    starved = service <= 1.0 - threshold
+    first = limits[np.arange(len(limits)), np.argmax(starved, axis=1)]
+    labels = [Bottleneck(code).label if some else "" for code, some in zip(first, starved.any(axis=1), strict=True)]
+    return np.array(labels, dtype=object)
+
+
+def capacity_error(calibration: Calibration, scenarios: Scenarios) -> Float[np.ndarray, " configs"]:
+    """Return the standard deviation of the logarithm of each configuration's capacity.
 
     The calibration's error, and in quadrature what the swings of few contended slots add.
     """
@@ -92,16 +102,16 @@ def capacity_error(calibration: Calibration, scenarios: Scenarios) -> NDArray[np
     return np.asarray(np.hypot(calibration.capacity_error, np.where(contended, swings, 0.0)))
 
 
-def load_factors(error: NDArray[np.float64], risk: float, loads: int) -> NDArray[np.float64]:
-    """Return the factors of the offered load that `assess` tries, ascending from 1, ``[configs, loads]``."""
+def load_factors(error: Float[np.ndarray, " configs"], risk: float, loads: int) -> Float[np.ndarray, "configs loads"]:
+    """Return the factors of the offered load that `assess` tries, ascending from 1."""
     safe = norm.ppf(1.0 - risk) * error[:, np.newaxis]
     later = safe + np.maximum(safe, _SMALLEST_STEP) * np.arange(loads - 1)
-    factors: NDArray[np.float64] = np.exp(np.concatenate([np.zeros_like(safe), later], axis=1))
+    factors: Float[np.ndarray, "configs loads"] = np.exp(np.concatenate([np.zeros_like(safe), later], axis=1))
     return factors
 
 
-def critical_load(service: ArrayLike, factors: ArrayLike, threshold: float = 0.1) -> NDArray[np.float64]:
-    """Return the factor of the offered load at which a configuration starves.
+def load_headroom(service: ArrayLike, factors: ArrayLike, threshold: float = 0.1) -> NDArray[np.float64]:
+    """Return the load headroom: the factor of the offered load at which a configuration starves.
 
     Between the last factor that does not starve and the first that does, the service falls linearly in the factor's
     logarithm. If the smallest factor starves already, its throughput is taken for the capacity.
@@ -136,7 +146,7 @@ def starving_probability(critical: ArrayLike, error: ArrayLike) -> NDArray[np.fl
     for ``f`` times the load. It leaves out that a smaller capacity need not be smaller in every respect alike.
 
     Args:
-        critical: Factors from `critical_load`, ``[configs]``.
+        critical: Factors from `load_headroom`, ``[configs]``.
         error: Standard deviation of the logarithm of the capacity, one or ``[configs]``.
     """
     margin, error = np.broadcast_arrays(np.log(np.asarray(critical, np.float64)), np.asarray(error, np.float64))

@@ -17,6 +17,9 @@ FLAT = 0.005
 """Share of throughput that is not worth a risk or a slot: differences as small are within any model's error."""
 
 _COMFORT = 0.2
+"""Share of the accepted risk below which a configuration goes before those with fewer slots: it costs nothing, of equal
+throughput, to be well on the safe side."""
+
 _AXES = ("max_loras", "max_num_seqs", "max_num_batched_tokens")
 
 

@@ -21,7 +21,7 @@ from lora_capacity.search.recommendation import (
     Recommendation,
     SecondOpinion,
 )
-from lora_capacity.search.refine import POINT, Played, Point, settle
+from lora_capacity.search.refine import POINT, EventRuns, Point, point_of, refine
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.words import bottleneck
 from lora_capacity.workload import Workload
@@ -30,13 +30,21 @@ ENGINES = ("steady", "event")
 """Twins that can decide."""
 
 _LOADS = 13
+"""Loads at which what is shown is simulated, of the 3 of the search: to tell headroom beyond the margin needed."""
+
 _RUNNERS_UP = 5
+"""Runners-up that are shown: as many as a screen holds beside the rest."""
+
 _APART = 1.25
-_LONG_TTFT_S = 10.0  # beyond it nobody waits gladly, and the answer warns unless the wait was bounded
+"""Least ratio of slots between runners-up, lest they all be neighbours of the best."""
+
+_LONG_TTFT_S = 10.0
+"""Mean time to first token beyond which the answer warns unless it was bounded: nobody waits longer gladly."""
+
 _NEIGHBOURS = {"one more adapter": (1, 0), "one more slot": (0, 1), "one slot fewer": (0, -1)}
 
 
-def optimize(
+def recommend(
     workload: Workload,
     calibration: Calibration,
     *,
@@ -55,8 +63,8 @@ def optimize(
 ) -> Recommendation:
     """Recommend how many adapters to serve and how many slots to reserve.
 
-    The steady twin looks everywhere. With the event twin as engine, that one plays the configurations near the best,
-    and decides among them.
+    The steady twin looks everywhere. With the event twin as engine, that one simulates the configurations near the
+    best, and decides among them.
 
     Args:
         workload: Adapters and traffic.
@@ -73,11 +81,11 @@ def optimize(
         seed: First seed of the event twin's requests, >= 0.
         seeds: How many; with 1 the chance of an hour is not known, and left out of the margin to starvation.
         progress: Called with the combinations of token budget and batch limit done, and their total; then with the
-            configurations played and their total, for every round of the event twin.
+            configurations simulated and their total, for every round of the event twin.
 
     Returns:
         The recommendation: by the steady twin within one adapter and one slot of the best; by the event twin the best
-        of those that it played, at most a few percent of adapters from where it begins to starve.
+        of those that it simulated, at most a few percent of adapters from where it begins to starve.
 
     Raises:
         InputError: If a value is not allowed.
@@ -106,7 +114,7 @@ def optimize(
             progress(done, len(problem.combinations))
     columns = join(parts)
     if engine == "event":
-        return _settled(problem, columns, Played(problem, first, count, progress))
+        return _refined(problem, columns, EventRuns(problem, first, count, progress))
     chosen = problem.choose(columns)
     if chosen is None:
         raise InfeasibleError(_closest(problem, columns))
@@ -119,30 +127,25 @@ def _assess(problem: Problem, points: Sequence[Point]) -> Columns:
     return problem.assess(adapters, slots, _LOADS, max_num_batched_tokens=budgets, max_num_seqs=seqs)
 
 
-def _settled(problem: Problem, steady: Columns, played: Played) -> Recommendation:
-    """Let the event twin choose, and the steady twin say what it thinks of that."""
-    columns = settle(problem, steady, played)
+def _refined(problem: Problem, steady: Columns, runs: EventRuns) -> Recommendation:
+    """Let the event twin choose, and the steady twin give its opinion of that."""
+    columns = refine(problem, steady, runs)
     chosen = problem.choose(columns) if columns else None
     if chosen is None:
         raise InfeasibleError(_closest(problem, columns or steady))
-    best = _point_of(columns, chosen)
-    found = _recommend(problem, columns, chosen, played.assess)
+    best = point_of(columns, chosen)
+    found = _recommend(problem, columns, chosen, runs.assess)
     own = problem.choose(steady)
-    taken = best if own is None else _point_of(steady, own)
+    taken = best if own is None else point_of(steady, own)
     of_best, of_taken = Candidate.from_columns(_assess(problem, [best, taken]))
     opinion = SecondOpinion(
         of_best=of_best,
         chosen=of_taken,
-        chosen_played=Candidate.from_columns(played.assess([taken]))[0],
-        seeds=len(played.seeds),
-        spread=float(played.assess([best])["spread"][0]),
+        chosen_played=Candidate.from_columns(runs.assess([taken]))[0],
+        seeds=len(runs.seeds),
+        spread=float(runs.assess([best])["spread"][0]),
     )
     return dataclasses.replace(found, engine="event", second_opinion=opinion)
-
-
-def _point_of(columns: Columns, row: int) -> Point:
-    adapters, slots, budget, seqs = (int(columns[name][row]) for name in POINT)
-    return adapters, slots, budget, seqs
 
 
 def _recommend(
@@ -151,10 +154,10 @@ def _recommend(
     """Look again at what is shown, and put it in words and numbers."""
     neighbours = _neighbours(problem, columns, chosen)
     rows = [chosen, *_runners_up(problem, columns, chosen)]
-    adapters, slots, budget, seqs = _point_of(columns, chosen)
+    adapters, slots, budget, seqs = point_of(columns, chosen)
     steps = [_NEIGHBOURS[change] for change in neighbours]
     changed = [(adapters + adapter, slots + slot, budget, seqs) for adapter, slot in steps]
-    found = assess([*(_point_of(columns, row) for row in rows), *changed])
+    found = assess([*(point_of(columns, row) for row in rows), *changed])
     verdicts, candidates = problem.judge(found), Candidate.from_columns(found)
     best = candidates[0]
     server = problem.server(

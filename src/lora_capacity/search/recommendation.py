@@ -1,4 +1,4 @@
-"""What the optimizer answers: the configuration to run, how safe it is, what is next to it and why."""
+"""Recommendation: the configuration to run, how safe it is, what is next to it and why."""
 
 import math
 from collections.abc import Mapping
@@ -109,8 +109,8 @@ class SecondOpinion:
     Attributes:
         of_best: The recommended configuration as the steady twin predicts it.
         chosen: The configuration that the steady twin would take, as it predicts it.
-        chosen_played: The same as the event twin plays it.
-        seeds: How often the event twin played each configuration at each load.
+        chosen_played: The same as the event twin simulates it.
+        seeds: How often the event twin simulated each configuration at each load.
         spread: Standard deviation over seeds of the logarithm of the throughput, of configurations with the
             recommended slots: with the calibration's error what the margin to starvation is held against.
     """
@@ -125,7 +125,7 @@ class SecondOpinion:
         """Return how far the steady twin's figures of the recommended configuration lie from the event twin's.
 
         Args:
-            best: The recommended configuration as the event twin plays it.
+            best: The recommended configuration as the event twin simulates it.
 
         Returns:
             Shares of the event twin's figures, by name; positive where the steady twin says more.

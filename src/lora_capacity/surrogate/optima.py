@@ -1,4 +1,4 @@
-"""The optimum of many workloads at once, by the steady twin: a grid for all of them, then refined around the best.
+"""Optima of many workloads at once by the steady twin: a grid for all of them, then refined around the best.
 
 For a number of slots, the *sustained load* is the one at which the server starves: its throughput is 10 % below it.
 The slots of the optimum are the fewest that sustain within 0.5 % of the most that any number of slots does: a choice
@@ -9,26 +9,40 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
+from lora_capacity.search.frontier import Bracket
+from lora_capacity.search.objective import FLAT
 from lora_capacity.surrogate.closed_form import full_batches
 from lora_capacity.surrogate.simulation import simulate_workloads
 
 GRID = 20
 """Numbers of adapters, and of slots, of the surface around an optimum."""
 
-FLAT = 0.005
-"""Share of the sustained load that is not worth a slot; as that of the optimizer."""
-
 THRESHOLD = 0.1
 """Share below the offered load from which throughput counts as starved."""
 
 _LEAST, _MOST = 0.12, 1.25
+"""Loads of the grid over that of a full batch with one slot: from well below what anyone runs to where all starve."""
+
 _ROUNDS, _INNER = 2, 7
+"""Rounds that narrow a bracket of adapters, and numbers tried in each: 64-fold, to below a percent."""
+
+_MORE_SLOTS = 8
+"""Numbers of slots looked at around the best, besides the grid's."""
+
+_BEYOND_BEST = 3
+"""Places of the grid beyond the best up to which slots are looked at: what the event twin makes the best lies there."""
+
 _NEAR = 1.06
+"""Factor either way within which the frontier of slots between known ones is looked for."""
+
+_FEW = 0.3
+"""Least share of the lower end that a bracket begins at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +144,9 @@ def choose(
     )
 
 
-def _fewest_near_best(slots: IntArray, sustained: FloatArray, factor: FloatArray) -> tuple[int, float, float]:
+def _fewest_near_best(
+    slots: Int[np.ndarray, " known"], sustained: Float[np.ndarray, " known"], factor: Float[np.ndarray, " known"]
+) -> tuple[int, float, float]:
     """Fewest slots that sustain nearly as much as any, their load, and the correction there."""
     known = np.flatnonzero(~np.isnan(sustained))
     if not known.size:
@@ -198,20 +214,19 @@ class _Frontiers:
         first = np.where(starved.any(axis=1), starved.argmax(axis=1), GRID - 1)
         high = np.take_along_axis(adapters, first, axis=1).astype(np.float64)
         low = np.where(first > 0, np.take_along_axis(adapters, np.maximum(first - 1, 0), axis=1), 0.5)
-        # Of few adapters the turn's order matters, which fractions leave out.
-        turn = self.workloads.rates_per_s.shape[1]
-        return np.maximum(low - turn, 0.3 * low), high + turn
+        # Of few adapters the order of the round matters, which fractions leave out.
+        size = self.workloads.rates_per_s.shape[1]
+        return np.maximum(low - size, _FEW * low), high + size
 
     def narrow(self, slots: IntArray, low: FloatArray, high: FloatArray) -> None:
         """Find the sustained load with some numbers of slots, from brackets of adapters, ``[workloads, n]`` each."""
-        short_low, short_high = np.full(low.shape, -np.inf), np.full(low.shape, np.inf)
+        bracket = Bracket.between(low, high)
         for _ in range(_ROUNDS):
-            inner = np.exp(np.linspace(np.log(low), np.log(high), _INNER + 2, axis=-1))
-            tried = inner[..., 1:-1] if np.isfinite(short_high).all() else inner
+            inner = np.exp(np.linspace(np.log(bracket.low), np.log(bracket.high), _INNER + 2, axis=-1))
+            tried = inner[..., 1:-1] if np.isfinite(bracket.excess_high).all() else inner
             short = self._short(tried, np.broadcast_to(slots[..., np.newaxis], tried.shape))
-            starved = short > 0
-            first = np.where(starved.any(axis=-1), starved.argmax(axis=-1), tried.shape[-1])
-            low, high, short_low, short_high = _around(tried, short, first, (low, high, short_low, short_high))
+            bracket = bracket.narrowed(tried, short)
+        low, high, short_low, short_high = bracket
         with np.errstate(invalid="ignore"):
             share = np.clip(-short_low / (short_high - short_low), 0.0, 1.0)
         adapters = low + share * (high - low)
@@ -227,8 +242,8 @@ class _Frontiers:
         best, first = self._best_and_first()
         last = self.slots.shape[1] - 1
         row = np.arange(len(self.workloads))
-        low, high = self.slots[row, np.maximum(first - 1, 0)], self.slots[row, np.minimum(best + 3, last)]
-        slots = np.rint(np.geomspace(low, high, _INNER + 3, axis=1)).astype(np.int64)[:, 1:-1]
+        low, high = self.slots[row, np.maximum(first - 1, 0)], self.slots[row, np.minimum(best + _BEYOND_BEST, last)]
+        slots = np.rint(np.geomspace(low, high, _MORE_SLOTS + 2, axis=1)).astype(np.int64)[:, 1:-1]
         guess = np.stack([_between(*each) for each in zip(slots, self.slots, self.sustained, strict=True)])
         adapters = (guess - self.workloads.base_rate_per_s[:, np.newaxis]) / self.mean_rate[:, np.newaxis]
         self.narrow(slots, adapters / _NEAR, adapters * _NEAR)
@@ -241,25 +256,9 @@ class _Frontiers:
         return best, enough.argmax(axis=1)
 
 
-def _between(at: IntArray, slots: IntArray, sustained: FloatArray) -> FloatArray:
+def _between(
+    at: Int[np.ndarray, " wanted"], slots: Int[np.ndarray, " known"], sustained: Float[np.ndarray, " known"]
+) -> Float[np.ndarray, " wanted"]:
     """Sustained loads between known ones; NaN where none is known."""
     known = ~np.isnan(sustained)
     return np.interp(at, slots[known], sustained[known]) if known.any() else np.full(at.shape, np.nan)
-
-
-def _around(
-    tried: FloatArray, short: FloatArray, first: IntArray, known: tuple[FloatArray, ...]
-) -> tuple[FloatArray, ...]:
-    """Return the bracket around the first that starves, with how far short its ends fall."""
-    low, high, short_low, short_high = known
-    count = tried.shape[-1]
-
-    def at(values: FloatArray, place: IntArray) -> FloatArray:
-        return np.take_along_axis(values, np.clip(place, 0, count - 1)[..., np.newaxis], axis=-1)[..., 0]
-
-    return (
-        np.where(first > 0, at(tried, first - 1), low),
-        np.where(first < count, at(tried, first), high),
-        np.where(first > 0, at(short, first - 1), short_low),
-        np.where(first < count, at(short, first), short_high),
-    )

@@ -18,7 +18,7 @@ from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError
 from lora_capacity.fitting import FitReport, fit_calibration
 from lora_capacity.measurements import read_profile, read_runs, smape
-from lora_capacity.search import optimize
+from lora_capacity.search import recommend
 from lora_capacity.status import Status
 from lora_capacity.validation import predict_runs
 from lora_capacity.workload import Workload
@@ -108,7 +108,7 @@ def test_pair_for_a_cpu_is_recommended(report: FitReport) -> None:
             "horizon_s": 60,
         }
     )
-    found = optimize(
+    found = recommend(
         workload,
         report.calibration,
         max_loras=range(1, 9),

@@ -10,7 +10,7 @@ from lora_capacity.hardware import Gpu
 from lora_capacity.run import play_workload
 from lora_capacity.run.steady import grid
 from lora_capacity.scenarios import build_scenarios
-from lora_capacity.search import Objective, assess, choose, critical_load, judge, optimize, starving_probability
+from lora_capacity.search import Objective, assess, choose, judge, load_headroom, recommend, starving_probability
 from lora_capacity.search.margin import capacity_error, load_factors
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import AdapterList, AdapterMix, Workload
@@ -73,7 +73,7 @@ def test_an_objective_out_of_range_is_refused(given, message):
 def test_the_critical_load_lies_between_the_loads_tried():
     factors = [1.0, 1.1, 1.21]
     service = [[1.0, 0.95, 0.85], [1.0, 0.9, 0.8], [0.45, 0.4, 0.3], [1.0, 1.0, 0.99], [np.nan] * 3]
-    found = critical_load(service, factors, threshold=0.1)
+    found = load_headroom(service, factors, threshold=0.1)
     np.testing.assert_allclose(found, [1.1 * 1.1**0.5, 1.1, 0.5, 1.21, np.nan])
 
 
@@ -163,7 +163,7 @@ def test_goals_differ():
     ("workload", "calibration"), [(BUSY, GPU_80), (IDLE, GPU_32), (LISTED, GPU_80)], ids=["busy", "idle", "listed"]
 )
 def test_refinement_finds_what_looking_everywhere_finds(workload, calibration, goal):
-    found = optimize(workload, calibration, objective=Objective(goal))
+    found = recommend(workload, calibration, objective=Objective(goal))
     most = workload.adapters.max_count or found.best.max_cpu_loras + 20
     everywhere = brute_force(workload, calibration, Objective(goal), most, found.best.max_loras + 20)
     assert abs(found.best.max_cpu_loras - everywhere["max_cpu_loras"]) <= 1
@@ -172,53 +172,53 @@ def test_refinement_finds_what_looking_everywhere_finds(workload, calibration, g
 
 
 def test_the_grids_that_are_given_are_the_only_ones_considered():
-    found = optimize(BUSY, GPU_80, adapters=[12, 3, 7], max_loras=[2, 5, 400])
+    found = recommend(BUSY, GPU_80, adapters=[12, 3, 7], max_loras=[2, 5, 400])
     assert found.best.max_cpu_loras in (3, 7, 12)
     assert found.best.max_loras in (2, 5)
     shown = {(each.max_cpu_loras, each.max_loras) for each in found.runners_up}
     assert shown <= {(a, s) for a in (3, 7, 12) for s in (2, 5)}
-    fixed = optimize(BUSY, GPU_80, adapters=[9], objective=Objective("fewest-slots", within=0.0001))
+    fixed = recommend(BUSY, GPU_80, adapters=[9], objective=Objective("fewest-slots", within=0.0001))
     assert fixed.best.max_cpu_loras == 9
 
 
 def test_a_single_adapter_gets_a_single_slot():
-    found = optimize(make_workload(AdapterList(["only"], [1.0], [8])), GPU_80)
+    found = recommend(make_workload(AdapterList(["only"], [1.0], [8])), GPU_80)
     assert (found.best.max_cpu_loras, found.best.max_loras, found.best.max_lora_rank) == (1, 1, 8)
     assert [each.change for each in found.neighbours] == []
     assert any("all 1 adapters" in warning for warning in found.warnings)
 
 
 def test_the_best_batch_limits_are_found_and_impossible_ones_left_out():
-    found = optimize(BUSY, GPU_80, max_num_batched_tokens=[128, 1024], max_num_seqs=[16, 512])
-    few = optimize(BUSY, GPU_80, max_num_batched_tokens=[1024], max_num_seqs=[16])
+    found = recommend(BUSY, GPU_80, max_num_batched_tokens=[128, 1024], max_num_seqs=[16, 512])
+    few = recommend(BUSY, GPU_80, max_num_batched_tokens=[1024], max_num_seqs=[16])
     assert (found.best.max_num_batched_tokens, found.best.max_num_seqs) == (1024, 512)
     assert found.best.throughput_tokens_per_s > few.best.throughput_tokens_per_s
     with pytest.raises(InputError, match="max_num_batched_tokens: 128"):
-        optimize(BUSY, GPU_80, max_num_batched_tokens=[128], max_num_seqs=[512])
+        recommend(BUSY, GPU_80, max_num_batched_tokens=[128], max_num_seqs=[512])
 
 
 def test_a_load_that_one_adapter_overwhelms_is_infeasible():
     with pytest.raises(InfeasibleError, match=r"max_cpu_loras 1 with max_loras 1 comes closest, completes \d+\.\d% of"):
-        optimize(make_workload(AdapterMix([500.0], [16])), GPU_80)
+        recommend(make_workload(AdapterMix([500.0], [16])), GPU_80)
 
 
 def test_a_model_that_does_not_fit_is_infeasible():
     calibration = make_calibration(gpu=Gpu("small", 12 * BYTES_PER_GIB))
     with pytest.raises(InfeasibleError, match=r"no configuration starts: max_loras 1 .* lacks \d+\.\d\d GiB \(oom\)"):
-        optimize(BUSY, calibration)
+        recommend(BUSY, calibration)
     with pytest.raises(InfeasibleError, match=r"no_kv_cache\); change gpu_memory_utilization"):
-        optimize(BUSY, GPU_80, settings={"gpu_memory_utilization": 0.25})
+        recommend(BUSY, GPU_80, settings={"gpu_memory_utilization": 0.25})
 
 
 def test_bounds_that_no_server_meets_are_infeasible():
     with pytest.raises(
         InfeasibleError, match=r"no configuration that keeps up is fast enough: .* itl_s 0\.01.* \(at most"
     ):
-        optimize(BUSY, GPU_80, objective=Objective(max_itl_s=0.001))
+        recommend(BUSY, GPU_80, objective=Objective(max_itl_s=0.001))
 
 
 def test_a_latency_bound_is_kept():
-    free, bound = (optimize(BUSY, GPU_80, objective=Objective(max_itl_s=limit)) for limit in (None, 0.02))
+    free, bound = (recommend(BUSY, GPU_80, objective=Objective(max_itl_s=limit)) for limit in (None, 0.02))
     assert free.best.itl_s > 0.02 >= bound.best.itl_s
     assert bound.best.throughput_tokens_per_s < free.best.throughput_tokens_per_s
 
@@ -243,11 +243,11 @@ def test_a_latency_bound_is_kept():
 )
 def test_what_is_not_allowed_is_refused(given, message):
     with pytest.raises(InputError, match=message):
-        optimize(BUSY, GPU_80, **given)
+        recommend(BUSY, GPU_80, **given)
 
 
 def test_neighbours_are_the_configurations_next_to_it():
-    found = optimize(BUSY, GPU_80)
+    found = recommend(BUSY, GPU_80)
     best = found.best
     places = {each.change: (each.candidate.max_cpu_loras, each.candidate.max_loras) for each in found.neighbours}
     assert places == {
@@ -267,7 +267,7 @@ def test_neighbours_are_the_configurations_next_to_it():
 
 
 def test_runners_up_have_other_slots_and_do_not_beat_the_best():
-    found = optimize(IDLE, GPU_80)
+    found = recommend(IDLE, GPU_80)
     slots = [each.max_loras for each in (found.best, *found.runners_up)]
     assert len(set(slots)) == len(slots) == 6
     assert all(
@@ -277,7 +277,9 @@ def test_runners_up_have_other_slots_and_do_not_beat_the_best():
 
 
 def test_the_answer_is_json_and_says_what_to_run():
-    found = optimize(BUSY, GPU_32, settings={"gpu_memory_utilization": 0.85, "max_model_len": 2048, "block_size": None})
+    found = recommend(
+        BUSY, GPU_32, settings={"gpu_memory_utilization": 0.85, "max_model_len": 2048, "block_size": None}
+    )
     content = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert content["max_loras"] == content["server"]["max_loras"] == content["predicted"]["max_loras"]
     assert content["max_cpu_loras"] == content["server"]["max_cpu_loras"] == found.best.max_cpu_loras
@@ -292,14 +294,14 @@ def test_the_answer_is_json_and_says_what_to_run():
 
 
 def test_extrapolation_is_said():
-    found = optimize(BUSY, make_calibration(fitted_ranges={"adapters": (100.0, 200.0), "max_loras": (1.0, 64.0)}))
+    found = recommend(BUSY, make_calibration(fitted_ranges={"adapters": (100.0, 200.0), "max_loras": (1.0, 64.0)}))
     assert any(warning.startswith(f"adapters {found.best.max_cpu_loras} lies outside") for warning in found.warnings)
     assert not any(warning.startswith("max_loras") for warning in found.warnings)
     assert found.best.status == "outside_calibration"
 
 
 def test_a_long_wait_is_warned_of_with_the_option_that_bounds_it_unless_it_was_bounded():
-    free, bound = (optimize(BUSY, GPU_80, objective=Objective(max_ttft_s=limit)) for limit in (None, 60.0))
+    free, bound = (recommend(BUSY, GPU_80, objective=Objective(max_ttft_s=limit)) for limit in (None, 60.0))
     assert free.best.ttft_s > 60.0 >= bound.best.ttft_s > 10.0
     (warning,) = free.warnings
     assert warning.startswith(f"requests wait {free.best.ttft_s:.0f} s for a first token")
@@ -311,19 +313,19 @@ def test_a_long_wait_is_warned_of_with_the_option_that_bounds_it_unless_it_was_b
 def test_many_different_adapters_are_merged_without_changing_the_answer():
     rates = np.geomspace(0.8, 0.05, 90)
     workload = make_workload(AdapterList([f"a{i}" for i in range(90)], rates, [16] * 90))
-    found = optimize(workload, GPU_80)
+    found = recommend(workload, GPU_80)
     exact = assess(GPU_80, build_scenarios(workload, GPU_80, [found.best.max_cpu_loras], [found.best.max_loras]), STAYS)
     assert found.best.throughput_tokens_per_s == pytest.approx(exact["throughput_tokens_per_s"].item(), rel=MERGED)
 
 
 def test_progress_counts_the_combinations():
     calls = []
-    optimize(BUSY, GPU_80, max_loras=[4], max_num_seqs=[64, 128], progress=lambda *call: calls.append(call))
+    recommend(BUSY, GPU_80, max_loras=[4], max_num_seqs=[64, 128], progress=lambda *call: calls.append(call))
     assert calls == [(1, 2), (2, 2)]
 
 
 def test_a_steeper_risk_is_a_safer_choice():
-    found = {risk: optimize(BUSY, GPU_80, risk=risk).best for risk in (0.001, 0.05, 0.5)}
+    found = {risk: recommend(BUSY, GPU_80, risk=risk).best for risk in (0.001, 0.05, 0.5)}
     margins = [best.critical_load for best in found.values()]
     assert margins == sorted(margins, reverse=True)
     assert margins[0] >= np.exp(norm.ppf(0.999) * 0.05) * (1.0 - INTERPOLATED)
@@ -340,7 +342,7 @@ def test_few_contended_slots_add_to_the_error_of_the_capacity() -> None:
 def test_the_event_twin_settles_what_the_steady_twin_finds():
     workload = make_workload(AdapterMix([2.0, 1.0], [16]), horizon_s=300.0, max_pending=2000)
     question = (workload, GPU_80)
-    steady, found = optimize(*question), optimize(*question, engine="event", seed=3, seeds=2)
+    steady, found = recommend(*question), recommend(*question, engine="event", seed=3, seeds=2)
     assert (steady.engine, steady.second_opinion) == ("steady", None)
     assert found.engine == "event"
     opinion = found.second_opinion
@@ -352,7 +354,7 @@ def test_the_event_twin_settles_what_the_steady_twin_finds():
     assert 0 < opinion.spread < 0.1
     best = found.best
     assert best.starving_probability <= 0.05
-    # Played on its own, with the mean of the same seeds.
+    # Simulated on its own, with the mean of the same seeds.
     scenarios = build_scenarios(workload, GPU_80, [best.max_cpu_loras] * 2, best.max_loras)
     played = play_workload(GPU_80, scenarios, workload, seed=[3, 4])
     assert best.throughput_tokens_per_s == pytest.approx(played.throughput_tokens_per_s.mean(), rel=1e-5)
@@ -368,7 +370,7 @@ def test_the_event_twin_settles_what_the_steady_twin_finds():
 
 def test_the_event_twin_keeps_to_the_numbers_asked_for():
     workload = make_workload(AdapterMix([2.0, 1.0], [16]), horizon_s=120.0, max_pending=2000)
-    found = optimize(workload, GPU_80, adapters=[6, 9, 12], max_loras=[4, 6], engine="event", seeds=1)
+    found = recommend(workload, GPU_80, adapters=[6, 9, 12], max_loras=[4, 6], engine="event", seeds=1)
     assert found.best.max_cpu_loras in (6, 9, 12)
     assert found.best.max_loras in (4, 6)
     assert found.second_opinion.spread == 0.0
@@ -377,9 +379,9 @@ def test_the_event_twin_keeps_to_the_numbers_asked_for():
 def test_where_nothing_keeps_up_the_event_twin_says_so_too():
     workload = make_workload(AdapterMix([40.0], [16]), horizon_s=60.0, max_pending=500)
     with pytest.raises(InfeasibleError, match="no configuration keeps up with its load"):
-        optimize(workload, GPU_80, adapters=[20, 40], max_loras=[2, 4], engine="event")
+        recommend(workload, GPU_80, adapters=[20, 40], max_loras=[2, 4], engine="event")
 
 
 def test_an_unknown_engine_is_refused():
     with pytest.raises(InputError, match=r"engine.*did you mean 'event'"):
-        optimize(BUSY, GPU_80, engine="events")
+        recommend(BUSY, GPU_80, engine="events")
