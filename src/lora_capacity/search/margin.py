@@ -66,7 +66,7 @@ def assess(
         ),
         stays,
     )
-    service, limits = results.service.reshape(-1, loads), results.limit.reshape(-1, loads)
+    service, limits = (np.asarray(values).reshape(-1, loads) for values in (results.service, results.limit))
     critical = load_headroom(service, factors, threshold)
     offered, at_offered = jax.tree.map(lambda values: values[::loads], (host, results))
     return table(offered, at_offered, threshold) | {
@@ -86,7 +86,7 @@ def starved_first_by(
         limits: Codes of the bottlenecks.
         threshold: Share below the offered load from which throughput counts as starved.
     """
-    starved = service <= 1.0 - threshold
+    starved = np.asarray(service <= 1.0 - threshold)
     first = limits[np.arange(len(limits)), np.argmax(starved, axis=1)]
     labels = [Bottleneck(code).label if some else "" for code, some in zip(first, starved.any(axis=1), strict=True)]
     return np.array(labels, dtype=object)

@@ -220,8 +220,8 @@ def _between(runs: EventRuns, frontier: Point) -> list[Point]:
     adapters, order = np.unique(runs.columns["max_cpu_loras"][own], return_index=True)
     verdicts = runs.problem.judge(runs.columns)[own][order]
     fails = ~np.isin(verdicts, ("acceptable", "too_slow"))  # what is too slow does not end the walk
-    places = np.searchsorted(allowed, adapters).astype(np.float64)
-    bracket = Bracket.between(np.array(-1), np.array(allowed.size)).narrowed(places, fails.astype(np.float64))
+    tried = np.searchsorted(allowed, adapters).astype(np.float64)
+    bracket = Bracket.between(np.array(-1), np.array(allowed.size)).narrowed(tried, fails.astype(np.float64))
     low, high = int(bracket.low), int(bracket.high)
     if low < 0:  # none so few is acceptable
         below = int(np.searchsorted(allowed, max(int(_AROUND[0] * allowed[high]), frontier[1])))
