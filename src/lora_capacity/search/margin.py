@@ -86,9 +86,10 @@ def starved_first_by(
         limits: Codes of the bottlenecks.
         threshold: Share below the offered load from which throughput counts as starved.
     """
-    starved = np.asarray(service <= 1.0 - threshold)
+    starved: NDArray[np.bool_] = np.asarray(service <= 1.0 - threshold)
+    ever = np.asarray(starved.any(axis=1))
     first = limits[np.arange(len(limits)), np.argmax(starved, axis=1)]
-    labels = [Bottleneck(code).label if some else "" for code, some in zip(first, starved.any(axis=1), strict=True)]
+    labels = [Bottleneck(code).label if some else "" for code, some in zip(first, ever, strict=True)]
     return np.array(labels, dtype=object)
 
 
