@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from lora_capacity.errors import InputError
 from lora_capacity.words import shown
 from lora_capacity_cli.files import check_output, write_text
 from lora_capacity_cli.options import FILE, examples, format_option, refuse_given, server_options
@@ -46,11 +45,6 @@ def rules(
 
     Figures are rounded to two digits; what that costs is told. Server settings are those of the --workload.
     """
-    if settings and workload is None:
-        name = next(iter(settings))
-        raise InputError(
-            f"--{name.replace('_', '-')}", settings[name], "with --workload only", "the rules hold for any"
-        )
     if figure is not None:
         check_output("--figure", figure, (".svg",))
     if workload is None:

@@ -22,7 +22,7 @@ from lora_capacity_profiling.machine import Machine, this_cpu
 from pyarrow import csv, parquet
 
 from lora_capacity.calibration import load_calibration
-from lora_capacity.search import optimize
+from lora_capacity.search import recommend
 from lora_capacity.workload import Workload
 from tests.cli.conftest import WORKLOAD, Run
 from tests.cli.fake_site import write_site
@@ -94,6 +94,13 @@ SETTINGS: dict[str, Given | list[Given]] = {
     "--block-size": given(256),
     "--target-modules": given("attention", "--calibration", "new.json"),
 }
+UNTRAINED = {
+    "--max-lora-rank": refused(64),
+    "--max-model-len": refused(8192),
+    "--block-size": refused(32),
+    "--target-modules": refused("attention"),
+}
+"""Settings that surrogates are not trained for."""
 SEARCH: dict[str, Given | list[Given]] = {
     "--calibration": given(QWEN),
     "--adapters": given("8"),
@@ -172,6 +179,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--workload": given("other_w.yaml"),
         "--figure": given("tree.svg"),
         **SETTINGS,
+        **UNTRAINED,
         "--gpu-memory-utilization": given(0.4, "--target", "slots"),
     },
     "predict": {
@@ -182,7 +190,9 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--adapters": given(12, "--adapters", "8", "--max-loras", "4"),
         "--max-loras": given(8, "--adapters", "8", "--max-loras", "4"),
         "--check": given(),
+        "--smooth": refused("none.json"),
         **SETTINGS,
+        **UNTRAINED,
     },
     "validate": {
         "--calibration": given("other_llama.json"),
@@ -264,12 +274,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     "calibrations show": {},
 }
 SETTINGS_WITHOUT_WORKLOAD = [("--calibration", QWEN), ("--max-lora-rank", 32), ("--target-modules", "attention")]
-UNHEARD = {
-    **{("predict", option): "predict" for option in ("--max-lora-rank", "--max-model-len", "--block-size")},
-    ("predict", "--target-modules"): "predict",
-    **{("rules", option): "rules" for option in ("--max-lora-rank", "--max-model-len", "--block-size")},
-    ("rules", "--target-modules"): "rules",
-}
+UNHEARD: dict[tuple[str, str], str] = {}
 """Options that are known to change nothing yet; each that begins to must go from here."""
 
 
@@ -464,11 +469,11 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         record(f"lora_capacity_cli.{command}.recommend", searched)
     for command in ("report", "optimize"):
         record(f"lora_capacity_cli.{command}.write_report", lambda *args: [path / "a.svg" for path in args[6:] if path])
-    record("lora_capacity.surrogate.make_labels", lambda *args, **named: Drawn())
+    record("lora_capacity.surrogate.label", lambda *args, **named: Drawn())
     record("lora_capacity.surrogate.train_surrogate", lambda *args, **named: trained)
-    record("lora_capacity.surrogate.train_smooth", lambda *args, **named: trained)
+    record("lora_capacity.surrogate.train_neural", lambda *args, **named: trained)
     monkeypatch.setattr(
-        "lora_capacity.surrogate.Labels.read", lambda path: SimpleNamespace(about={"calibration": LLAMA})
+        "lora_capacity.surrogate.Dataset.read", lambda path: SimpleNamespace(about={"calibration": LLAMA})
     )
     monkeypatch.setattr("lora_capacity_cli.train._print", lambda *args: None)
     # The trial first: as its module is loaded, it takes what is replaced below from theirs.
@@ -489,4 +494,4 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @functools.cache
 def _recommendation(calibration: str) -> tuple[Any, Any]:
     known = load_calibration(calibration)
-    return known, optimize(Workload.from_file("w.yaml"), known, adapters=(4,), max_loras=(2, 4))
+    return known, recommend(Workload.from_file("w.yaml"), known, adapters=(4,), max_loras=(2, 4))

@@ -245,9 +245,8 @@ def _check_fixed(server: ServerConfig, largest_rank: int, given: Mapping[str, An
     rank = smallest_max_lora_rank(largest_rank, server.behaviour)
     plain = replace(server, **{name: server.defaults[name] for name in _FIXED} | {"max_lora_rank": rank})
     for name in _FIXED:
-        told = "reserved_modules" if name == "target_modules" else name
-        if given.get(name) is not None and getattr(server, told) != getattr(plain, told):
-            allowed = f"{getattr(plain, told)}, which surrogates are trained for"
+        if given.get(name) is not None and getattr(server, name) != getattr(plain, name):
+            allowed = f"{getattr(plain, name)}, which surrogates are trained for"
             raise InputError(name, given[name], allowed, "use `optimize` or `simulate`, which take others")
 
 
