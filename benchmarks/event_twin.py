@@ -16,7 +16,8 @@ from environment import REPOSITORY, environment
 
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.run import play
-from lora_capacity.run.batches import Batches, Observation, bytes_per_configuration, compiled_twin
+from lora_capacity.run.batches import Batches, Observation, bytes_per_configuration
+from lora_capacity.run.compile import compiled_twin
 from lora_capacity.run.steady import simulate
 from lora_capacity.scenarios import Scenarios, lay_out
 from lora_capacity.status import Status

@@ -16,14 +16,16 @@ from lora_capacity.engines import SchedulerRules, VllmBehaviour
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.events import RequestTables, lay_out_requests, simulate_events
 from lora_capacity.twins.events import state as engine
-from lora_capacity.twins.events.asynchronous import times
-from lora_capacity.twins.events.fast_forward import skip_quiet_steps
-from lora_capacity.twins.events.simulation import assembled, initial_state, lay_out_servers, turn_all
+from lora_capacity.twins.events.asynchronous import step_times
+from lora_capacity.twins.events.fast_forward import fast_forward
+from lora_capacity.twins.events.server import build_server
+from lora_capacity.twins.events.simulation import initial_state, iterate
+from lora_capacity.twins.events.step import step_work
 from lora_capacity.workload import BASE_MODEL, Requests
 from tests.examples import make_costs
 from tests.reference.scheduler import Behaviour, Config, Simulation, StepState, simulate
 
-ADAPTERS, LONGEST, TURNS = 6, 48, 2400
+ADAPTERS, LONGEST, ITERATIONS = 6, 48, 2400
 HORIZON_S = 1024.0
 TICK_S = HORIZON_S / 2**30
 
@@ -171,39 +173,38 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
     return scenarios, replace(tables, longest_output=LONGEST)
 
 
-@partial(jax.jit, static_argnames=("rules", "skips"))
-def turns_of(
-    scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules, *, skips: bool = False
+@partial(jax.jit, static_argnames=("rules", "forwards"))
+def iterations_of(
+    scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules, *, forwards: bool = False
 ) -> tuple[Any, engine.State]:
-    """What stood ready before each turn, and the state after the last."""
-    server = lay_out_servers(scenarios, rules)
-    adapters = jnp.asarray(scenarios.class_count.sum(axis=1), jnp.int32)
-    disk_s = COSTS.loads.disk_rank_s * tables.rank
+    """What stood ready before each iteration, and the state after the last."""
+    scenario, own = jax.tree.map(lambda leaf: leaf[0], (scenarios, tables))
+    server = build_server(COSTS, scenario, own, rules=rules, block_size=16)
 
-    def turn(state: engine.State, _: None) -> tuple[engine.State, Any]:
-        work = assembled(COSTS, server, adapters, state)
+    def iteration(state: engine.State, _: None) -> tuple[engine.State, Any]:
+        work = step_work(server, state)
         seen = (
             state.mode == engine.RUN,
-            times(server, state, work).end,
+            step_times(server, state, work).end,
             work,
-            state.running,
+            state.batch.running,
             state.waiting,
-            server.kv_blocks - state.free,
-            state.counts[engine.PREEMPTIONS],
-            state.ring[:, state.step[0] & (state.ring.shape[1] - 1), 0],
+            server.kv_blocks - state.kv.free,
+            state.statistics.counts[engine.PREEMPTIONS],
+            state.calendar[state.step & (state.calendar.shape[0] - 1), engine.LEAVING],
         )
-        state = turn_all(COSTS, server, adapters, tables, disk_s, state)
-        return skip_quiet_steps(COSTS, server, adapters, state) if skips else state, seen
+        state = iterate(server, state)
+        return fast_forward(server, state) if forwards else state, seen
 
-    state, seen = jax.lax.scan(turn, initial_state(scenarios, server, tables), length=TURNS)
-    return jax.tree.map(lambda values: values[:, 0], seen), state
+    state, seen = jax.lax.scan(iteration, initial_state(server, scenario.status), length=ITERATIONS)
+    return seen, state
 
 
 def twin_rows(scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules) -> tuple[list[Row], Any]:
-    seen, state = turns_of(scenarios, tables, rules)
+    seen, state = iterations_of(scenarios, tables, rules)
     ready, end, work, running, waiting, blocks, preemptions, finished = jax.tree.map(np.asarray, seen)
-    assert state.mode[0] == engine.DONE
-    assert not state.overflow[0]
+    assert state.mode == engine.DONE
+    assert not state.overflow
     at = np.flatnonzero(ready)
     before = np.concatenate([[0], preemptions[at]])
     rows = [
@@ -217,7 +218,7 @@ def twin_rows(scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules
                     work.kv_tokens[i],
                     running[i],
                     waiting[i],
-                    work.passed_over[i],
+                    work.skipped[i],
                     blocks[i],
                     work.adapters[i],
                     work.host_loads[i],
@@ -244,10 +245,10 @@ def test_same_steps(version: str, data: st.DataObject) -> None:
     for i, (row, right) in enumerate(zip(rows, expected, strict=False)):
         assert row == right, f"step {i}"
     assert len(rows) == len(expected)
-    assert int(state.completed[0]) == len(case[0])
+    assert int(state.batch.completed) == len(case[0])
     delays = result.first_token_s - result.sent_s
-    assert int(state.histogram[:, : engine.BINS].sum()) == delays.size
-    assert float(state.sums[engine.TTFT, 0]) == pytest.approx(delays.sum(), rel=1e-6)
+    assert int(state.statistics.histogram[: engine.BINS].sum()) == delays.size
+    assert float(state.statistics.sums[engine.TTFT]) == pytest.approx(delays.sum(), rel=1e-6)
 
 
 @pytest.mark.slow
@@ -256,20 +257,30 @@ def test_same_steps(version: str, data: st.DataObject) -> None:
 @given(st.data())
 def test_quiet_steps_change_the_same_whether_skipped_or_not(version: str, data: st.DataObject) -> None:
     case = laid_out(*data.draw(workloads(RULES[version])))
-    (every, state), (fewer, skipped) = (turns_of(*case, RULES[version], skips=skips) for skips in (False, True))
-    taken, left = (int(np.asarray(seen[0]).sum()) for seen in (every, fewer))
-    assert left <= taken
-    for name in ("now", "step", "completed", "free", "kv_tokens", "counts", "most", "histogram", "worst_wait", "limit"):
-        np.testing.assert_array_equal(getattr(skipped, name), getattr(state, name), err_msg=name)
-    np.testing.assert_allclose(skipped.sums, state.sums, rtol=1e-5)
+    (every, state), (fewer, skipped) = (
+        iterations_of(*case, RULES[version], forwards=forwards) for forwards in (False, True)
+    )
+    every_step, fewer_steps = (int(np.asarray(seen[0]).sum()) for seen in (every, fewer))
+    assert fewer_steps <= every_step
+    compared = {
+        "": ("now", "step"),
+        "batch": ("completed",),
+        "kv": ("free", "tokens"),
+        "statistics": ("counts", "most", "histogram", "worst_wait", "bottleneck"),
+    }
+    for group, names in compared.items():
+        left, right = (getattr(end, group) if group else end for end in (skipped, state))
+        for name in names:
+            np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
+    np.testing.assert_allclose(skipped.statistics.sums, state.statistics.sums, rtol=1e-5)
 
 
 def test_quiet_steps_are_skipped() -> None:
     one = Requests(np.zeros(1), np.zeros(1, dtype=int), np.full(1, 10), np.full(1, 41))
     config = Config(max_num_seqs=8, max_num_batched_tokens=100, max_loras=2, max_cpu_loras=ADAPTERS, kv_blocks=30)
     case = laid_out(one, config, None)
-    (every, _), (fewer, state) = (turns_of(*case, RULES["0.8.5"], skips=skips) for skips in (False, True))
-    assert int(state.counts[engine.STEPS, 0]) == int(np.asarray(every[0]).sum()) == 41
+    (every, _), (fewer, state) = (iterations_of(*case, RULES["0.8.5"], forwards=forwards) for forwards in (False, True))
+    assert int(state.statistics.counts[engine.STEPS]) == int(np.asarray(every[0]).sum()) == 41
     assert int(np.asarray(fewer[0]).sum()) < 12
 
 

@@ -7,28 +7,26 @@ do go together. Sizes are rounded up, so that batches share what was compiled.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self
 
 import jax
 import numpy as np
-from jax import Array
-from jax.experimental.xla_metadata import set_xla_metadata
-from jax.sharding import Mesh, PartitionSpec
 from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.costs import Costs
+from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError, check_number
+from lora_capacity.run.compile import compiled_twin
 from lora_capacity.run.resources import available_cores, available_memory_bytes
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.events import RequestTables, lay_out_requests
 from lora_capacity.twins.events.fast_forward import MOST_SKIPPED
 from lora_capacity.twins.events.requests import TICKS
-from lora_capacity.twins.events.simulation import initial_state, lay_out_servers, play_out
+from lora_capacity.twins.events.server import build_server
+from lora_capacity.twins.events.simulation import initial_state
 from lora_capacity.twins.events.state import WINDOW
 from lora_capacity.workload import Requests
 
@@ -47,7 +45,7 @@ MEMORY_SHARE = 0.5
 _LAYOUT_STEP = 1024
 """Requests that tables are laid out in steps of."""
 
-Result = TypeVar("Result")
+_COSTS: tuple[Any, ...] = (StepCosts, LoadCosts, LoraKernels)
 
 _OF_ADAPTERS = ("adapter_arrived", "adapter_completed", "adapter_worst_wait_s")
 
@@ -241,58 +239,6 @@ def _devices() -> int:
     return jax.local_device_count()
 
 
-@functools.cache
-def compiled_twin(rules: SchedulerRules, samples: int) -> Callable[..., Results]:
-    """Return the compiled twin; each local device turns its own share until that is done."""
-
-    def simulate(
-        costs: Costs, warmup_s: Array, scenarios: Scenarios, arrival: Array, requests: RequestTables
-    ) -> tuple[Results, Array]:
-        requests = dataclasses.replace(requests, arrival=arrival)
-        return play_out(costs, scenarios, requests, rules, warmup_s, samples)
-
-    on_cpu = jax.local_devices()[0].platform == "cpu"
-    spec: Any = PartitionSpec
-    split, whole = spec("configs"), spec()
-    mesh = Mesh(np.array(jax.local_devices()), ("configs",))
-    shards = jax.shard_map(
-        in_one_piece(simulate) if on_cpu else simulate,
-        mesh=mesh,
-        in_specs=(whole, whole, split, split, split),
-        out_specs=split,
-        check_vma=False,
-    )
-    jitted = jax.jit(shards, donate_argnums=3, compiler_options=IN_ONE_PIECE if on_cpu else None)
-
-    def play(costs: Costs, warmup_s: Any, scenarios: Scenarios, requests: RequestTables) -> Results:
-        others = dataclasses.replace(requests, arrival=requests.arrival[:, :0])
-        results, _ = jitted(costs, warmup_s, scenarios, requests.arrival, others)
-        return cast(Results, results)
-
-    return play
-
-
-IN_ONE_PIECE = {"xla_cpu_use_fusion_emitters": False}
-"""Options that `in_one_piece` needs: only the older code generator can compile whole loops."""
-
-
-def in_one_piece(simulate: Callable[..., Result]) -> Callable[..., Result]:
-    """Let XLA compile a function for a CPU as one piece of code.
-
-    By default XLA:CPU runs a loop's body as hundreds of small tasks in a pool of threads, which takes longer than what
-    they do. It compiles calls in one piece that it marks as small itself, as it does with loops over little memory.
-
-    Source: ``xla/service/cpu/small_while_loop_hoisting_pass.cc`` and ``xla/service/call_inliner.cc``.
-    """
-    jitted, mark = jax.jit(simulate), cast(Any, set_xla_metadata)
-
-    def call(*arguments: Any) -> Result:
-        marked: Result = mark(jitted(*arguments), xla_cpu_small_call="true", inlineable="false")
-        return marked
-
-    return call
-
-
 def free_memory_bytes() -> float:
     """Return the memory that is free: of the devices together, or of this machine."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -318,7 +264,15 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -
     none = np.zeros(0, dtype=int)
     tables = lay_out_requests(scenario, [Requests(none, none, none, none)], [none], seed=None)
     tables = _padded(tables, Batch(np.arange(1), 1, requests, adapters), longest_output)
-    state = jax.eval_shape(lambda s, t: initial_state(s, lay_out_servers(s), t), scenario, tables)
+    nothing: list[Any] = [kind(**{field.name: 0.0 for field in dataclasses.fields(kind)}) for kind in _COSTS]
+    costs = Costs(step=nothing[0], loads=nothing[1], kernels=nothing[2])
+    scenario, one = jax.tree.map(lambda leaf: leaf[0], (scenario, tables))
+
+    def start(scenario: Scenarios, tables: RequestTables) -> Any:
+        server = build_server(costs, scenario, tables, rules=SchedulerRules(), block_size=16)
+        return initial_state(server, scenario.status)
+
+    state = jax.eval_shape(start, scenario, one)
     every: int = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((tables, state)))
     return every - int(tables.arrival.nbytes)  # the times of sending take their place
 

@@ -13,7 +13,7 @@ from lora_capacity.run.batches import Batches, bytes_per_configuration, expected
 from lora_capacity.run.steady import simulate
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.events import RequestTables, draw_requests
-from lora_capacity.twins.events.simulation import play_out
+from lora_capacity.twins.events.simulation import simulate_with_sending_times
 from tests.examples import STAYS, make_calibration, make_scenarios
 
 CALIBRATION = make_calibration()
@@ -87,7 +87,7 @@ def test_the_memory_counted_is_what_the_compiler_plans(load: float) -> None:
 
     def simulate(scenarios: Scenarios, arrival: jax.Array, others: RequestTables) -> object:
         tables = dataclasses.replace(others, arrival=arrival)
-        return play_out(CALIBRATION.costs, scenarios, tables, SchedulerRules(), 0.0, 0)
+        return simulate_with_sending_times(CALIBRATION.costs, scenarios, tables, SchedulerRules(), 16, 0.0, 0)
 
     planned = jax.jit(simulate, donate_argnums=1).lower(scenarios, tables.arrival, others).compile().memory_analysis()
     assert planned is not None

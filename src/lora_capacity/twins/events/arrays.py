@@ -1,7 +1,12 @@
-"""Reading and writing one element of each server, so that a loop changes its arrays in place.
+"""Reading, writing and searching the arrays of one server inside a loop that changes them in place.
 
-Arrays that are searched have the servers as their last axis, ``[n, configs]``: `pick_across` and the like. Arrays of
-which single elements are read have them as their first: `pick`.
+What is slow in a loop over large arrays is copying them, and XLA copies where it cannot see that the old value is
+not needed any more. Three habits avoid it: what is rare is a loop of at most one iteration (`seldom`), since a
+conditional copies what it returns; what is read of an array that changes later is read `apart`; and where nothing else
+orders the two, a write waits for the read (`after`).
+
+The functions are written for one server. Under `jax.vmap`, a branch would turn into a selection between whole states;
+here it asks whether *any* server takes it (`on_any`), and what it writes is masked for the others.
 """
 
 import functools
@@ -11,101 +16,92 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
-
-from lora_capacity.twins.events.state import State
+from jaxtyping import Bool, Int, Shaped
 
 Result = TypeVar("Result")
+Index = tuple[ArrayLike, ...]
+
+PARTS = 8
+"""Parts that a search goes through side by side: the int32 lanes of a 256-bit register."""
 
 
-def pick(values: Array, index: Array) -> Array:
-    """Return one element of each server: ``values[config, index]``, values ``[configs, n, …]``."""
-    configs, size = values.shape[:2]
-    row = size * jnp.arange(configs, dtype=jnp.int32)
-    return values.reshape(-1, *values.shape[2:]).at[row + index].get(mode="promise_in_bounds")
+@custom_vmap
+def on_any(when: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Return whether it holds on any of the servers side by side."""
+    return when
 
 
-def pick_across(values: Array, index: Array) -> Array:
-    """Return one element of each server: ``values[index, config]``, values ``[n, configs]``."""
-    configs = values.shape[1]
-    place = configs * index + jnp.arange(configs, dtype=jnp.int32)
-    return values.reshape(-1).at[place].get(mode="promise_in_bounds")
+@on_any.def_vmap
+def _on_any_of_many(_size: int, _batched: Any, when: Array) -> tuple[Array, bool]:
+    """What is returned has no axis of servers, so that branches on it stay branches."""
+    return when.any(), False
 
 
-def put(values: Array, when: Array, index: Array, new: ArrayLike) -> Array:
-    """Replace ``values[config, index]`` where ``when`` holds."""
-    flat = values.reshape(-1, *values.shape[2:])
-    return _put_flat(flat, when, _own_place(values, when, index), new).reshape(values.shape)
+def seldom(when: Bool[Array, ""], change: Callable[[Result], Result], values: Result) -> Result:
+    """Return ``change(values)`` if ``when`` holds on any server, else the values.
 
-
-def put_across(values: Array, when: Array, index: Array, new: ArrayLike) -> Array:
-    """Replace ``values[index, config]`` where ``when`` holds."""
-    return _put_flat(values.reshape(-1), when, _own_place_across(values, when, index), new).reshape(values.shape)
-
-
-def add(values: Array, when: Array, index: Array, more: ArrayLike, column: int | None = None) -> Array:
-    """Add to ``values[config, index]`` where ``when`` holds."""
-    place, flat = _own_place(values, when, index), values.reshape(-1, *values.shape[2:])
-    if column is not None:
-        place, flat = place * values.shape[2] + column, values.reshape(-1)
-    return _add_flat(flat, when, place, more).reshape(values.shape)
-
-
-def add_across(values: Array, when: Array, index: Array, more: ArrayLike) -> Array:
-    """Add to ``values[index, config]`` where ``when`` holds."""
-    return _add_flat(values.reshape(-1), when, _own_place_across(values, when, index), more).reshape(values.shape)
-
-
-def add_several(values: Array, when: Array, index: Array, more: ArrayLike) -> Array:
-    """Add to ``values[config, index]`` where ``when`` holds, several times; both ``[times, configs]``."""
-    flat = values.reshape(-1)
-    for i in range(index.shape[0]):
-        flat = _add_flat(flat, when[i], _own_place(values, when[i], index[i]), more)
-    return flat.reshape(values.shape)
-
-
-def _own_place(values: Array, when: Array, index: Array) -> Array:
-    configs, size = values.shape[:2]
-    return size * jnp.arange(configs, dtype=jnp.int32) + jnp.where(when, index, 0)
-
-
-def _own_place_across(values: Array, when: Array, index: Array) -> Array:
-    configs = values.shape[1]
-    return configs * jnp.where(when, index, 0) + jnp.arange(configs, dtype=jnp.int32)
-
-
-def _put_flat(flat: Array, when: Array, place: Array, new: ArrayLike) -> Array:
-    """Replace ``flat[place]`` where ``when`` holds; the others are written as they are."""
-    new = jnp.broadcast_to(jnp.asarray(new, flat.dtype), (*place.shape, *flat.shape[1:]))
-    return _changed(flat, when, place, lambda old, new: new, new)
-
-
-def _add_flat(flat: Array, when: Array, place: Array, more: ArrayLike) -> Array:
-    more = jnp.broadcast_to(jnp.asarray(more, flat.dtype), (*place.shape, *flat.shape[1:]))
-    return _changed(flat, when, place, jnp.add, more)
-
-
-def _changed(flat: Array, when: Array, place: Array, change: Callable[[Array, Array], Array], operand: Array) -> Array:
-    """Replace ``flat[place]`` by what ``change`` makes of it where ``when`` holds; elsewhere by what it was.
-
-    For one server it is a branch: XLA would select from the whole array, changed and unchanged.
+    ``change`` itself has to leave servers alone on which it does not hold. It is a loop of at most one iteration, since
+    a conditional would copy the values.
     """
-    if place.size == 1:
 
-        def once(flat: Array) -> Array:
-            old = jax.lax.dynamic_slice_in_dim(flat, place[0], 1)
-            return jax.lax.dynamic_update_slice_in_dim(flat, change(old, operand), place[0], 0)
+    def once(carry: tuple[Array, Result]) -> tuple[Array, Result]:
+        return jnp.zeros_like(carry[0]), change(carry[1])
 
-        return seldom(when, once, flat)
-    old = flat.at[place].get(mode="promise_in_bounds")
-    held = when.reshape(*when.shape, *(1,) * (flat.ndim - 1))
-    written: Array = flat.at[place].set(
-        jnp.where(held, change(old, operand), old), mode="promise_in_bounds", unique_indices=True
-    )
-    return written
+    changed: Result = jax.lax.while_loop(lambda carry: carry[0], once, (on_any(when), values))[1]
+    return changed
 
 
-def after(read: Array, when: Array) -> Array:
+def when_any(when: Bool[Array, ""], function: Callable[[], Result]) -> Result:
+    """Return ``function()`` if ``when`` holds on any server, else zeros."""
+    shapes: Any = jax.eval_shape(function)
+
+    def never() -> Result:
+        nothing: Result = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        return nothing
+
+    result: Result = jax.lax.cond(on_any(when), function, never)
+    return result
+
+
+def apart(step: Int[Array, ""], function: Callable[[], Result]) -> Result:
+    """Return ``function()``, computed once and before what it reads is changed.
+
+    XLA computes what is cheap again in each place that uses it, and the scheduler is a long chain of cheap things; it
+    does not look into a conditional. The condition holds always, since steps count from 1, which XLA cannot know.
+    """
+    return when_any(step > 0, function)
+
+
+def put(values: Shaped[Array, "..."], when: Bool[Array, ""], index: Index, new: ArrayLike) -> Array:
+    """Return ``values.at[index].set(new)`` where ``when`` holds."""
+    return _changed(values, when, index, lambda old: jnp.asarray(new, old.dtype))
+
+
+def add(values: Shaped[Array, "..."], when: Bool[Array, ""], index: Index, more: ArrayLike) -> Array:
+    """Return ``values.at[index].add(more)`` where ``when`` holds."""
+    return _changed(values, when, index, lambda old: old + jnp.asarray(more, old.dtype))
+
+
+def _changed(values: Array, when: Array, index: Index, change: Callable[[Array], Array]) -> Array:
+    """Change an element or a row in place where ``when`` holds.
+
+    XLA would compile a scatter as a selection between the whole array, changed and unchanged.
+    """
+    whole = values.shape[len(index) :]
+    start: list[ArrayLike] = [*(jnp.where(when, place, 0) for place in index), *(0 for _ in whole)]
+    size = [1] * len(index) + list(whole)
+
+    def once(values: Array) -> Array:
+        old = jax.lax.dynamic_slice(values, start, size)
+        new = jnp.broadcast_to(change(old.reshape(whole)), whole).reshape(size)
+        return jax.lax.dynamic_update_slice(values, jnp.where(when, new, old), start)
+
+    return seldom(when, once, values)
+
+
+def after(read: Int[Array, ""], when: Bool[Array, ""]) -> Bool[Array, ""]:
     """Make a write wait for a read of the same array, or else the loop copies the array.
 
     Args:
@@ -136,7 +132,7 @@ def _folded(combine: Callable[[Array, Array], Array], of: Callable[..., Array], 
     What is combined is made of parts of the arrays, so that nothing as long as they are is written.
     """
     size = arrays[0].shape[0]
-    parts = next(number for number in range(min(8, size), 0, -1) if size % number == 0)
+    parts = next(number for number in range(min(PARTS, size), 0, -1) if size % number == 0)
     length = size // parts
     folded = functools.reduce(
         combine, (of(*(values[i * length : (i + 1) * length] for values in arrays)) for i in range(parts))
@@ -149,7 +145,7 @@ def _folded(combine: Callable[[Array, Array], Array], of: Callable[..., Array], 
     return functools.reduce(combine, odd, folded[0])
 
 
-def running_total(values: Array) -> Array:
+def running_total(values: Shaped[Array, "n ..."]) -> Shaped[Array, "n ..."]:
     """Add up along the first axis, which is short."""
     totals = [values[0]]
     for i in range(1, values.shape[0]):
@@ -157,45 +153,6 @@ def running_total(values: Array) -> Array:
     return jnp.stack(totals)
 
 
-def places(values: Array) -> Array:
-    """Number the first axis, ``[places, 1]``."""
-    return jnp.arange(values.shape[0], dtype=jnp.int32)[:, None]
-
-
-def seldom(when: Array, change: Callable[[Result], Result], values: Result) -> Result:
-    """Return ``change(values)`` if ``when`` holds anywhere, else the values.
-
-    It is a loop of at most one turn, since a conditional would copy them.
-    """
-
-    def once(carry: tuple[Array, Result]) -> tuple[Array, Result]:
-        return jnp.zeros_like(carry[0]), change(carry[1])
-
-    changed: Result = jax.lax.while_loop(lambda carry: carry[0], once, (jnp.any(when), values))[1]
-    return changed
-
-
-def read(s: State, values: Array, index: Array) -> Array:
-    """Return what `pick` does, read before the array changes."""
-    return apart(lambda _, values, index: pick(values, index), s, values, index)
-
-
-def when_any(when: Array, function: Callable[[], Result]) -> Result:
-    """Return ``function()`` if ``when`` holds anywhere, else zeros."""
-    shapes: Any = jax.eval_shape(function)
-
-    def never() -> Result:
-        nothing: Result = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        return nothing
-
-    result: Result = jax.lax.cond(jnp.any(when), function, never)
-    return result
-
-
-def apart(function: Callable[..., Result], s: State, *operands: Any) -> Result:
-    """Return ``function(s, *operands)``, computed once.
-
-    XLA computes what is cheap again in each place that uses it, and the scheduler is a long chain of cheap things; it
-    does not look into a conditional. The condition holds always, which XLA cannot know.
-    """
-    return when_any(s.step > 0, lambda: function(s, *operands))
+def indices(values: Shaped[Array, "n ..."]) -> Int[Array, " n"]:
+    """Number the first axis."""
+    return jnp.arange(values.shape[0], dtype=jnp.int32)

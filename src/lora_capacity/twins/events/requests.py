@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from lora_capacity.errors import InputError
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.events.state import BLOCK_TOKENS, FAR, WINDOW
+from lora_capacity.twins.events.state import FAR, WINDOW
 from lora_capacity.workload import BASE_MODEL, Requests
 
 TICKS = FAR
@@ -117,12 +117,12 @@ def lay_out_requests(
     Raises:
         InputError: If a request needs more KV blocks than a server that starts has.
     """
-    blocks = np.asarray(scenarios.kv_cache_tokens, dtype=int) // BLOCK_TOKENS - 1
+    blocks = np.asarray(scenarios.kv_cache_tokens, dtype=int) // 16 - 1
     starts = np.asarray(scenarios.status) <= Status.OUTSIDE_CALIBRATION
     for i, given in enumerate(requests):
         needed = int((given.input_tokens + given.output_tokens).max(initial=1)) - 1
-        if starts[i] and -(-needed // BLOCK_TOKENS) > blocks[i]:
-            allowed = f"at most the KV cache, {blocks[i] * BLOCK_TOKENS} tokens"
+        if starts[i] and -(-needed // 16) > blocks[i]:
+            allowed = f"at most the KV cache, {blocks[i] * 16} tokens"
             raise InputError("input_tokens + output_tokens", needed + 1, allowed, "use fewer slots or shorter requests")
     size = 1024 * -(-max(max(len(given) for given in requests) + WINDOW, 1) // 1024)
     adapters = 16 * -(-(max(np.size(own) for own in classes) + 1) // 16) - 1
