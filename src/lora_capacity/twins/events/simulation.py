@@ -59,12 +59,12 @@ FIRST = 4096
 """First tokens whose delay can wait to be noted: twice as many as a step of the usual budget can start."""
 
 LOG = 8192
-"""Admissions remembered, to know which request was admitted last: four times ``max_num_seqs`` of the largest servers,
-since those of requests that have left stand between those of others."""
+"""Admissions remembered, to know which request was admitted last: four times the 2,048 running requests of the largest
+servers that were measured, since entries of requests that have left stand between the others."""
 
 PREEMPTED_PLACES = 128
-"""Places for preempted requests in the queue: each stands for a full KV cache that one step outgrew; servers of the
-published runs, overloaded a hundredfold, never had more than a few dozen."""
+"""Places for preempted requests in the queue: nobody is admitted in front of them, so few wait at a time; a server that
+needs more ends with ``step_limit``."""
 
 BLOCK_SIZE = 16
 """Tokens of a KV block unless said otherwise: vLLM's default on GPUs (``CacheConfig.block_size``)."""

@@ -49,13 +49,13 @@ FIRST_TOKEN, LATER_TOKENS, WHOLE_OUTPUT = range(3)
 TRACED, TRACED_ONE_IN = 8, 64
 """Requests that can be traced at a time; of how many one is, by number, so that bursts count as much as others.
 
-An hour has thousands of requests, of which a 64th gives quantiles to a few percent; the server rarely holds more than
-8 · 64 requests, and every place is looked at in every iteration that moves a request.
+Eight fill a 256-bit register, and with one in 64 they do for some 500 running requests, as many as fit into most KV
+caches; where they are all taken, the next one drawn is not traced.
 """
 
 WINDOW = 4
-"""Arrivals that an iteration looks at: more cost every iteration, fewer take more of them when clients send in bursts.
-Of 2, 4 and 8 the fastest."""
+"""Arrivals that an iteration looks at: few, since nearly all iterations see none or one; more than one, since bursts
+and clients that were held back send many at once."""
 
 BINS_PER_DOUBLING = 16
 """Bins of the histograms of times per factor of 2, from `SHORTEST_S` on: a resolution of 4 %."""
