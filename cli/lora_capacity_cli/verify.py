@@ -241,8 +241,7 @@ def _settings_of(url: str, question: dict[str, Any]) -> dict[str, Any]:
 def _server(
     workload: "Workload", calibration: "Calibration", question: dict[str, Any], chosen: dict[str, Any]
 ) -> "ServerConfig":
-    from lora_capacity.engines import ServerConfig
-    from lora_capacity.engines.vllm.behaviour import smallest_max_lora_rank
+    from lora_capacity.engines import ServerConfig, smallest_max_lora_rank
 
     settings = {name: _single(name, value, chosen) for name, value in question["settings"].items()}
     needed = int(workload.adapters.max_rank([chosen["max_cpu_loras"]])[0])

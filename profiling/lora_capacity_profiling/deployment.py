@@ -9,8 +9,7 @@ from typing import Any, Self
 
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError
-from lora_capacity.models import ModelShape
-from lora_capacity.models.shape import expand_target_modules
+from lora_capacity.models import ModelShape, expand_target_modules
 from lora_capacity.workload import Workload
 from lora_capacity_profiling.material import write_adapter
 from lora_capacity_profiling.server import SECRET, FlagValue, OnStop, Progress, Server, offline_variables

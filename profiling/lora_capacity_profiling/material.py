@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from lora_capacity.errors import InputError, check_keys, check_number
-from lora_capacity.models import ModelShape
-from lora_capacity.models.shape import TARGET_MODULES, expand_target_modules
+from lora_capacity.models import TARGET_MODULES, ModelShape, expand_target_modules
 
 SMALL_LLAMA: Mapping[str, Any] = MappingProxyType(
     {

@@ -1,9 +1,7 @@
 """Failures that a user can mend, each told in one line."""
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
-from typing import Any
+from collections.abc import Iterable
 
 
 class LoraCapacityError(Exception):
@@ -105,20 +103,3 @@ def check_number(
     if not abs(number) < float("inf") or below or above or (integer and number != int(number)):
         raise InputError(field, value, allowed)
     return int(number) if integer else number
-
-
-def checked_fields(cls: type[Any], where: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a dataclass of whole numbers, texts and flags, as JSON gives them.
-
-    Raises:
-        InputError: If a key is unknown or missing, or a value is of another kind.
-    """
-    if not isinstance(content, Mapping):
-        raise InputError(where, type(content).__name__, "a JSON object")
-    check_keys(where, content, [entry.name for entry in fields(cls)])
-    for entry in fields(cls):
-        value = content.get(entry.name, entry.default)
-        if value is MISSING or (entry.type is not int and not isinstance(value, entry.type)):  # type: ignore[arg-type]
-            kind = {int: "a whole number", str: "text", bool: "true or false"}[entry.type]  # type: ignore[index]
-            raise InputError(f"{where}.{entry.name}", "missing" if value is MISSING else value, kind)
-    return dict(content)

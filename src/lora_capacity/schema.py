@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, create_model
 from pydantic import model_validator as _model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -63,7 +64,7 @@ class Numbers:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return the check that pydantic runs."""
         return core_schema.no_info_plain_validator_function(
-            lambda values: check_numbers("", values, integer=self.whole, **dataclasses.asdict(self.each)),
+            lambda values: check_numbers("", values, self.each, whole=self.whole),
             metadata={"whole": self.whole},
         )
 
@@ -80,6 +81,9 @@ Positive = Annotated[float, Number(minimum=0, exclusive=True)]
 
 NotNegative = Annotated[float, Number(minimum=0)]
 """A number from 0 on."""
+
+ABSENT: Any = None
+"""Value of a key that may be left out and has no default; written there, a null is refused."""
 
 
 class Model(BaseModel):
@@ -176,24 +180,14 @@ def schema_of(cls: Any) -> type[Model]:
     return create_model(cls.__name__, __base__=_Fields, **entries)
 
 
-def check_numbers(
-    field: str,
-    values: object,
-    *,
-    integer: bool = False,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    exclusive: bool = False,
-) -> np.ndarray:
+def check_numbers(field: str, values: object, each: Number, *, whole: bool = False) -> NDArray[np.float64]:
     """Return a list of numbers as an array, checked one by one.
 
     Args:
         field: Name of the list; an element is called ``field[index]``.
         values: A list, tuple or one-dimensional array.
-        integer: Whether only whole numbers are allowed.
-        minimum: Smallest allowed value, if any.
-        maximum: Largest allowed value, if any.
-        exclusive: Whether ``minimum`` itself is refused.
+        each: What each number must be.
+        whole: Whether only whole numbers are allowed.
 
     Returns:
         float64 ``[n]``, n >= 1.
@@ -204,14 +198,10 @@ def check_numbers(
     if isinstance(values, np.ndarray) and values.ndim == 1:
         values = values.tolist()
     if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not values:
-        raise InputError(field, briefly(values), f"a list of at least one {'whole ' if integer else ''}number")
-    return np.array(
-        [
-            check_number(f"{field}[{i}]", value, minimum=minimum, maximum=maximum, exclusive=exclusive, integer=integer)
-            for i, value in enumerate(values)
-        ],
-        dtype=np.float64,
-    )
+        raise InputError(field, briefly(values), f"a list of at least one {'whole ' if whole else ''}number")
+    bounds = dataclasses.asdict(each)
+    checked = [check_number(f"{field}[{i}]", value, integer=whole, **bounds) for i, value in enumerate(values)]
+    return np.array(checked, dtype=np.float64)
 
 
 def briefly(value: object) -> object:

@@ -1,12 +1,14 @@
 """Inference engines: what a version does by default, how it schedules, and the flags of its server."""
 
-from lora_capacity.engines.vllm import (
-    DEVICES,
-    BatchBudget,
-    SchedulerRules,
-    ServerConfig,
-    VllmBehaviour,
-    smallest_max_lora_rank,
-)
+from lora_capacity.engines.base import DEVICES, BatchBudget, EngineBehaviour, SchedulerRules, smallest_max_lora_rank
+from lora_capacity.engines.vllm import ServerConfig, VllmBehaviour
 
-__all__ = ["DEVICES", "BatchBudget", "SchedulerRules", "ServerConfig", "VllmBehaviour", "smallest_max_lora_rank"]
+__all__ = [
+    "DEVICES",
+    "BatchBudget",
+    "EngineBehaviour",
+    "SchedulerRules",
+    "ServerConfig",
+    "VllmBehaviour",
+    "smallest_max_lora_rank",
+]

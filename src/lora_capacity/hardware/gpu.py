@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from lora_capacity.errors import check_number, checked_fields
+from lora_capacity.schema import Count, check_fields, fields_of_json
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Gpu:
     """
 
     name: str
-    memory_bytes: int
+    memory_bytes: Count
 
     def __post_init__(self) -> None:
-        check_number("gpu.memory_bytes", self.memory_bytes, minimum=1, integer=True)
+        check_fields(self, "gpu")
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
@@ -33,4 +33,4 @@ class Gpu:
         Raises:
             InputError: If a key is unknown or missing, or a value is not allowed.
         """
-        return cls(**checked_fields(cls, "gpu", content))
+        return cls(**fields_of_json(cls, content, "gpu"))

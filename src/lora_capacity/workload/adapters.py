@@ -8,13 +8,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lora_capacity.errors import InputError, check_number
-from lora_capacity.workload._fields import FloatArray, IntArray, numbers, read_only
+from lora_capacity.schema import Number, check_numbers
+from lora_capacity.workload._fields import FloatArray, IntArray, read_only
 
 MAX_ADAPTERS = 10**6
-"""Most adapters that a mix is dealt to; a guard for memory, far above what one server can serve."""
+"""Most adapters that a mix is assigned to; a guard for memory, far above what one server can serve."""
 
 MAX_RANK = 2**16
 """Largest rank taken for one; no layer of a served model is as wide."""
+
+RATE = Number(minimum=0, exclusive=True)
+RANK = Number(minimum=1, maximum=MAX_RANK)
+"""What a rate and a rank must be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +121,7 @@ class Adapters(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class AdapterMix(Adapters):
-    """Rates and ranks dealt in turn: adapter i has ``rates_per_s[i % rates]`` and ``ranks[i % ranks]``; A is free.
+    """Rates and ranks assigned round-robin: adapter i has ``rates_per_s[i % rates]``, ``ranks[i % ranks]``; A is free.
 
     Attributes:
         rates_per_s: Request rates per second, > 0, float64 ``[rates]``.
@@ -130,8 +135,8 @@ class AdapterMix(Adapters):
     ranks: IntArray
 
     def __post_init__(self) -> None:
-        rates = numbers("adapters.mix.rates_per_s", self.rates_per_s)
-        ranks = numbers("adapters.mix.ranks", self.ranks, integer=True, minimum=1, maximum=MAX_RANK, exclusive=False)
+        rates = check_numbers("adapters.mix.rates_per_s", self.rates_per_s, RATE)
+        ranks = check_numbers("adapters.mix.ranks", self.ranks, RANK, whole=True)
         object.__setattr__(self, "rates_per_s", read_only(rates, np.float64))
         object.__setattr__(self, "ranks", read_only(ranks, np.int64))
 
@@ -142,8 +147,8 @@ class AdapterMix(Adapters):
 
     def deal(self, count: int) -> tuple[FloatArray, IntArray]:
         """Return rates per second, float64 ``[count]``, and ranks, int64 ``[count]``, of the first adapters."""
-        turn = np.arange(self.check_count(count))
-        return self.rates_per_s[turn % self.rates_per_s.size], self.ranks[turn % self.ranks.size]
+        index = np.arange(self.check_count(count))
+        return self.rates_per_s[index % self.rates_per_s.size], self.ranks[index % self.ranks.size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +170,8 @@ class AdapterList(Adapters):
 
     def __post_init__(self) -> None:
         names = tuple(str(name) for name in self.names)
-        rates = numbers("adapters.list.rate_per_s", self.rates_per_s)
-        ranks = numbers("adapters.list.rank", self.ranks, integer=True, minimum=1, maximum=MAX_RANK, exclusive=False)
+        rates = check_numbers("adapters.list.rate_per_s", self.rates_per_s, RATE)
+        ranks = check_numbers("adapters.list.rank", self.ranks, RANK, whole=True)
         if not len(names) == rates.size == ranks.size:
             raise InputError(
                 "adapters.list", f"{len(names)} names", f"as many as rates ({rates.size}) and ranks ({ranks.size})"

@@ -1,4 +1,4 @@
-"""Lengths of prompts and answers: a probability for every whole number of tokens."""
+"""Lengths of prompts and outputs: a probability for every whole number of tokens."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
 from lora_capacity.errors import InputError, check_number
-from lora_capacity.workload._fields import MAX_TOKENS, FloatArray, Int32Array, IntArray, numbers, read_only
+from lora_capacity.schema import Number, check_numbers
+from lora_capacity.workload._fields import MAX_TOKENS, FloatArray, Int32Array, IntArray, read_only
 
 _WHOLE = 1e-8
 """Relative distance within which a mean counts as a whole number: what lies closer cannot be told apart in the sums."""
@@ -62,7 +63,7 @@ class LengthDistribution:
         ratio of two members of equal mean is log-concave, hence one is smaller in convex order): from all mass at the
         two ends (k -> -∞) to all mass at the two whole numbers next to the mean (k -> ∞). These are the largest and
         the smallest variance that any distribution on these lengths has, so *every* attainable pair is reached, by
-        one member, found with two nested one-dimensional searches. Lengths of chat prompts and answers are skewed to
+        one member, found with two nested one-dimensional searches. Lengths of chat prompts and outputs are skewed to
         the right, as members with small k are; those of a normal family are not.
 
         Args:
@@ -111,8 +112,8 @@ class LengthDistribution:
         Raises:
             InputError: If a length or weight is not such a number, or all weights are 0.
         """
-        lengths = numbers(f"{field}, tokens", np.asarray(tokens), integer=True, minimum=1, exclusive=False)
-        weight = numbers(f"{field}, weight", np.asarray(weights), exclusive=False)
+        lengths = check_numbers(f"{field}, tokens", np.asarray(tokens), Number(minimum=1), whole=True)
+        weight = check_numbers(f"{field}, weight", np.asarray(weights), Number(minimum=0))
         if lengths.shape != weight.shape:
             raise InputError(f"{field}, weight", f"{weight.size} weights", f"{lengths.size}, one per length")
         if lengths.max() > MAX_TOKENS:

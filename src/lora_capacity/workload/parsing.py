@@ -1,24 +1,155 @@
-"""From the content of a workload file to the parts of a workload."""
+"""Workload files: their schema, and from their content to the parts of a workload."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
+from pydantic import BeforeValidator, PlainValidator, WithJsonSchema, model_validator
 
-from lora_capacity.errors import InputError, check_number
+from lora_capacity.errors import InputError, check_keys
+from lora_capacity.schema import ABSENT, Count, Model, NotNegative, Numbers, Positive, briefly, validated
 from lora_capacity.tables import Column, read_table
 from lora_capacity.units import S_PER_HOUR
-from lora_capacity.workload._fields import Int32Array, briefly, section, table_path
-from lora_capacity.workload.adapters import AdapterList, AdapterMix, Adapters, check_distinct
-from lora_capacity.workload.arrivals import Arrivals
+from lora_capacity.workload._fields import FloatArray, Int32Array
+from lora_capacity.workload.adapters import RANK, RATE, AdapterList, AdapterMix, Adapters, check_distinct
+from lora_capacity.workload.arrivals import PROCESSES, Arrivals
 from lora_capacity.workload.lengths import LengthDistribution
 from lora_capacity.workload.requests import Trace
 
-_KEYS = ("adapters", "base_model", "requests", "arrivals", "horizon_s", "max_pending")
 _LIST_COLUMNS = {"adapter": Column("text"), "rank": Column("integer", minimum=1)}
 _RATE_COLUMN = {"rate_per_s": Column(minimum=0, exclusive=True)}
 _HISTOGRAM_COLUMNS = {"tokens": Column("integer", minimum=1), "weight": Column(minimum=0)}
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise InputError("", briefly(value), "the path of a CSV file")
+    return value
+
+
+def _bound(value: object) -> object:
+    return None if isinstance(value, str) and value.lower() == "none" else value
+
+
+TablePath = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string"})]
+"""Path of a table; a relative one starts at the workload file's folder."""
+
+_Tokens = Annotated[Any, WithJsonSchema({"type": "number"})]
+"""A moment or a bound of lengths, which `LengthDistribution.from_moments` checks together with the others."""
+
+
+class Mix(Model):
+    """``adapters.mix``: rates and ranks assigned round-robin."""
+
+    rates_per_s: Annotated[FloatArray, Numbers(RATE)]
+    ranks: Annotated[FloatArray, Numbers(RANK, whole=True)]
+
+
+class AdapterSource(Model):
+    """``adapters``: a mix or a list."""
+
+    mix: Mix = ABSENT
+    list: TablePath = ABSENT
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise InputError("", self.given or "neither", "one of mix and list")
+        return self
+
+    @property
+    def given(self) -> str:
+        """The keys given, in words."""
+        return " and ".join(name for name in type(self).model_fields if name in self.model_fields_set)
+
+
+class Lengths(Model):
+    """``requests.input_tokens`` or ``requests.output_tokens``: moments within bounds, or a histogram."""
+
+    mean: _Tokens = None
+    std: _Tokens = None
+    min: _Tokens = None
+    max: _Tokens = None
+    histogram: TablePath = ABSENT
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        moments = [name for name in type(self).model_fields if name != "histogram"]
+        given = [name for name in type(self).model_fields if name in self.model_fields_set]
+        if "histogram" in given and len(given) > 1:
+            raise InputError("", " and ".join(given), "either histogram or mean, std, min, max")
+        for name in moments:
+            if given != ["histogram"] and name not in given:
+                raise InputError(name, None, "a number of tokens", "mean, std, min and max are all needed")
+        return self
+
+
+class RequestSource(Model):
+    """``requests``: lengths, or a trace that has its own."""
+
+    input_tokens: Lengths = ABSENT
+    output_tokens: Lengths = ABSENT
+    trace: TablePath = ABSENT
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        for name in ("input_tokens", "output_tokens"):
+            given = name in self.model_fields_set
+            if self.trace is not None and given:
+                allowed = "nothing beside requests.trace, which has its own lengths"
+                raise InputError(name, "a mapping", allowed)
+            if self.trace is None and not given:
+                raise InputError(name, None, f"a mapping with the keys {', '.join(Lengths.model_fields)}")
+        return self
+
+
+class BaseModelTraffic(Model):
+    """``base_model``: traffic without an adapter."""
+
+    rate_per_s: NotNegative = 0.0
+
+
+class ArrivalProcess(Model):
+    """``arrivals``; `Arrivals` checks the values."""
+
+    process: Annotated[Any, WithJsonSchema({"enum": list(PROCESSES)})] = "poisson"
+    cv: _Tokens = 1.0
+
+
+class WorkloadFile(Model):
+    """A workload file; its ``model_json_schema`` is the JSON schema of the format."""
+
+    adapters: AdapterSource = ABSENT
+    base_model: BaseModelTraffic = BaseModelTraffic()
+    requests: RequestSource
+    arrivals: ArrivalProcess = ArrivalProcess()
+    horizon_s: Positive = S_PER_HOUR
+    max_pending: Annotated[Count | None, BeforeValidator(_bound)] = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.requests.trace is not None:
+            self._check_beside_trace()
+        elif self.adapters is None:
+            raise InputError("adapters", None, f"a mapping with the keys {', '.join(AdapterSource.model_fields)}")
+        elif self.arrivals.process == "trace":
+            raise InputError("arrivals.process", "trace", "poisson, gamma", "trace needs requests.trace")
+        elif self.arrivals.process == "gamma" and "cv" not in self.arrivals.model_fields_set:
+            remedy = "gamma needs a cv; 1 is Poisson, above 1 is bursty"
+            raise InputError("arrivals.cv", None, "a number > 0", remedy)
+        return self
+
+    def _check_beside_trace(self) -> None:
+        """Refuse what the record tells already."""
+        if "base_model" in self.model_fields_set:
+            allowed = "nothing beside requests.trace, where rows without adapter are the base model's"
+            raise InputError("base_model", "a mapping", allowed)
+        check_keys("arrivals", self.arrivals.model_fields_set, ["process"])
+        if self.arrivals.model_fields_set and self.arrivals.process != "trace":
+            raise InputError("arrivals.process", briefly(self.arrivals.process), "trace, beside requests.trace")
+        if self.adapters is not None and self.adapters.given != "list":
+            raise InputError("adapters", self.adapters.given, "a list beside requests.trace, which has its own rates")
 
 
 def parse_workload(mapping: object, base_dir: Path) -> dict[str, Any]:
@@ -31,43 +162,31 @@ def parse_workload(mapping: object, base_dir: Path) -> dict[str, Any]:
     Raises:
         InputError: If anything cannot be used.
     """
-    given = section("", mapping, _KEYS)
-    requests = section("requests", given.get("requests"), ("input_tokens", "output_tokens", "trace"))
-    fields = (
-        _parse_trace(given, requests, base_dir) if "trace" in requests else _parse_sampled(given, requests, base_dir)
-    )
-    return fields | {"max_pending": _parse_max_pending(given.get("max_pending"))}
+    file = validated(WorkloadFile, mapping, "" if isinstance(mapping, Mapping) else "workload")
+    fields = _recorded(file, base_dir) if file.requests.trace is not None else _sampled(file, base_dir)
+    return fields | {"max_pending": file.max_pending}
 
 
-def _parse_sampled(given: Mapping[str, Any], requests: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
+def _sampled(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
     """Return the fields of a workload whose requests are drawn."""
-    base_model = section("base_model", given.get("base_model", {}), ("rate_per_s",))
     return {
-        "adapters": _parse_adapters(given.get("adapters"), base_dir),
-        "input_tokens": _parse_lengths("requests.input_tokens", requests.get("input_tokens"), base_dir),
-        "output_tokens": _parse_lengths("requests.output_tokens", requests.get("output_tokens"), base_dir),
-        "base_rate_per_s": check_number("base_model.rate_per_s", base_model.get("rate_per_s", 0.0), minimum=0),
-        "arrivals": _parse_arrivals(given.get("arrivals", {})),
-        "horizon_s": _parse_horizon(given.get("horizon_s", S_PER_HOUR)),
+        "adapters": _adapters(file.adapters, base_dir),
+        "input_tokens": _lengths("requests.input_tokens", file.requests.input_tokens, base_dir),
+        "output_tokens": _lengths("requests.output_tokens", file.requests.output_tokens, base_dir),
+        "base_rate_per_s": file.base_model.rate_per_s,
+        "arrivals": Arrivals(file.arrivals.process, file.arrivals.cv),
+        "horizon_s": file.horizon_s,
     }
 
 
-def _parse_trace(given: Mapping[str, Any], requests: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
-    """Return the fields of a workload whose requests are recorded; what the record tells must not be given again."""
-    for key in ("input_tokens", "output_tokens"):
-        if key in requests:
-            raise InputError(
-                f"requests.{key}", briefly(requests[key]), "nothing beside requests.trace, which has its own lengths"
-            )
-    if "base_model" in given:
-        allowed = "nothing beside requests.trace, where rows without adapter are the base model's"
-        raise InputError("base_model", briefly(given["base_model"]), allowed)
-    arrivals = section("arrivals", given.get("arrivals", {}), ("process",))
-    if arrivals.get("process", "trace") != "trace":
-        raise InputError("arrivals.process", briefly(arrivals["process"]), "trace, beside requests.trace")
-    horizon_s = _parse_horizon(given["horizon_s"]) if "horizon_s" in given else None
-    path = table_path("requests.trace", requests["trace"], base_dir)
-    trace = Trace.from_csv(path, horizon_s=horizon_s, ranks=_parse_ranks(given, base_dir))
+def _recorded(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
+    """Return the fields of a workload whose requests are recorded; ranks are those of an adapter list, if there is."""
+    ranks = None
+    if file.adapters is not None:
+        table = _read_list(base_dir / file.adapters.list, _LIST_COLUMNS)
+        ranks = dict(zip(table["adapter"].tolist(), map(int, table["rank"].tolist()), strict=True))
+    horizon_s = file.horizon_s if "horizon_s" in file.model_fields_set else None
+    trace = Trace.from_csv(base_dir / file.requests.trace, horizon_s=horizon_s, ranks=ranks)
     return {
         "adapters": trace.adapters,
         "input_tokens": _recorded_lengths(trace.requests.input_tokens),
@@ -79,71 +198,26 @@ def _parse_trace(given: Mapping[str, Any], requests: Mapping[str, Any], base_dir
     }
 
 
-def _parse_adapters(value: object, base_dir: Path) -> Adapters:
-    adapters = section("adapters", value, ("mix", "list"))
-    if len(adapters) != 1:
-        raise InputError("adapters", " and ".join(adapters) or "neither", "one of mix and list")
-    if "list" in adapters:
-        table = _read_list(adapters["list"], base_dir, _LIST_COLUMNS | _RATE_COLUMN)
-        return AdapterList(table["adapter"].tolist(), table["rate_per_s"], table["rank"])
-    mix = section("adapters.mix", adapters["mix"], ("rates_per_s", "ranks"))
-    return AdapterMix(mix.get("rates_per_s"), mix.get("ranks"))  # type: ignore[arg-type]  # checked there
+def _adapters(source: AdapterSource, base_dir: Path) -> Adapters:
+    if source.mix is not None:
+        return AdapterMix(source.mix.rates_per_s, source.mix.ranks.astype(np.int64))
+    table = _read_list(base_dir / source.list, _LIST_COLUMNS | _RATE_COLUMN)
+    return AdapterList(table["adapter"].tolist(), table["rate_per_s"], table["rank"])
 
 
-def _parse_ranks(given: Mapping[str, Any], base_dir: Path) -> dict[str, int] | None:
-    """Return the ranks by name of an adapter list beside a trace; its rates, if any, give way to the trace's."""
-    if "adapters" not in given:
-        return None
-    adapters = section("adapters", given["adapters"], ("mix", "list"))
-    if list(adapters) != ["list"]:
-        raise InputError(
-            "adapters", " and ".join(adapters) or "neither", "a list beside requests.trace, which has its own rates"
-        )
-    table = _read_list(adapters["list"], base_dir, _LIST_COLUMNS)
-    return dict(zip(table["adapter"].tolist(), map(int, table["rank"].tolist()), strict=True))
-
-
-def _read_list(value: object, base_dir: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
-    path = table_path("adapters.list", value, base_dir)
+def _read_list(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
     table = read_table(path, columns)
     check_distinct(f"{path}, adapter", table["adapter"].tolist())
     return table
 
 
-def _parse_lengths(field: str, value: object, base_dir: Path) -> LengthDistribution:
-    moments = ("mean", "std", "min", "max")
-    lengths = section(field, value, (*moments, "histogram"))
-    if "histogram" in lengths:
-        if len(lengths) > 1:
-            raise InputError(field, " and ".join(lengths), "either histogram or mean, std, min, max")
-        path = table_path(f"{field}.histogram", lengths["histogram"], base_dir)
+def _lengths(field: str, lengths: Lengths, base_dir: Path) -> LengthDistribution:
+    if lengths.histogram is not None:
+        path = base_dir / lengths.histogram
         table = read_table(path, _HISTOGRAM_COLUMNS)
         return LengthDistribution.from_histogram(table["tokens"], table["weight"], field=str(path))
-    for key in moments:
-        if key not in lengths:
-            raise InputError(f"{field}.{key}", None, "a number of tokens", "mean, std, min and max are all needed")
-    return LengthDistribution.from_moments(lengths["mean"], lengths["std"], lengths["min"], lengths["max"], field=field)
+    return LengthDistribution.from_moments(lengths.mean, lengths.std, lengths.min, lengths.max, field=field)
 
 
 def _recorded_lengths(tokens: Int32Array) -> LengthDistribution:
     return LengthDistribution.from_histogram(*np.unique(tokens, return_counts=True))
-
-
-def _parse_arrivals(value: object) -> Arrivals:
-    arrivals = section("arrivals", value, ("process", "cv"))
-    process = arrivals.get("process", "poisson")
-    if process == "trace":
-        raise InputError("arrivals.process", process, "poisson, gamma", "trace needs requests.trace")
-    if process == "gamma" and "cv" not in arrivals:
-        raise InputError("arrivals.cv", None, "a number > 0", "gamma needs a cv; 1 is Poisson, above 1 is bursty")
-    return Arrivals(process, arrivals.get("cv", 1.0))
-
-
-def _parse_horizon(value: object) -> float:
-    return check_number("horizon_s", value, minimum=0, exclusive=True)
-
-
-def _parse_max_pending(value: object) -> int | None:
-    if value is None or (isinstance(value, str) and value.lower() == "none"):
-        return None
-    return int(check_number("max_pending", value, minimum=1, integer=True))

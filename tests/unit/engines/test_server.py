@@ -1,11 +1,12 @@
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
-from lora_capacity.engines import SchedulerRules, ServerConfig, VllmBehaviour, smallest_max_lora_rank
+from lora_capacity.engines import EngineBehaviour, SchedulerRules, ServerConfig, VllmBehaviour, smallest_max_lora_rank
+from lora_capacity.engines.vllm.versions import CHANGES
 from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu
 from lora_capacity.models import ModelShape, expand_target_modules
@@ -246,6 +247,25 @@ def test_rules_change_at_their_versions():
 def test_a_cpu_is_never_scheduled_asynchronously():
     on_cpu = VllmBehaviour.for_version("0.33.0", "cpu").scheduler
     assert on_cpu == SchedulerRules(full_prompt_must_fit=True, running_adapters_in_use=True)
+
+
+def test_a_server_keeps_the_rules_of_its_device():
+    on_cpu, on_gpu = (
+        ServerConfig.with_defaults(VllmBehaviour.for_version("0.33.0", device), GPU, MODEL) for device in ("cpu", "gpu")
+    )
+    assert (on_cpu.device, on_cpu.behaviour) == ("cpu", VllmBehaviour.for_version("0.33.0", "cpu"))
+    assert not on_cpu.behaviour.scheduler.async_scheduling
+    assert on_gpu.behaviour.scheduler.async_scheduling
+
+
+def test_changes_ascend_and_every_rule_is_there_from_the_first():
+    releases = [change.since for change in CHANGES]
+    assert releases == sorted(releases)
+    assert all(change.source for change in CHANGES)
+    scheduler = {f"scheduler.{entry.name}" for entry in fields(SchedulerRules)}
+    own = {entry.name for entry in fields(EngineBehaviour)} - {"engine", "version", "device", "scheduler"}
+    assert {change.rule for change in CHANGES} == own | scheduler
+    assert own <= {change.rule for change in CHANGES if change.since == releases[0]}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from lora_capacity.errors import InputError
 from lora_capacity.workload import AdapterList, AdapterMix, Workload
+from lora_capacity.workload.parsing import WorkloadFile
 
 LENGTHS = {"mean": 220, "std": 250, "min": 4, "max": 1024}
 VALID: dict[str, Any] = {
@@ -264,3 +265,34 @@ def test_bad_histograms_are_told(folder: Path, text: str, message: str) -> None:
     (folder / "lengths.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         Workload.from_mapping(changed("requests.input_tokens", {"histogram": "lengths.csv"}), folder)
+
+
+def test_the_format_has_a_json_schema() -> None:
+    schema = WorkloadFile.model_json_schema()
+    assert schema["required"] == ["requests"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["horizon_s"] == {
+        "default": 3600.0,
+        "exclusiveMinimum": 0,
+        "title": "Horizon S",
+        "type": "number",
+    }
+    assert schema["$defs"]["Mix"]["properties"]["ranks"]["items"] == {"maximum": 65536, "minimum": 1, "type": "integer"}
+    assert schema["$defs"]["ArrivalProcess"]["properties"]["process"]["enum"] == ["poisson", "gamma", "trace"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("adapters", "adapters: None is not allowed; allowed: a mapping with the keys mix, list"),
+        ("adapters.mix.ranks", "adapters.mix.ranks: None is not allowed"),
+        ("requests.input_tokens", "requests.input_tokens: None is not allowed; allowed: a mapping"),
+        ("max_pending", None),
+    ],
+)
+def test_a_null_is_refused_where_nothing_may_be_left_out(path: str, message: str | None) -> None:
+    if message is None:
+        assert Workload.from_mapping(changed(path, None)).max_pending is None
+        return
+    with pytest.raises(InputError, match=message):
+        Workload.from_mapping(changed(path, None))

@@ -1,12 +1,6 @@
-"""vLLM: its defaults and rules by version, and the flags of its server."""
+"""vLLM: its defaults and rules by version, the flags of its server, and the names of its metrics."""
 
-from lora_capacity.engines.vllm.behaviour import (
-    DEVICES,
-    BatchBudget,
-    SchedulerRules,
-    VllmBehaviour,
-    smallest_max_lora_rank,
-)
 from lora_capacity.engines.vllm.config import ServerConfig
+from lora_capacity.engines.vllm.versions import VllmBehaviour
 
-__all__ = ["DEVICES", "BatchBudget", "SchedulerRules", "ServerConfig", "VllmBehaviour", "smallest_max_lora_rank"]
+__all__ = ["ServerConfig", "VllmBehaviour"]

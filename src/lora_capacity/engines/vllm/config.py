@@ -3,14 +3,18 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from lora_capacity.engines.vllm.behaviour import VllmBehaviour, smallest_max_lora_rank
+from pydantic import SkipValidation
+
+from lora_capacity.engines.base import EngineBehaviour, smallest_max_lora_rank
+from lora_capacity.engines.vllm.versions import VllmBehaviour
 from lora_capacity.errors import InputError, check_keys, check_number
 from lora_capacity.hardware.gpu import Gpu
-from lora_capacity.models.shape import ModelShape, expand_target_modules
+from lora_capacity.models import ModelShape, expand_target_modules
+from lora_capacity.schema import Count, Number, check_fields
 
-_COUNTS = ("max_loras", "max_cpu_loras", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size")
+_OF_THE_ENGINE = ("vllm_version", "device", "defaults")
 _ALWAYS_SHOWN = ("max_loras", "max_cpu_loras", "max_lora_rank")
 
 
@@ -29,25 +33,25 @@ class ServerConfig:
         max_model_len: Longest sequence, prompt and output together, tokens.
         block_size: Tokens of a KV block.
         target_modules: Modules that the adapters adapt, see :func:`expand_target_modules`.
+        device: What it computes on, one of `DEVICES`.
         defaults: What vLLM would choose by itself; :meth:`serve_command` leaves such flags out.
     """
 
     vllm_version: str
-    max_loras: int
-    max_cpu_loras: int
-    max_lora_rank: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    gpu_memory_utilization: float
-    max_model_len: int
-    block_size: int = 16
-    target_modules: str | tuple[str, ...] = "all-linear"
-    defaults: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    max_loras: Count
+    max_cpu_loras: Count
+    max_lora_rank: SkipValidation[int]
+    max_num_seqs: Count
+    max_num_batched_tokens: Count
+    gpu_memory_utilization: Annotated[float, Number(0, 1, exclusive=True)]
+    max_model_len: Count
+    block_size: Count = 16
+    target_modules: SkipValidation[str | tuple[str, ...]] = "all-linear"
+    device: str = "gpu"
+    defaults: SkipValidation[Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            object.__setattr__(self, name, check_number(name, getattr(self, name), minimum=1, integer=True))
-        check_number("gpu_memory_utilization", self.gpu_memory_utilization, minimum=0, exclusive=True, maximum=1)
+        check_fields(self)
         if self.max_cpu_loras < self.max_loras:
             raise InputError("max_cpu_loras", self.max_cpu_loras, f"a whole number >= max_loras {self.max_loras}")
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -60,9 +64,9 @@ class ServerConfig:
         expand_target_modules(self.target_modules)
 
     @property
-    def behaviour(self) -> VllmBehaviour:
-        """Defaults and rules of the vLLM version."""
-        return VllmBehaviour.for_version(self.vllm_version)
+    def behaviour(self) -> EngineBehaviour:
+        """Defaults and rules of the vLLM version on the device."""
+        return VllmBehaviour.for_version(self.vllm_version, self.device)
 
     @property
     def reserved_modules(self) -> str | tuple[str, ...]:
@@ -70,7 +74,7 @@ class ServerConfig:
         return self.target_modules if self.behaviour.restricts_target_modules else "all-linear"
 
     @classmethod
-    def with_defaults(cls, behaviour: VllmBehaviour, gpu: Gpu, model: ModelShape, **given: Any) -> Self:
+    def with_defaults(cls, behaviour: EngineBehaviour, gpu: Gpu, model: ModelShape, **given: Any) -> Self:
         """Fill in what is not given as that vLLM version would on that GPU.
 
         ``max_num_seqs`` shrinks to a given smaller ``max_num_batched_tokens``, as newer versions do by themselves.
@@ -79,13 +83,13 @@ class ServerConfig:
             behaviour: The vLLM version.
             gpu: The GPU, whose memory decides the batch limits.
             model: The base model, which decides the longest sequence.
-            **given: Any of the fields but ``vllm_version`` and ``defaults``; None counts as not given.
+            **given: Any of the fields but ``vllm_version``, ``device`` and ``defaults``; None counts as not given.
 
         Raises:
             InputError: If a name is unknown or a value is not allowed.
         """
         given = {name: value for name, value in given.items() if value is not None}
-        check_keys("", given, [entry.name for entry in fields(cls) if entry.name not in ("vllm_version", "defaults")])
+        check_keys("", given, [entry.name for entry in fields(cls) if entry.name not in _OF_THE_ENGINE])
         budget = behaviour.batch_budget(gpu.memory_bytes)
         defaults = {
             "max_loras": 1,
@@ -102,7 +106,7 @@ class ServerConfig:
         if "max_num_seqs" not in given and "max_num_batched_tokens" in given:
             tokens = check_number("max_num_batched_tokens", values["max_num_batched_tokens"], minimum=1, integer=True)
             values["max_num_seqs"] = min(budget.max_num_seqs, tokens)
-        config = cls(vllm_version=behaviour.version, **values, defaults=defaults)
+        config = cls(vllm_version=behaviour.version, device=behaviour.device, **values, defaults=defaults)
         if config.max_model_len > model.max_position_embeddings:
             allowed = f"at most the {model.max_position_embeddings} tokens that {model.name} takes"
             raise InputError("max_model_len", config.max_model_len, allowed)
@@ -131,7 +135,7 @@ class ServerConfig:
         return shlex.join(words)
 
 
-def _check_rank(rank: object, behaviour: VllmBehaviour) -> None:
+def _check_rank(rank: object, behaviour: EngineBehaviour) -> None:
     if not isinstance(rank, bool) and rank in behaviour.max_lora_ranks:
         return
     largest = behaviour.max_lora_ranks[-1]

@@ -1,0 +1,100 @@
+"""What any inference engine answers for one of its versions: defaults, limits of flags, memory and scheduler rules."""
+
+from dataclasses import dataclass
+
+from lora_capacity.errors import InputError
+
+DEVICES = ("gpu", "cpu")
+"""What a server computes on, which decides what its step time is made of."""
+
+
+@dataclass(frozen=True)
+class BatchBudget:
+    """Default batch limits of a server on GPUs of at least some size.
+
+    Attributes:
+        min_memory_bytes: Smallest GPU memory that these limits are for, bytes.
+        max_num_batched_tokens: Most tokens in a step.
+        max_num_seqs: Most requests in a step.
+    """
+
+    min_memory_bytes: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+@dataclass(frozen=True)
+class SchedulerRules:
+    """In what the schedulers of the versions differ; by default that of vLLM 0.8.5.
+
+    Attributes:
+        full_prompt_must_fit: Whether a request is admitted only if there are KV blocks for its whole prompt, not just
+            for its first chunk.
+        async_scheduling: Whether a step is scheduled while the one before still runs. A request that gets its last
+            token there keeps its place and its blocks for one step more, and what arrives meanwhile waits for one more.
+        running_adapters_in_use: Whether an adapter is in use as long as any of its requests runs; otherwise only when
+            one is scheduled in the step at hand. Without asynchronous scheduling that is the same.
+        passed_over_first: Whether skipped requests come before one that is preempted; otherwise that one goes to the
+            front of the queue.
+    """
+
+    full_prompt_must_fit: bool = False
+    async_scheduling: bool = False
+    running_adapters_in_use: bool = False
+    passed_over_first: bool = False
+
+
+@dataclass(frozen=True)
+class EngineBehaviour:
+    """Defaults and rules of one version of an engine on one kind of device.
+
+    Attributes:
+        engine: Name of the engine, for messages.
+        version: The version as given.
+        device: One of `DEVICES`.
+        gpu_memory_utilization: Default share of the GPU memory that the server plans with.
+        batch_budgets: Default batch limits, largest GPUs first.
+        block_size: Default tokens of a KV block.
+        max_lora_rank: Default rank that slots are reserved for.
+        max_lora_ranks: Allowed values of ``max_lora_rank``, ascending.
+        lora_extra_vocab_tokens: Tokens by which each slot may extend the vocabulary.
+        embedding_architectures: Models in which slots are reserved for the embedding and the output head too.
+        counts_cuda_graphs: Whether the memory of CUDA graphs is taken off the KV cache.
+        restricts_target_modules: Whether slots can be reserved for chosen modules only (``lora_target_modules``).
+        scheduler: Rules of the scheduler.
+    """
+
+    engine: str
+    version: str
+    device: str
+    gpu_memory_utilization: float
+    batch_budgets: tuple[BatchBudget, ...]
+    block_size: int
+    max_lora_rank: int
+    max_lora_ranks: tuple[int, ...]
+    lora_extra_vocab_tokens: int
+    embedding_architectures: tuple[str, ...]
+    counts_cuda_graphs: bool
+    restricts_target_modules: bool
+    scheduler: SchedulerRules
+
+    def batch_budget(self, gpu_memory_bytes: int) -> BatchBudget:
+        """Return the default batch limits on a GPU of this memory, bytes."""
+        return next(budget for budget in self.batch_budgets if gpu_memory_bytes >= budget.min_memory_bytes)
+
+
+def smallest_max_lora_rank(rank: int, behaviour: EngineBehaviour) -> int:
+    """Return the smallest allowed ``max_lora_rank`` that takes adapters of a rank.
+
+    Args:
+        rank: Largest rank among the adapters.
+        behaviour: The engine's version at hand.
+
+    Raises:
+        InputError: If the rank is below 1 or above the largest that the version takes.
+    """
+    largest = behaviour.max_lora_ranks[-1]
+    if not 1 <= rank <= largest:
+        version = f"{behaviour.engine} {behaviour.version}"
+        raise InputError("rank", rank, f"1 to {largest}, the largest max_lora_rank of {version}")
+    return next(allowed for allowed in behaviour.max_lora_ranks if allowed >= rank)
