@@ -11,7 +11,10 @@ from click.core import ParameterSource
 from lora_capacity.errors import InputError
 
 DEFAULT_CALIBRATION = "llama-3.1-8b-instruct-h100-64gb"
+"""One of the two that come with the package: the model of the measurements that most readers know."""
+
 MAX_GRID_VALUES = 10_000
+"""Most values of one axis: a guard against a slip in ``start:stop:step``, above any number of adapters of a server."""
 
 _EVENT_ONLY = ("seed", "seeds", "warmup_s", "samples")
 """Options that the event twin alone hears of: the steady twin draws no requests and follows no time."""

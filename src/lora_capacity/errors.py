@@ -65,6 +65,18 @@ def check_keys(field: str, given: Iterable[object], known: Iterable[str]) -> Non
             raise InputError(where, key, f"the keys {', '.join(known)}", nearest_hint(str(key), known))
 
 
+def number_words(
+    minimum: float | None = None, maximum: float | None = None, *, exclusive: bool = False, integer: bool = False
+) -> str:
+    """Return in words what `check_number` allows: ``a whole number >= 1``."""
+    words = "a whole number" if integer else "a number"
+    if minimum is not None:
+        words += f" {'>' if exclusive else '>='} {minimum:g}"
+    if maximum is not None:
+        words += f"{' and' if minimum is not None else ''} <= {maximum:g}"
+    return words
+
+
 def check_number(
     field: str,
     value: object,
@@ -87,11 +99,7 @@ def check_number(
     Raises:
         InputError: If the value is not such a number.
     """
-    allowed = "a whole number" if integer else "a number"
-    if minimum is not None:
-        allowed += f" {'>' if exclusive else '>='} {minimum:g}"
-    if maximum is not None:
-        allowed += f"{' and' if minimum is not None else ''} <= {maximum:g}"
+    allowed = number_words(minimum, maximum, exclusive=exclusive, integer=integer)
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InputError(field, value, allowed)
     try:

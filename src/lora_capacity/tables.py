@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_capacity.errors import InputError, nearest_hint
+from lora_capacity.errors import InputError, check_number, nearest_hint, number_words
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Column:
     @property
     def allowed(self) -> str:
         """The allowed cell contents in words."""
-        words = {"number": "a number", "integer": "a whole number", "text": "text"}[self.kind]
-        if self.minimum is not None:
-            words += f" {'>' if self.exclusive else '>='} {self.minimum:g}"
+        words = "text"
+        if self.kind != "text":
+            words = number_words(self.minimum, exclusive=self.exclusive, integer=self.kind == "integer")
         return f"{words} or empty" if self.blank else words
 
 
@@ -85,16 +85,11 @@ def _cell(field: str, text: str | None, column: Column) -> float | str:
         raise InputError(field, text, column.allowed)
     if column.kind == "text":
         return text
+    whole = column.kind == "integer"
     try:
-        number = float(text)
-    except ValueError:
+        return check_number(field, float(text), minimum=column.minimum, exclusive=column.exclusive, integer=whole)
+    except ValueError:  # which an InputError is too; what stands in the cell is told, not what it was read as
         raise InputError(field, text, column.allowed) from None
-    too_small = column.minimum is not None and (
-        number < column.minimum or (column.exclusive and number == column.minimum)
-    )
-    if not np.isfinite(number) or too_small or (column.kind == "integer" and number != int(number)):
-        raise InputError(field, text, column.allowed)
-    return number
 
 
 def _reason(error: Exception) -> str:

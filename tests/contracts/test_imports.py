@@ -36,6 +36,10 @@ def test_help_loads_nothing_slow(arguments: list[str]) -> None:
     assert _loaded_after(code) & set(SLOW_TO_LOAD) == set()
 
 
+def test_import_of_the_library_loads_nothing_slow() -> None:
+    assert _loaded_after("import lora_capacity") & set(SLOW_TO_LOAD) == set()
+
+
 def _loaded_after(statement: str) -> set[str]:
     # At exit, since a command ends the process itself.
     code = f"""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from lora_capacity.errors import InputError, check_number
@@ -46,7 +47,7 @@ class Adapters(abc.ABC):
         """The largest possible number of adapters, None where there is no such bound."""
 
     @abc.abstractmethod
-    def deal(self, count: int) -> tuple[FloatArray, IntArray]:
+    def deal(self, count: int) -> tuple[Float[np.ndarray, " adapters"], Int[np.ndarray, " adapters"]]:
         """Return rates and ranks of the first ``count`` adapters.
 
         Args:
@@ -95,7 +96,7 @@ class Adapters(abc.ABC):
             read_only(pairs[:, 0], np.float64), read_only(pairs[:, 1], np.int64), read_only(before, np.int64)
         )
 
-    def max_rank(self, counts: ArrayLike) -> IntArray:
+    def max_rank(self, counts: ArrayLike) -> Int[np.ndarray, " configs"]:
         """Return the largest rank among the first A adapters, for many A at once.
 
         Args:
@@ -112,7 +113,7 @@ class Adapters(abc.ABC):
         largest: IntArray = np.maximum.accumulate(ranks)[counts - 1]
         return largest
 
-    def _check_counts(self, counts: ArrayLike) -> IntArray:
+    def _check_counts(self, counts: ArrayLike) -> Int[np.ndarray, " configs"]:
         distinct, place = np.unique(np.asarray(counts).reshape(-1), return_inverse=True)
         if not distinct.size:
             raise InputError("adapters", "none", "at least one number of adapters")
@@ -145,7 +146,7 @@ class AdapterMix(Adapters):
         """None: a mix goes round as often as needed."""
         return None
 
-    def deal(self, count: int) -> tuple[FloatArray, IntArray]:
+    def deal(self, count: int) -> tuple[Float[np.ndarray, " adapters"], Int[np.ndarray, " adapters"]]:
         """Return rates per second, float64 ``[count]``, and ranks, int64 ``[count]``, of the first adapters."""
         index = np.arange(self.check_count(count))
         return self.rates_per_s[index % self.rates_per_s.size], self.ranks[index % self.ranks.size]
@@ -186,7 +187,7 @@ class AdapterList(Adapters):
         """The number of adapters in the list."""
         return len(self.names)
 
-    def deal(self, count: int) -> tuple[FloatArray, IntArray]:
+    def deal(self, count: int) -> tuple[Float[np.ndarray, " adapters"], Int[np.ndarray, " adapters"]]:
         """Return rates per second, float64 ``[count]``, and ranks, int64 ``[count]``, of the first adapters."""
         count = self.check_count(count)
         return self.rates_per_s[:count], self.ranks[:count]

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from lora_capacity.errors import InputError, check_number, nearest_hint
-from lora_capacity.workload._fields import FloatArray
 
 PROCESSES = ("poisson", "gamma", "trace")
 MIN_CV, MAX_CV = 1e-3, 100.0
@@ -38,7 +38,7 @@ class Arrivals:
         if self.process == "gamma":
             object.__setattr__(self, "cv", check_number("arrivals.cv", self.cv, minimum=MIN_CV, maximum=MAX_CV))
 
-    def sample(self, rng: np.random.Generator, rate_per_s: float, horizon_s: float) -> FloatArray:
+    def sample(self, rng: np.random.Generator, rate_per_s: float, horizon_s: float) -> Float[np.ndarray, " arrivals"]:
         """Draw the arrivals of one adapter, stationary from time 0 on.
 
         Gaps are gamma-distributed with shape k = 1/cv² and mean 1/rate. Time 0 falls into a gap in proportion to its
@@ -65,6 +65,7 @@ class Arrivals:
         scale_s = 1.0 / (rate_per_s * shape)
         first_s = rng.random() * rng.gamma(shape + 1.0, scale_s)
         expected = rate_per_s * horizon_s
+        # Four standard deviations more than are expected, and some where few are: hardly ever is a second chunk needed.
         chunk = math.ceil(expected + 4.0 * self.cv * math.sqrt(expected)) + 8
         parts = [np.array([first_s])]
         while parts[-1][-1] < horizon_s:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
@@ -48,6 +49,7 @@ class LengthDistribution:
             or np.any(np.diff(tokens) < 1)
         ):
             raise InputError("tokens", "other values", f"ascending whole numbers from 1 to {MAX_TOKENS}")
+        # 1e-9: what rounding leaves in the sum of a million probabilities, far below any share that counts.
         if probability.shape != tokens.shape or not np.all(probability >= 0) or abs(probability.sum() - 1.0) > 1e-9:
             raise InputError("probability", "other values", f"{tokens.size} numbers >= 0 that sum to 1")
         object.__setattr__(self, "tokens", tokens)
@@ -157,7 +159,7 @@ class LengthDistribution:
         """Longest length in tokens."""
         return int(self.tokens[-1])
 
-    def sample(self, rng: np.random.Generator, count: int) -> Int32Array:
+    def sample(self, rng: np.random.Generator, count: int) -> Int[np.ndarray, " {count}"]:
         """Draw independent lengths by inversion; one uniform number is used up per length.
 
         Args:
@@ -173,7 +175,7 @@ class LengthDistribution:
         return lengths
 
 
-def _solve(tokens: FloatArray, mean: float, std: float) -> FloatArray:
+def _solve(tokens: Float[np.ndarray, " lengths"], mean: float, std: float) -> Float[np.ndarray, " lengths"]:
     """Return the member of the family with this mean and std, which must lie strictly inside the attainable range.
 
     The exponent is written as shape · bend(x) + slope · tilt(x): ``bend`` is log x less its tangent at the mean, so
@@ -184,10 +186,10 @@ def _solve(tokens: FloatArray, mean: float, std: float) -> FloatArray:
     tilt = deviation / (tokens[-1] - tokens[0])
     end_ratio = math.log((mean - tokens[0]) / (tokens[-1] - mean))
 
-    def member(shape: float) -> FloatArray:
+    def member(shape: float) -> Float[np.ndarray, " lengths"]:
         bent = shape * bend
 
-        def weights(slope: float) -> FloatArray:
+        def weights(slope: float) -> Float[np.ndarray, " lengths"]:
             exponent = bent + slope * tilt
             weight: FloatArray = np.exp(exponent - exponent.max())
             return weight
@@ -213,4 +215,5 @@ def _root(increasing: Callable[[float], float], guess: float) -> float:
         low, high, width = low - width, low, 2 * width
     while increasing(high) < 0:
         low, high, width = high, high + width, 2 * width
+    # As close as double precision tells apart: `_EDGE` and the accuracy promised rest on it.
     return low if low == high else float(brentq(increasing, low, high, xtol=1e-13, rtol=1e-15, maxiter=500))

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
+from jaxtyping import Int
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema, model_validator
 
 from lora_capacity.errors import InputError, check_keys
 from lora_capacity.schema import ABSENT, Count, Model, NotNegative, Numbers, Positive, briefly, validated
 from lora_capacity.tables import Column, read_table
 from lora_capacity.units import S_PER_HOUR
-from lora_capacity.workload._fields import FloatArray, Int32Array
+from lora_capacity.workload._fields import FloatArray
 from lora_capacity.workload.adapters import RANK, RATE, AdapterList, AdapterMix, Adapters, check_distinct
 from lora_capacity.workload.arrivals import PROCESSES, Arrivals
 from lora_capacity.workload.lengths import LengthDistribution
@@ -219,5 +220,5 @@ def _lengths(field: str, lengths: Lengths, base_dir: Path) -> LengthDistribution
     return LengthDistribution.from_moments(lengths.mean, lengths.std, lengths.min, lengths.max, field=field)
 
 
-def _recorded_lengths(tokens: Int32Array) -> LengthDistribution:
+def _recorded_lengths(tokens: Int[np.ndarray, " requests"]) -> LengthDistribution:
     return LengthDistribution.from_histogram(*np.unique(tokens, return_counts=True))

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.tables import Column, read_table
-from lora_capacity.workload._fields import MAX_TOKENS, FloatArray, Int32Array, IntArray, read_only
+from lora_capacity.workload._fields import MAX_TOKENS, FloatArray, Int32Array, read_only
 from lora_capacity.workload.adapters import AdapterList
 
 BASE_MODEL = -1
@@ -32,7 +33,7 @@ class Requests:
         arrival_s: Arrival times in seconds from the start, ascending, float64 ``[requests]``.
         adapter: Index of the adapter, ``BASE_MODEL`` (-1) for none, int32 ``[requests]``.
         input_tokens: Prompt lengths in tokens, int32 ``[requests]``.
-        output_tokens: Answer lengths in tokens, int32 ``[requests]``.
+        output_tokens: Output lengths in tokens, int32 ``[requests]``.
     """
 
     arrival_s: FloatArray
@@ -144,17 +145,19 @@ def _check_same_names(path: Path, in_trace: set[str], ranks: Mapping[str, int]) 
             raise InputError("adapters.list", name, f"a name that has requests in {path}", nearest_hint(name, in_trace))
 
 
-def _number_adapters(column: np.ndarray, order: Mapping[str, int]) -> tuple[list[str], Int32Array, IntArray]:
+def _number_adapters(
+    column: np.ndarray, order: Mapping[str, int]
+) -> tuple[list[str], Int[np.ndarray, " requests"], Int[np.ndarray, " adapters"]]:
     """Return the names that occur, in the given order, each row's index among them, and the rows of each."""
     present, place, count = np.unique(column.astype(str), return_inverse=True, return_counts=True)
     rows = dict(zip(present.tolist(), count.tolist(), strict=True))
     names = [name for name in order if name in rows]
     number = {name: i for i, name in enumerate(names)}
     index = np.array([number.get(name, BASE_MODEL) for name in present.tolist()], dtype=np.int32)[place]
-    return names, index, np.array([rows[name] for name in names])
+    return names, index, np.array([rows[name] for name in names], dtype=np.int64)
 
 
-def _gap_cv(arrival_s: FloatArray, index: Int32Array) -> float:
+def _gap_cv(arrival_s: Float[np.ndarray, " requests"], index: Int[np.ndarray, " requests"]) -> float:
     """Return the pooled coefficient of variation of the gaps of each adapter, relative to that adapter's mean gap.
 
     1 (Poisson) where no adapter has the three requests that it takes to see a variation.

@@ -28,11 +28,11 @@ class Workload:
     Attributes:
         adapters: The adapters, of which the first A are served.
         input_tokens: Distribution of prompt lengths.
-        output_tokens: Distribution of answer lengths, independent of the prompt's unless there is a trace.
+        output_tokens: Distribution of output lengths, independent of the prompt's unless there is a trace.
         base_rate_per_s: Requests per second without an adapter, >= 0.
         arrivals: Arrival process of each adapter and of the base model.
         horizon_s: Length of the time looked at, in seconds, > 0.
-        max_pending: Most unanswered requests that clients hold (one more enters as another completes), >= 1; None:
+        max_pending: Most in-flight requests of all clients (one more enters as another completes), >= 1; None:
             unbounded.
         trace: Recorded requests that take the place of sampled ones.
 
@@ -92,7 +92,7 @@ class Workload:
 
     @property
     def mean_output_tokens(self) -> float:
-        """Mean answer length in tokens."""
+        """Mean output length in tokens."""
         return self.output_tokens.mean
 
     @property
@@ -102,12 +102,12 @@ class Workload:
 
     @property
     def second_moment_output_tokens(self) -> float:
-        """Mean squared answer length in tokens²."""
+        """Mean squared output length in tokens²."""
         return self.output_tokens.second_moment
 
     @property
     def mean_input_output_tokens(self) -> float:
-        """Mean of prompt length times answer length in tokens²; over the recorded requests where there is a trace."""
+        """Mean of prompt length times output length in tokens²; over the recorded requests where there is a trace."""
         if self.trace is None:
             return self.input_tokens.mean * self.output_tokens.mean
         return float(np.mean(self.trace.input_tokens.astype(np.float64) * self.trace.output_tokens))
@@ -133,7 +133,7 @@ class Workload:
         """Draw the requests of the first ``adapters`` adapters and of the base model over the horizon.
 
         Adapters are independent renewal processes with independent lengths, each with random streams of its own for
-        arrivals, prompts and answers: more adapters or a longer horizon add requests and change none. A trace is
+        arrivals, prompts and outputs: more adapters or a longer horizon add requests and change none. A trace is
         replayed: its requests for other adapters are left out and ``seed`` plays no part.
 
         Args:
@@ -160,7 +160,7 @@ class Workload:
             )
         streams = [self._sample_stream(i, rate, seed) for i, rate in enumerate(rates_per_s.tolist())]
         if self.base_rate_per_s > 0:
-            streams.append(self._sample_stream(BASE_MODEL, self.base_rate_per_s, seed))
+            streams.append(self._sample_stream(BASE_MODEL, float(self.base_rate_per_s), seed))
         every = Requests(*(np.concatenate(columns) for columns in zip(*streams, strict=True)))
         return every.select(np.argsort(every.arrival_s, kind="stable"))
 
@@ -168,7 +168,7 @@ class Workload:
         """Return the columns of ``Requests`` for one adapter (or the base model)."""
         seeds = np.random.SeedSequence(seed, spawn_key=(adapter - BASE_MODEL,)).spawn(3)
         arrival_rng, input_rng, output_rng = (np.random.default_rng(each) for each in seeds)
-        arrival_s = self.arrivals.sample(arrival_rng, rate_per_s, self.horizon_s)
+        arrival_s = self.arrivals.sample(arrival_rng, rate_per_s, float(self.horizon_s))
         return (
             arrival_s,
             np.full(arrival_s.size, adapter),

@@ -8,7 +8,7 @@ MIX = AdapterMix([0.4, 0.05], [8, 16, 16])
 LIST = AdapterList(["a", "b", "c"], [3.0, 1.0, 1.0], [8, 32, 32])
 
 
-def test_a_mix_is_dealt_in_turn() -> None:
+def test_a_mix_is_assigned_round_robin() -> None:
     rates_per_s, ranks = MIX.deal(7)
     assert rates_per_s.tolist() == [0.4, 0.05, 0.4, 0.05, 0.4, 0.05, 0.4]
     assert ranks.tolist() == [8, 16, 16, 8, 16, 16, 8]
@@ -24,7 +24,7 @@ def test_a_list_is_taken_in_its_order() -> None:
 
 
 @pytest.mark.parametrize("adapters", [MIX, LIST, AdapterMix([1.0], [4]), AdapterMix([1, 2, 1, 2], [8, 8])])
-def test_classes_count_what_is_dealt(adapters: Adapters) -> None:
+def test_classes_count_what_is_assigned(adapters: Adapters) -> None:
     counts = [3, 1, 2, 3] if adapters is LIST else [13, 1, 2, 384, 6]
     classes = adapters.classes(counts)
     assert classes.count.shape == (len(counts), classes.rate_per_s.size)
