@@ -24,7 +24,7 @@ from environment import environment
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.material import write_adapter, write_model
 from lora_capacity_profiling.server import Server
-from lora_capacity_profiling.serving import serve_workload, warm_up
+from lora_capacity_profiling.serving import Served, serve_workload, warm_up
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.fitting import fit_calibration
@@ -141,9 +141,8 @@ def predict(run: Mapping[str, Any], calibration: Calibration, fixed: Mapping[str
 def measure(run: Mapping[str, Any], server: Server, names: list[str], model: str) -> dict[str, float]:
     """What the server gives."""
     began_s, busy_s = time.monotonic(), machine_s() - own_s(server)
-    serving = serve_workload(
-        server.endpoint, traffic(run), names[: run["adapters"]], base_model=model, seed=run["seed"]
-    )
+    served = Served(server.endpoint, names[: run["adapters"]], model)
+    serving = serve_workload(served, traffic(run), seed=run["seed"])
     found = serving.result.summary()
     return {
         "throughput_tokens_per_s": found["input_throughput"] + found["output_throughput"],
@@ -195,9 +194,10 @@ def run_all(args: argparse.Namespace, calibration: Calibration, results: list[di
         with Server.launch(
             model, flags, log=material / "server.log", python=args.python, environment=recorded["environment"]
         ) as server:
-            warm_up(server.endpoint, names, base_model=profile.model.name)
+            served = Served(server.endpoint, names, profile.model.name)
+            warm_up(served)
             # The traffic itself for a while: a server sets something up for every new size of a step.
-            serve_workload(server.endpoint, workload([20.0 / most], rank, 6.0), names, base_model=profile.model.name)
+            serve_workload(served, workload([20.0 / most], rank, 6.0))
             for run in mine:
                 if args.seconds - (time.monotonic() - began_s) < GRID_HORIZON_S + SPARE_S:
                     return False

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from lora_capacity.units import MS_PER_S
 from lora_capacity.workload import Workload
 from lora_capacity.workload.requests import BASE_MODEL
-from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
-from lora_capacity_profiling.load import LoadResult, at_once, run_load
+from lora_capacity_profiling.folder import Finished
+from lora_capacity_profiling.load import LoadResult, at_once
 from lora_capacity_profiling.planning import ServerPlan
 from lora_capacity_profiling.points import (
     CLOSED_LOOP_WAVES,
@@ -24,7 +24,7 @@ from lora_capacity_profiling.points import (
     Prefill,
     ServingRun,
 )
-from lora_capacity_profiling.serving import serve_workload, warm_up
+from lora_capacity_profiling.serving import Served, serve_workload, warm_up
 
 _LONGEST_S = 1800.0
 """Of a closed loop: several times the slowest of the package's campaigns on an H100."""
@@ -59,28 +59,24 @@ class Target:
     """A server that points are measured on.
 
     Attributes:
-        endpoint: Where it is.
+        served: The server; its name of the model is written into rows, too.
         plan: What it was started as.
         adapter_names: Its names of the adapters, by rank.
-        base_model: Its name of the model, as it is written into rows too.
         max_num_seqs: Most requests in a step.
         max_num_batched_tokens: Most tokens in a step.
         max_model_len: Longest sequence in tokens, where it was told.
         kv_cache_tokens: Tokens that its KV cache holds; NaN where it does not tell.
-        vocab_size: Words of the model.
         gpu: Name of the GPU.
         repeats: How often a latency is measured.
     """
 
-    endpoint: Endpoint
+    served: Served
     plan: ServerPlan
     adapter_names: Mapping[int, Sequence[str]]
-    base_model: str
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int | None
     kv_cache_tokens: float
-    vocab_size: int
     gpu: str
     repeats: int
 
@@ -105,37 +101,12 @@ class Target:
         """
         adapter = np.arange(count) % len(names) if names else np.full(count, BASE_MODEL)
         ones = np.ones(count, dtype=np.int64)
-        result = run_load(
-            self.endpoint,
-            at_once(adapter, ones * input_tokens, ones * output_tokens),
-            names,
-            base_model=self.base_model,
-            duration_s=_LONGEST_S,
-            max_pending=batch,
-            vocab_size=self.vocab_size,
-            record_pieces=True,
-        )
+        requests = at_once(adapter, ones * input_tokens, ones * output_tokens)
+        result = replace(self.served, adapters=names).load(requests, _LONGEST_S, max_pending=batch, record_pieces=True)
         if not result.completed.all():
             why = next(iter(result.failures), f"no answer within {_LONGEST_S:g} s")
             raise ServerError(f"{int((~result.completed).sum())} of {count} requests were not answered: {why}")
         return result
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a point gave.
-
-    Attributes:
-        table: Table that its row belongs to.
-        row: The row.
-        repeats: What each repeat gave.
-        unit: Their unit.
-    """
-
-    table: str
-    row: Row
-    repeats: tuple[float, ...]
-    unit: str = "ms"
 
 
 def prepare(target: Target) -> None:
@@ -144,15 +115,14 @@ def prepare(target: Target) -> None:
     Raises:
         ServerError: If it does not answer.
     """
-    names = [name for names in target.adapter_names.values() for name in names]
-    warm_up(target.endpoint, names, base_model=target.base_model, vocab_size=target.vocab_size)
+    warm_up(target.served)
     if any(isinstance(point, Decode | AdapterBatch | ServingRun) for point in target.plan.points):
-        one = names[: max(target.plan.max_loras, 1)]
+        one = target.served.adapters[: max(target.plan.max_loras, 1)]
         for batch in (target.max_num_seqs, 1):
             target.closed_loop(one, batch, batch, 1, _WARM_UP_OUTPUT_TOKENS)
 
 
-def measure(point: Point, target: Target) -> Measured:
+def measure(point: Point, target: Target) -> Finished:
     """Measure a point.
 
     Latencies are measured ``repeats`` times, and up to twice more where repeats are more than 10 % apart; the row is
@@ -169,10 +139,14 @@ def measure(point: Point, target: Target) -> Measured:
     if isinstance(point, ServingRun):
         return _serving(point, target)
     table, column, once = _LATENCIES[type(point)]
-    return _repeated(table, target, column, lambda: once(point, target))
+    rows = _repeated(target, column, lambda: once(point, target))
+    # Of an even number the lower of the two in the middle: what disturbs a server only ever slows it down.
+    middle = rows[(len(rows) - 1) // 2]
+    return Finished(point.id, table, middle, tuple(round(row[column], 4) for row in rows))
 
 
-def _repeated(table: str, target: Target, column: str, once: Callable[[], Row]) -> Measured:
+def _repeated(target: Target, column: str, once: Callable[[], Row]) -> list[Row]:
+    """Return the rows of all repeats, by what is compared."""
     rows: list[Row] = []
     wanted, tries_left = target.repeats, target.repeats + _MOST_EXTRA_REPEATS
     while len(rows) < wanted:
@@ -187,9 +161,7 @@ def _repeated(table: str, target: Target, column: str, once: Callable[[], Row]) 
         apart = max(values) > min(values) * (1.0 + _OUTLIER_SPREAD)
         if len(rows) == wanted > 1 and apart and tries_left > 0:
             wanted += 1
-    rows.sort(key=lambda row: float(row[column]))
-    # Of an even number the lower of the two in the middle: what disturbs a server only ever slows it down.
-    return Measured(table, rows[(len(rows) - 1) // 2], tuple(round(row[column], 4) for row in rows))
+    return sorted(rows, key=lambda row: float(row[column]))
 
 
 def _decode(point: Decode, target: Target) -> Row:
@@ -211,7 +183,7 @@ def _prefill(point: Prefill, target: Target) -> Row:
 
 def _backbone(batch: int, input_tokens: int, result: LoadResult, target: Target) -> Row:
     return {
-        "model": target.base_model,
+        "model": target.served.base_model,
         "batch_size": batch,
         "input_tokens": input_tokens,
         "mean_ttft_ms": MS_PER_S * float(result.ttft_s.mean()),
@@ -225,7 +197,7 @@ def _adapter_batch(point: AdapterBatch, target: Target) -> Row:
     names = target.adapters(point.max_lora_rank, point.served_adapters)
     result = target.closed_loop(names, point.batch_size, point.batch_size, 1, point.output_tokens)
     return {
-        "model": target.base_model,
+        "model": target.served.base_model,
         "max_num_seqs": target.max_num_seqs,
         "max_loras": point.max_loras,
         "served_adapters": point.served_adapters,
@@ -272,7 +244,7 @@ def _loading(point: Loading, target: Target) -> Row:
     host_s = _first_token_s(target, held, len(held) * point.rounds)
     disk_s = _first_token_s(target, names, len(names) * point.rounds)
     return {
-        "model": target.base_model,
+        "model": target.served.base_model,
         "max_lora_rank": point.max_lora_rank,
         "adapter_rank": point.adapter_rank,
         "max_loras": 1,
@@ -301,7 +273,7 @@ _LATENCIES: Mapping[type[Point], tuple[str, str, Callable[[Any, Target], Row]]] 
 """Of points measured several times: the table of their rows, the column that is compared, and what measures once."""
 
 
-def _serving(point: ServingRun, target: Target) -> Measured:
+def _serving(point: ServingRun, target: Target) -> Finished:
     ranks = point.adapter_ranks
     of_rank = {rank: iter(target.adapters(rank, ranks.count(rank))) for rank in set(ranks)}
     names = [next(of_rank[rank]) for rank in ranks]
@@ -310,16 +282,14 @@ def _serving(point: ServingRun, target: Target) -> Measured:
     scale = point.load * capacity_per_s / shares.sum()
     rates_per_s = [float(f"{share * scale:.4g}") for share in point.rate_shares]
     workload = _workload(point, rates_per_s)
-    serving = serve_workload(
-        target.endpoint, workload, names, base_model=target.base_model, vocab_size=target.vocab_size
-    )
+    serving = serve_workload(replace(target.served, adapters=names), workload)
     if serving.result.failures:
         raise ServerError(f"requests failed: {next(iter(serving.result.failures))}")
     about = {
         "run_id": f"slots{point.max_loras}-rank{point.max_lora_rank}/adapters{len(names)}-load{point.load:g}",
         "set": "profile",
         "scenario": f"rank{point.max_lora_rank}-load{point.load:g}",
-        "model": target.base_model,
+        "model": target.served.base_model,
         "max_loras": point.max_loras,
         "max_lora_rank": point.max_lora_rank,
         "max_num_seqs": target.max_num_seqs,
@@ -329,7 +299,7 @@ def _serving(point: ServingRun, target: Target) -> Measured:
     }
     row = serving.row(about)
     throughput = float(str(row["input_throughput"])) + float(str(row["output_throughput"]))
-    return Measured("serving_runs", row, (round(throughput, 3),), "tokens_per_s")
+    return Finished(point.id, "serving_runs", row, (round(throughput, 3),), "tokens_per_s")
 
 
 def _workload(point: ServingRun, rates_per_s: list[float]) -> Workload:
@@ -351,19 +321,12 @@ def _capacity_per_s(point: ServingRun, target: Target, names: list[str], shares:
     count = CLOSED_LOOP_WAVES * target.max_num_seqs
     workload = _workload(point, [1.0])
     random = np.random.default_rng(0)
-    result = run_load(
-        target.endpoint,
-        at_once(
-            random.choice(len(names), count, p=shares / shares.sum()),
-            workload.input_tokens.sample(random, count),
-            workload.output_tokens.sample(random, count),
-        ),
-        names,
-        base_model=target.base_model,
-        duration_s=_LONGEST_S,
-        max_pending=target.max_num_seqs,
-        vocab_size=target.vocab_size,
+    requests = at_once(
+        random.choice(len(names), count, p=shares / shares.sum()),
+        workload.input_tokens.sample(random, count),
+        workload.output_tokens.sample(random, count),
     )
+    result = replace(target.served, adapters=names).load(requests, _LONGEST_S, max_pending=target.max_num_seqs)
     if not result.completed.all():
         raise ServerError(f"requests failed: {next(iter(result.failures), 'not answered in time')}")
     # The middle half: at the beginning the batch fills, at the end it empties.

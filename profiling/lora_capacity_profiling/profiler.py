@@ -21,6 +21,7 @@ from lora_capacity_profiling.metrics import Snapshot, parse_prometheus
 from lora_capacity_profiling.planning import ServerPlan, plan_servers
 from lora_capacity_profiling.points import SPEEDS, KvCapacity, Loading, Point, ServingRun
 from lora_capacity_profiling.server import Server, without_secrets
+from lora_capacity_profiling.serving import Served
 
 _MOST_STRETCH = 10.0
 """Largest correction of guessed times by what points took so far: a first odd point must not make it days."""
@@ -182,7 +183,7 @@ class Profiler:
                 took_s = time.monotonic() - began_s
                 self._guessed_s += self.campaign.estimate_s(point, self.machine.device)
                 self._took_s += took_s
-                self._add(Finished(name, found.table, found.row, found.repeats, found.unit, round(took_s, 2)))
+                self._add(replace(found, took_s=round(took_s, 2)))
         return []
 
     def _introduce(self, server: Server, plan: ServerPlan) -> Target:
@@ -206,16 +207,18 @@ class Profiler:
             }
             self._add(Finished(_start_id(plan), "kv_capacity", row, (), "s", round(server.start_s, 2)))
         limit = self.campaign.server.get("max_model_len")
+        names, base_model = plan.adapter_names, self.shape.name
+        if self.launch.url is not None:
+            names, base_model = {plan.max_lora_rank: server.models[1:]}, server.models[0]
+        every = [name for of_rank in names.values() for name in of_rank]
         return Target(
-            server.endpoint,
+            Served(server.endpoint, every, base_model, self.shape.vocab_size),
             plan,
-            plan.adapter_names if self.launch.url is None else {plan.max_lora_rank: server.models[1:]},
-            self.shape.name if self.launch.url is None else server.models[0],
+            names,
             int(settings["max_num_seqs"]),
             int(settings["max_num_batched_tokens"]),
             None if limit is None else int(str(limit)),
             kv_cache_tokens,
-            self.shape.vocab_size,
             self.machine.gpu.name,
             self.campaign.repeats,
         )

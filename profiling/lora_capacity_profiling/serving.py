@@ -3,12 +3,13 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from lora_capacity.errors import InputError
 from lora_capacity.workload import Workload
-from lora_capacity.workload.requests import Requests
+from lora_capacity.workload.requests import BASE_MODEL, Requests
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.load import LoadResult, Progress, at_once, run_load
@@ -28,6 +29,28 @@ _DRAIN_POLL_S = 0.5  # seconds; each look is a request for the metrics
 
 _WARM_UP_INPUT_TOKENS, _WARM_UP_OUTPUT_TOKENS = 32, 8
 """Two KV blocks of prefill and some decode steps: all that a request goes through, at little cost."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """Server with the names that requests to it carry.
+
+    Attributes:
+        endpoint: Where it is.
+        adapters: Its names of the adapters, ``[adapters]``; none where it serves the base model alone.
+        base_model: Its name of the model.
+        vocab_size: Prompts hold token numbers below it.
+    """
+
+    endpoint: Endpoint
+    adapters: Sequence[str]
+    base_model: str
+    vocab_size: int = 1000
+
+    def load(self, requests: Requests, duration_s: float, **options: Any) -> LoadResult:
+        """Send requests, see :func:`~lora_capacity_profiling.load.run_load` for options and failures."""
+        names: dict[str, Any] = {"base_model": self.base_model, "vocab_size": self.vocab_size}
+        return run_load(self.endpoint, requests, self.adapters, duration_s=duration_s, **names, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,102 +101,69 @@ def traffic_columns(workload: Workload, adapters: int) -> dict[str, object]:
 
 
 def serve_workload(
-    endpoint: Endpoint,
-    workload: Workload,
-    adapters: Sequence[str],
-    *,
-    base_model: str,
-    seed: int = 0,
-    sample_interval_s: float | None = None,
-    vocab_size: int = 1000,
-    on_progress: Progress | None = None,
+    served: Served, workload: Workload, *, seed: int = 0, on_progress: Progress | None = None
 ) -> Serving:
     """Send a workload's requests to a server over its horizon; what still runs at its end is cancelled.
 
+    The server's metrics are sampled every thirtieth of the horizon, but at intervals from 1 to 10 seconds.
+
     Args:
-        endpoint: The server, which serves all the adapters; see :func:`warm_up`.
-        workload: The traffic; its first adapters are those named here.
-        adapters: The server's names of the adapters, ``[adapters]``.
-        base_model: The server's name of the model.
+        served: The server; see :func:`warm_up`.
+        workload: The traffic; its first adapters are those served.
         seed: Seed of arrivals, lengths and prompts.
-        sample_interval_s: Seconds between samples of the server's metrics; by default a thirtieth of the horizon, but
-            from 1 to 10.
-        vocab_size: Prompts hold token numbers below it.
         on_progress: Called once a second.
 
     Raises:
         InputError: If the workload has not so many adapters, or there would be too many in-flight requests.
         ServerError: If the server stops answering.
     """
-    requests = workload.sample_requests(len(adapters), seed)
+    requests = workload.sample_requests(len(served.adapters), seed)
     if not len(requests):
         raise InputError("horizon_s", workload.horizon_s, "a time in which a request arrives", "lengthen it")
-    if sample_interval_s is None:
-        sample_interval_s = min(max(workload.horizon_s / _SAMPLES, _LEAST_INTERVAL_S), SAMPLE_INTERVAL_S)
-    with Sampler(endpoint, interval_s=sample_interval_s) as sampler:
-        result = run_load(
-            endpoint,
+    interval_s = min(max(workload.horizon_s / _SAMPLES, _LEAST_INTERVAL_S), SAMPLE_INTERVAL_S)
+    with Sampler(served.endpoint, interval_s=interval_s) as sampler:
+        result = served.load(
             requests,
-            adapters,
-            base_model=base_model,
-            duration_s=workload.horizon_s,
+            workload.horizon_s,
             max_pending=workload.max_pending,
-            vocab_size=vocab_size,
             record_pieces=True,
             seed=seed,
             on_progress=on_progress,
         )
     # All may have been completed before the horizon; nothing would have happened in the rest of it.
     result = replace(result, duration_s=max(result.duration_s, workload.horizon_s))
-    return Serving(workload, len(adapters), result, sampler.window)
+    return Serving(workload, len(served.adapters), result, sampler.window)
 
 
-def warm_up(endpoint: Endpoint, adapters: Sequence[str], *, base_model: str, vocab_size: int = 1000) -> None:
+def warm_up(served: Served) -> None:
     """Ask every adapter twice, so that all that a server does only once is done.
 
     The first requests go to adapters: vLLM 0.32.0 for CPUs dies where the first goes to the base model.
 
-    Args:
-        endpoint: The server.
-        adapters: The server's names of the adapters; none where it serves the base model alone.
-        base_model: The server's name of the model.
-        vocab_size: Prompts hold token numbers below it.
-
     Raises:
         ServerError: If a request is not completed.
     """
-    every = np.arange(len(adapters)) if adapters else np.array([-1])
+    each = np.arange(len(served.adapters)) if served.adapters else np.array([BASE_MODEL])
+    sizes = np.ones(each.size, dtype=np.int64)
+    requests = at_once(each, sizes * _WARM_UP_INPUT_TOKENS, sizes * _WARM_UP_OUTPUT_TOKENS)
     for _ in range(2):
-        result = run_load(
-            endpoint, _equal(every), adapters, base_model=base_model, duration_s=_WARM_UP_S, vocab_size=vocab_size
-        )
+        result = served.load(requests, _WARM_UP_S)
         if not result.completed.all():
             why = next(iter(result.failures), f"no answer within {_WARM_UP_S:g} s")
-            raise ServerError(f"{endpoint.url} does not answer for every adapter: {why}")
+            raise ServerError(f"{served.endpoint.url} does not answer for every adapter: {why}")
 
 
 def rehearse(
-    endpoint: Endpoint,
-    workload: Workload,
-    adapters: Sequence[str],
-    duration_s: float,
-    *,
-    base_model: str,
-    vocab_size: int = 1000,
-    seed: int = 0,
-    on_progress: Progress | None = None,
+    served: Served, workload: Workload, duration_s: float, *, seed: int = 0, on_progress: Progress | None = None
 ) -> None:
-    """Send a workload's requests for a while, drop what is unanswered then, and wait until the server is idle.
+    """Send a workload's requests for a while, drop what is unfinished then, and wait until the server is idle.
 
     A server that has just been asked for batches of such sizes does not meet them for the first time in a run.
 
     Args:
-        endpoint: The server, warmed up by :func:`warm_up`.
+        served: The server, warmed up by :func:`warm_up`.
         workload: The traffic.
-        adapters: The server's names of the adapters, ``[adapters]``.
         duration_s: Seconds of traffic; none: nothing is sent.
-        base_model: The server's name of the model.
-        vocab_size: Prompts hold token numbers below it.
         seed: Seed of the requests; another one than the run's.
         on_progress: Called once a second.
 
@@ -182,24 +172,14 @@ def rehearse(
     """
     if duration_s > 0:
         for_a_while = replace(workload, horizon_s=duration_s) if workload.trace is None else workload
-        requests = for_a_while.sample_requests(len(adapters), seed)
+        requests = for_a_while.sample_requests(len(served.adapters), seed)
         if len(requests):
-            run_load(
-                endpoint,
-                requests,
-                adapters,
-                base_model=base_model,
-                duration_s=duration_s,
-                max_pending=workload.max_pending,
-                vocab_size=vocab_size,
-                seed=seed,
-                on_progress=on_progress,
-            )
+            served.load(requests, duration_s, max_pending=workload.max_pending, seed=seed, on_progress=on_progress)
     until_s = time.monotonic() + _DRAIN_S
-    while (left := _pending(endpoint)) > 0:
+    while (left := _pending(served.endpoint)) > 0:
         if time.monotonic() > until_s:
             raise ServerError(
-                f"{endpoint.url} still has {left:g} requests of others; verify on a server without traffic"
+                f"{served.endpoint.url} still has {left:g} requests of others; verify on a server without traffic"
             )
         time.sleep(_DRAIN_POLL_S)
 
@@ -207,11 +187,6 @@ def rehearse(
 def _pending(endpoint: Endpoint) -> float:
     snapshot = Snapshot.of(endpoint)
     return snapshot.running + snapshot.waiting
-
-
-def _equal(adapter: np.ndarray) -> Requests:
-    sizes = np.ones(adapter.size, dtype=np.int64)
-    return at_once(adapter, sizes * _WARM_UP_INPUT_TOKENS, sizes * _WARM_UP_OUTPUT_TOKENS)
 
 
 def _words(numbers: np.ndarray) -> str:

@@ -16,7 +16,7 @@ from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.load import Progress as LoadProgress
 from lora_capacity_profiling.runs import append_runs, serving_run_row
 from lora_capacity_profiling.server import Server
-from lora_capacity_profiling.serving import Serving, rehearse, serve_workload, traffic_columns, warm_up
+from lora_capacity_profiling.serving import Served, Serving, rehearse, serve_workload, traffic_columns, warm_up
 
 Tell = Callable[[str, float, float | None], None]
 """Told the stage, the seconds spent in it, and how many it takes; None where nobody knows."""
@@ -110,29 +110,14 @@ class Trial:
         )
 
     def _run(self, server: Server, names: Sequence[str], tell: Tell) -> Serving:
-        base, started_s = server.models[0], time.monotonic()
+        served, started_s = Served(server.endpoint, names, server.models[0], self.vocab_size), time.monotonic()
         tell("asking every adapter", 0.0, None)
-        warm_up(server.endpoint, names, base_model=base, vocab_size=self.vocab_size)
+        warm_up(served)
         tell("asking every adapter", time.monotonic() - started_s, None)
-        rehearse(
-            server.endpoint,
-            self.workload,
-            names,
-            self.warm_up_s,
-            base_model=base,
-            vocab_size=self.vocab_size,
-            seed=self.seed + 1,
-            on_progress=_of_load(tell, "warming up", self.warm_up_s),
-        )
-        serving = serve_workload(
-            server.endpoint,
-            self.workload,
-            names,
-            base_model=base,
-            vocab_size=self.vocab_size,
-            seed=self.seed,
-            on_progress=_of_load(tell, "measuring", self.workload.horizon_s),
-        )
+        progress = _of_load(tell, "warming up", self.warm_up_s)
+        rehearse(served, self.workload, self.warm_up_s, seed=self.seed + 1, on_progress=progress)
+        progress = _of_load(tell, "measuring", self.workload.horizon_s)
+        serving = serve_workload(served, self.workload, seed=self.seed, on_progress=progress)
         server.check()
         result = serving.result
         if not np.any(result.completed & (result.requests.output_tokens > 1)):

@@ -16,7 +16,7 @@ import numpy as np
 from lora_capacity_profiling.load import at_once, run_load
 from lora_capacity_profiling.material import write_model
 from lora_capacity_profiling.server import Server
-from lora_capacity_profiling.serving import warm_up
+from lora_capacity_profiling.serving import Served, warm_up
 
 from tests.cli.fake_site import write_site
 from tests.unit.fitting.test_fit import write_profile
@@ -86,7 +86,7 @@ def servers(command: str, folder: Path) -> Iterator[None]:
             timeout_s=60.0,
         ) as server,
     ):
-        warm_up(server.endpoint, ADAPTERS, base_model=server.models[0])  # until it is asked, it does not tell its slots
+        warm_up(Served(server.endpoint, ADAPTERS, server.models[0]))  # until it is asked, it does not tell its slots
         with _others(server) if named[1] == "observe" else contextlib.nullcontext():
             yield
 

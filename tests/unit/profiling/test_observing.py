@@ -11,7 +11,7 @@ from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.load import at_once, run_load
 from lora_capacity_profiling.observing import observe_server, read_dumps
 from lora_capacity_profiling.server import Server
-from lora_capacity_profiling.serving import warm_up
+from lora_capacity_profiling.serving import Served, warm_up
 
 from lora_capacity.errors import InputError
 
@@ -21,7 +21,7 @@ DUMPS = [RECORDED / f"metrics-0.32.0-{number}.txt" for number in range(3)]
 
 def test_server_under_the_load_of_others(launch: Callable[..., Server]) -> None:
     server = launch(step_s=0.01)
-    warm_up(server.endpoint, ["a0", "a1"], base_model="fake")
+    warm_up(Served(server.endpoint, ["a0", "a1"], "fake"))
     requests = at_once(np.zeros(60), np.full(60, 30), np.full(60, 10))
     told: list[float] = []
 

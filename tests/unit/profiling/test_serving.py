@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.server import Server
-from lora_capacity_profiling.serving import serve_workload, warm_up
+from lora_capacity_profiling.serving import Served, serve_workload, warm_up
 
 from lora_capacity.errors import InputError
 from lora_capacity.workload import Workload
@@ -28,7 +28,7 @@ def test_run_is_a_row_about_its_traffic(launch: Callable[..., Server]) -> None:
     few = workload(adapters={"mix": {"rates_per_s": [2.0, 0.5], "ranks": [8, 4]}}, horizon_s=3.0)
     requests = few.sample_requests(2, seed=24)
     assert requests.arrival_s.max() < 1.0  # the last has time to be answered on a busy machine too
-    serving = serve_workload(launch().endpoint, few, ["a0", "a1"], base_model="fake", seed=24)
+    serving = serve_workload(Served(launch().endpoint, ["a0", "a1"], "fake"), few, seed=24)
     row = serving.row({"run_id": "1", "model": "fake", "max_loras": 2, "max_lora_rank": 8})
     assert (row["arrivals"], row["completed"]) == (len(requests), len(requests))
     assert row["duration_s"] == pytest.approx(3.0, abs=0.5)
@@ -41,7 +41,7 @@ def test_run_is_a_row_about_its_traffic(launch: Callable[..., Server]) -> None:
 def test_run_answered_early_lasts_its_horizon(launch: Callable[..., Server]) -> None:
     few = workload(adapters={"mix": {"rates_per_s": [1.0], "ranks": [8]}}, horizon_s=3.0)
     assert few.sample_requests(1, seed=1).arrival_s.max() < 2.5
-    serving = serve_workload(launch().endpoint, few, ["a0"], base_model="fake", seed=1)
+    serving = serve_workload(Served(launch().endpoint, ["a0"], "fake"), few, seed=1)
     assert serving.result.completed.all()
     assert serving.result.duration_s == 3.0
 
@@ -49,12 +49,12 @@ def test_run_answered_early_lasts_its_horizon(launch: Callable[..., Server]) -> 
 def test_run_without_a_request_is_refused(launch: Callable[..., Server]) -> None:
     rare = workload(adapters={"mix": {"rates_per_s": [1e-9], "ranks": [8]}})
     with pytest.raises(InputError, match="horizon_s"):
-        serve_workload(launch().endpoint, rare, ["a0"], base_model="fake")
+        serve_workload(Served(launch().endpoint, ["a0"], "fake"), rare)
 
 
 def test_warm_up_asks_every_adapter_before_anything_else(launch: Callable[..., Server]) -> None:
     server = launch()
-    warm_up(server.endpoint, ["a0", "a1"], base_model="fake")
+    warm_up(Served(server.endpoint, ["a0", "a1"], "fake"))
     assert sorted(body["model"] for body in fake_state(server.endpoint)["bodies"]) == ["a0", "a0", "a1", "a1"]
     with pytest.raises(ServerError, match="does not exist"):
-        warm_up(server.endpoint, ["a0", "gone"], base_model="fake")
+        warm_up(Served(server.endpoint, ["a0", "gone"], "fake"))
