@@ -54,7 +54,7 @@ class Behaviour:
             running_adapters_in_use=rules.running_adapters_in_use,
             full_prompt_must_fit=rules.full_prompt_must_fit,
             async_scheduling=rules.async_scheduling,
-            passed_over="ahead" if rules.passed_over_first else "keep",
+            passed_over="ahead" if rules.skipped_first else "keep",
         )
 
 

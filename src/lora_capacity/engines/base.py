@@ -34,14 +34,14 @@ class SchedulerRules:
             token there keeps its place and its blocks for one step more, and what arrives meanwhile waits for one more.
         running_adapters_in_use: Whether an adapter is in use as long as any of its requests runs; otherwise only when
             one is scheduled in the step at hand. Without asynchronous scheduling that is the same.
-        passed_over_first: Whether skipped requests come before one that is preempted; otherwise that one goes to the
+        skipped_first: Whether skipped requests come before one that is preempted; otherwise that one goes to the
             front of the queue.
     """
 
     full_prompt_must_fit: bool = False
     async_scheduling: bool = False
     running_adapters_in_use: bool = False
-    passed_over_first: bool = False
+    skipped_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def test_rules_change_at_their_versions():
         assert not holds(VllmBehaviour.for_version(f"0.{minor - 1}.9"))
         assert holds(VllmBehaviour.for_version(f"0.{minor}.0"))
     assert VllmBehaviour.for_version("0.8.5").scheduler == SchedulerRules()
-    first = [VllmBehaviour.for_version(f"0.{minor}.1").scheduler.passed_over_first for minor in (17, 18, 30, 31)]
+    first = [VllmBehaviour.for_version(f"0.{minor}.1").scheduler.skipped_first for minor in (17, 18, 30, 31)]
     assert first == [False, True, True, False]
 
 

@@ -103,7 +103,7 @@ def test_a_request_larger_than_the_kv_cache_is_refused() -> None:
     lay_out_requests(scenarios(kv_cache_tokens=32.0, status=Status.NO_KV_CACHE), [REQUESTS], [[0, 1]], seed=None)
 
 
-@pytest.mark.parametrize("rules", [SchedulerRules(), SchedulerRules(passed_over_first=True)])
+@pytest.mark.parametrize("rules", [SchedulerRules(), SchedulerRules(skipped_first=True)])
 def test_too_many_preempted_requests_are_told(rules: SchedulerRules, monkeypatch: pytest.MonkeyPatch) -> None:
     many = Requests(np.zeros(8), np.zeros(8), np.full(8, 15), np.full(8, 60))
     given = scenarios(kv_cache_tokens=16.0 * 10)

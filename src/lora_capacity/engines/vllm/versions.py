@@ -55,11 +55,11 @@ CHANGES = (
     Change((0, 12), "max_lora_ranks", (1, *_RANKS), "config/ of 0.32.0; placed by common report"),
     Change((0, 12), "lora_extra_vocab_tokens", 0, "config/ of 0.32.0; placed by common report"),
     Change((0, 14), "scheduler.async_scheduling", True, "config/ of 0.14.0, not of 0.13.0"),
-    Change((0, 18), "scheduler.passed_over_first", True, "v1/core/sched/scheduler.py of 0.18.0, not of 0.17.1"),
+    Change((0, 18), "scheduler.skipped_first", True, "v1/core/sched/scheduler.py of 0.18.0, not of 0.17.1"),
     Change((0, 19), "scheduler.full_prompt_must_fit", True, "v1/core/sched/scheduler.py of 0.19.0, not of 0.18.1"),
     Change((0, 21), "counts_cuda_graphs", True, "log message in v1/worker/gpu_worker.py of 0.32.0"),
     Change((0, 21), "gpu_memory_utilization", 0.92, "config/ of 0.32.0; placed with the CUDA graphs it makes up for"),
-    Change((0, 31), "scheduler.passed_over_first", False, "v1/core/sched/scheduler.py of 0.31.0, not of 0.30.0"),
+    Change((0, 31), "scheduler.skipped_first", False, "v1/core/sched/scheduler.py of 0.31.0, not of 0.30.0"),
     Change((0, 32), "batch_budgets", (_LARGEST_BUDGET, *_BUDGETS), "engine/arg_utils.py of 0.32.0, where it was read"),
     Change(
         (0, 32),

@@ -172,7 +172,7 @@ def initial_state(server: Server, status: Array, block_size: int = BLOCK_SIZE, s
         return jnp.full(shape, value, jnp.int32)
 
     per_adapter, places = adapters + 1, PREEMPTED_PLACES
-    skipped = SkippedQueue(none, none, filled(0, places)) if server.rules.passed_over_first else None
+    skipped = SkippedQueue(none, none, filled(0, places)) if server.rules.skipped_first else None
     return State(
         mode=jnp.where(status <= Status.OUTSIDE_CALIBRATION, SEND, DONE).astype(jnp.int32),
         now=none,
