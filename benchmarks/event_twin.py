@@ -15,14 +15,13 @@ import numpy as np
 from environment import REPOSITORY, environment
 
 from lora_capacity.calibration import Calibration, load_calibration
-from lora_capacity.run import play
+from lora_capacity.run import LengthSample, simulate
 from lora_capacity.run.batches import Batches, Observation, bytes_per_configuration
 from lora_capacity.run.compile import compiled_twin
-from lora_capacity.run.steady import simulate
 from lora_capacity.scenarios import Scenarios, lay_out
 from lora_capacity.status import Status
 from lora_capacity.twins.events import draw_requests, simulate_events
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import LengthDistribution, Requests
 
 RATES_PER_S = (
@@ -102,13 +101,13 @@ def time_play(calibration: Calibration, scenarios: Scenarios) -> dict[str, float
     """Play the configurations as a sweep does, drawing of requests included, once everything is compiled."""
     inputs, outputs = length_pairs()
     start = time.perf_counter()
-    play(calibration, scenarios, inputs, outputs, seed=1)
+    simulate(calibration, scenarios, LengthSample(inputs, outputs), engine="event", seed=1)
     first_s = time.perf_counter() - start
     start, cpu = time.perf_counter(), time.process_time()
-    played = play(calibration, scenarios, inputs, outputs)
+    played = simulate(calibration, scenarios, LengthSample(inputs, outputs), engine="event")
     run_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     configs, turns = len(scenarios.status), np.asarray(played.events.iterations)
-    stays = StayLaw.of_lengths(LengthDistribution.from_histogram(*np.unique(outputs, return_counts=True)))
+    stays = ResidenceTime.of_lengths(LengthDistribution.from_histogram(*np.unique(outputs, return_counts=True)))
     steady = simulate(calibration, scenarios, stays)
     plan = Batches.plan(calibration, scenarios, steady, int(outputs.max()), Observation())
     batches = plan.cut(np.ones(configs, dtype=bool))
@@ -137,7 +136,9 @@ def compiled(calibration: Calibration, scenarios: Scenarios) -> dict[str, Any]:
     took = []
     for _ in range(2):
         start = time.perf_counter()
-        play(calibration, jax.tree.map(lambda leaf: leaf[:1], scenarios), inputs, outputs)
+        simulate(
+            calibration, jax.tree.map(lambda leaf: leaf[:1], scenarios), LengthSample(inputs, outputs), engine="event"
+        )
         took.append(time.perf_counter() - start)
     tables = draw_requests(scenarios, inputs, outputs, seed=0, most=1024)
     cost = jax.jit(simulate_events).lower(calibration.costs, scenarios, tables).compile().cost_analysis()

@@ -29,11 +29,11 @@ from lora_capacity_profiling.serving import Served, serve_workload, warm_up
 from lora_capacity.calibration import Calibration
 from lora_capacity.fitting import fit_calibration
 from lora_capacity.measurements import read_profile, smape
-from lora_capacity.run import play_workload
-from lora_capacity.run.steady import simulate
+from lora_capacity.run import simulate
+from lora_capacity.run import simulate
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search import recommend
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import Workload
 
 START_S, SPARE_S = 30.0, 10.0
@@ -128,8 +128,8 @@ def predict(run: Mapping[str, Any], calibration: Calibration, fixed: Mapping[str
     scenarios, drawn = (
         build_scenarios(each, calibration, [run["adapters"]], [run["max_loras"]], **given) for each in (asked, scaled)
     )
-    steady = simulate(calibration, drawn, StayLaw.of_lengths(asked.output_tokens))
-    event = play_workload(calibration, scenarios, asked, seed=run["seed"])
+    steady = simulate(calibration, drawn, ResidenceTime.of_lengths(asked.output_tokens))
+    event = simulate(calibration, scenarios, asked, engine="event", seed=run["seed"])
     names = {"throughput_tokens_per_s": 1.0, "itl_s": 1e3, "ttft_s": 1e3}
     return {
         name: {key.replace("_s", "_ms") if scale > 1 else key: scale * float(np.asarray(getattr(found, key))[0])

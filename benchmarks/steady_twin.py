@@ -17,10 +17,10 @@ import numpy as np
 from environment import REPOSITORY, environment
 
 from lora_capacity.calibration import Calibration, load_calibration
-from lora_capacity.run.steady import simulate
+from lora_capacity.run import simulate
 from lora_capacity.scenarios import Scenarios, build_scenarios
 from lora_capacity.search import recommend
-from lora_capacity.twins.steady import StayLaw, simulate_steady
+from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 from lora_capacity.workload import Workload
 
 EXAMPLES = ("few_busy", "many_idle", "mixed_ranks")
@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     calibration = load_calibration(arguments.calibration)
     workload = Workload.from_file(REPOSITORY / "examples" / "many_idle.yaml")
-    stays = StayLaw.of_lengths(workload.output_tokens)
+    stays = ResidenceTime.of_lengths(workload.output_tokens)
     scenarios = lay_out(workload, calibration, SWEEP)
     figures: dict[str, Any] = {"environment": environment("jax", "jaxlib", "numpy"), "calibration": calibration.name}
     figures["one_device"] = [time_batch(calibration, scenarios, stays, size) for size in BATCHES]
@@ -69,7 +69,7 @@ def best_s(run: Callable[[], object], repeats: int = REPEATS) -> float:
     return min(times)
 
 
-def time_batch(calibration: Calibration, scenarios: Scenarios, stays: StayLaw, size: int) -> dict[str, float]:
+def time_batch(calibration: Calibration, scenarios: Scenarios, stays: ResidenceTime, size: int) -> dict[str, float]:
     """One compiled call on one device."""
     batch = jax.tree.map(lambda values: values[:size], scenarios)
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def time_batch(calibration: Calibration, scenarios: Scenarios, stays: StayLaw, s
     return rates(size, compile_s, run_s)
 
 
-def time_sweep(calibration: Calibration, scenarios: Scenarios, stays: StayLaw) -> dict[str, float]:
+def time_sweep(calibration: Calibration, scenarios: Scenarios, stays: ResidenceTime) -> dict[str, float]:
     """A sweep in chunks, on all cores or devices, copies to and from them included."""
     few = jax.tree.map(lambda values: values[:1], scenarios)
     start = time.perf_counter()

@@ -37,7 +37,7 @@ from lora_capacity.surrogate import (
 )
 from lora_capacity.surrogate.simulation import residence_times, simulate_workloads
 from lora_capacity.surrogate.targets import OPTIMUM, adapters_of
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 
 MODELS = {
     "llama-3.1-8b-instruct": "llama-3.1-8b-instruct-h100-64gb",
@@ -313,7 +313,7 @@ def _by_twin(calibration: Calibration, question: WorkloadBatch, adapters: Any, s
     """Of a few configurations the one that the steady twin finds best: unlikely to starve first, then throughput."""
     asked = question.take(np.zeros(rows.size, np.int64))
     laws = residence_times(question.output_spread)
-    law = StayLaw(*(np.asarray(leaf)[:, 0] for leaf in (laws.finished, laws.remaining, laws.weight)))
+    law = ResidenceTime(*(np.asarray(leaf)[:, 0] for leaf in (laws.finished, laws.remaining, laws.weight)))
     found = assess(calibration, asked.scenarios(calibration, adapters[rows], slots[rows]), law)
     order = np.lexsort((-found["throughput_tokens_per_s"], found["starved"]))
     return int(rows[order[0]])

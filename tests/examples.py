@@ -14,7 +14,7 @@ from lora_capacity.memory import MemoryModel
 from lora_capacity.models import ModelShape
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.steady import StayLaw, simulate_steady
+from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import LengthDistribution
 
@@ -90,11 +90,11 @@ def make_scenarios(count: Any, rate_per_s: Any, **changes: Any) -> Scenarios:
     )
 
 
-STAYS = StayLaw.of_lengths(LENGTHS)
+STAYS = ResidenceTime.of_lengths(LENGTHS)
 _simulate = jax.jit(simulate_steady)
 
 
-def simulate(scenarios: Scenarios, costs: Costs = COSTS, stays: StayLaw = STAYS) -> Results:
+def simulate(scenarios: Scenarios, costs: Costs = COSTS, stays: ResidenceTime = STAYS) -> Results:
     """What the compiled steady twin predicts."""
     results: Results = _simulate(costs, scenarios, stays)
     return results

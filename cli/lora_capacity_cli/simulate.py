@@ -88,19 +88,14 @@ def simulate(
     prepare()
     from lora_capacity.calibration import load_calibration
     from lora_capacity.engines import ServerConfig
-    from lora_capacity.run import play_workload
-    from lora_capacity.run.steady import simulate as run
+    from lora_capacity.run import simulate as run
     from lora_capacity.scenarios import build_scenarios, table
-    from lora_capacity.twins.steady import StayLaw
     from lora_capacity.workload import Workload
 
     asked = Workload.from_file(workload)
     known = load_calibration(calibration)
     scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
-    if engine == "event":
-        results = play_workload(known, scenarios, asked, seed=seed, warmup_s=warmup_s, samples=samples)
-    else:
-        results = run(known, scenarios, StayLaw.of_lengths(asked.output_tokens))
+    results = run(known, scenarios, asked, engine=engine, seed=seed, warmup_s=warmup_s, samples=samples)
     row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
     events = {} if results.events is None else {"events": _events(row, asked, adapters, seed, results.events)}
     resolved = {name: row.pop(name) for name in _SETTINGS}

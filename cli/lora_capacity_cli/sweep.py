@@ -113,13 +113,12 @@ def _averaged(
     workload: "Workload", calibration: "Calibration", points: dict[str, Any], fixed: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what the steady twin predicts."""
-    from lora_capacity.run.steady import simulate
+    from lora_capacity.run import simulate
     from lora_capacity.scenarios import build_scenarios, table
-    from lora_capacity.twins.steady import StayLaw
 
     scenarios = build_scenarios(workload, calibration, **points, **fixed)
     with progress_bar("configurations") as progress:
-        results = simulate(calibration, scenarios, StayLaw.of_lengths(workload.output_tokens), progress=progress)
+        results = simulate(calibration, scenarios, workload, progress=progress)
     return table(scenarios, results)
 
 
@@ -134,7 +133,7 @@ def _played(
     """Return what happens in the event twin, a row per configuration and seed."""
     import numpy as np
 
-    from lora_capacity.run import play_workload
+    from lora_capacity.run import simulate
     from lora_capacity.scenarios import build_scenarios, table
 
     repeated = {name: np.repeat(column, len(seeds)) for name, column in points.items()}
@@ -142,7 +141,9 @@ def _played(
     scenarios = build_scenarios(workload, calibration, **repeated, **fixed)
     try:
         with progress_bar("configurations") as progress:
-            played = play_workload(calibration, scenarios, workload, seed=seed, parts=parts, progress=progress)
+            played = simulate(
+                calibration, scenarios, workload, engine="event", seed=seed, checkpoint_dir=parts, progress=progress
+            )
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
         raise

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lora_capacity.memory import plan_memory
     from lora_capacity.models import ModelShape
     from lora_capacity.reports import build_report
-    from lora_capacity.run.steady import simulate
+    from lora_capacity.run import simulate
     from lora_capacity.scenarios import Results, Scenarios, build_scenarios
     from lora_capacity.search import Objective, Recommendation, recommend
     from lora_capacity.status import Status
@@ -70,7 +70,7 @@ _HOMES = {
     "memory": ("plan_memory",),
     "models": ("ModelShape",),
     "reports": ("build_report",),
-    "run.steady": ("simulate",),
+    "run": ("simulate",),
     "scenarios": ("Results", "Scenarios", "build_scenarios"),
     "search": ("Objective", "Recommendation", "recommend"),
     "status": ("Status",),
@@ -94,14 +94,14 @@ _RENAMED = {
     "SmoothInputs": "surrogate.SurrogateInputs",
     "SmoothOutputs": "surrogate.NeuralOutputs",
     "Space": "surrogate.Space",
-    "StayLaw": "twins.steady.StayLaw",
+    "StayLaw": "twins.steady.ResidenceTime",
     "Surrogate": "surrogate.Surrogate",
     "VllmBehaviour": "engines.VllmBehaviour",
     "compare_twins": "validation.twins.compare_twins",
     "grid": "run.steady.grid",
     "make_labels": "surrogate.label",
-    "play": "run.play",
-    "play_workload": "run.play_workload",
+    "play": "run.simulate",
+    "play_workload": "run.simulate",
     "rules_of": "surrogate.rules_of",
     "summarise_comparison": "validation.twins.summarise_comparison",
     "train_smooth": "surrogate.train_neural",

@@ -14,7 +14,7 @@ from lora_capacity.measurements import Profile, RunLengths, Runs, is_starved, re
 from lora_capacity.measurements.runs import FloatArray
 from lora_capacity.memory import MemoryModel
 from lora_capacity.scenarios import Results, Scenarios
-from lora_capacity.twins.steady import StayLaw, simulate_steady
+from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 from lora_capacity.validation import RUN_LENGTHS, lay_out_runs, run_lengths
 
 # Runs whose service lies between these tell how well the onset of starvation is predicted.
@@ -43,7 +43,7 @@ class MeasuredRuns:
     runs: Runs
     lengths: RunLengths
     scenarios: Scenarios
-    stays: StayLaw
+    stays: ResidenceTime
     step_s: FloatArray
     output_share: FloatArray
     held_tokens: FloatArray

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lora_capacity.costs import Costs, bare_step_time_s, step_time_s
 from lora_capacity.measurements.profile import Profile
 from lora_capacity.scenarios import Scenarios
-from lora_capacity.twins.steady import StayLaw, simulate_steady
+from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 
 FloatArray = NDArray[np.float64]
 
@@ -68,7 +68,11 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
 
 
 def run_residuals(
-    scenarios: Scenarios, stays: StayLaw, throughput_tokens_per_s: FloatArray, itl_s: FloatArray, step_s: FloatArray
+    scenarios: Scenarios,
+    stays: ResidenceTime,
+    throughput_tokens_per_s: FloatArray,
+    itl_s: FloatArray,
+    step_s: FloatArray,
 ) -> Callable[[Costs], Array]:
     """Serving runs by the steady twin: throughput, and the inter-token latency twice, ``[3, runs]``.
 

@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
-from lora_capacity.run.steady import simulate, with_classes
+from lora_capacity.run import simulate
+from lora_capacity.run.steady import with_classes
 from lora_capacity.scenarios import Results, Scenarios, build_scenarios
 from lora_capacity.search.margin import capacity_error
 from lora_capacity.search.objective import Columns
 from lora_capacity.search.problem import Problem
 from lora_capacity.search.recommendation import Candidate
-from lora_capacity.twins.steady import StayLaw
 
 Z_90 = 1.6448536269514722
 """Standard deviations of a normal law within which 90 % lie."""
@@ -141,7 +141,7 @@ def run_at(
         base_rate_per_s=(host.base_rate_per_s * load).astype(host.base_rate_per_s.dtype),
         horizon_s=(host.horizon_s / shorter).astype(host.horizon_s.dtype),
     )
-    return simulate(problem.calibration, scaled, StayLaw.of_lengths(problem.workload.output_tokens))
+    return simulate(problem.calibration, scaled, problem.workload)
 
 
 def _adapters(problem: Problem, best: int, count: int) -> Int[np.ndarray, " columns"]:

@@ -14,7 +14,7 @@ from lora_capacity.search.margin import assess
 from lora_capacity.search.objective import Columns
 from lora_capacity.search.problem import Problem
 from lora_capacity.search.recommendation import Candidate
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import LengthDistribution
 
@@ -71,7 +71,7 @@ def changes(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[Ch
     found = assess(
         problem.calibration,
         _with_load_and_memory(problem, scenarios, words),
-        StayLaw.of_lengths(problem.workload.output_tokens),
+        ResidenceTime.of_lengths(problem.workload.output_tokens),
         threshold=problem.threshold,
         risk=problem.risk,
         loads=_LOADS,

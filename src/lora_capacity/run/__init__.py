@@ -1,5 +1,6 @@
-"""Many configurations played by the event twin, on every core or device at hand."""
+"""Many configurations at once, on every core or device at hand."""
 
-from lora_capacity.run.events import play, play_workload
+from lora_capacity.run.events import LengthSample
+from lora_capacity.run.runner import ENGINES, simulate
 
-__all__ = ["play", "play_workload"]
+__all__ = ["ENGINES", "LengthSample", "simulate"]

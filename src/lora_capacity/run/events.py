@@ -1,4 +1,4 @@
-"""Configurations with their requests, drawn or given, played by the event twin."""
+"""Configurations with their requests, drawn or given, run by the event twin."""
 
 import dataclasses
 import functools
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.errors import check_number
+from lora_capacity.errors import InputError, check_number
 from lora_capacity.run.batches import Batch, Batches, Observation
+from lora_capacity.run.checkpoint import Checkpoint, Part
 from lora_capacity.run.distributed import any_process, gather, own_share
-from lora_capacity.run.parts import Part, Parts
-from lora_capacity.run.steady import Progress, simulate
+from lora_capacity.run.steady import Progress, run_steady
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.events import RequestTables, draw_requests, lay_out_requests
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import LengthDistribution, Requests, Workload
 
 _CACHED_REQUESTS = 2**23
@@ -30,104 +30,79 @@ _Draw = Callable[[Scenarios, Sequence[int], NDArray[np.int64]], RequestTables]
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Where requests come from: how they are drawn, all that decides them, and the law of the answer lengths."""
+    """Where requests come from: how they are drawn, all that decides them, and how long requests stay."""
 
     draw: _Draw
     question: Any
-    stays: StayLaw
+    stays: ResidenceTime
     longest_output: int
 
 
-def play(
+@dataclasses.dataclass(frozen=True, eq=False)
+class LengthSample:
+    """Request lengths to draw from, in pairs, for requests with Poisson arrivals.
+
+    Attributes:
+        input_tokens: Prompt lengths, ``[sample]`` or ``[configs, sample]``.
+        output_tokens: Output lengths, likewise.
+    """
+
+    input_tokens: ArrayLike
+    output_tokens: ArrayLike
+
+    @property
+    def output_lengths(self) -> LengthDistribution:
+        """Distribution of the output lengths, over all configurations."""
+        return LengthDistribution.from_histogram(*np.unique(np.asarray(self.output_tokens), return_counts=True))
+
+
+def run_events(
     calibration: Calibration,
     scenarios: Scenarios,
-    input_tokens: ArrayLike,
-    output_tokens: ArrayLike,
-    *,
-    seed: int = 0,
-    warmup_s: float = 0.0,
-    samples: int = 0,
-    parts: str | Path | None = None,
-    progress: Progress | None = None,
+    traffic: Workload | LengthSample,
+    seed: ArrayLike,
+    load: ArrayLike,
+    observation: Observation,
+    checkpoint_dir: str | Path | None,
+    progress: Progress | None,
 ) -> Results:
-    """Run the event twin over configurations with Poisson arrivals and lengths from a sample.
+    """Run the event twin over configurations; arguments as of `lora_capacity.run.simulate`."""
+    if isinstance(traffic, LengthSample):
+        source = _sample_source(scenarios, traffic, seed, load)
+    else:
+        configs = scenarios.status.shape[0]
+        seeds = [int(check_number("seed", each, minimum=0, integer=True)) for each in _spread(seed, configs)]
+        loads = [check_number("load", each, minimum=0, exclusive=True) for each in _spread(load, configs)]
+        source = _workload_source(scenarios, traffic, seeds, loads)
+        scenarios = _loaded(scenarios, traffic, np.array(loads))
+    return _run(calibration, scenarios, source, observation, checkpoint_dir, progress)
 
-    Args:
-        calibration: Whose costs and vLLM version hold.
-        scenarios: The configurations, ``[configs]``.
-        input_tokens: Prompt lengths to draw from, paired with the next, ``[sample]`` or ``[configs, sample]``.
-        output_tokens: Answer lengths.
-        seed: Whole number >= 0; what happens in a configuration depends on it and on the configuration's index alone.
-        warmup_s: Time at the beginning that is left out of all but what is told by adapter or class.
-        samples: Parts of the horizon whose means make a series; 0 for none.
-        parts: Folder for finished batches: the same call goes on from what is there. It stays until deleted.
-        progress: Called after every batch, with configurations in proportion to the work done, and their total.
 
-    Returns:
-        What happened, with NumPy leaves, ``[configs]``; adapters class by class, padding last.
-
-    Raises:
-        InputError: If the seed is no such number, the warm-up is not shorter than every horizon, a request needs more
-            KV blocks than its server has, a configuration needs more memory than there is, or ``parts`` holds those of
-            another question.
-    """
-    seed = int(check_number("seed", seed, minimum=0, integer=True))
+def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, load: ArrayLike) -> _Source:
+    """Return Poisson arrivals; those of a configuration depend on the seed and its index alone."""
+    if np.ndim(seed) or np.any(np.asarray(load) != 1.0):
+        name, given = ("seed", seed) if np.ndim(seed) else ("load", load)
+        raise InputError(name, given, f"{'one number' if np.ndim(seed) else '1'} with a sample of lengths")
+    number = int(check_number("seed", seed, minimum=0, integer=True))
     configs = scenarios.status.shape[0]
     inputs, outputs = (
-        np.broadcast_to(column, (configs, np.shape(column)[-1])) for column in (input_tokens, output_tokens)
+        np.broadcast_to(column, (configs, np.shape(column)[-1]))
+        for column in (sample.input_tokens, sample.output_tokens)
     )
 
     def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> RequestTables:
-        return draw_requests(part, inputs[indices], outputs[indices], seed=seed, indices=indices, most=most)
+        return draw_requests(part, inputs[indices], outputs[indices], seed=number, indices=indices, most=most)
 
-    source = _Source(
+    return _Source(
         draw,
-        (seed, np.asarray(input_tokens), np.asarray(output_tokens)),
-        StayLaw.of_lengths(LengthDistribution.from_histogram(*np.unique(output_tokens, return_counts=True))),
-        int(np.max(output_tokens)),
+        (number, np.asarray(sample.input_tokens), np.asarray(sample.output_tokens)),
+        ResidenceTime.of_lengths(sample.output_lengths),
+        int(np.max(sample.output_tokens)),
     )
-    return _play(calibration, scenarios, source, Observation(warmup_s, samples), parts, progress)
 
 
-def play_workload(
-    calibration: Calibration,
-    scenarios: Scenarios,
-    workload: Workload,
-    *,
-    seed: ArrayLike = 0,
-    load: ArrayLike = 1.0,
-    warmup_s: float = 0.0,
-    samples: int = 0,
-    parts: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Results:
-    """Run the event twin over configurations of one workload, with its own arrivals; a trace is replayed.
-
-    What happens in a configuration depends on its own settings, seed and load alone: neither on the other
-    configurations nor on their order.
-
-    Args:
-        calibration: Whose costs and vLLM version hold.
-        scenarios: The configurations as `build_scenarios` lays them out, ``[configs]``.
-        workload: Their workload.
-        seed: Whole numbers >= 0 of `Workload.sample_requests`, one or ``[configs]``: configurations of equal seeds
-            share the requests of shared adapters.
-        load: Times the workload's rates, > 0, one or ``[configs]``. Arrivals are drawn over so many times the horizon
-            and pressed together; those of a trace then end earlier, and so does the time observed.
-        warmup_s: As in `play`, as the next three.
-        samples: See there.
-        parts: See there.
-        progress: See there.
-
-    Returns:
-        As `play`.
-
-    Raises:
-        InputError: As `play` and `Workload.sample_requests`, or if a load is not above 0.
-    """
-    configs = scenarios.status.shape[0]
-    seeds = [int(check_number("seed", each, minimum=0, integer=True)) for each in _spread(seed, configs)]
-    loads = [check_number("load", each, minimum=0, exclusive=True) for each in _spread(load, configs)]
+def _workload_source(scenarios: Scenarios, workload: Workload, seeds: Sequence[int], loads: Sequence[float]) -> _Source:
+    """Return the workload's own arrivals; those of a configuration depend on its adapters, seed and load alone."""
     served = np.asarray(scenarios.class_count).sum(axis=1).astype(int)
     rates, ranks = workload.adapters.deal(int(served.max()))
     _, class_of = np.unique(np.stack([rates, ranks], axis=1), axis=0, return_inverse=True)
@@ -142,19 +117,11 @@ def play_workload(
         return lay_out_requests(part, requests, classes, seed=0, indices=[seeds[i] for i in indices])
 
     every = sample(int(served.max()), seeds[0], loads[0])
-    source = _Source(
+    return _Source(
         draw,
         (seeds, loads, vars(every)),
-        StayLaw.of_lengths(workload.output_tokens),
+        ResidenceTime.of_lengths(workload.output_tokens),
         int(workload.output_tokens.max),
-    )
-    return _play(
-        calibration,
-        _loaded(scenarios, workload, np.array(loads)),
-        source,
-        Observation(warmup_s, samples),
-        parts,
-        progress,
     )
 
 
@@ -194,18 +161,18 @@ def _loaded(scenarios: Scenarios, workload: Workload, load: NDArray[np.float64])
     return changed
 
 
-def _play(
+def _run(
     calibration: Calibration,
     scenarios: Scenarios,
     source: _Source,
     observation: Observation,
-    parts: str | Path | None,
+    checkpoint_dir: str | Path | None,
     progress: Progress | None,
 ) -> Results:
-    """Play what is not in ``parts`` yet, and return all configurations in the order given."""
+    """Run what is not in the checkpoints yet, and return all configurations in the order given."""
     host: Any = jax.tree.map(np.asarray, scenarios)
     observation.check(host.horizon_s)
-    steady = simulate(calibration, scenarios, source.stays)
+    steady = run_steady(calibration, scenarios, source.stays)
     batches = Batches.plan(calibration, host, steady, source.longest_output, observation)
     question = (
         calibration.costs,
@@ -214,13 +181,13 @@ def _play(
         source.question,
         dataclasses.astuple(observation),
     )
-    folder = None if parts is None else Parts(Path(parts), question)
+    folder = None if checkpoint_dir is None else Checkpoint(Path(checkpoint_dir), question)
     kept = folder.load() if folder else []
     done = np.zeros(batches.configs, dtype=bool)
     for rows, _ in kept:
         done[rows] = True
     own = own_share(batches.cut(~any_process(done)))
-    if not own and not kept:  # others have played all; they still ask for something
+    if not own and not kept:  # others have run all; they still ask for something
         own = batches.cut(np.ones_like(done))[-1:]
 
     def run(batch: Batch) -> Part:

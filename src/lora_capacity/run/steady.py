@@ -22,7 +22,7 @@ from lora_capacity.errors import InputError
 from lora_capacity.run.distributed import gather, own_share
 from lora_capacity.run.resources import available_cores
 from lora_capacity.scenarios import Results, Scenarios
-from lora_capacity.twins.steady import StayLaw, simulate_steady
+from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 
 Progress = Callable[[int, int], None]
 """Called with the configurations done and their total."""
@@ -79,18 +79,17 @@ def grid(adapters: Sequence[int], max_loras: Sequence[int], **axes: Sequence[Any
     return {name: column[kept] for name, column in columns.items()}
 
 
-def simulate(
-    calibration: Calibration, scenarios: Scenarios, stays: StayLaw, *, progress: Progress | None = None
+def run_steady(
+    calibration: Calibration, scenarios: Scenarios, residence: ResidenceTime, *, progress: Progress | None = None
 ) -> Results:
     """Run the steady twin over configurations, in chunks of one shape and on all local devices.
 
-    In a `jax.distributed` job every process calls it with the same configurations, and gets all answers. It compiles
-    once per number of classes (rounded up to a multiple of 4), whatever the number of configurations.
+    It compiles once per number of classes (rounded up to a multiple of 4), whatever the number of configurations.
 
     Args:
         calibration: Whose costs hold.
         scenarios: The configurations, ``[configs]``.
-        stays: The law of the output lengths.
+        residence: How long requests stay in the batch: of all, leaves ``[nodes]``, or of each, ``[nodes, configs]``.
         progress: Called after every chunk.
 
     Returns:
@@ -103,11 +102,17 @@ def simulate(
     mesh = Mesh(np.array(devices), ("configs",))
     spec: Any = PartitionSpec
     split, whole = NamedSharding(mesh, spec("configs")), NamedSharding(mesh, spec())
-    costs, law = jax.device_put((calibration.costs, stays), whole)
+    costs = jax.device_put(calibration.costs, whole)
+    own_time = residence.weight.ndim == 2
+    times = jax.tree.map(np.transpose, residence) if own_time else jax.device_put(residence, whole)
+    split_times = NamedSharding(mesh, spec(None, "configs"))
     size = (CHUNK_CPU if on_cpu else CHUNK_ACCELERATOR) * len(devices)
 
     def run(start: int) -> Results:
-        return _run_chunk(costs, jax.device_put(_padded(host, start, size), split), law)
+        chunk_times = times
+        if own_time:
+            chunk_times = jax.device_put(jax.tree.map(np.transpose, _padded(times, start, size)), split_times)
+        return _run_chunk(costs, jax.device_put(_padded(host, start, size), split), chunk_times)
 
     starts = own_share(range(0, configs, size))
     parts = []
@@ -165,17 +170,16 @@ def with_classes(scenarios: Scenarios, classes: int) -> Scenarios:
     return merged
 
 
-def _run_chunk(costs: Costs, chunk: Scenarios, stays: StayLaw) -> Results:
-    results: Results = jax.tree.map(np.asarray, _simulate_chunk(costs, chunk, stays))
+def _run_chunk(costs: Costs, chunk: Scenarios, residence: ResidenceTime) -> Results:
+    results: Results = jax.tree.map(np.asarray, _simulate_chunk(costs, chunk, residence))
     return results
 
 
-def _padded(scenarios: Scenarios, start: int, size: int) -> Scenarios:
+def _padded(tree: Any, start: int, size: int) -> Any:
     """Cut out a chunk; the last configuration is repeated to fill it up."""
 
     def cut(values: NDArray[Any]) -> NDArray[Any]:
         chunk = values[start : start + size]
         return np.pad(chunk, [(0, size - len(chunk))] + [(0, 0)] * (chunk.ndim - 1), mode="edge")
 
-    chunk: Scenarios = jax.tree.map(cut, scenarios)
-    return chunk
+    return jax.tree.map(cut, tree)

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.run.steady import simulate
+from lora_capacity.run import simulate
 from lora_capacity.scenarios import Bottleneck, Scenarios, table
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.twins.steady.slots import burst_width
 
 SWING_ERROR = 1.5
@@ -29,7 +29,7 @@ _SMALLEST_STEP = 0.01
 def assess(
     calibration: Calibration,
     scenarios: Scenarios,
-    stays: StayLaw,
+    stays: ResidenceTime,
     *,
     threshold: float = 0.1,
     risk: float = 0.05,

@@ -16,7 +16,7 @@ from lora_capacity.run.steady import with_classes
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search.margin import assess
 from lora_capacity.search.objective import Columns, Objective, choose, judge
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import Workload
 
 IntArray = NDArray[np.int64]
@@ -143,8 +143,8 @@ class Problem:
         return choose(columns, self.objective, self.threshold, self.risk)
 
     @cached_property
-    def _stays(self) -> StayLaw:
-        return StayLaw.of_lengths(self.workload.output_tokens)
+    def _stays(self) -> ResidenceTime:
+        return ResidenceTime.of_lengths(self.workload.output_tokens)
 
     @cached_property
     def _classes(self) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from lora_capacity.run import play_workload
+from lora_capacity.run import simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Results, build_scenarios, table
 from lora_capacity.search.frontier import Bracket
@@ -90,14 +90,7 @@ class EventRuns:
         error = _FARTHER * capacity_error(problem.calibration, scenarios)
         factors = load_factors(error, problem.risk, _LOADS)
         shape = (len(points), _LOADS, len(seeds))
-        found = play_workload(
-            problem.calibration,
-            jax.tree.map(lambda values: np.repeat(np.asarray(values), _LOADS * len(seeds), axis=0), scenarios),
-            problem.workload,
-            seed=np.broadcast_to(seeds, shape).ravel(),
-            load=np.broadcast_to(factors[..., np.newaxis], shape).ravel(),
-            progress=self._progress,
-        )
+        found = simulate(problem.calibration, jax.tree.map(lambda values: np.repeat(np.asarray(values), _LOADS * len(seeds), axis=0), scenarios), problem.workload, engine="event", seed=np.broadcast_to(seeds, shape).ravel(), load=np.broadcast_to(factors[..., np.newaxis], shape).ravel(), progress=self._progress)
         whole = dataclasses.replace(found, events=None)
         every: Any = jax.tree.map(lambda values: values.reshape(*shape, *values.shape[1:]), whole)
         at_offered: Any = jax.tree.map(lambda values: values[:, 0], every)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.run import play
+from lora_capacity.run import LengthSample, simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios.workload_batch import FloatArray, WorkloadBatch
 from lora_capacity.surrogate.closed_form import full_batches
@@ -95,7 +95,7 @@ def simulate_near_best(
     place = np.searchsorted(feasible, row)
     inputs, outputs = (np.stack(column)[place] for column in zip(*pairs, strict=True))
     scenarios = asked.scenarios(calibration, adapters, slots)
-    found = play(calibration, scenarios, inputs, outputs, seed=seed, parts=checkpoint_dir, progress=progress)
+    found = simulate(calibration, scenarios, LengthSample(inputs, outputs), engine="event", seed=seed, checkpoint_dir=checkpoint_dir, progress=progress)
     share = found.service / simulate_workloads(calibration, asked, adapters, slots).service
     known = np.isfinite(share) & (share > 0)
     return Simulated(row[known], adapters[known], slots[known], np.log(share[known]).astype(np.float64))

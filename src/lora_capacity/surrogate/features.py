@@ -20,7 +20,7 @@ from lora_capacity.memory import slot_bytes
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
 from lora_capacity.surrogate.closed_form import FullBatch, full_batches
 from lora_capacity.surrogate.simulation import residence_times
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.twins.steady.slots import BURST_MARGIN, burst_width
 
 _SLOTS = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -35,7 +35,7 @@ _SHORT = 0.1
 _LEAST_SHARE, _LEAST_BUSY, _LEAST_SLOTS = 0.01, 0.1, 0.5
 """Floors under features of which the logarithm is taken; a server for which they hold serves nothing."""
 
-_drain = jax.jit(StayLaw.drain)
+_drain = jax.jit(ResidenceTime.drain)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.run.resources import available_cores
 from lora_capacity.scenarios import Results
 from lora_capacity.scenarios.workload_batch import IntArray, WorkloadBatch
-from lora_capacity.twins.steady import StayLaw, simulate_steady
+from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 from lora_capacity.workload import LengthDistribution
 
 _CHUNK = 512
@@ -26,7 +26,7 @@ _MEAN_TOKENS, _LONGEST = 200, 8
 _simulate = jax.jit(simulate_steady)
 
 
-def residence_times(spread: Float[np.ndarray, " workloads"]) -> StayLaw:
+def residence_times(spread: Float[np.ndarray, " workloads"]) -> ResidenceTime:
     """Return residence times of output lengths with a relative spread, leaves ``[nodes, workloads]``.
 
     Spreads are rounded to 0.05, above 2 to 2; lengths are truncated gamma, as `LengthDistribution.from_moments` has
@@ -35,7 +35,7 @@ def residence_times(spread: Float[np.ndarray, " workloads"]) -> StayLaw:
     place = np.clip(np.rint(spread / _STEP), 1, _WIDEST / _STEP).astype(int)
     distinct, row = np.unique(place, return_inverse=True)
     known = [_residence_time(each) for each in distinct.tolist()]
-    found: StayLaw = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1)[:, row.ravel()], *known)
+    found: ResidenceTime = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1)[:, row.ravel()], *known)
     return found
 
 
@@ -44,7 +44,7 @@ def _residence_time(steps: int) -> Any:
     """Residence time of one tabulated spread, leaves ``[nodes]``."""
     std = steps * _STEP * _MEAN_TOKENS
     lengths = LengthDistribution.from_moments(_MEAN_TOKENS, std, 1, _LONGEST * _MEAN_TOKENS)
-    return jax.tree.map(np.asarray, StayLaw.of_lengths(lengths))
+    return jax.tree.map(np.asarray, ResidenceTime.of_lengths(lengths))
 
 
 def simulate_workloads(

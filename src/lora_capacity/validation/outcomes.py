@@ -13,11 +13,10 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.measurements import is_starved
-from lora_capacity.run import play_workload
-from lora_capacity.run.steady import Progress, simulate
+from lora_capacity.run import simulate
+from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, build_scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.steady import StayLaw
 from lora_capacity.validation.predict import ENGINES
 from lora_capacity.workload import Workload
 from lora_capacity.workload.requests import Requests
@@ -93,10 +92,9 @@ def predict_outcomes(
     )
     samples = [workload.sample_requests(server.max_cpu_loras, seed) for server in servers]
     if engine == "event":
-        results = play_workload(calibration, scenarios, workload, seed=seed, progress=progress)
+        results = simulate(calibration, scenarios, workload, engine="event", seed=seed, progress=progress)
     else:
-        stays = StayLaw.of_lengths(workload.output_tokens)
-        results = simulate(calibration, _as_sampled(scenarios, samples), stays, progress=progress)
+        results = simulate(calibration, _as_sampled(scenarios, samples), workload, progress=progress)
     return [
         Outcome(
             status=Status(int(results.status[row])).label,

@@ -12,12 +12,12 @@ from lora_capacity.measurements import RunLengths
 from lora_capacity.measurements.lengths import INPUT_STD_TOKENS, length_pairs
 from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
 from lora_capacity.measurements.scores import STARVED_SHORTFALL
-from lora_capacity.run import play
+from lora_capacity.run import LengthSample, simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, lay_out
 from lora_capacity.search import assess
 from lora_capacity.status import Status
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.units import S_PER_HOUR
 
 RUN_LENGTHS = RunLengths(
@@ -172,7 +172,14 @@ def _play(
     inputs, outputs = (np.stack(column) for column in zip(*pairs, strict=True))
     total = len(seeds) * rows.size
     played = [
-        play(calibration, scenarios, inputs, outputs, seed=seed, progress=_from(progress, i * rows.size, total))
+        simulate(
+            calibration,
+            scenarios,
+            LengthSample(inputs, outputs),
+            engine="event",
+            seed=seed,
+            progress=_from(progress, i * rows.size, total),
+        )
         for i, seed in enumerate(seeds)
     ]
     found = {name: np.mean([getattr(each, name) for each in played], axis=0) for name in _PLAYED}
@@ -213,7 +220,7 @@ def run_lengths(runs: Runs, rows: IntArray, otherwise: RunLengths) -> RunLengths
 
 def lay_out_runs(
     runs: Runs, rows: IntArray, calibration: Calibration, lengths: RunLengths
-) -> tuple[Scenarios, StayLaw]:
+) -> tuple[Scenarios, ResidenceTime]:
     """Lay runs out as configurations, each with the traffic it really had, and the law of their answer lengths.
 
     Args:
@@ -249,7 +256,7 @@ def lay_out_runs(
     )
     mean_tokens = float(output_tokens.mean())
     try:
-        return scenarios, StayLaw.of_lengths(lengths.output_lengths(mean_tokens))
+        return scenarios, ResidenceTime.of_lengths(lengths.output_lengths(mean_tokens))
     except InputError as error:
         raise InputError(f"{runs.path}, mean_output_tokens", round(mean_tokens, 1), error.allowed) from None
 

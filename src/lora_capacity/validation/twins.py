@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import check_number
-from lora_capacity.run import play_workload
+from lora_capacity.run import simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, table
 from lora_capacity.search import assess
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import Workload
 
 COMPARED = ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_usage")
@@ -63,11 +63,13 @@ def compare_twins(
         InputError: As `play_workload`, or if the tolerance is not above 0.
     """
     check_number("tolerance", tolerance, minimum=0, exclusive=True)
-    steady = assess(calibration, scenarios, StayLaw.of_lengths(workload.output_tokens))
+    steady = assess(calibration, scenarios, ResidenceTime.of_lengths(workload.output_tokens))
     shape = (scenarios.status.shape[0], len(seeds))
     repeated: Scenarios = jax.tree.map(lambda values: np.repeat(np.asarray(values), len(seeds), axis=0), scenarios)
     seed = np.broadcast_to(np.asarray(seeds), shape).ravel()
-    played = play_workload(calibration, repeated, workload, seed=seed, parts=parts, progress=progress)
+    played = simulate(
+        calibration, repeated, workload, engine="event", seed=seed, checkpoint_dir=parts, progress=progress
+    )
     events = table(repeated, played)
     columns = {name: steady[name] for name in _SETTINGS}
     for name in (*COMPARED, "preemptions", "load_share", "completed_per_s"):

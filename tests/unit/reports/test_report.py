@@ -7,7 +7,7 @@ import pytest
 
 from lora_capacity import Recommendation, Workload, build_scenarios, load_calibration, simulate
 from lora_capacity.reports import Report, build_report, survey
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from tests.unit.reports.conftest import SETTINGS
 
 
@@ -69,7 +69,7 @@ def test_changed_load_agrees_with_a_workload_of_that_load(report: Report, worklo
     offered_per_s = np.asarray((scenarios.class_count * scenarios.class_rate_per_s).sum(axis=1))
     load = 1.0 + np.array([0.0, 1.0]) / offered_per_s
     more = dataclasses.replace(scenarios, class_rate_per_s=scenarios.class_rate_per_s * load[:, None])
-    results = simulate(report.calibration, more, StayLaw.of_lengths(workload.output_tokens))
+    results = simulate(report.calibration, more, ResidenceTime.of_lengths(workload.output_tokens))
     change = next(each for each in report.changes if each.words == "one more request per second")
     assert change.itl_s == pytest.approx(float(results.itl_s[1] - results.itl_s[0]), abs=1e-4)
 

@@ -8,9 +8,8 @@ import pytest
 
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError
-from lora_capacity.run import play
+from lora_capacity.run import LengthSample, simulate
 from lora_capacity.run.batches import Batches, bytes_per_configuration, expected_turns
-from lora_capacity.run.steady import simulate
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.events import RequestTables, draw_requests
 from lora_capacity.twins.events.simulation import simulate_with_sending_times
@@ -112,5 +111,5 @@ def test_the_turns_expected_are_about_those_taken() -> None:
         max_pending=500.0,
     )
     expected = expected_turns(jax.tree.map(np.asarray, scenarios), simulate(CALIBRATION, scenarios, STAYS))
-    turns = play(CALIBRATION, scenarios, INPUTS, OUTPUTS).events.iterations
+    turns = simulate(CALIBRATION, scenarios, LengthSample(INPUTS, OUTPUTS), engine="event").events.iterations
     np.testing.assert_allclose(np.log(expected / turns), 0.0, atol=0.5)

@@ -14,8 +14,7 @@ import sys, jax, numpy as np
 address, number, every, result, parts = sys.argv[1:]
 if int(every) > 1:
     jax.distributed.initialize(address, int(every), int(number))
-from lora_capacity.run import play
-from lora_capacity.run.steady import simulate
+from lora_capacity.run import LengthSample, simulate
 from tests.examples import STAYS, make_calibration, make_scenarios
 calibration = make_calibration()
 many = make_scenarios(np.arange(3, 4503).reshape(-1, 3), [0.4, 0.05, 0.0125], max_loras=4)
@@ -23,7 +22,8 @@ steady = simulate(calibration, many, STAYS)
 few = make_scenarios(np.arange(3, 66).reshape(-1, 3), [0.4, 0.05, 0.0125], max_loras=4, horizon_s=30.0)
 seen = []
 note = lambda *done: seen.append(done)
-events = play(calibration, few, [40, 80, 160], [60, 10, 190], parts=parts or None, progress=note)
+drawn = LengthSample([40, 80, 160], [60, 10, 190])
+events = simulate(calibration, few, drawn, engine="event", checkpoint_dir=parts or None, progress=note)
 assert seen[-1] == (21, 21)
 leaves = jax.tree.leaves((steady, events))
 np.savez(result, *leaves)

@@ -10,12 +10,12 @@ import pytest
 
 from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError
-from lora_capacity.run import batches, play, play_workload
+from lora_capacity.run import LengthSample, batches, simulate
 from lora_capacity.scenarios import Scenarios, build_scenarios, table
 from lora_capacity.status import Status
 from lora_capacity.twins.events import draw_requests, simulate_events
 from lora_capacity.workload import Workload
-from tests.examples import make_calibration, make_costs
+from tests.examples import STAYS, make_calibration, make_costs
 
 CALIBRATION = make_calibration()
 WORKLOAD = {
@@ -42,13 +42,22 @@ def test_batches_play_each_configuration_as_it_plays_alone_and_again(monkeypatch
     monkeypatch.setattr(batches, "LONGEST_BATCH", 2)
     many = scenarios([4, 12, 8, 5, 2], [2, 3, 1, 5, 2], gpu_memory_utilization=[0.9, 0.9, 0.9, 0.2, 0.9])
     seen: list[tuple[int, int]] = []
-    together = play(CALIBRATION, many, INPUTS, OUTPUTS, seed=3, progress=lambda *done: seen.append(done))
+    together = simulate(
+        CALIBRATION,
+        many,
+        LengthSample(INPUTS, OUTPUTS),
+        engine="event",
+        seed=3,
+        progress=lambda *done: seen.append(done),
+    )
     assert len(seen) == 5
     assert seen == sorted(seen)
     assert seen[-1] == (5, 5)
     assert int(together.status[3]) == Status.NO_KV_CACHE
     assert np.isnan(together.throughput_tokens_per_s[3])
-    again, other = (play(CALIBRATION, many, INPUTS, OUTPUTS, seed=seed) for seed in (3, 4))
+    again, other = (
+        simulate(CALIBRATION, many, LengthSample(INPUTS, OUTPUTS), engine="event", seed=seed) for seed in (3, 4)
+    )
     for one, two in zip(jax.tree.leaves(together), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, two)
     assert int(together.events.adapter_arrived.sum()) != int(other.events.adapter_arrived.sum())
@@ -65,7 +74,10 @@ def test_batches_play_each_configuration_as_it_plays_alone_and_again(monkeypatch
 @pytest.mark.parametrize(("version", "device"), [("0.26.0", "gpu"), ("0.33.0", "gpu"), ("0.33.0", "cpu")])
 def test_a_version_is_played_by_its_rules(version: str, device: str) -> None:
     given, calibration = scenarios([12], [2]), make_calibration(vllm_version=version, device=device)
-    played, old = (play(each, given, INPUTS, OUTPUTS, seed=3) for each in (calibration, CALIBRATION))
+    played, old = (
+        simulate(each, given, LengthSample(INPUTS, OUTPUTS), engine="event", seed=3)
+        for each in (calibration, CALIBRATION)
+    )
     rules = VllmBehaviour.for_version(version, device).scheduler
     tables = draw_requests(given, INPUTS, OUTPUTS, seed=3)
     alone = jax.jit(partial(simulate_events, rules=rules))(calibration.costs, given, tables)
@@ -77,14 +89,16 @@ def test_a_version_is_played_by_its_rules(version: str, device: str) -> None:
 def test_servers_that_do_not_start_are_done_at_once() -> None:
     refused = scenarios([4, 12], [2, 3], gpu_memory_utilization=0.2)
     seen: list[tuple[int, int]] = []
-    played = play(CALIBRATION, refused, INPUTS, OUTPUTS, progress=lambda *done: seen.append(done))
+    played = simulate(
+        CALIBRATION, refused, LengthSample(INPUTS, OUTPUTS), engine="event", progress=lambda *done: seen.append(done)
+    )
     assert np.all(np.asarray(played.status) == Status.NO_KV_CACHE)
     assert seen[-1] == (2, 2)
 
 
 def test_a_workload_is_played_with_its_own_requests_class_by_class() -> None:
     given = scenarios([5, 7], [4, 4])
-    results = play_workload(CALIBRATION, given, workload(), seed=5)
+    results = simulate(CALIBRATION, given, workload(), engine="event", seed=5)
     requests = workload().sample_requests(7, 5)
     rates, ranks = workload().adapters.deal(7)
     by_class = np.lexsort((ranks, rates))
@@ -103,17 +117,17 @@ def assert_same(one: Any, other: Any, rows: Any = slice(None)) -> None:
 
 def test_neither_order_nor_size_of_batches_changes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     given = scenarios([4, 12, 8, 5, 2, 9], [2, 3, 1, 5, 2, 4])
-    expected = play_workload(CALIBRATION, given, workload(), seed=[0, 1, 0, 1, 0, 1])
+    expected = simulate(CALIBRATION, given, workload(), engine="event", seed=[0, 1, 0, 1, 0, 1])
     order = np.array([5, 0, 3, 1, 4, 2])
     shuffled = jax.tree.map(lambda values: values[order], given)
     monkeypatch.setattr(batches, "LONGEST_BATCH", 4)
-    found = play_workload(CALIBRATION, shuffled, workload(), seed=order % 2)
+    found = simulate(CALIBRATION, shuffled, workload(), engine="event", seed=order % 2)
     assert_same(found, expected, order)
 
 
 def test_a_load_is_that_of_as_many_times_the_rates() -> None:
     given = scenarios([12, 12, 12], [4, 4, 4])
-    found = play_workload(CALIBRATION, given, workload(), load=[1.0, 1.0, 1.5])
+    found = simulate(CALIBRATION, given, workload(), engine="event", load=[1.0, 1.0, 1.5])
     arrived = found.events.adapter_arrived.sum(axis=1)
     requests = workload(horizon_s=90).sample_requests(12, 0)
     assert arrived[0] == arrived[1] == (requests.arrival_s < 60).sum()
@@ -123,25 +137,32 @@ def test_a_load_is_that_of_as_many_times_the_rates() -> None:
 
 def test_what_was_played_is_not_played_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = scenarios([4, 12, 8, 5, 2, 7] * 4, [2, 3, 1, 5, 2, 3] * 4)
-    expected = play_workload(CALIBRATION, given, workload())
+    expected = simulate(CALIBRATION, given, workload(), engine="event")
     monkeypatch.setattr(batches, "LONGEST_BATCH", 2)
 
     def give_up(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        play_workload(CALIBRATION, given, workload(), parts=tmp_path, progress=give_up)
+        simulate(CALIBRATION, given, workload(), engine="event", checkpoint_dir=tmp_path, progress=give_up)
     begun = sorted(tmp_path.glob("*.msgpack"))
     assert begun
     times = [path.stat().st_mtime_ns for path in begun]
     seen: list[tuple[int, int]] = []
-    found = play_workload(CALIBRATION, given, workload(), parts=tmp_path, progress=lambda *done: seen.append(done))
+    found = simulate(
+        CALIBRATION,
+        given,
+        workload(),
+        engine="event",
+        checkpoint_dir=tmp_path,
+        progress=lambda *done: seen.append(done),
+    )
     assert_same(found, expected)
     assert [path.stat().st_mtime_ns for path in begun] == times
     assert 0 < seen[0][0] < 24
     assert seen[-1] == (24, 24)
     monkeypatch.setattr(batches.Batches, "run", None)
-    assert_same(play_workload(CALIBRATION, given, workload(), parts=tmp_path), expected)
+    assert_same(simulate(CALIBRATION, given, workload(), engine="event", checkpoint_dir=tmp_path), expected)
 
 
 @pytest.mark.parametrize("changed", ["seed", "workload", "calibration", "scenarios"])
@@ -152,7 +173,7 @@ def test_parts_of_another_question_are_refused(changed: str, tmp_path: Path) -> 
         "workload": workload(),
         "seed": 0,
     }
-    play_workload(**asked, parts=tmp_path)
+    simulate(**asked, checkpoint_dir=tmp_path, engine="event")
     other = {
         "calibration": make_calibration(costs=make_costs(base_s=0.02)),
         "scenarios": scenarios([4], [1]),
@@ -160,18 +181,18 @@ def test_parts_of_another_question_are_refused(changed: str, tmp_path: Path) -> 
         "seed": 1,
     }
     with pytest.raises(InputError, match=r"what is left of another sweep.*delete the folder"):
-        play_workload(**asked | {changed: other[changed]}, parts=tmp_path)
+        simulate(**asked | {changed: other[changed]}, checkpoint_dir=tmp_path, engine="event")
 
 
 def test_what_would_not_fit_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "free_memory_bytes", lambda: 1e5)
     with pytest.raises(InputError, match=r"horizon_s.*which fill the memory"):
-        play(CALIBRATION, scenarios([4], [2]), INPUTS, OUTPUTS)
+        simulate(CALIBRATION, scenarios([4], [2]), LengthSample(INPUTS, OUTPUTS), engine="event")
 
 
 def test_the_table_says_what_only_the_event_twin_tells() -> None:
     given = scenarios([12, 5], [3, 5], gpu_memory_utilization=[0.9, 0.2])
-    played = play_workload(CALIBRATION, given, workload())
+    played = simulate(CALIBRATION, given, workload(), engine="event")
     columns = table(given, played)
     assert all(column.shape == (2,) for column in columns.values())
     assert columns["status"].tolist() == ["outside_calibration", "no_kv_cache"]
@@ -185,4 +206,37 @@ def test_the_table_says_what_only_the_event_twin_tells() -> None:
 
 def test_a_seed_is_a_whole_number() -> None:
     with pytest.raises(InputError, match="seed"):
-        play(CALIBRATION, scenarios([4], [2]), INPUTS, OUTPUTS, seed=-1)
+        simulate(CALIBRATION, scenarios([4], [2]), LengthSample(INPUTS, OUTPUTS), engine="event", seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("seed", 1), ("load", 1.5), ("warmup_s", 2.0), ("samples", 3), ("checkpoint_dir", "folder")],
+)
+def test_the_steady_engine_refuses_what_it_would_not_hear_of(option: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"{option}.*steady engine.*event engine"):
+        simulate(CALIBRATION, scenarios([4], [2]), workload(), **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("traffic", "options", "match"),
+    [
+        (STAYS, {"engine": "event"}, "traffic.*a workload or a sample of lengths"),
+        (LengthSample(INPUTS, OUTPUTS), {"engine": "event", "load": 2.0}, "load.*with a sample of lengths"),
+        (LengthSample(INPUTS, OUTPUTS), {"engine": "event", "seed": [1]}, "seed.*one number with a sample"),
+        (STAYS, {"engine": "stedy"}, "engine.*did you mean 'steady'"),
+    ],
+)
+def test_what_an_engine_cannot_use_is_refused(traffic: Any, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        simulate(CALIBRATION, scenarios([4], [2]), traffic, **options)
+
+
+def test_the_steady_engine_takes_a_residence_time_of_all_or_of_each() -> None:
+    given = scenarios([4, 12, 8], [2, 3, 4])
+    expected = simulate(CALIBRATION, given, STAYS)
+    each = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[:, np.newaxis], 3, axis=1), STAYS)
+    found = simulate(CALIBRATION, given, each)
+    np.testing.assert_allclose(found.throughput_tokens_per_s, expected.throughput_tokens_per_s, rtol=1e-6)
+    sample = LengthSample([10, 20], [30, 40])
+    assert np.isfinite(simulate(CALIBRATION, given, sample).throughput_tokens_per_s).all()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lora_capacity.errors import InputError
-from lora_capacity.run import steady
-from lora_capacity.run.steady import enable_compilation_cache, grid, simulate, with_classes
+from lora_capacity.run import simulate, steady
+from lora_capacity.run.steady import enable_compilation_cache, grid, with_classes
 from lora_capacity.scenarios import Bottleneck, table
 from lora_capacity.status import Status
 from tests import examples
@@ -21,7 +21,8 @@ MERGED = 1e-3
 
 SWEEP_ON_TWO_DEVICES = """
 import sys, jax, numpy as np
-from lora_capacity.run.steady import enable_compilation_cache, simulate
+from lora_capacity.run import simulate
+from lora_capacity.run.steady import enable_compilation_cache
 from tests import examples
 enable_compilation_cache(sys.argv[1])
 scenarios = examples.make_scenarios(np.arange(3, 1503).reshape(-1, 3), [0.4, 0.05, 0.0125], max_loras=4)

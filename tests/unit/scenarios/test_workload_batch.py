@@ -5,12 +5,12 @@ import pytest
 
 from lora_capacity.calibration import load_calibration
 from lora_capacity.errors import InputError
-from lora_capacity.run.steady import simulate
+from lora_capacity.run import simulate
 from lora_capacity.scenarios import WorkloadBatch, build_scenarios
 from lora_capacity.surrogate import Space
 from lora_capacity.surrogate.closed_form import full_batches
 from lora_capacity.surrogate.simulation import simulate_workloads
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import Workload
 
 LENGTHS = {
@@ -40,7 +40,7 @@ def test_a_workload_and_its_question_mean_the_same(mix, calibration):
     question = WorkloadBatch.of(mix, calibration).take(np.zeros(4, np.int64))
     ours = simulate_workloads(calibration, question, adapters, slots)
     theirs = simulate(
-        calibration, build_scenarios(mix, calibration, adapters, slots), StayLaw.of_lengths(mix.output_tokens)
+        calibration, build_scenarios(mix, calibration, adapters, slots), ResidenceTime.of_lengths(mix.output_tokens)
     )
     np.testing.assert_allclose(ours.throughput_tokens_per_s, theirs.throughput_tokens_per_s, SAME)
     np.testing.assert_allclose(ours.offered_tokens_per_s, theirs.offered_tokens_per_s, 1e-5)

@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from lora_capacity.errors import InfeasibleError, InputError
 from lora_capacity.hardware import Gpu
-from lora_capacity.run import play_workload
+from lora_capacity.run import simulate
 from lora_capacity.run.steady import grid
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search import Objective, assess, choose, judge, load_headroom, recommend, starving_probability
@@ -356,7 +356,7 @@ def test_the_event_twin_settles_what_the_steady_twin_finds():
     assert best.starving_probability <= 0.05
     # Simulated on its own, with the mean of the same seeds.
     scenarios = build_scenarios(workload, GPU_80, [best.max_cpu_loras] * 2, best.max_loras)
-    played = play_workload(GPU_80, scenarios, workload, seed=[3, 4])
+    played = simulate(GPU_80, scenarios, workload, engine="event", seed=[3, 4])
     assert best.throughput_tokens_per_s == pytest.approx(played.throughput_tokens_per_s.mean(), rel=1e-5)
     assert best.itl_s == pytest.approx(played.itl_s.mean(), rel=1e-5)
     off = opinion.differences(best)

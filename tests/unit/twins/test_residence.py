@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import LengthDistribution
 from tests.reference.infinite_server import mean_and_error, time_until_empty
 
@@ -32,7 +32,7 @@ laws = pytest.mark.parametrize("lengths", LAWS.values(), ids=list(LAWS))
 @laws
 def test_a_busy_period_from_one_request_is_the_same_for_every_law(lengths: LengthDistribution) -> None:
     """From the long run: a queue is empty for a share e^-load of the time, and 1/rate at a time."""
-    found = StayLaw.of_lengths(lengths).busy_period(jnp.asarray(LOADS))
+    found = ResidenceTime.of_lengths(lengths).busy_period(jnp.asarray(LOADS))
     np.testing.assert_allclose(found, np.expm1(LOADS) / LOADS, rtol=QUADRATURE)
 
 
@@ -41,7 +41,7 @@ def test_a_busy_period_from_one_request_is_the_same_for_every_law(lengths: Lengt
 def test_a_backlog_lengthens_the_busy_period_as_integrated_step_by_step(
     lengths: LengthDistribution, backlog: float
 ) -> None:
-    found = StayLaw.of_lengths(lengths).busy_period(jnp.asarray(LOADS), jnp.full(LOADS.shape, backlog))
+    found = ResidenceTime.of_lengths(lengths).busy_period(jnp.asarray(LOADS), jnp.full(LOADS.shape, backlog))
     stay = lengths.tokens / lengths.mean
     # Between two possible stays the share finished is constant and the remaining time falls along a line.
     expected = np.zeros(LOADS.size)
@@ -56,7 +56,7 @@ def test_a_backlog_lengthens_the_busy_period_as_integrated_step_by_step(
 
 def test_with_a_short_tail_the_law_of_exponential_stays_is_that_of_m_m_infinity() -> None:
     """Birth and death: from ``n`` to ``n - 1`` requests it takes ``Σ_k load^k (n-1)! / (n+k)!`` stays."""
-    law = StayLaw.of_lengths(LengthDistribution.from_moments(500.0, 500.0, 1, 6000))
+    law = ResidenceTime.of_lengths(LengthDistribution.from_moments(500.0, 500.0, 1, 6000))
     load, backlog = 1.5, 2.0
     down = [sum(load**k * math.factorial(n - 1) / math.factorial(n + k) for k in range(60)) for n in range(1, 40)]
     poisson = [math.exp(-backlog) * backlog**k / math.factorial(k) for k in range(39)]
@@ -74,20 +74,20 @@ def test_a_busy_period_is_what_playing_it_gives(name: str, load: float, backlog:
     rng = random.Random(seed)
     stays = (lengths.sample(np.random.default_rng(seed), 100_000) / lengths.mean).tolist()
     mean, error = mean_and_error([time_until_empty(rng, load, backlog, stays) for _ in range(6000)])
-    found = float(StayLaw.of_lengths(lengths).busy_period(jnp.asarray(load), jnp.asarray(backlog)))
+    found = float(ResidenceTime.of_lengths(lengths).busy_period(jnp.asarray(load), jnp.asarray(backlog)))
     assert abs(found - mean) < 4.0 * error + QUADRATURE * mean
     assert error < 0.02 * mean
 
 
 @laws
 def test_draining_is_a_busy_period_that_nobody_joins(lengths: LengthDistribution) -> None:
-    law, backlog = StayLaw.of_lengths(lengths), jnp.asarray([0.0, 0.1, 1.0, 10.0, 100.0])
+    law, backlog = ResidenceTime.of_lengths(lengths), jnp.asarray([0.0, 0.1, 1.0, 10.0, 100.0])
     np.testing.assert_allclose(law.drain(backlog), law.busy_period(jnp.zeros(5), backlog), rtol=1e-6)
 
 
 def test_a_drain_lasts_as_long_as_the_longest_of_the_stays() -> None:
     """For exponential stays the mean longest of n is the n-th harmonic number."""
-    law = StayLaw.of_lengths(LengthDistribution.from_moments(500.0, 500.0, 1, 6000))
+    law = ResidenceTime.of_lengths(LengthDistribution.from_moments(500.0, 500.0, 1, 6000))
     for backlog in (0.0, 1.0, 8.0):
         poisson = [math.exp(-backlog) * backlog**k / math.factorial(k) for k in range(60)]
         expected = sum(chance * sum(1 / n for n in range(1, k + 2)) for k, chance in enumerate(poisson))
@@ -96,7 +96,7 @@ def test_a_drain_lasts_as_long_as_the_longest_of_the_stays() -> None:
 
 @laws
 def test_no_backlog_given_is_a_backlog_of_none_and_small_ones_change_little(lengths: LengthDistribution) -> None:
-    law, loads = StayLaw.of_lengths(lengths), jnp.asarray(LOADS)
+    law, loads = ResidenceTime.of_lengths(lengths), jnp.asarray(LOADS)
     np.testing.assert_allclose(law.busy_period(loads), law.busy_period(loads, jnp.zeros(LOADS.size)), rtol=1e-5)
     near = law.busy_period(loads * (1 + 1e-4), jnp.full(LOADS.size, 1e-4))
     np.testing.assert_allclose(near, law.busy_period(loads), rtol=1e-2)
@@ -104,7 +104,7 @@ def test_no_backlog_given_is_a_backlog_of_none_and_small_ones_change_little(leng
 
 @laws
 def test_more_load_or_backlog_never_shortens_a_busy_period(lengths: LengthDistribution) -> None:
-    law = StayLaw.of_lengths(lengths)
+    law = ResidenceTime.of_lengths(lengths)
     load, backlog = jnp.meshgrid(jnp.linspace(0.0, 30.0, 31), jnp.linspace(0.0, 300.0, 31))
     period = np.asarray(law.busy_period(load, backlog))
     assert np.all(np.isfinite(period))
@@ -114,7 +114,7 @@ def test_more_load_or_backlog_never_shortens_a_busy_period(lengths: LengthDistri
 
 def test_gradients_are_those_of_the_integral() -> None:
     with jax.enable_x64(True):
-        law = StayLaw.of_lengths(LAWS["chat"])
+        law = ResidenceTime.of_lengths(LAWS["chat"])
         slope = jax.grad(lambda load: law.busy_period(load, jnp.asarray(3.0)))(jnp.asarray(1.5))
         near = [float(law.busy_period(jnp.asarray(1.5 + step), jnp.asarray(3.0))) for step in (-1e-4, 1e-4)]
     assert float(slope) == pytest.approx((near[1] - near[0]) / 2e-4, rel=1e-4)

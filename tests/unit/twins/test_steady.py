@@ -10,7 +10,7 @@ import pytest
 from lora_capacity.costs import step_time_s
 from lora_capacity.scenarios import Bottleneck, Results, Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.steady import StayLaw, simulate_steady
+from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 from tests.examples import COSTS, KERNELS, LENGTHS, STAYS, STEP, make_costs, make_scenarios, simulate
 
 SETTLED = 2e-3
@@ -299,7 +299,7 @@ INTERIOR: dict[str, Any] = {
 INPUTS = ("class_rate_per_s", "mean_output_tokens", "max_loras", "base_s", "token_s", "adapter_s")
 
 
-def predict(factors: jax.Array, scenarios: Scenarios, stays: StayLaw) -> jax.Array:
+def predict(factors: jax.Array, scenarios: Scenarios, stays: ResidenceTime) -> jax.Array:
     """Logarithms of throughput, latency and step time; inputs times factors ``[inputs, configs]``."""
     rates, output, slots, *coefficients = factors
     scenarios = replace(
@@ -317,7 +317,7 @@ def predict(factors: jax.Array, scenarios: Scenarios, stays: StayLaw) -> jax.Arr
 def test_gradients_are_the_slopes_of_finite_differences() -> None:
     with jax.enable_x64(True):
         scenarios = make_scenarios([COUNT], [1.0, 0.5, 0.2], **INTERIOR)
-        stays = StayLaw.of_lengths(LENGTHS)
+        stays = ResidenceTime.of_lengths(LENGTHS)
         ones = jnp.ones((len(INPUTS), 5))
         one_of_each = jax.jit(jax.grad(lambda factors, output: predict(factors, scenarios, stays)[output].sum()))
         slopes = np.stack([one_of_each(ones, output) for output in range(3)])

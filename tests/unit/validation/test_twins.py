@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from lora_capacity.errors import InputError
-from lora_capacity.run import play_workload
-from lora_capacity.run.steady import simulate
+from lora_capacity.run import simulate
 from lora_capacity.scenarios import build_scenarios
-from lora_capacity.twins.steady import StayLaw
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.validation.twins import COMPARED, compare_twins, summarise_comparison
 from lora_capacity.workload import AdapterMix, Workload
 from tests.examples import LENGTHS, make_calibration
@@ -30,8 +29,8 @@ def columns(scenarios):
 
 
 def test_both_say_what_they_say_alone(scenarios, columns):
-    steady = simulate(CALIBRATION, scenarios, StayLaw.of_lengths(WORKLOAD.output_tokens))
-    events = [play_workload(CALIBRATION, scenarios, WORKLOAD, seed=seed) for seed in (3, 4)]
+    steady = simulate(CALIBRATION, scenarios, ResidenceTime.of_lengths(WORKLOAD.output_tokens))
+    events = [simulate(CALIBRATION, scenarios, WORKLOAD, engine="event", seed=seed) for seed in (3, 4)]
     for name in COMPARED:
         mean = np.mean([getattr(each, name) for each in events], axis=0)
         np.testing.assert_allclose(columns[name], mean, rtol=1e-5)

@@ -12,7 +12,7 @@ _MAX_LOAD = 25.0
 
 
 @struct.dataclass
-class StayLaw:
+class ResidenceTime:
     """The law of a request's stay in the batch, in units of its mean, at quadrature nodes; each ``[nodes]``.
 
     A request stays for as many steps as it has output tokens, so the law is that of the output length.
@@ -28,7 +28,7 @@ class StayLaw:
     weight: Array
 
     @classmethod
-    def of_lengths(cls, lengths: LengthDistribution) -> "StayLaw":
+    def of_lengths(cls, lengths: LengthDistribution) -> "ResidenceTime":
         """Tabulate the law of stays that are proportional to ``lengths``.
 
         Integrals over time become integrals over the remaining stay, which falls from 1 to 0 at the rate ``1 − F``.

@@ -1,7 +1,7 @@
 """The adapters' cycle in one interval of the steady twin: idle, waiting for a slot, active.
 
 An adapter is *idle* until a request comes (``1/rate`` on average); it *waits* for a slot while requests pile up; it is
-*active* for a busy period of an infinite-server queue that starts with all that has piled up (`StayLaw.busy_period`).
+*active* for the `ResidenceTime.busy_period` of an infinite-server queue that starts with all that has piled up.
 
 Two things keep an active adapter from refilling itself, so that it drains and gives its slot up. When clients hold no
 more than ``max_pending`` requests, a request enters only as another completes, and the adapter gets only its share of
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_capacity.scenarios.scenarios import Scenarios
-from lora_capacity.twins.steady.residence import StayLaw
+from lora_capacity.twins.steady.residence import ResidenceTime
 
 BURST_CV = 1.7
 """Relative spread of the requests that one adapter in a slot keeps running: it comes with a backlog and drains it.
@@ -72,7 +72,7 @@ class Cycle(NamedTuple):
     wait_s: Array
 
 
-def cycle_slots_free(stays: StayLaw, fixed: Fixed, start: State, guess: State, stay_s: Array, dt: Array) -> Cycle:
+def cycle_slots_free(stays: ResidenceTime, fixed: Fixed, start: State, guess: State, stay_s: Array, dt: Array) -> Cycle:
     """Slots to spare: an adapter is active from its request to the end of its busy period."""
     admitted = fixed.rate * guess.accepted * guess.fill
     none = jnp.zeros_like(admitted)
@@ -83,7 +83,7 @@ def cycle_slots_free(stays: StayLaw, fixed: Fixed, start: State, guess: State, s
 
 def cycle_slots_taken(
     scenarios: Scenarios,
-    stays: StayLaw,
+    stays: ResidenceTime,
     fixed: Fixed,
     start: State,
     guess: State,
@@ -123,7 +123,7 @@ def cycle_slots_taken(
     return Cycle(active, activations_per_s, served, open_share, backlog, jnp.broadcast_to(wait_s, backlog.shape))
 
 
-def crowded_share(scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: State) -> Array:
+def crowded_share(scenarios: Scenarios, stays: ResidenceTime, fixed: Fixed, start: State) -> Array:
     """Share of the interval in which the backlogs of the adapters that get a slot overfill the batch."""
     spread = _age_spread(fixed, start)
     inactive = jnp.maximum(fixed.adapters - start.active, 0.0)

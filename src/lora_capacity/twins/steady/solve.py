@@ -24,7 +24,7 @@ from lora_capacity.costs.kernels import SMALL_STEP_TOKENS
 from lora_capacity.scenarios.results import Bottleneck, Results
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.steady.residence import StayLaw
+from lora_capacity.twins.steady.residence import ResidenceTime
 from lora_capacity.twins.steady.slots import (
     TINY,
     Cycle,
@@ -66,7 +66,7 @@ class _Observed(NamedTuple):
     class_completed_per_s: Array
 
 
-def simulate_steady(costs: Costs, scenarios: Scenarios, stays: StayLaw) -> Results:
+def simulate_steady(costs: Costs, scenarios: Scenarios, stays: ResidenceTime) -> Results:
     """Predict every configuration by the steady twin; pure, differentiable in its floating-point inputs, to be jitted.
 
     Args:
@@ -119,7 +119,7 @@ def _fix(costs: Costs, scenarios: Scenarios) -> Fixed:
 
 
 def _balance(
-    costs: Costs, scenarios: Scenarios, stays: StayLaw, fixed: Fixed, start: State, dt: Array
+    costs: Costs, scenarios: Scenarios, stays: ResidenceTime, fixed: Fixed, start: State, dt: Array
 ) -> tuple[State, _Observed]:
     """Find the balance of one interval by damped fixed-point iteration on step time, queue and accepted share."""
     crowded = crowded_share(scenarios, stays, fixed, start)
@@ -142,7 +142,7 @@ def _middle_of_last_two(values: Array) -> Array:
 def _iterate(
     costs: Costs,
     scenarios: Scenarios,
-    stays: StayLaw,
+    stays: ResidenceTime,
     fixed: Fixed,
     start: State,
     guess: State,

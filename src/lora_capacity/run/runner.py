@@ -1,0 +1,88 @@
+"""One way to simulate configurations, whichever engine does it."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lora_capacity.calibration import Calibration
+from lora_capacity.errors import InputError, nearest_hint
+from lora_capacity.run.batches import Observation
+from lora_capacity.run.events import LengthSample, run_events
+from lora_capacity.run.steady import Progress, run_steady
+from lora_capacity.scenarios import Results, Scenarios
+from lora_capacity.twins.steady import ResidenceTime
+from lora_capacity.workload import Workload
+
+ENGINES = ("steady", "event")
+"""What can run configurations: the steady twin, from averages, or the event twin, every engine step."""
+
+Traffic = Workload | LengthSample | ResidenceTime
+"""Where requests come from: a workload, lengths to draw from, or only how long requests stay in the batch."""
+
+
+def simulate(
+    calibration: Calibration,
+    scenarios: Scenarios,
+    traffic: Traffic,
+    *,
+    engine: str = "steady",
+    seed: ArrayLike = 0,
+    load: ArrayLike = 1.0,
+    warmup_s: float = 0.0,
+    samples: int = 0,
+    checkpoint_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Run configurations, as many at once as the cores or devices at hand allow.
+
+    The steady twin solves a model of averages. The event twin runs every engine step of a server whose requests are
+    those of the workload (a trace is replayed), or have Poisson arrivals and lengths from a sample. What happens there
+    in a configuration of a workload depends on its own settings, seed and load alone; with a sample, on its place too.
+    In a `jax.distributed` job every process calls it with the same arguments, and gets all answers.
+
+    Args:
+        calibration: Whose costs and vLLM version hold.
+        scenarios: The configurations as `build_scenarios` lays them out, ``[configs]``.
+        traffic: Their workload, a sample of request lengths, or, for the steady twin, a residence time that is known.
+        engine: ``steady`` or ``event``. The options below but the last are the event twin's; the steady one refuses
+            them.
+        seed: Whole numbers >= 0 of `Workload.sample_requests`, one or ``[configs]``: configurations of equal seeds
+            share the requests of shared adapters. With a sample: one number.
+        load: Times the workload's rates, > 0, one or ``[configs]``. Arrivals are drawn over so many times the horizon
+            and pressed together; those of a trace then end earlier, and so does the time observed. Not with a sample.
+        warmup_s: Time at the beginning that is left out of all but what is told by adapter or class.
+        samples: Parts of the horizon whose means make a series; 0 for none.
+        checkpoint_dir: Folder for finished batches: the same call goes on from what is there. It stays until deleted.
+        progress: Called with the configurations done, in proportion to the work, and their total.
+
+    Returns:
+        Predictions with NumPy leaves, ``[configs]``; with ``events`` from the event twin.
+
+    Raises:
+        InputError: If the engine is unknown, an option is not one of its own or not allowed, the warm-up is not shorter
+            than every horizon, a request needs more KV blocks than its server has, a configuration needs more memory
+            than there is, or the checkpoints are those of another call.
+    """
+    if engine not in ENGINES:
+        raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
+    if engine == "event":
+        if isinstance(traffic, ResidenceTime):
+            raise InputError("traffic", "a residence time", "a workload or a sample of lengths for the event engine")
+        observation = Observation(warmup_s, samples)
+        return run_events(calibration, scenarios, traffic, seed, load, observation, checkpoint_dir, progress)
+    event_only = {"seed": (seed, 0), "load": (load, 1.0), "warmup_s": (warmup_s, 0.0), "samples": (samples, 0)}
+    for name, (given, otherwise) in event_only.items():
+        if np.any(np.asarray(given) != otherwise):
+            raise InputError(name, given, f"{otherwise:g} with the steady engine", "ask the event engine")
+    if checkpoint_dir is not None:
+        raise InputError("checkpoint_dir", str(checkpoint_dir), "none with the steady engine", "ask the event engine")
+    return run_steady(calibration, scenarios, _residence_time(traffic), progress=progress)
+
+
+def _residence_time(traffic: Traffic) -> ResidenceTime:
+    if isinstance(traffic, ResidenceTime):
+        return traffic
+    return ResidenceTime.of_lengths(
+        traffic.output_lengths if isinstance(traffic, LengthSample) else traffic.output_tokens
+    )
