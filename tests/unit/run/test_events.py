@@ -165,19 +165,19 @@ def test_what_was_played_is_not_played_again(monkeypatch: pytest.MonkeyPatch, tm
     assert_same(simulate(CALIBRATION, given, workload(), engine="event", checkpoint_dir=tmp_path), expected)
 
 
-@pytest.mark.parametrize("changed", ["seed", "workload", "calibration", "scenarios"])
-def test_parts_of_another_question_are_refused(changed: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", ["seed", "traffic", "calibration", "scenarios"])
+def test_checkpoints_of_another_question_are_refused(changed: str, tmp_path: Path) -> None:
     asked: dict[str, Any] = {
         "calibration": CALIBRATION,
         "scenarios": scenarios([4], [2]),
-        "workload": workload(),
+        "traffic": workload(),
         "seed": 0,
     }
     simulate(**asked, checkpoint_dir=tmp_path, engine="event")
     other = {
         "calibration": make_calibration(costs=make_costs(base_s=0.02)),
         "scenarios": scenarios([4], [1]),
-        "workload": workload(arrivals={"process": "gamma", "cv": 1.1}),
+        "traffic": workload(arrivals={"process": "gamma", "cv": 1.1}),
         "seed": 1,
     }
     with pytest.raises(InputError, match=r"what is left of another sweep.*delete the folder"):
