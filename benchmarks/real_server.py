@@ -30,7 +30,6 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.fitting import fit_calibration
 from lora_capacity.measurements import read_profile, smape
 from lora_capacity.run import simulate
-from lora_capacity.run import simulate
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search import recommend
 from lora_capacity.twins.steady import ResidenceTime

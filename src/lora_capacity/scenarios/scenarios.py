@@ -16,6 +16,9 @@ from lora_capacity.status import Status
 from lora_capacity.workload import Workload
 
 _VARYING = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
+_BLOCK_TOKENS = 16
+"""Tokens of a KV block where none are asked for: vLLM's default on a GPU (``CacheConfig.block_size``)."""
+
 _FRACTIONS = ("gpu_memory_utilization",)
 
 
@@ -107,7 +110,7 @@ def build_scenarios(
         base_rate_per_s=workload.base_rate_per_s,
         mean_input_tokens=workload.mean_input_tokens,
         mean_output_tokens=workload.mean_output_tokens,
-        kv_tokens_per_request=kv_tokens_per_request(workload),
+        kv_tokens_per_request=kv_tokens_per_request(workload, settings.get("block_size") or _BLOCK_TOKENS),
         horizon_s=workload.horizon_s,
         max_pending=np.inf if workload.max_pending is None else workload.max_pending,
         adapters=adapters,
@@ -199,7 +202,7 @@ def lay_out(
     )
 
 
-def kv_tokens_per_request(workload: Workload, block_size: int = 16) -> float:
+def kv_tokens_per_request(workload: Workload, block_size: int = _BLOCK_TOKENS) -> float:
     """Mean tokens that a running request holds in the KV cache over its stay.
 
     ``(E[input · output] + E[output²]/2) / E[output]``: the prompt and on average half of the output, weighted by the

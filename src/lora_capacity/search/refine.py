@@ -90,7 +90,15 @@ class EventRuns:
         error = _FARTHER * capacity_error(problem.calibration, scenarios)
         factors = load_factors(error, problem.risk, _LOADS)
         shape = (len(points), _LOADS, len(seeds))
-        found = simulate(problem.calibration, jax.tree.map(lambda values: np.repeat(np.asarray(values), _LOADS * len(seeds), axis=0), scenarios), problem.workload, engine="event", seed=np.broadcast_to(seeds, shape).ravel(), load=np.broadcast_to(factors[..., np.newaxis], shape).ravel(), progress=self._progress)
+        found = simulate(
+            problem.calibration,
+            jax.tree.map(lambda values: np.repeat(np.asarray(values), _LOADS * len(seeds), axis=0), scenarios),
+            problem.workload,
+            engine="event",
+            seed=np.broadcast_to(seeds, shape).ravel(),
+            load=np.broadcast_to(factors[..., np.newaxis], shape).ravel(),
+            progress=self._progress,
+        )
         whole = dataclasses.replace(found, events=None)
         every: Any = jax.tree.map(lambda values: values.reshape(*shape, *values.shape[1:]), whole)
         at_offered: Any = jax.tree.map(lambda values: values[:, 0], every)

@@ -95,7 +95,15 @@ def simulate_near_best(
     place = np.searchsorted(feasible, row)
     inputs, outputs = (np.stack(column)[place] for column in zip(*pairs, strict=True))
     scenarios = asked.scenarios(calibration, adapters, slots)
-    found = simulate(calibration, scenarios, LengthSample(inputs, outputs), engine="event", seed=seed, checkpoint_dir=checkpoint_dir, progress=progress)
+    found = simulate(
+        calibration,
+        scenarios,
+        LengthSample(inputs, outputs),
+        engine="event",
+        seed=seed,
+        checkpoint_dir=checkpoint_dir,
+        progress=progress,
+    )
     share = found.service / simulate_workloads(calibration, asked, adapters, slots).service
     known = np.isfinite(share) & (share > 0)
     return Simulated(row[known], adapters[known], slots[known], np.log(share[known]).astype(np.float64))

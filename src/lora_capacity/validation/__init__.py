@@ -3,7 +3,6 @@
 from lora_capacity.validation.agreement import Agreement
 from lora_capacity.validation.outcomes import Outcome, offered_tokens_per_s, predict_outcomes
 from lora_capacity.validation.predict import (
-    ENGINES,
     RUN_LENGTHS,
     Predictions,
     lay_out_runs,
@@ -13,7 +12,6 @@ from lora_capacity.validation.predict import (
 from lora_capacity.validation.scores import score_runs
 
 __all__ = [
-    "ENGINES",
     "RUN_LENGTHS",
     "Agreement",
     "Outcome",

@@ -13,11 +13,10 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.measurements import is_starved
-from lora_capacity.run import simulate
+from lora_capacity.run import ENGINES, simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, build_scenarios
 from lora_capacity.status import Status
-from lora_capacity.validation.predict import ENGINES
 from lora_capacity.workload import Workload
 from lora_capacity.workload.requests import Requests
 

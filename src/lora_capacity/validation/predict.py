@@ -12,7 +12,7 @@ from lora_capacity.measurements import RunLengths
 from lora_capacity.measurements.lengths import INPUT_STD_TOKENS, length_pairs
 from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
 from lora_capacity.measurements.scores import STARVED_SHORTFALL
-from lora_capacity.run import LengthSample, simulate
+from lora_capacity.run import ENGINES, LengthSample, simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, lay_out
 from lora_capacity.search import assess
@@ -34,9 +34,6 @@ requests, of KV use times KV capacity over running requests."""
 
 _INPUT_TOKENS, _OUTPUT_TOKENS = 223.0, 197.0
 """Mean lengths of the published runs: for models of which no server started, where only the start is predicted."""
-
-ENGINES = ("steady", "event")
-"""Twins that can be asked."""
 
 _PLAYED = ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_usage")
 

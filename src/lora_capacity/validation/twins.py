@@ -48,8 +48,8 @@ def compare_twins(
         workload: Their workload.
         seeds: Of the requests that the event twin plays; what it says is the mean over them.
         tolerance: Share of the event twin's figure beyond which a difference counts, > 0.
-        parts: As in `play_workload`.
-        progress: As in `play_workload`.
+        parts: As in `simulate`.
+        progress: As in `simulate`.
 
     Returns:
         Columns ``[configs]``: the settings; of every figure ``throughput_tokens_per_s``, ``itl_s``, ``ttft_s``,
@@ -60,7 +60,7 @@ def compare_twins(
         bool), ``why`` (empty if it does not).
 
     Raises:
-        InputError: As `play_workload`, or if the tolerance is not above 0.
+        InputError: As `simulate`, or if the tolerance is not above 0.
     """
     check_number("tolerance", tolerance, minimum=0, exclusive=True)
     steady = assess(calibration, scenarios, ResidenceTime.of_lengths(workload.output_tokens))

@@ -59,6 +59,7 @@ def test_a_request_holds_its_prompt_and_half_its_answer_weighted_by_its_stay() -
     assert kv_tokens_per_request(WORKLOAD) == pytest.approx(200 + while_there + 8)
     assert kv_tokens_per_request(WORKLOAD, block_size=32) == pytest.approx(200 + while_there + 16)
     np.testing.assert_allclose(build().kv_tokens_per_request, [200 + while_there + 8], rtol=1e-6)
+    np.testing.assert_allclose(build(block_size=32).kv_tokens_per_request, [200 + while_there + 16], rtol=1e-6)
 
 
 def test_the_rank_is_by_default_the_smallest_that_holds_the_adapters_served() -> None:
