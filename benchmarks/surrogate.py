@@ -136,6 +136,7 @@ def prediction(surrogate: Surrogate) -> dict[str, Any]:
         for target, wanted in zip(OPTIMUM, predict(values), strict=True)
     ]
     return {
+        "environment": environment("numpy", "scikit-learn", "jax"),
         "trees": sum(len(each.value) for each in boosting.values()),
         "one_us": 1e6 * shortest(lambda: predict(values[:1]), 60, 100),
         "batch": BATCH,

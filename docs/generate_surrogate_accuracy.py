@@ -110,7 +110,7 @@ def gradients(data: dict[str, Any]) -> str:
 def times(data: dict[str, Any]) -> str:
     """Render times of predictions and labels."""
     took = data["prediction"]
-    lines = [measured_on(data["environment"]), ""]
+    lines = [f"Predictions: {measured_on(took['environment'])}", "", f"Labels: {measured_on(data['environment'])}", ""]
     lines += table("adapters, slots and throughput of a workload", "µs", f"µs each, in a batch of {took['batch']:,}")
     lines.append(row(f"{took['trees']} trees as arrays", f"{took['one_us']:.1f}", f"{took['batch_us_each']:.2f}"))
     lines.append(row("the same, processor time", f"{took['one_cpu_us']:.1f}", f"{took['batch_cpu_us_each']:.2f}"))

@@ -28,6 +28,9 @@ REACH = 3.0
 _CHUNK = 1024
 """Rows predicted at a time: what the nodes answer of them stays in a core's cache."""
 
+_FEW_ROWS = 16
+"""Rows up to which trees are walked node by node, instead of all decisions made at once: fewer steps, each dearer."""
+
 _MOST_DEPTH = 10
 """Deepest tree read from a file; a complete tree of this depth has 1,024 leaves."""
 
@@ -95,7 +98,14 @@ class Ensemble:
 
     def leaves(self, values: Float[np.ndarray, "rows features"]) -> UInt16[np.ndarray, "trees rows"]:
         """Return the number of the leaf that features lead to in each tree."""
-        return self._nodes.leaves(np.ascontiguousarray(values.T, np.float32))
+        single = values.T.astype(np.float32)  # decisions are those of single precision, as in training
+        if len(values) > _FEW_ROWS:
+            return self._nodes.leaves(np.ascontiguousarray(single))
+        threshold, tree = self.threshold.astype(np.float32), np.arange(len(self.threshold))[:, np.newaxis]
+        node, row = np.zeros((len(tree), len(values)), np.int64), np.arange(len(values))
+        for _ in range(self.depth):
+            node = 2 * node + 1 + (single[self.feature[tree, node], row] > threshold[tree, node])
+        return np.asarray(node - threshold.shape[1], np.uint16)
 
     @cached_property
     def _nodes(self) -> "_Nodes":

@@ -96,6 +96,8 @@ def test_one_row_and_many_rows_agree():
     expected = ensemble.predict(design.values)
     one_by_one = [ensemble.predict(row[np.newaxis])[0] for row in design.values[-50:]]
     np.testing.assert_allclose(one_by_one, expected[-50:], atol=SINGLE)
+    few = ensemble.leaves(design.values[:5])
+    np.testing.assert_array_equal(few, ensemble.leaves(design.values)[:, :5])
 
 
 def test_a_path_leads_to_the_leaf_that_answers():
