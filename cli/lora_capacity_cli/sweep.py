@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,10 +21,6 @@ from lora_capacity_cli.options import (
 from lora_capacity_cli.output import print_facts, print_json
 from lora_capacity_cli.runtime import join_processes, prepare, progress_bar
 from lora_capacity_cli.tables import check_output, parts_folder, write_table
-
-if TYPE_CHECKING:
-    from lora_capacity.calibration import Calibration
-    from lora_capacity.workload import Workload
 
 
 @click.command(
@@ -73,8 +69,12 @@ def sweep(
     check_output(output)
     prepare()
     first = join_processes(processes)
+    import numpy as np
+
     from lora_capacity.calibration import load_calibration
+    from lora_capacity.run import simulate
     from lora_capacity.run.steady import grid
+    from lora_capacity.scenarios import build_scenarios, table
     from lora_capacity.workload import Workload
 
     asked = Workload.from_file(workload)
@@ -83,10 +83,25 @@ def sweep(
     fixed = {name: value for name, value in settings.items() if name not in axes}
     points = grid(adapters, max_loras, **axes)
     parts = parts_folder(output)
-    if engine == "event":
-        columns = _played(asked, known, points, fixed, range(seed, seed + seeds), parts)
-    else:
-        columns = _averaged(asked, known, points, fixed)
+    rows = {name: column.repeat(seeds) for name, column in points.items()}
+    seed_of_row = np.resize(np.arange(seed, seed + seeds), rows["adapters"].size)
+    scenarios = build_scenarios(asked, known, **rows, **fixed)
+    try:
+        with progress_bar("configurations") as progress:
+            results = simulate(
+                known,
+                scenarios,
+                asked,
+                engine=engine,
+                seed=seed_of_row,
+                checkpoint_dir=None if engine == "steady" else parts,  # it is done in the time that a file takes
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        if parts.exists():
+            click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
+        raise
+    columns = table(scenarios, results) if results.events is None else {"seed": seed_of_row} | table(scenarios, results)
     if not first:
         return
     write_table(output, columns)
@@ -107,44 +122,3 @@ def sweep(
             f"{output}",
             {name: f"{summary[name]:,}" for name in ("configurations", "started", "starved")},
         )
-
-
-def _averaged(
-    workload: "Workload", calibration: "Calibration", points: dict[str, Any], fixed: dict[str, Any]
-) -> dict[str, Any]:
-    """Return what the steady twin predicts."""
-    from lora_capacity.run import simulate
-    from lora_capacity.scenarios import build_scenarios, table
-
-    scenarios = build_scenarios(workload, calibration, **points, **fixed)
-    with progress_bar("configurations") as progress:
-        results = simulate(calibration, scenarios, workload, progress=progress)
-    return table(scenarios, results)
-
-
-def _played(
-    workload: "Workload",
-    calibration: "Calibration",
-    points: dict[str, Any],
-    fixed: dict[str, Any],
-    seeds: range,
-    parts: Path,
-) -> dict[str, Any]:
-    """Return what happens in the event twin, a row per configuration and seed."""
-    import numpy as np
-
-    from lora_capacity.run import simulate
-    from lora_capacity.scenarios import build_scenarios, table
-
-    repeated = {name: np.repeat(column, len(seeds)) for name, column in points.items()}
-    seed = np.resize(np.array(seeds), len(repeated["adapters"]))
-    scenarios = build_scenarios(workload, calibration, **repeated, **fixed)
-    try:
-        with progress_bar("configurations") as progress:
-            played = simulate(
-                calibration, scenarios, workload, engine="event", seed=seed, checkpoint_dir=parts, progress=progress
-            )
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
-        raise
-    return {"seed": seed} | table(scenarios, played)
