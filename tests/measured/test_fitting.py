@@ -54,6 +54,24 @@ def test_accuracy_held_back(report_of: Callable[[str], FitReport], model: str) -
         assert value <= bound, what
 
 
+# Percent: coefficients that differ by `SAME_COEFFICIENT` at most predict alike.
+SAME_ERROR_PERCENT = 0.05
+
+
+@pytest.mark.slow
+@EVERY_MODEL
+def test_errors_that_a_bundled_calibration_claims_are_found_again(
+    report_of: Callable[[str], FitReport], model: str
+) -> None:
+    claimed = load_calibration(f"{model}-h100-64gb").accuracy
+    found = report_of(model).calibration.accuracy
+    for part in ("fitted", "held_back_by_scenario", "microbenchmarks_alone"):
+        for measure in ("throughput_smape", "itl_smape"):
+            print(f"{model}, {part}, {measure}: claimed {claimed[part][measure]:.3g}, found {found[part][measure]:.3g}")
+            assert claimed[part][measure] == pytest.approx(found[part][measure], abs=SAME_ERROR_PERCENT)
+        assert claimed[part]["runs"] == found[part]["runs"]
+
+
 OTHER_LENGTHS_PERCENT = 0.2
 """The report has request lengths that all runs told, which moves a scenario by up to 0.1 %."""
 

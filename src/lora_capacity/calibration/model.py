@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Bool
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.costs.coefficients import unit_of
@@ -81,7 +82,7 @@ class Calibration:
         """Defaults and rules of the calibration's vLLM version."""
         return VllmBehaviour.for_version(self.vllm_version, self.device)
 
-    def outside(self, **settings: Any) -> np.ndarray:
+    def outside(self, **settings: Any) -> Bool[np.ndarray, "*shape"]:
         """Where any setting lies outside the range that was fitted over.
 
         Args:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from lora_capacity.models import ModelShape
 
@@ -24,6 +25,7 @@ SMALL_STEP_TOKENS = 128
 _EXPAND_BLOCK_TOKENS, _EXPAND_BLOCK_OUTPUTS = 64, 128
 _SHRINK_BLOCK_TOKENS, _SHRINK_BLOCK_RANKS = 32, 16
 SHRINK_SPLITS_SMALL, SHRINK_SPLITS_LARGE = 64, 8
+"""Parts of the shrink kernel's inner dimension in small and in large steps (``lora_shrink.py``, ``SPLIT_K``)."""
 
 
 @struct.dataclass
@@ -59,7 +61,7 @@ def launched_blocks(
     grids: ArrayLike,
     max_lora_rank: ArrayLike,
     small_share: ArrayLike | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Thread blocks launched by the LoRA kernels in one step.
 
     Expand: ``layers · grids · expand_tiles · ⌈tokens/64⌉``. Shrink: ``layers · grids · slices · ⌈rank/16⌉ · splits ·
@@ -90,11 +92,11 @@ def launched_blocks(
     return jnp.asarray(expand), jnp.asarray(shrink)
 
 
-def shrink_splits(small_share: ArrayLike) -> Array:
+def shrink_splits(small_share: ArrayLike) -> Float[Array, "*shape"]:
     """Parts into which the shrink kernel splits its inner dimension; their mean where a share of steps is small."""
     return SHRINK_SPLITS_LARGE + (SHRINK_SPLITS_SMALL - SHRINK_SPLITS_LARGE) * jnp.asarray(small_share)
 
 
-def is_small(tokens: ArrayLike) -> Array:
+def is_small(tokens: ArrayLike) -> Float[Array, "*shape"]:
     """1 where a step has fewer than 128 tokens, else 0."""
     return jnp.where(jnp.asarray(tokens) < SMALL_STEP_TOKENS, 1.0, 0.0)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from scipy.optimize import least_squares
 
 from lora_capacity.calibration import Calibration
@@ -154,7 +155,9 @@ def _hold_back(problem: "_Problem", measured: MeasuredRuns, advance: Callable[[]
     return costs
 
 
-def _predict_held_back(measured: MeasuredRuns, costs: Mapping[str, Costs]) -> tuple[FloatArray, FloatArray]:
+def _predict_held_back(
+    measured: MeasuredRuns, costs: Mapping[str, Costs]
+) -> tuple[Float[np.ndarray, " runs"], Float[np.ndarray, " runs"]]:
     """Predict the runs of every scenario by the costs fitted without it: throughput and latency, ``[runs]``."""
     throughput, itl_s = np.full((2, len(measured.runs)), np.nan)
     for scenario, fitted in costs.items():
@@ -190,7 +193,7 @@ class _Problem:
         of_runs = None if measured is None else _residuals_of(measured)
         self.run_count = 0 if measured is None else len(measured.runs)
 
-        def residuals(log_coefficients: jax.Array) -> jax.Array:
+        def residuals(log_coefficients: Float[jax.Array, " coefficients"]) -> Float[jax.Array, " residuals"]:
             costs = self._place(log_coefficients)
             parts = [benchmarks(costs)]
             if of_runs is not None:
@@ -200,21 +203,23 @@ class _Problem:
         self._residuals = jax.jit(residuals)
         self._jacobian = jax.jit(jax.jacfwd(residuals))
 
-    def costs(self, log_coefficients: FloatArray) -> Costs:
+    def costs(self, log_coefficients: Float[np.ndarray, " coefficients"]) -> Costs:
         """Costs as plain floats, to the digits that a fit can tell."""
         costs = self._place(jnp.asarray(log_coefficients))
         rounded: Costs = jax.tree.map(lambda value: float(f"{float(value):.{_DIGITS}g}"), costs)
         return replace(rounded, kernels=costs.kernels)
 
-    def _place(self, log_coefficients: jax.Array) -> Costs:
+    def _place(self, log_coefficients: Float[jax.Array, " coefficients"]) -> Costs:
         """Put coefficients, given by their logarithms in the order of ``names``, into place."""
         return Costs.of_model(self._model, dict(zip(self.names, jnp.exp(log_coefficients), strict=True)) | self._disk)
 
-    def solve(self, run_weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def solve(
+        self, run_weights: Float[np.ndarray, " runs"]
+    ) -> tuple[Float[np.ndarray, " coefficients"], Float[np.ndarray, " coefficients"]]:
         """Return the coefficients' logarithms and their standard errors."""
         weights: FloatArray | None = None
 
-        def weighted(values: jax.Array) -> FloatArray:
+        def weighted(values: Float[jax.Array, "residuals ..."]) -> Float[np.ndarray, "residuals ..."]:
             nonlocal weights
             dense = np.asarray(values, dtype=np.float64)
             if weights is None:
@@ -222,10 +227,10 @@ class _Problem:
                 weights = np.concatenate([np.ones(dense.shape[0] - runs.size), runs])
             return np.asarray(np.nan_to_num(dense) * weights.reshape(-1, *[1] * (dense.ndim - 1)))
 
-        def residuals(x: FloatArray) -> FloatArray:
+        def residuals(x: Float[np.ndarray, " coefficients"]) -> Float[np.ndarray, " residuals"]:
             return np.concatenate([weighted(self._residuals(jnp.asarray(x))), (x - self._centre) / self._spread])
 
-        def jacobian(x: FloatArray) -> FloatArray:
+        def jacobian(x: Float[np.ndarray, " coefficients"]) -> Float[np.ndarray, "residuals coefficients"]:
             return np.concatenate([weighted(self._jacobian(jnp.asarray(x))), np.diag(1.0 / self._spread)])
 
         found = least_squares(residuals, self._centre, jac=jacobian, loss="soft_l1", max_nfev=_MAX_EVALUATIONS)

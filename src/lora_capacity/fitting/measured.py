@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
@@ -20,7 +21,10 @@ from lora_capacity.validation import RUN_LENGTHS, lay_out_runs, run_lengths
 # Runs whose service lies between these tell how well the onset of starvation is predicted.
 _NEAR_CAPACITY = (0.5, 0.98)
 _FEWEST_NEAR = 5
+"""Fewer runs near the onset do not tell a root mean square."""
+
 _BUSY_RUNNING = 20
+"""Requests in the batch from which on KV usage over running requests is steady: of fewer, one long request decides."""
 
 _simulate = jax.jit(simulate_steady)
 
@@ -55,17 +59,17 @@ class MeasuredRuns:
         return run_lengths(self.runs, np.flatnonzero(rest), otherwise)
 
     @property
-    def offered_tokens_per_s(self) -> FloatArray:
+    def offered_tokens_per_s(self) -> Float[np.ndarray, " runs"]:
         """Tokens of arriving requests per second, ``[runs]``."""
         per_request = self.runs.mean_input_tokens + self.runs.mean_output_tokens
         return self.runs.arrival_rate_per_s(self.lengths.max_pending) * per_request
 
-    def predict(self, costs: Costs) -> tuple[FloatArray, FloatArray]:
+    def predict(self, costs: Costs) -> tuple[Float[np.ndarray, " runs"], Float[np.ndarray, " runs"]]:
         """Predict throughput in tokens/s and inter-token latency in s by the steady twin, ``[runs]`` each."""
         results: Results = _simulate(costs, self.scenarios, self.stays)
         return np.asarray(results.throughput_tokens_per_s, np.float64), np.asarray(results.itl_s, np.float64)
 
-    def errors(self, throughput: FloatArray, itl_s: FloatArray) -> dict[str, Any]:
+    def errors(self, throughput: Float[np.ndarray, " runs"], itl_s: Float[np.ndarray, " runs"]) -> dict[str, Any]:
         """Errors over all runs and by scenario in percent; share of runs told right as starved or not."""
         runs, offered = self.runs, self.offered_tokens_per_s
         measured = runs.throughput_tokens_per_s
@@ -85,7 +89,7 @@ class MeasuredRuns:
             "scenarios": {scenario: smapes(runs.scenario == scenario) for scenario in scenarios},
         }
 
-    def capacity_error(self, throughput: FloatArray, otherwise: float) -> float:
+    def capacity_error(self, throughput: Float[np.ndarray, " runs"], otherwise: float) -> float:
         """Root mean square of the log error of throughput over runs near the onset of starvation.
 
         Args:
@@ -140,7 +144,9 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
     return MeasuredRuns(runs, lengths, scenarios, stays, running / runs.output_tokens_per_s, share, held)
 
 
-def _with_medians(lengths: RunLengths, output_share: FloatArray, held_tokens: FloatArray) -> RunLengths:
+def _with_medians(
+    lengths: RunLengths, output_share: Float[np.ndarray, " shares"], held_tokens: Float[np.ndarray, " amounts"]
+) -> RunLengths:
     """Put medians in place of what is told of lengths, where there is a number to take one of."""
     if output_share.size:
         lengths = replace(lengths, output_share=round(float(np.median(output_share)), 4))

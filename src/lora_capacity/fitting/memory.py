@@ -3,13 +3,14 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 from scipy.optimize import least_squares
 
 from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu
 from lora_capacity.measurements import CapacityRows
 from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory
-from lora_capacity.memory.plan import FloatArray, activation_bytes, other_bytes
+from lora_capacity.memory.plan import activation_bytes, other_bytes
 from lora_capacity.models import ModelShape
 from lora_capacity.units import BYTES_PER_GIB, BYTES_PER_MIB
 
@@ -111,13 +112,13 @@ def fit_memory(
     measured = started.kv_cache_tokens + started.block_size / 2
     blocks = np.full_like(started.max_num_seqs, -(-started.max_model_len // started.block_size))
 
-    def overhead_bytes(memory: MemoryModel) -> FloatArray:
+    def overhead_bytes(memory: MemoryModel) -> Float[np.ndarray, " starts"]:
         activations = activation_bytes(model, memory, started.max_num_seqs, started.max_num_batched_tokens)
-        return activations + other_bytes(memory, started.max_loras, started.max_num_seqs, blocks)
+        return np.asarray(activations + other_bytes(memory, started.max_loras, started.max_num_seqs, blocks))
 
     available_bytes = plan_rows(model, gpu, _START, started).kv_cache_bytes + overhead_bytes(_START)
 
-    def residuals(scaled: FloatArray) -> FloatArray:
+    def residuals(scaled: Float[np.ndarray, " coefficients"]) -> Float[np.ndarray, " residuals"]:
         memory = replace(_START, **dict(zip(_FITTED, scaled * start, strict=True)))
         kv = (available_bytes - overhead_bytes(memory)) / model.kv_bytes_per_token
         return np.concatenate([(kv / measured - 1) / _OUTLIER, (scaled - 1) * _PULL_TO_START / _OUTLIER])

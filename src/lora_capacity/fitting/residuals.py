@@ -5,21 +5,19 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpy.typing import NDArray
+from jaxtyping import Float
 
 from lora_capacity.costs import Costs, bare_step_time_s, step_time_s
-from lora_capacity.measurements.profile import Profile
+from lora_capacity.measurements import Profile
+from lora_capacity.measurements.lengths import HALF_BLOCK_TOKENS
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.steady import ResidenceTime, simulate_steady
-
-FloatArray = NDArray[np.float64]
 
 # Relative standard deviations: repeats of a step time, and what a model of a few coefficients may miss in a run.
 _STEP_SPREAD = 0.03
 _PREFILL_SPREAD = 0.05
 _THROUGHPUT_SPREAD = 0.03
 _RUN_STEP_SPREAD = 0.05
-_BLOCK_TOKENS = 16
 
 
 def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
@@ -31,10 +29,12 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
     decode, prefill, adapters = profile.decode, profile.prefill, profile.adapters
     budget = float(profile.server["max_num_batched_tokens"])
 
-    def held_tokens(running: FloatArray, output_tokens: FloatArray) -> FloatArray:
-        return running * (1.0 + 0.5 * output_tokens + 0.5 * _BLOCK_TOKENS)
+    def held_tokens(
+        running: Float[np.ndarray, " batches"], output_tokens: Float[np.ndarray, " batches"]
+    ) -> Float[np.ndarray, " batches"]:
+        return running * (1.0 + 0.5 * output_tokens + HALF_BLOCK_TOKENS)
 
-    def residuals(costs: Costs) -> Array:
+    def residuals(costs: Costs) -> Float[Array, " residuals"]:
         step = costs.step
         held = held_tokens(decode["batch"], decode["output_tokens"])
         bare_s = bare_step_time_s(costs, sequences=decode["batch"], kv_tokens=held)
@@ -70,9 +70,9 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
 def run_residuals(
     scenarios: Scenarios,
     stays: ResidenceTime,
-    throughput_tokens_per_s: FloatArray,
-    itl_s: FloatArray,
-    step_s: FloatArray,
+    throughput_tokens_per_s: Float[np.ndarray, " runs"],
+    itl_s: Float[np.ndarray, " runs"],
+    step_s: Float[np.ndarray, " runs"],
 ) -> Callable[[Costs], Array]:
     """Serving runs by the steady twin: throughput, and the inter-token latency twice, ``[3, runs]``.
 
@@ -89,7 +89,7 @@ def run_residuals(
         step_s: By Little's law, ``[runs]``; NaN where not recorded, which counts as no difference.
     """
 
-    def residuals(costs: Costs) -> Array:
+    def residuals(costs: Costs) -> Float[Array, "3 runs"]:
         results = simulate_steady(costs, scenarios, stays)
         log_itl = jnp.log(results.itl_s)
         beyond_gaps = log_itl - np.log(itl_s)

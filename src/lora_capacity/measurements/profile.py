@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from lora_capacity.engines import DEVICES, VllmBehaviour
 from lora_capacity.errors import InputError, nearest_hint
@@ -271,7 +272,7 @@ def _capacity_rows(
             raise InputError("kv_capacity.csv, status", label, "ok, no_kv_cache or oom")
     started = [labels[label] for label in starts["status"]]
 
-    def column(name: str, without: np.ndarray) -> np.ndarray:
+    def column(name: str, without: Float[np.ndarray, " batches"]) -> Float[np.ndarray, " starts"]:
         return np.concatenate([starts[name], without])
 
     seqs = np.full(starts["max_loras"].size, float(server["max_num_seqs"]))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from lora_capacity.errors import InputError
@@ -125,17 +126,17 @@ class Runs:
         return take_rows(self, rows)
 
     @property
-    def started(self) -> NDArray[np.bool_]:
+    def started(self) -> Bool[np.ndarray, " runs"]:
         """Whether the server started, ``[runs]``."""
         return np.asarray(self.status == Status.OK)
 
     @property
-    def nominal_rate_per_s(self) -> FloatArray:
+    def nominal_rate_per_s(self) -> Float[np.ndarray, " runs"]:
         """Requests per second asked for, of all adapters and the base model together, ``[runs]``."""
         return np.asarray((self.class_count * self.class_rate_per_s).sum(axis=1) + self.base_rate_per_s)
 
     @property
-    def tells_lengths(self) -> NDArray[np.bool_]:
+    def tells_lengths(self) -> Bool[np.ndarray, " runs"]:
         """Whether the spread of the request lengths is recorded, ``[runs]``."""
         return np.asarray(~np.isnan(np.stack([getattr(self, name) for name in LENGTH_COLUMNS])).any(axis=0))
 
@@ -222,11 +223,13 @@ def read_runs(path: str | Path) -> Runs:
     )
 
 
-def _with_default(column: FloatArray, default: int) -> IntArray:
+def _with_default(column: Float[np.ndarray, " runs"], default: int) -> Int[np.ndarray, " runs"]:
     return np.where(np.isnan(column), default, column).astype(np.int64)
 
 
-def _classes(path: Path, table: dict[str, Any]) -> tuple[FloatArray, FloatArray]:
+def _classes(
+    path: Path, table: dict[str, Any]
+) -> tuple[Float[np.ndarray, "runs classes"], Float[np.ndarray, "runs classes"]]:
     """Return how many adapters have which rate, ``[runs, classes]`` each, padded with zeros."""
     found = [_rates_of_row(path, row, table) for row in range(table["model"].size)]
     classes = max(rates.size for _, rates in found)
@@ -236,7 +239,9 @@ def _classes(path: Path, table: dict[str, Any]) -> tuple[FloatArray, FloatArray]
     return counts, rates
 
 
-def _rates_of_row(path: Path, row: int, table: dict[str, Any]) -> tuple[FloatArray, FloatArray]:
+def _rates_of_row(
+    path: Path, row: int, table: dict[str, Any]
+) -> tuple[Float[np.ndarray, " classes"], Float[np.ndarray, " classes"]]:
     adapters = int(table["max_cpu_loras"][row])
     rates = _numbers(path, row, "rates", table["rates"][row])
     values, counts = table["rate_values"][row], table["rate_counts"][row]
@@ -249,7 +254,7 @@ def _rates_of_row(path: Path, row: int, table: dict[str, Any]) -> tuple[FloatArr
     return count, value
 
 
-def _numbers(path: Path, row: int, name: str, text: str) -> FloatArray:
+def _numbers(path: Path, row: int, name: str, text: str) -> Float[np.ndarray, " numbers"]:
     try:
         numbers = np.array([float(word) for word in text.split()])
     except ValueError:

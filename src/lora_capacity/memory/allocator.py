@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 from numpy.typing import NDArray
 
 from lora_capacity.units import BYTES_PER_MIB
@@ -30,7 +31,7 @@ class AllocatedMemory:
     reserved_bytes: NDArray[np.int64]
 
 
-def allocate(buffers: list[NDArray[np.int64]]) -> AllocatedMemory:
+def allocate(buffers: list[Int[np.ndarray, "..."]]) -> AllocatedMemory:
     """Replay the allocation of buffers that are all kept.
 
     A buffer of up to 1 MiB comes from 2 MiB segments, one below 10 MiB from a 20 MiB segment, a larger one gets a
@@ -67,7 +68,9 @@ def allocate(buffers: list[NDArray[np.int64]]) -> AllocatedMemory:
     return AllocatedMemory(allocated + small_allocated, reserved + small_reserved)
 
 
-def _take(size: NDArray[np.int64], holes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _take(
+    size: Int[np.ndarray, "*configs"], holes: Int[np.ndarray, "*configs holes"]
+) -> tuple[Int[np.ndarray, "*configs"], Int[np.ndarray, "*configs"]]:
     """Place one buffer above 1 MiB (or none, where 0) per configuration; updates ``holes`` in place.
 
     Returns:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.engines import VllmBehaviour
@@ -19,8 +20,14 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _VOCAB_PADDING = 64
+"""Rows that embedding and output head are padded to. Source: vLLM, ``layers/vocab_parallel_embedding.py``."""
+
 _LORA_VOCAB_PADDING = 256
+"""The same of a head that adapters extend. Source: vLLM 0.8.5, ``config.py`` (``lora_vocab_padding_size``)."""
+
 _BLOCK_ID_BYTES = 4
+"""A KV block's number in the block table, int32. Source: vLLM, ``v1/worker/block_table.py``."""
+
 _OPTIONAL = ("kv_cache_memory_bytes",)
 
 
@@ -226,8 +233,8 @@ def slot_bytes(
 def resident_memory(
     model: ModelShape,
     behaviour: VllmBehaviour,
-    max_loras: IntArray,
-    max_lora_rank: IntArray,
+    max_loras: Int[np.ndarray, "..."],
+    max_lora_rank: Int[np.ndarray, "..."],
     target_modules: str | tuple[str, ...] = "all-linear",
 ) -> AllocatedMemory:
     """Return the memory of weights and slots as PyTorch's allocator hands it out.
@@ -267,7 +274,9 @@ def _replayed(
     return {}
 
 
-def _weight_buffers(model: ModelShape, behaviour: VllmBehaviour, slots: IntArray) -> list[IntArray]:
+def _weight_buffers(
+    model: ModelShape, behaviour: VllmBehaviour, slots: Int[np.ndarray, " configs"]
+) -> list[Int[np.ndarray, "..."]]:
     """Sizes of the base model's tensors in order of creation, each ``[configs]``; zeros take no space."""
     extra = np.where(slots > 0, _extra_vocab_tokens(model, behaviour), 0)
     padding = np.where(extra > 0, _LORA_VOCAB_PADDING, _VOCAB_PADDING)
@@ -310,7 +319,12 @@ def _slot_buffers(
     return [extra, per_rank * vocab, narrow, *layers, narrow, per_rank * padded, extra]
 
 
-def activation_bytes(model: ModelShape, memory: MemoryModel, seqs: IntArray, step_tokens: IntArray) -> FloatArray:
+def activation_bytes(
+    model: ModelShape,
+    memory: MemoryModel,
+    seqs: Int[np.ndarray, "*configs"],
+    step_tokens: Int[np.ndarray, "*configs"],
+) -> Float[np.ndarray, "*configs"]:
     """Return the peak of the profiling step: of its forward pass or of the sampler, whichever is larger.
 
     The forward pass peaks in the feed-forward block: gate, up and their product, and three vectors of the residual
@@ -331,7 +345,12 @@ def activation_bytes(model: ModelShape, memory: MemoryModel, seqs: IntArray, ste
     return np.asarray(np.maximum(forward, np.minimum(seqs, step_tokens) * per_request), np.float64)
 
 
-def other_bytes(memory: MemoryModel, slots: IntArray, seqs: IntArray, blocks_per_sequence: IntArray) -> FloatArray:
+def other_bytes(
+    memory: MemoryModel,
+    slots: Int[np.ndarray, "*configs"],
+    seqs: Int[np.ndarray, "*configs"],
+    blocks_per_sequence: Int[np.ndarray, "*configs"],
+) -> Float[np.ndarray, "*configs"]:
     """Return what is neither weights, slots, activations nor KV cache: context, libraries and the table of KV blocks.
 
     Args:
@@ -365,5 +384,7 @@ def _shares(name: str, value: ArrayLike) -> FloatArray:
     return given
 
 
-def _round_up(value: IntArray, multiple: IntArray | int) -> IntArray:
+def _round_up(
+    value: Int[np.ndarray, " configs"], multiple: Int[np.ndarray, " configs"] | int
+) -> Int[np.ndarray, " configs"]:
     return -(-value // multiple) * multiple

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Int
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.measurements import RunLengths
-from lora_capacity.measurements.lengths import INPUT_STD_TOKENS, length_pairs
+from lora_capacity.measurements.lengths import HALF_BLOCK_TOKENS, INPUT_STD_TOKENS, length_pairs
 from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
 from lora_capacity.measurements.scores import STARVED_SHORTFALL
 from lora_capacity.run import ENGINES, LengthSample, simulate
@@ -64,7 +64,7 @@ class Predictions:
     offered_tokens_per_s: FloatArray
 
     @property
-    def starts(self) -> NDArray[np.bool_]:
+    def starts(self) -> Bool[np.ndarray, " runs"]:
         """Whether the server is said to start, ``[runs]``."""
         return ~np.isin(self.status, (Status.OOM.label, Status.NO_KV_CACHE.label))
 
@@ -122,7 +122,7 @@ def predict_runs(
     return Predictions(**{name: np.concatenate(parts)[order] for name, parts in columns.items()})
 
 
-def _alike(runs: Runs, rows: IntArray) -> list[IntArray]:
+def _alike(runs: Runs, rows: Int[np.ndarray, " rows"]) -> list[Int[np.ndarray, "..."]]:
     """Split rows by what is one for all configurations that are laid out together: ``max_model_len`` and lengths.
 
     Recorded lengths are those of one workload; where none are recorded, the model's other runs help out.
@@ -140,7 +140,7 @@ def _from(progress: Progress | None, before: int, total: int) -> Progress | None
     return None if progress is None else lambda done, _: progress(before + done, total)
 
 
-def _predict(runs: Runs, rows: IntArray, calibration: Calibration) -> dict[str, np.ndarray]:
+def _predict(runs: Runs, rows: Int[np.ndarray, " rows"], calibration: Calibration) -> dict[str, np.ndarray]:
     lengths = run_lengths(runs, rows, calibration.runs or RUN_LENGTHS)
     scenarios, stays = lay_out_runs(runs, rows, calibration, lengths)
     asked = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows]
@@ -184,7 +184,7 @@ def _play(
     return found | {"status": np.array([Status(code).label for code in status], dtype=object)}
 
 
-def run_lengths(runs: Runs, rows: IntArray, otherwise: RunLengths) -> RunLengths:
+def run_lengths(runs: Runs, rows: Int[np.ndarray, " rows"], otherwise: RunLengths) -> RunLengths:
     """Return what is known of the request lengths of some runs.
 
     Where all of them tell the spread, answers had the length asked for, independently of the prompts; a running request
@@ -205,7 +205,7 @@ def run_lengths(runs: Runs, rows: IntArray, otherwise: RunLengths) -> RunLengths
         float(getattr(runs, name)[known].mean())
         for name in ("mean_input_tokens", "mean_output_tokens", "std_output_tokens")
     )
-    held = inputs + (outputs**2 + std**2) / (2.0 * outputs) + 8.0
+    held = inputs + (outputs**2 + std**2) / (2.0 * outputs) + HALF_BLOCK_TOKENS
     return RunLengths(
         output_share=1.0,
         output_std_tokens=std,
@@ -216,7 +216,7 @@ def run_lengths(runs: Runs, rows: IntArray, otherwise: RunLengths) -> RunLengths
 
 
 def lay_out_runs(
-    runs: Runs, rows: IntArray, calibration: Calibration, lengths: RunLengths
+    runs: Runs, rows: Int[np.ndarray, " rows"], calibration: Calibration, lengths: RunLengths
 ) -> tuple[Scenarios, ResidenceTime]:
     """Lay runs out as configurations, each with the traffic it really had, and the law of their answer lengths.
 
@@ -258,7 +258,7 @@ def lay_out_runs(
         raise InputError(f"{runs.path}, mean_output_tokens", round(mean_tokens, 1), error.allowed) from None
 
 
-def _filled(values: FloatArray, otherwise: float) -> FloatArray:
+def _filled(values: Float[np.ndarray, " rows"], otherwise: float) -> Float[np.ndarray, " rows"]:
     """Replace what is missing by the mean of the rest, or by ``otherwise`` if all is missing."""
     missing = np.isnan(values)
     return np.where(missing, otherwise if missing.all() else np.nanmean(values), values)

@@ -5,9 +5,10 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike, NDArray
 
-from lora_capacity.measurements.runs import IntArray, Runs
+from lora_capacity.measurements.runs import Runs
 from lora_capacity.measurements.scores import STARVED_SHORTFALL, is_starved, mape, smape
 from lora_capacity.search import Objective, choose
 from lora_capacity.status import Status
@@ -66,7 +67,7 @@ def _groups(runs: Runs, *keys: str, where: _Rows | None = None) -> Iterator[tupl
         yield dict(zip(keys, values, strict=True)), rows
 
 
-def _errors(runs: Runs, predictions: Predictions, rows: _Rows) -> dict[str, Any]:
+def _errors(runs: Runs, predictions: Predictions, rows: Bool[np.ndarray, " runs"]) -> dict[str, Any]:
     def error(measure: Callable[[ArrayLike, ArrayLike], float], name: str) -> float:
         return measure(getattr(predictions, name)[rows], getattr(runs, name)[rows])
 
@@ -79,7 +80,7 @@ def _errors(runs: Runs, predictions: Predictions, rows: _Rows) -> dict[str, Any]
     }
 
 
-def _confusion(runs: Runs, predictions: Predictions, rows: _Rows) -> dict[str, int]:
+def _confusion(runs: Runs, predictions: Predictions, rows: Bool[np.ndarray, " runs"]) -> dict[str, int]:
     offered = predictions.offered_tokens_per_s[rows]
     told = is_starved(predictions.throughput_tokens_per_s[rows], offered)
     measured = is_starved(runs.throughput_tokens_per_s[rows], offered)
@@ -87,7 +88,7 @@ def _confusion(runs: Runs, predictions: Predictions, rows: _Rows) -> dict[str, i
     return {name: int(np.count_nonzero(which)) for name, which in pairs.items()}
 
 
-def _in_grid(runs: Runs) -> _Rows:
+def _in_grid(runs: Runs) -> Bool[np.ndarray, " runs"]:
     """Whether a row belongs to a workload whose optimum is asked for."""
     if np.any(runs.set == OPTIMUM_SET):
         return np.asarray(runs.set == OPTIMUM_SET)
@@ -97,7 +98,7 @@ def _in_grid(runs: Runs) -> _Rows:
     return wide
 
 
-def _optimum(runs: Runs, predictions: Predictions, rows: IntArray) -> dict[str, Any]:
+def _optimum(runs: Runs, predictions: Predictions, rows: Int[np.ndarray, " rows"]) -> dict[str, Any]:
     """Return the best configuration that was measured, the one that the twin would take, and what that loses."""
     offered = predictions.offered_tokens_per_s
     starved = ~runs.started | is_starved(runs.throughput_tokens_per_s, offered)
@@ -114,7 +115,12 @@ def _optimum(runs: Runs, predictions: Predictions, rows: IntArray) -> dict[str, 
     }
 
 
-def _measured_optimum(runs: Runs, starved: _Rows, throughput: NDArray[np.float64], rows: IntArray) -> int | None:
+def _measured_optimum(
+    runs: Runs,
+    starved: Bool[np.ndarray, " runs"],
+    throughput: Float[np.ndarray, " runs"],
+    rows: Int[np.ndarray, " rows"],
+) -> int | None:
     """Return the best run: of each slot count the last A before the first starved one, of those the highest throughput.
 
     Source: definition of arXiv 2508.08343.
@@ -128,7 +134,7 @@ def _measured_optimum(runs: Runs, starved: _Rows, throughput: NDArray[np.float64
     return max(last, key=lambda row: throughput[row], default=None)
 
 
-def _chosen(runs: Runs, predictions: Predictions, rows: IntArray) -> int | None:
+def _chosen(runs: Runs, predictions: Predictions, rows: Int[np.ndarray, " rows"]) -> int | None:
     """Return the run that the optimizer would take, from predictions alone."""
     columns = {field.name: getattr(predictions, field.name)[rows] for field in fields(predictions)}
     settings = ("max_cpu_loras", "max_loras", "max_num_seqs", "max_num_batched_tokens")
