@@ -194,7 +194,7 @@ def time_reference(calibration: Calibration) -> dict[str, float]:
     scenarios = mix(calibration, 72, REFERENCE_S)
     batch = len(scenarios.status)
     tables = draw_requests(scenarios, *length_pairs(), seed=0, most=50_000)
-    run = compiled_twin(calibration.behaviour.scheduler, 0)
+    run = compiled_twin(calibration.behaviour.scheduler, 16, 0)
     seconds, twin_s = {}, {}
     for i in range(0, batch, 16):
         host = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], scenarios)

@@ -90,7 +90,7 @@ class StepTime:
 
 
 @st.composite
-def workloads(draw: st.DrawFn, rules: SchedulerRules) -> tuple[Requests, Config, int | None]:
+def workloads(draw: st.DrawFn, rules: SchedulerRules, block_size: int = 16) -> tuple[Requests, Config, int | None]:
     """Few requests, few slots, little memory: what is rare in a real server happens in most of these."""
     count = draw(st.integers(1, 40))
     seed = draw(st.integers(0, 2**32 - 1))
@@ -105,7 +105,7 @@ def workloads(draw: st.DrawFn, rules: SchedulerRules) -> tuple[Requests, Config,
         rng.integers(1, longest_output + 1, size=count),
     )
     tokens = draw(st.sampled_from([16, 40, 100, 500]))
-    needed = int((requests.input_tokens + requests.output_tokens).max() + 14) // 16
+    needed = int((requests.input_tokens + requests.output_tokens).max() + block_size - 2) // block_size
     config = Config(
         max_num_seqs=draw(st.sampled_from([1, 3, 8, 16])),
         max_num_batched_tokens=tokens,
@@ -113,6 +113,7 @@ def workloads(draw: st.DrawFn, rules: SchedulerRules) -> tuple[Requests, Config,
         max_cpu_loras=ADAPTERS,
         kv_blocks=max(needed, 1) + draw(st.sampled_from([0, 1, 3, 8, 100])),
         behaviour=Behaviour.of(rules),
+        block_size=block_size,
     )
     return requests, config, draw(st.sampled_from([None, None, 3, 10]))
 
@@ -169,17 +170,19 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
         status=jnp.zeros(1, jnp.int32),
         **{name: jnp.array([value]) for name, value in numbers.items()},
     )
-    tables = lay_out_requests(scenarios, [requests], [np.zeros(ADAPTERS, dtype=int)], seed=None)
+    tables = lay_out_requests(
+        scenarios, [requests], [np.zeros(ADAPTERS, dtype=int)], seed=None, block_size=config.block_size
+    )
     return scenarios, replace(tables, longest_output=LONGEST)
 
 
-@partial(jax.jit, static_argnames=("rules", "forwards"))
+@partial(jax.jit, static_argnames=("rules", "block_size", "forwards"))
 def iterations_of(
-    scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules, *, forwards: bool = False
+    scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules, *, block_size: int = 16, forwards: bool = False
 ) -> tuple[Any, engine.State]:
     """What stood ready before each iteration, and the state after the last."""
     scenario, own = jax.tree.map(lambda leaf: leaf[0], (scenarios, tables))
-    server = build_server(COSTS, scenario, own, rules=rules, block_size=16)
+    server = build_server(COSTS, scenario, own, rules=rules, block_size=block_size)
 
     def iteration(state: engine.State, _: None) -> tuple[engine.State, Any]:
         work = step_work(server, state)
@@ -196,12 +199,14 @@ def iterations_of(
         state = iterate(server, state)
         return fast_forward(server, state) if forwards else state, seen
 
-    state, seen = jax.lax.scan(iteration, initial_state(server, scenario.status), length=ITERATIONS)
+    state, seen = jax.lax.scan(iteration, initial_state(server, scenario.status, block_size), length=ITERATIONS)
     return seen, state
 
 
-def twin_rows(scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules) -> tuple[list[Row], Any]:
-    seen, state = iterations_of(scenarios, tables, rules)
+def twin_rows(
+    scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules, block_size: int = 16
+) -> tuple[list[Row], Any]:
+    seen, state = iterations_of(scenarios, tables, rules, block_size=block_size)
     ready, end, work, running, waiting, blocks, preemptions, finished = jax.tree.map(np.asarray, seen)
     assert state.mode == engine.DONE
     assert not state.overflow
@@ -249,6 +254,18 @@ def test_same_steps(version: str, data: st.DataObject) -> None:
     delays = result.first_token_s - result.sent_s
     assert int(state.statistics.histogram[: engine.BINS].sum()) == delays.size
     assert float(state.statistics.sums[engine.TTFT]) == pytest.approx(delays.sum(), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "block_size"), [("0.8.5", 128), ("0.33", 48), ("0.26", 1)])
+@settings(max_examples=20)
+@given(st.data())
+def test_same_steps_with_blocks_of_another_size(version: str, block_size: int, data: st.DataObject) -> None:
+    """On CPUs vLLM's blocks hold 128 tokens; hybrid models have sizes that are no power of two."""
+    case = data.draw(workloads(RULES[version], block_size))
+    expected, _ = played(*case)
+    rows, _ = twin_rows(*laid_out(*case), RULES[version], block_size)
+    assert rows == expected
 
 
 @pytest.mark.slow

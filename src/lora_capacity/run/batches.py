@@ -24,6 +24,7 @@ from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.events import RequestTables, lay_out_requests
 from lora_capacity.twins.events.fast_forward import MOST_SKIPPED
+from lora_capacity.twins.events.kv_cache import BLOCK_SIZE
 from lora_capacity.twins.events.requests import TICKS
 from lora_capacity.twins.events.server import build_server
 from lora_capacity.twins.events.simulation import initial_state
@@ -107,6 +108,7 @@ class Batches:
         at_once: Batches that run at the same time.
         memory_bytes: What they may take together.
         observation: What is told.
+        block_size: Tokens of a KV block.
     """
 
     calibration: Calibration
@@ -117,6 +119,7 @@ class Batches:
     at_once: int
     memory_bytes: float
     observation: Observation = Observation()
+    block_size: int = BLOCK_SIZE
 
     @classmethod
     def plan(
@@ -215,7 +218,7 @@ class Batches:
     def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> Results:
         """Play a piece of a batch and return its configurations, adapters in the order of their classes."""
         padded = _padded(tables, batch, self.longest_output)
-        simulate = compiled_twin(self.rules, self.observation.samples)
+        simulate = compiled_twin(self.rules, self.block_size, self.observation.samples)
         warmup_s = np.float32(self.observation.warmup_s)
         played: Any = simulate(self.calibration.costs, warmup_s, _filled(part, batch.width), padded)
         results: Any = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], played)
@@ -269,7 +272,7 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -
     scenario, one = jax.tree.map(lambda leaf: leaf[0], (scenario, tables))
 
     def start(scenario: Scenarios, tables: RequestTables) -> Any:
-        server = build_server(costs, scenario, tables, rules=SchedulerRules(), block_size=16)
+        server = build_server(costs, scenario, tables, rules=SchedulerRules(), block_size=BLOCK_SIZE)
         return initial_state(server, scenario.status)
 
     state = jax.eval_shape(start, scenario, one)

@@ -25,14 +25,14 @@ IN_ONE_PIECE: Mapping[str, bool] = {"xla_cpu_use_fusion_emitters": False}
 
 
 @functools.cache
-def compiled_twin(rules: SchedulerRules, samples: int) -> Callable[..., Results]:
+def compiled_twin(rules: SchedulerRules, block_size: int, samples: int) -> Callable[..., Results]:
     """Return the compiled twin; each local device goes on with its own share until that is done."""
 
     def simulate(
         costs: Costs, warmup_s: Array, scenarios: Scenarios, arrival: Array, requests: RequestTables
     ) -> tuple[Results, Array]:
         requests = dataclasses.replace(requests, arrival=arrival)
-        return simulate_with_sending_times(costs, scenarios, requests, rules, 16, warmup_s, samples)
+        return simulate_with_sending_times(costs, scenarios, requests, rules, block_size, warmup_s, samples)
 
     spec: Any = PartitionSpec
     split, whole = spec("configs"), spec()

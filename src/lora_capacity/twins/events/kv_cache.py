@@ -6,14 +6,19 @@ A decoding request gains a token a step, so that it needs a block every ``block_
 Source: ``allocate_slots`` and ``free`` in ``vllm/v1/core/kv_cache_manager.py``, vLLM 0.8.5.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Int
 
 from lora_capacity.twins.events.arrays import indices
+
+BLOCK_SIZE = 16
+"""Tokens of a KV block unless said otherwise: vLLM's default on GPUs (``CacheConfig.block_size``)."""
+
+Blocks = TypeVar("Blocks", Array, np.ndarray)
 
 
 class KvCache(NamedTuple):
@@ -89,6 +94,6 @@ def blocks_of(tokens: Array, block_size: int) -> Array:
     return (tokens + (block_size - 1)) // block_size
 
 
-def usable_blocks(kv_cache_tokens: ArrayLike, block_size: int) -> Array:
+def usable_blocks(kv_cache_tokens: Blocks, block_size: int) -> Blocks:
     """Return the blocks that requests can have: vLLM keeps one for itself, to point at where nothing is."""
-    return jnp.asarray(kv_cache_tokens) // block_size - 1
+    return kv_cache_tokens // block_size - 1

@@ -24,7 +24,7 @@ from lora_capacity.status import Status
 from lora_capacity.twins.events.adapter_slots import note_distance
 from lora_capacity.twins.events.arrays import on_any, seldom
 from lora_capacity.twins.events.fast_forward import fast_forward
-from lora_capacity.twins.events.kv_cache import KvCache
+from lora_capacity.twins.events.kv_cache import BLOCK_SIZE, KvCache
 from lora_capacity.twins.events.requests import RequestTables
 from lora_capacity.twins.events.results import summarise
 from lora_capacity.twins.events.scheduler import arrange, send
@@ -65,9 +65,6 @@ servers that were measured, since entries of requests that have left stand betwe
 PREEMPTED_PLACES = 128
 """Places for preempted requests in the queue: nobody is admitted in front of them, so few wait at a time; a server that
 needs more ends with ``step_limit``."""
-
-BLOCK_SIZE = 16
-"""Tokens of a KV block unless said otherwise: vLLM's default on GPUs (``CacheConfig.block_size``)."""
 
 
 def simulate_events(
