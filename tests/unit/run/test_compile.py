@@ -1,7 +1,9 @@
 """The event twin compiles in one piece, and where XLA cannot do that it still runs."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +28,10 @@ def loop(values: jax.Array) -> jax.Array:
     return jax.lax.while_loop(lambda carry: carry[0] < 1000, body, (jnp.int32(0), values))[1]
 
 
-def functions_of(function: object, options: dict[str, object], folder: Path) -> list[str]:
+def functions_of(function: Callable[..., Any], options: dict[str, Any], folder: Path) -> list[str]:
     """Names of the functions in the code that XLA generates."""
     dump = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
-    jax.jit(function, compiler_options=options | dump).lower(jnp.ones(LARGE)).compile()  # type: ignore[arg-type]
+    jax.jit(function, compiler_options=options | dump).lower(jnp.ones(LARGE)).compile()
     code = "".join(path.read_text() for path in folder.glob("*no-opt.ll"))
     return re.findall(r"define [^@\n]*@(\S+?)\(", code)
 
