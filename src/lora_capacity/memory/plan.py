@@ -86,8 +86,6 @@ class MemoryPlan:
         status: :class:`~lora_capacity.status.Status` codes: ``OK``, ``NO_KV_CACHE`` or ``OOM``.
         kv_cache_tokens: Tokens that the KV cache holds, whole blocks; 0 where nothing is left. Where the server does
             not start this is what would have been left.
-        kv_cache_tokens_continuous: The same without rounding, be it to blocks or to the allocator's segments: affine in
-            ``max_loras``, higher by up to about 1 GiB's worth, negative where memory is short.
         kv_cache_bytes: Memory left for the KV cache, negative where memory is short.
         weight_bytes: The base model, its rotary table and the segments around them.
         slot_bytes: All adapter slots, with the segments around them.
@@ -100,7 +98,6 @@ class MemoryPlan:
 
     status: IntArray
     kv_cache_tokens: IntArray
-    kv_cache_tokens_continuous: FloatArray
     kv_cache_bytes: FloatArray
     weight_bytes: FloatArray
     slot_bytes: FloatArray
@@ -179,7 +176,6 @@ def plan_memory(
     if given_bytes is not None:
         kv_bytes = np.full(slots.shape, float(given_bytes))
         limit = kv_bytes + resident + activations + other + graphs_counted
-    stepped_bytes = resident - bare - slots * slot_bytes(model, behaviour, rank, target_modules)
     block_bytes = block_size * model.kv_bytes_per_token
     spare_kv = kv_bytes - -(-length // block_size) * block_bytes
     spare_profiling = gpu.memory_bytes - (resident + activations + other)
@@ -189,8 +185,6 @@ def plan_memory(
     return MemoryPlan(
         status=np.select([spare < 0, spare_kv < 0], [Status.OOM, Status.NO_KV_CACHE], Status.OK).astype(np.int64),
         kv_cache_tokens=np.maximum(kv_bytes // block_bytes, 0).astype(np.int64) * block_size,
-        kv_cache_tokens_continuous=(kv_bytes + (stepped_bytes if given_bytes is None else 0.0))
-        / model.kv_bytes_per_token,
         kv_cache_bytes=kv_bytes,
         weight_bytes=np.broadcast_to(bare, slots.shape).astype(np.float64),
         slot_bytes=(resident - bare).astype(np.float64),

@@ -80,7 +80,7 @@ def test_kv_cache_of_a_cpu_is_what_it_is_told(report: FitReport) -> None:
         server = ServerConfig("0.32.0", slots, 64, rank, 64, 512, 0.92, 1024, 128)
         plan = calibration.plan_memory(server)
         assert (plan.kv_cache_tokens.tolist(), plan.status.tolist()) == ([131072], [Status.OK])
-        assert plan.kv_cache_tokens_continuous.tolist() == [131072]
+        assert plan.kv_cache_bytes.tolist() == [131072 * calibration.model.kv_bytes_per_token]
 
 
 def test_runs_that_were_not_fitted_are_predicted(report: FitReport) -> None:

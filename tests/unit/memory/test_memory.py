@@ -141,12 +141,6 @@ def test_graphs_that_were_not_counted_do_not_fit_beside_a_full_share():
     assert plan(gpu_memory_utilization=0.97, behaviour=NEW).status == Status.OK
 
 
-def test_the_continuous_cache_is_affine_in_slots():
-    found = plan(max_loras=[10, 20, 30]).kv_cache_tokens_continuous
-    step = -10 * int(slot_bytes(MODEL, OLD, 16)) / MODEL.kv_bytes_per_token
-    np.testing.assert_allclose(np.diff(found), step, rtol=1e-9)
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
