@@ -1,7 +1,6 @@
 """The steady twin over workload batches, each workload with the distribution of its own output lengths."""
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -10,20 +9,17 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.run.resources import available_cores
+from lora_capacity.run import simulate
 from lora_capacity.scenarios import Results
 from lora_capacity.scenarios.workload_batch import IntArray, WorkloadBatch
-from lora_capacity.twins.steady import ResidenceTime, simulate_steady
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import LengthDistribution
 
-_CHUNK = 512
 _STEP, _WIDEST = 0.05, 2.0
 """Spacing of the relative spreads of output lengths that are tabulated, and the largest: closer changes nothing."""
 
 _MEAN_TOKENS, _LONGEST = 200, 8
 """Mean length at which spreads are tabulated, and the longest over it: only the shape matters, in units of the mean."""
-
-_simulate = jax.jit(simulate_steady)
 
 
 def residence_times(spread: Float[np.ndarray, " workloads"]) -> ResidenceTime:
@@ -50,7 +46,7 @@ def _residence_time(steps: int) -> Any:
 def simulate_workloads(
     calibration: Calibration, workloads: WorkloadBatch, adapters: NDArray[Any], max_loras: IntArray
 ) -> Results:
-    """Run the steady twin over one configuration per workload, in chunks of one shape on all cores.
+    """Run the steady twin over one configuration per workload.
 
     Args:
         calibration: Whose costs hold.
@@ -61,18 +57,5 @@ def simulate_workloads(
     Returns:
         Predictions with NumPy leaves, ``[configs]``.
     """
-    host, laws = workloads.scenarios(calibration, adapters, max_loras), residence_times(workloads.output_spread)
-    configs = len(workloads)
-
-    def run(start: int) -> Results:
-        rows = np.minimum(np.arange(start, start + _CHUNK), configs - 1)
-        chunk = jax.tree.map(lambda values: values[rows], host)
-        results: Results = jax.tree.map(
-            np.asarray, _simulate(calibration.costs, chunk, jax.tree.map(lambda values: values[:, rows], laws))
-        )
-        return results
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        parts = list(pool.map(run, range(0, configs, _CHUNK)))
-    whole: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:configs], *parts)
-    return whole
+    scenarios = workloads.scenarios(calibration, adapters, max_loras)
+    return simulate(calibration, scenarios, residence_times(workloads.output_spread))
