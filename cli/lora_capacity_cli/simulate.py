@@ -87,7 +87,6 @@ def simulate(
     """
     prepare()
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.engines import ServerConfig
     from lora_capacity.run import simulate as run
     from lora_capacity.scenarios import build_scenarios, table
     from lora_capacity.workload import Workload
@@ -99,7 +98,7 @@ def simulate(
     row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
     events = {} if results.events is None else {"events": _events(row, asked, adapters, seed, results.events)}
     resolved = {name: row.pop(name) for name in _SETTINGS}
-    server = ServerConfig.with_defaults(known.behaviour, known.gpu, known.model, **settings | resolved)
+    server = known.server(**settings | resolved)
     plan = known.plan_memory(server)
     failure = [FAILURES[row["status"]]] if row["status"] in FAILURES else []
     document = {

@@ -241,12 +241,11 @@ def _settings_of(url: str, question: dict[str, Any]) -> dict[str, Any]:
 def _server(
     workload: "Workload", calibration: "Calibration", question: dict[str, Any], chosen: dict[str, Any]
 ) -> "ServerConfig":
-    from lora_capacity.engines import ServerConfig, smallest_max_lora_rank
 
     settings = {name: _single(name, value, chosen) for name, value in question["settings"].items()}
     needed = int(workload.adapters.max_rank([chosen["max_cpu_loras"]])[0])
-    settings.setdefault("max_lora_rank", smallest_max_lora_rank(needed, calibration.behaviour))
-    return ServerConfig.with_defaults(calibration.behaviour, calibration.gpu, calibration.model, **settings | chosen)
+    settings.setdefault("max_lora_rank", calibration.smallest_max_lora_rank(needed))
+    return calibration.server(**settings | chosen)
 
 
 def _single(name: str, value: Any, chosen: dict[str, Any]) -> Any:

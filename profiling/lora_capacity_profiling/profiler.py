@@ -246,7 +246,7 @@ class Profiler:
 
     def _settings(self, server: Server, metrics: str) -> dict[str, Any]:
         """Return the settings that hold for all servers of a profile, by vLLM's names."""
-        behaviour = VllmBehaviour.for_version(server.version or self.machine.vllm_version)
+        behaviour = VllmBehaviour.for_version(server.version or self.machine.vllm_version, self.machine.device)
         flags = self.campaign.server
         told = parse_prometheus(metrics, [CACHE_CONFIG]).get(CACHE_CONFIG, [])
         block = next((labels["block_size"] for labels, _ in told if labels.get("block_size", "").isdigit()), None)

@@ -10,14 +10,15 @@ from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Bool
+from numpy.typing import ArrayLike
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.costs.coefficients import unit_of
-from lora_capacity.engines import DEVICES, ServerConfig, VllmBehaviour
+from lora_capacity.engines import DEVICES, ServerConfig, VllmBehaviour, smallest_max_lora_rank
 from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
 from lora_capacity.hardware import Gpu
 from lora_capacity.measurements import RunLengths
-from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory
+from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory, slot_bytes
 from lora_capacity.models import ModelShape
 
 SCHEMA_VERSION = 2
@@ -41,6 +42,9 @@ _SECTIONS = (
     "fitted_ranges",
     "capacity_error",
 )
+_PLANNED = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
+"""Settings that decide how a GPU's memory is shared out, and that a search varies."""
+
 _OPTIONAL = ("device", "runs", "accuracy", "provenance")
 
 
@@ -111,22 +115,51 @@ class Calibration:
             if name in settings and self.outside(**{name: settings[name]})
         ]
 
-    def plan_memory(self, server: ServerConfig) -> MemoryPlan:
-        """Plan the GPU's memory of one server, ``[1]``."""
+    def server(self, **settings: Any) -> ServerConfig:
+        """Return a server's settings by vLLM's names, with the defaults of its version on this GPU for those not given.
+
+        Raises:
+            InputError: If a name is unknown or a value is not allowed.
+        """
+        return ServerConfig.with_defaults(self.behaviour, self.gpu, self.model, **settings)
+
+    def smallest_max_lora_rank(self, rank: int) -> int:
+        """Return the smallest allowed ``max_lora_rank`` that takes adapters of a rank.
+
+        Raises:
+            InputError: If the version takes no such rank.
+        """
+        return smallest_max_lora_rank(rank, self.behaviour)
+
+    def plan_memory(
+        self, server: ServerConfig, *, gpu_memory_bytes: float | None = None, **columns: ArrayLike
+    ) -> MemoryPlan:
+        """Plan the GPU's memory of servers that share some settings.
+
+        Args:
+            server: Their settings.
+            gpu_memory_bytes: Memory of another GPU than the calibration's.
+            **columns: Settings in which they differ, by vLLM's names, each ``[configs]``.
+
+        Returns:
+            The plan, ``[configs]``; ``[1]`` for one server.
+        """
+        memory_bytes = self.gpu.memory_bytes if gpu_memory_bytes is None else int(gpu_memory_bytes)
+        varying = {name: getattr(server, name) for name in _PLANNED} | columns
         return plan_memory(
             self.model,
-            self.gpu,
+            dataclasses.replace(self.gpu, memory_bytes=memory_bytes),
             self.memory,
             behaviour=self.behaviour,
-            max_loras=server.max_loras,
-            max_lora_rank=server.max_lora_rank,
-            max_num_seqs=server.max_num_seqs,
-            max_num_batched_tokens=server.max_num_batched_tokens,
-            gpu_memory_utilization=server.gpu_memory_utilization,
             max_model_len=server.max_model_len,
             target_modules=server.reserved_modules,
             block_size=server.block_size,
+            **varying,
         )
+
+    def slot_bytes(self, max_lora_rank: ArrayLike) -> np.ndarray:
+        """Return the bytes of one adapter slot, before the allocator's rounding, in the shape of ``max_lora_rank``."""
+        return slot_bytes(self.model, self.behaviour, max_lora_rank)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a calibration file."""

@@ -9,9 +9,8 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.engines import ServerConfig, smallest_max_lora_rank
+from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError, check_number
-from lora_capacity.memory import plan_memory
 from lora_capacity.status import Status
 from lora_capacity.workload import Workload
 
@@ -93,12 +92,11 @@ def build_scenarios(
     classes = workload.classes(np.atleast_1d(np.asarray(adapters)).ravel())
     rank_needed = workload.adapters.max_rank(np.atleast_1d(np.asarray(adapters)).ravel())
     if settings.get("max_lora_rank") is None:
-        behaviour = calibration.behaviour
-        allowed = {rank: smallest_max_lora_rank(int(rank), behaviour) for rank in np.unique(rank_needed)}
+        allowed = {rank: calibration.smallest_max_lora_rank(int(rank)) for rank in np.unique(rank_needed)}
         settings["max_lora_rank"] = np.array([allowed[rank] for rank in rank_needed])
     elif np.any(rank_needed > np.asarray(settings["max_lora_rank"])):
         rank = int(rank_needed.max())
-        remedy = f"use at least {smallest_max_lora_rank(rank, calibration.behaviour)}"
+        remedy = f"use at least {calibration.smallest_max_lora_rank(rank)}"
         raise InputError(
             "max_lora_rank", settings["max_lora_rank"], f">= {rank}, the largest adapter rank served", remedy
         )
@@ -177,17 +175,7 @@ def lay_out(
     )
     _check_slots(columns["adapters"], columns["max_loras"])
     batch, config = _resolve(calibration, {name: columns.pop(name) for name in varying}, settings)
-    plan = plan_memory(
-        calibration.model,
-        calibration.gpu,
-        calibration.memory,
-        behaviour=calibration.behaviour,
-        max_loras=columns["max_loras"],
-        max_model_len=config.max_model_len,
-        target_modules=config.reserved_modules,
-        block_size=config.block_size,
-        **batch,
-    )
+    plan = calibration.plan_memory(config, max_loras=columns["max_loras"], **batch)
     served = columns.pop("adapters")
     outside = calibration.outside(adapters=served, max_loras=columns["max_loras"], max_lora_rank=batch["max_lora_rank"])
     status = np.where((plan.status == Status.OK) & outside, Status.OUTSIDE_CALIBRATION, plan.status)
@@ -240,9 +228,7 @@ def _resolve(
             name: value.item() if name in _FRACTIONS else _whole(name, value.item())
             for name, value in zip(varying, row, strict=True)
         }
-        configs.append(
-            ServerConfig.with_defaults(calibration.behaviour, calibration.gpu, calibration.model, **given, **fixed)
-        )
+        configs.append(calibration.server(**given, **fixed))
     batch = {name: np.array([getattr(config, name) for config in configs])[inverse.ravel()] for name in _VARYING}
     return batch, configs[0]
 

@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig, smallest_max_lora_rank
 from lora_capacity.errors import InputError
-from lora_capacity.hardware import Gpu
-from lora_capacity.memory import plan_memory
 from lora_capacity.scenarios.scenarios import Scenarios, check_lengths, kv_tokens_per_request
 from lora_capacity.status import Status
 from lora_capacity.workload import Workload
@@ -82,7 +80,7 @@ class WorkloadBatch:
         """
         rates, ranks = workload.adapters.deal(_round_length(workload.adapters))
         check_lengths(workload, calibration)
-        server = ServerConfig.with_defaults(calibration.behaviour, calibration.gpu, calibration.model, **settings)
+        server = calibration.server(**settings)
         _check_fixed(server, int(ranks.max()), settings)
         mean = workload.mean_output_tokens
         variance = max(workload.second_moment_output_tokens - mean**2, 0.0)
@@ -191,20 +189,17 @@ class WorkloadBatch:
 
     def plan(self, calibration: Calibration, max_loras: IntArray, rank: FloatArray) -> tuple[FloatArray, IntArray]:
         """Return the KV cache in tokens and the `Status` of the start of each server, ``[workloads]`` each."""
-        tokens, status = np.zeros(len(self)), np.zeros(len(self), np.int64)
+        server, tokens, status = calibration.server(), np.zeros(len(self)), np.zeros(len(self), np.int64)
         for memory_bytes in np.unique(self.gpu_memory_bytes):
             rows = np.flatnonzero(self.gpu_memory_bytes == memory_bytes)
-            plan = plan_memory(
-                calibration.model,
-                Gpu(calibration.gpu.name, int(memory_bytes)),
-                calibration.memory,
-                behaviour=calibration.behaviour,
+            plan = calibration.plan_memory(
+                server,
+                gpu_memory_bytes=memory_bytes,
                 max_loras=max_loras[rows],
                 max_lora_rank=rank[rows],
                 max_num_seqs=self.max_num_seqs[rows],
                 max_num_batched_tokens=self.max_num_batched_tokens[rows],
                 gpu_memory_utilization=self.gpu_memory_utilization[rows],
-                max_model_len=calibration.model.max_position_embeddings,
             )
             tokens[rows], status[rows] = plan.kv_cache_tokens, plan.status
         return tokens, status

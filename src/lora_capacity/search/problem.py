@@ -114,9 +114,8 @@ class Problem:
         Raises:
             InputError: If a setting is not allowed.
         """
-        calibration = self.calibration
         given = {"max_loras": max_loras, "max_cpu_loras": adapters, **self.settings, **more}
-        return ServerConfig.with_defaults(calibration.behaviour, calibration.gpu, calibration.model, **given)
+        return self.calibration.server(**given)
 
     def assess(self, adapters: ArrayLike, max_loras: ArrayLike, loads: int = 3, **more: Any) -> Columns:
         """Predict configurations; see `lora_capacity.search.assess`.

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs, step_time_s
-from lora_capacity.memory import slot_bytes
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
 from lora_capacity.twins.steady.solve import KV_CACHE_FILL
 
@@ -77,9 +76,7 @@ class SurrogateInputs:
         count = np.ones(len(workloads), np.int64)
         rank = workloads.max_lora_rank(np.full(len(workloads), workloads.ranks.shape[1]), calibration)
         with_one, _ = workloads.plan(calibration, count, rank)
-        per_rank = (
-            slot_bytes(calibration.model, calibration.behaviour, rank) / rank / calibration.model.kv_bytes_per_token
-        )
+        per_rank = calibration.slot_bytes(rank) / rank / calibration.model.kv_bytes_per_token
         columns = {name: getattr(workloads, name) for name in _COLUMNS} | {
             "rates_per_s": workloads.rates_per_s.T,
             "max_pending": np.minimum(workloads.max_pending, _UNBOUNDED_PENDING),

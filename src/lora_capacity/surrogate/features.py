@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.memory import slot_bytes
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
 from lora_capacity.surrogate.closed_form import FullBatch, full_batches
 from lora_capacity.surrogate.simulation import residence_times
@@ -143,7 +142,7 @@ def describe(calibration: Calibration, workloads: WorkloadBatch) -> Described:
     stay_s, middle = step_s * workloads.mean_output_tokens, rates.shape[1] // 2
     busy = np.maximum(free.busy_adapters[:, 0], _LEAST_BUSY).astype(np.float64)
     most_slots = workloads.most_slots(calibration)
-    per_slot = slot_bytes(calibration.model, calibration.behaviour, rank) / calibration.model.kv_bytes_per_token
+    per_slot = calibration.slot_bytes(rank) / calibration.model.kv_bytes_per_token
     to_spare = 1.0 + (kv_cache_tokens - batch * workloads.kv_tokens_per_request) / per_slot
     lost = np.log(free.load_per_s / free.load_per_s[:, :1])
     costs = [[np.interp(-np.log1p(-share), -row, np.log(_SLOTS)) for share in _LOSSES] for row in lost]
