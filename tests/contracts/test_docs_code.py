@@ -109,6 +109,11 @@ def recipe(target: str) -> list[str]:
 def lines_of_ci() -> list[str]:
     """Return what continuous integration runs: its stages, the recipes of their targets, and the scripts of those."""
     stages = re.findall(r'^stage ".*" (make .*)$', (REPOSITORY / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+    # Make runs the targets that a target names as its prerequisites before it.
+    targets = [stage.split()[-1] for stage in stages]
+    before = [re.search(rf"^{target}:([^#\n]*)", makefile, re.MULTILINE) for target in targets]
+    stages += [f"make {name}" for found in before if found for name in re.findall(r"(?<= )[a-z-]+(?= |$)", found[1])]
     recipes = [line for stage in stages for line in recipe(stage.split()[-1])]
     scripts = [REPOSITORY / script for script in re.findall(r"\S+\.sh\b", "\n".join(recipes))]
     return [*stages, *recipes, *(line for script in scripts for line in script.read_text("utf-8").splitlines())]
