@@ -132,7 +132,7 @@ class Calibration:
         return smallest_max_lora_rank(rank, self.behaviour)
 
     def plan_memory(
-        self, server: ServerConfig, *, gpu_memory_bytes: float | None = None, **columns: ArrayLike
+        self, server: ServerConfig, *, gpu_memory_bytes: ArrayLike | None = None, **columns: ArrayLike
     ) -> MemoryPlan:
         """Plan the GPU's memory of servers that share some settings.
 
@@ -144,7 +144,7 @@ class Calibration:
         Returns:
             The plan, ``[configs]``; ``[1]`` for one server.
         """
-        memory_bytes = self.gpu.memory_bytes if gpu_memory_bytes is None else int(gpu_memory_bytes)
+        memory_bytes = self.gpu.memory_bytes if gpu_memory_bytes is None else int(np.asarray(gpu_memory_bytes))
         varying = {name: getattr(server, name) for name in _PLANNED} | columns
         return plan_memory(
             self.model,
