@@ -72,6 +72,7 @@ def make_scenarios(count: Any, rate_per_s: Any, **changes: Any) -> Scenarios:
         "max_num_seqs": 1e5,
         "max_num_batched_tokens": 1e6,
         "kv_cache_tokens": 1e8,
+        "block_size": 16,
         "status": Status.OK,
     } | {name: value for name, value in changes.items() if name != "class_rank"}
     columns = np.broadcast_arrays(*map(np.atleast_1d, fields.values()), np.ones(np.shape(count)[:-1]))[:-1]
@@ -83,11 +84,8 @@ def make_scenarios(count: Any, rate_per_s: Any, **changes: Any) -> Scenarios:
     }
     values = {name: np.broadcast_to(value, shape) for name, value in classes.items()}
     values |= dict(zip(fields, columns, strict=True))
-    status = values.pop("status")
-    return Scenarios(
-        **{name: jnp.asarray(np.asarray(value, dtype=float)) for name, value in values.items()},
-        status=jnp.asarray(np.asarray(status, dtype=np.int32)),
-    )
+    whole = {name: jnp.asarray(np.asarray(values.pop(name), dtype=np.int32)) for name in ("block_size", "status")}
+    return Scenarios(**{name: jnp.asarray(np.asarray(value, dtype=float)) for name, value in values.items()}, **whole)
 
 
 STAYS = ResidenceTime.of_lengths(LENGTHS)

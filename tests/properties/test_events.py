@@ -73,6 +73,7 @@ def cases(draw: st.DrawFn) -> Case:
         "max_num_seqs": rng.choice([4.0, 256.0], size=CONFIGS),
         "max_num_batched_tokens": rng.choice([256.0, 2048.0], size=CONFIGS),
         "kv_cache_tokens": rng.choice([400.0, 20000.0], size=CONFIGS),
+        "block_size": np.full(CONFIGS, 16),
     }
     scenarios = Scenarios(
         **{name: jnp.asarray(value) for name, value in numbers.items()}, status=jnp.zeros(CONFIGS, jnp.int32)
@@ -154,7 +155,10 @@ def test_a_server_does_not_see_the_others(case: Case, row: int, rules: Scheduler
 def test_equal_seeds_draw_equal_requests_and_a_configuration_depends_on_its_own_seed_alone() -> None:
     leaves: list[Any] = [
         *(jnp.full((2, 1), value) for value in (3.0, 2.0, 8.0)),
-        *(jnp.full(2, value) for value in (0.5, 50.0, 30.0, 70.0, HORIZON_S, np.inf, 2.0, 8.0, 256.0, 2048.0, 20000.0)),
+        *(
+            jnp.full(2, value)
+            for value in (0.5, 50.0, 30.0, 70.0, HORIZON_S, np.inf, 2.0, 8.0, 256.0, 2048.0, 20000.0, 16)
+        ),
         jnp.zeros(2, jnp.int32),
     ]
     scenarios = Scenarios(*leaves)
@@ -173,7 +177,7 @@ def test_a_server_with_time_and_room_answers_like_an_infinite_one() -> None:
     """No queue: running = arrivals · mean stay, where the stay is the answer's length times the step time."""
     leaves: list[Any] = [
         *(jnp.full((1, 1), value) for value in (2.0, 1.0, 8.0)),
-        *(jnp.full(1, value) for value in (0.0, 1.0, 50.0, 26.0, 1000.0, np.inf, 2.0, 8.0, 256.0, 2048.0, 1e5)),
+        *(jnp.full(1, value) for value in (0.0, 1.0, 50.0, 26.0, 1000.0, np.inf, 2.0, 8.0, 256.0, 2048.0, 1e5, 16)),
         jnp.zeros(1, jnp.int32),
     ]
     scenarios = Scenarios(*leaves)

@@ -162,6 +162,7 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "kv_cache_tokens": (config.kv_blocks + 1) * config.block_size,
+        "block_size": config.block_size,
     }
     scenarios = Scenarios(
         class_count=jnp.array([[float(ADAPTERS)]]),
@@ -170,9 +171,7 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
         status=jnp.zeros(1, jnp.int32),
         **{name: jnp.array([value]) for name, value in numbers.items()},
     )
-    tables = lay_out_requests(
-        scenarios, [requests], [np.zeros(ADAPTERS, dtype=int)], seed=None, block_size=config.block_size
-    )
+    tables = lay_out_requests(scenarios, [requests], [np.zeros(ADAPTERS, dtype=int)], seed=None)
     return scenarios, replace(tables, longest_output=LONGEST)
 
 

@@ -47,6 +47,7 @@ def replicas(output_tokens: list[int], load: float, seed: int, **settings: float
         "max_num_seqs": 256.0,
         "max_num_batched_tokens": 2048.0,
         "kv_cache_tokens": 1e5,
+        "block_size": 16,
     } | settings
     scenarios = Scenarios(
         class_count=jnp.full((REPLICAS, 1), float(ADAPTERS)),

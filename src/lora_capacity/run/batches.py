@@ -63,12 +63,14 @@ class Batch:
         width: How many are played at a time; the last ones are filled up to it.
         requests: Requests that each has room for.
         adapters: Adapters that each has room for.
+        block_size: Tokens of a KV block, of all.
     """
 
     rows: NDArray[np.int64]
     width: int
     requests: int
     adapters: int
+    block_size: int
 
     def pieces(self) -> list[NDArray[np.int64]]:
         """Return the rows played at a time."""
@@ -104,22 +106,22 @@ class Batches:
         most: Most requests that each configuration can need, ``[configs]``.
         work: About how many turns each takes, ``[configs]``.
         adapters: Adapters of each, rounded, ``[configs]``.
+        block_size: Tokens of a KV block of each, ``[configs]``.
         longest_output: Longest answer, tokens.
         at_once: Batches that run at the same time.
         memory_bytes: What they may take together.
         observation: What is told.
-        block_size: Tokens of a KV block.
     """
 
     calibration: Calibration
     most: NDArray[np.int64]
     work: NDArray[np.float64]
     adapters: NDArray[np.int64]
+    block_size: NDArray[np.int64]
     longest_output: int
     at_once: int
     memory_bytes: float
     observation: Observation = Observation()
-    block_size: int = BLOCK_SIZE
 
     @classmethod
     def plan(
@@ -133,6 +135,7 @@ class Batches:
             _most_requests(host, steady),
             expected_turns(host, steady),
             np.array([_rounded(int(count) + 1) - 1 for count in host.class_count.sum(axis=1)]),
+            np.asarray(host.block_size, dtype=np.int64),
             (1 << longest_output.bit_length()) - 1,
             max(1, available_cores() // len(devices)) if on_cpu else 1,
             MEMORY_SHARE * free_memory_bytes(),
@@ -158,7 +161,8 @@ class Batches:
         widest, together = self._widest(int(wanted.sum()))
         batches = [
             batch
-            for rows in self._alike(wanted, max(WORTH_COMPILING, self.at_once * widest))
+            for size in np.unique(self.block_size[wanted])  # a static setting of what is compiled
+            for rows in self._alike(wanted & (self.block_size == size), max(WORTH_COMPILING, self.at_once * widest))
             for batch in self._cut_alike(rows, widest, together)
         ]
         return sorted(batches, key=lambda batch: -self.work[batch.rows].max())
@@ -172,7 +176,7 @@ class Batches:
                     raise self._too_large(order[:count], adapters)
                 count = max(count // 2, _devices())
                 width, room = min(width, count), self._room(order[:count])
-            batches.append(Batch(order[:count], width, room, adapters))
+            batches.append(Batch(order[:count], width, room, adapters, int(self.block_size[order[0]])))
             order = order[count:]
         return batches
 
@@ -218,7 +222,7 @@ class Batches:
     def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> Results:
         """Play a piece of a batch and return its configurations, adapters in the order of their classes."""
         padded = _padded(tables, batch, self.longest_output)
-        simulate = compiled_twin(self.rules, self.block_size, self.observation.samples)
+        simulate = compiled_twin(self.rules, batch.block_size, self.observation.samples)
         warmup_s = np.float32(self.observation.warmup_s)
         played: Any = simulate(self.calibration.costs, warmup_s, _filled(part, batch.width), padded)
         results: Any = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], played)
@@ -266,7 +270,7 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -
     scenario = Scenarios(**columns)
     none = np.zeros(0, dtype=int)
     tables = lay_out_requests(scenario, [Requests(none, none, none, none)], [none], seed=None)
-    tables = _padded(tables, Batch(np.arange(1), 1, requests, adapters), longest_output)
+    tables = _padded(tables, Batch(np.arange(1), 1, requests, adapters, BLOCK_SIZE), longest_output)
     nothing: list[Any] = [kind(**{field.name: 0.0 for field in dataclasses.fields(kind)}) for kind in _COSTS]
     costs = Costs(step=nothing[0], loads=nothing[1], kernels=nothing[2])
     scenario, one = jax.tree.map(lambda leaf: leaf[0], (scenario, tables))

@@ -44,6 +44,7 @@ class Scenarios:
         max_num_seqs: Most running requests, ``[configs]``.
         max_num_batched_tokens: Most tokens in a step, ``[configs]``.
         kv_cache_tokens: Tokens that the KV cache holds, ``[configs]``.
+        block_size: Tokens of a KV block, int32 ``[configs]``.
         status: `Status` of the start-up, int32 ``[configs]``.
     """
 
@@ -61,6 +62,7 @@ class Scenarios:
     max_num_seqs: Array
     max_num_batched_tokens: Array
     kv_cache_tokens: Array
+    block_size: Array
     status: Array
 
 
@@ -186,6 +188,7 @@ def lay_out(
     return Scenarios(
         **{name: jnp.asarray(np.asarray(values, dtype=float)) for name, values in numbers.items()},
         kv_cache_tokens=jnp.asarray(plan.kv_cache_tokens.astype(float)),
+        block_size=jnp.full(served.shape, config.block_size, jnp.int32),
         status=jnp.asarray(status.astype(np.int32)),
     )
 

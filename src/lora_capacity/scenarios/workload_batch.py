@@ -182,10 +182,14 @@ class WorkloadBatch:
             "max_lora_rank": rank,
             "kv_cache_tokens": kv_cache_tokens,
         }
-        shared = {entry.name for entry in fields(Scenarios)} - {*columns, "status"}
+        shared = {entry.name for entry in fields(Scenarios)} - {*columns, "block_size", "status"}
         columns |= {name: getattr(self, name) for name in shared}
         leaves: dict[str, Any] = {name: np.asarray(values, np.float32) for name, values in columns.items()}
-        return Scenarios(**leaves, status=status.astype(np.int32))  # type: ignore[arg-type]
+        whole: dict[str, Any] = {
+            "block_size": np.full(len(self), calibration.behaviour.block_size, np.int32),
+            "status": status.astype(np.int32),
+        }
+        return Scenarios(**leaves, **whole)
 
     def plan(self, calibration: Calibration, max_loras: IntArray, rank: FloatArray) -> tuple[FloatArray, IntArray]:
         """Return the KV cache in tokens and the `Status` of the start of each server, ``[workloads]`` each."""

@@ -1,6 +1,7 @@
 """Batches hold what fits into memory and goes together."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ INPUTS, OUTPUTS = np.array([40, 300, 500]), np.array([60, 10, 190])
 
 
 def make_plan(**changes: object) -> Batches:
-    given = {
+    given: dict[str, Any] = {
         "calibration": CALIBRATION,
         "most": np.full(100, 4096),
         "work": np.random.default_rng(0).random(100),
@@ -32,7 +33,8 @@ def make_plan(**changes: object) -> Batches:
         "at_once": 2,
         "memory_bytes": 1e12,
     }
-    return Batches(**given | changes)
+    given |= changes
+    return Batches(**{"block_size": np.full(given["most"].size, 16)} | given)
 
 
 def test_every_configuration_is_in_one_batch_the_longest_first() -> None:
@@ -53,6 +55,14 @@ def test_configurations_with_about_as_many_requests_go_together() -> None:
     for batch in batches:
         assert most[batch.rows].max() < batch.requests
     assert sum(batch.rows.size for batch in batches if batch.requests == 4096) == 67  # a third
+
+
+def test_configurations_of_one_block_size_go_together() -> None:
+    block_size = np.tile([16, 128], 50)
+    batches = make_plan(block_size=block_size).cut(np.ones(100, dtype=bool))
+    assert sorted(np.concatenate([batch.rows for batch in batches]).tolist()) == list(range(100))
+    for batch in batches:
+        assert set(block_size[batch.rows]) == {batch.block_size}
 
 
 @pytest.mark.parametrize(("configs", "largest"), [(1, 1), (3, 1), (10, 2), (60, 8), (500, 64), (5000, 64)])

@@ -1,5 +1,6 @@
 """Configurations played in batches come out as each alone, in the order given, also when taken up again."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,25 @@ def test_a_version_is_played_by_its_rules(version: str, device: str) -> None:
     assert int(played.events.steps[0]) == int(alone.events.steps[0])
     assert float(played.ttft_s[0]) == pytest.approx(float(alone.ttft_s[0]), rel=1e-5)
     assert (float(played.ttft_s[0]) != float(old.ttft_s[0])) == rules.async_scheduling
+
+
+def test_configurations_of_several_block_sizes_come_out_as_each_alone() -> None:
+    def full(block_size: int) -> Scenarios:
+        """A KV cache of 512 tokens, whatever the block size."""
+        given = scenarios([12], [12], block_size=block_size)
+        assert given.block_size.tolist() == [block_size]
+        return dataclasses.replace(given, kv_cache_tokens=np.full(1, 1024.0, np.float32))
+
+    sizes = [full(block_size) for block_size in (16, 128, 32)]
+    together: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *sizes)
+    found = simulate(CALIBRATION, together, LengthSample(INPUTS, OUTPUTS), engine="event", seed=3)
+    for i, (one, block_size) in enumerate(zip(sizes, (16, 128, 32), strict=True)):
+        tables = draw_requests(one, INPUTS, OUTPUTS, seed=3, indices=[i])
+        alone = jax.jit(partial(simulate_events, block_size=block_size))(CALIBRATION.costs, one, tables)
+        assert int(found.events.steps[i]) == int(alone.events.steps[0]) > 0
+        assert int(found.events.preemptions[i]) == int(alone.events.preemptions[0])
+        assert float(found.ttft_s[i]) == pytest.approx(float(alone.ttft_s[0]), rel=1e-5)
+    assert len(set(np.asarray(found.events.preemptions).tolist())) == 3
 
 
 def test_servers_that_do_not_start_are_done_at_once() -> None:

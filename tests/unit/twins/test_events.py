@@ -36,6 +36,7 @@ def scenarios(configs: int = 1, **changes: Any) -> Scenarios:
         "max_num_seqs": 8.0,
         "max_num_batched_tokens": 256.0,
         "kv_cache_tokens": 1600.0,
+        "block_size": 16,
     } | changes
     status = numbers.pop("status", Status.OK)
     return Scenarios(

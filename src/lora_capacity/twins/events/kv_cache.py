@@ -94,6 +94,6 @@ def blocks_of(tokens: Array, block_size: int) -> Array:
     return (tokens + (block_size - 1)) // block_size
 
 
-def usable_blocks(kv_cache_tokens: Blocks, block_size: int) -> Blocks:
+def usable_blocks(kv_cache_tokens: Blocks, block_size: int | Blocks) -> Blocks:
     """Return the blocks that requests can have: vLLM keeps one for itself, to point at where nothing is."""
     return kv_cache_tokens // block_size - 1

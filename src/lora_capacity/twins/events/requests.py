@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from lora_capacity.errors import InputError
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.events.kv_cache import BLOCK_SIZE, usable_blocks
+from lora_capacity.twins.events.kv_cache import usable_blocks
 from lora_capacity.twins.events.state import FAR, WINDOW
 from lora_capacity.workload import BASE_MODEL, Requests
 
@@ -53,7 +53,6 @@ def draw_requests(
     seed: int,
     indices: Sequence[int] | None = None,
     most: ArrayLike | None = None,
-    block_size: int = BLOCK_SIZE,
 ) -> RequestTables:
     """Draw Poisson arrivals for every configuration, and their lengths from a sample.
 
@@ -65,7 +64,6 @@ def draw_requests(
         indices: ``i`` of each configuration, for a part of many; by default they count from 0.
         most: Most requests of a configuration, those beyond are never sent; for clients that hold requests back, since
             a server completes far fewer than arrive. One value or ``[configs]``.
-        block_size: Tokens of a KV block.
 
     Raises:
         InputError: As `lay_out_requests`.
@@ -96,7 +94,7 @@ def draw_requests(
         adapter = np.where(place == own.size, BASE_MODEL, place)
         requests.append(Requests(arrival_s, adapter, inputs[i][pair], outputs[i][pair]))
         classes.append(own)
-    return lay_out_requests(scenarios, requests, classes, seed=seed, indices=indices, block_size=block_size)
+    return lay_out_requests(scenarios, requests, classes, seed=seed, indices=indices)
 
 
 def lay_out_requests(
@@ -106,7 +104,6 @@ def lay_out_requests(
     *,
     seed: int | None,
     indices: Sequence[int] | None = None,
-    block_size: int = BLOCK_SIZE,
 ) -> RequestTables:
     """Lay out given requests, which stay as they are.
 
@@ -117,17 +114,17 @@ def lay_out_requests(
         seed: For the order in which a step touches adapters, which is that of a hash set in vLLM; None for that of
             their numbers.
         indices: As in `draw_requests`.
-        block_size: Tokens of a KV block.
 
     Raises:
         InputError: If a request needs more KV blocks than a server that starts has.
     """
+    block_size = np.asarray(scenarios.block_size, dtype=int)
     blocks = usable_blocks(np.asarray(scenarios.kv_cache_tokens, dtype=int), block_size)
     starts = np.asarray(scenarios.status) <= Status.OUTSIDE_CALIBRATION
     for i, given in enumerate(requests):
         needed = int((given.input_tokens + given.output_tokens).max(initial=1)) - 1
-        if starts[i] and -(-needed // block_size) > blocks[i]:
-            allowed = f"at most the KV cache, {blocks[i] * block_size} tokens"
+        if starts[i] and -(-needed // block_size[i]) > blocks[i]:
+            allowed = f"at most the KV cache, {blocks[i] * block_size[i]} tokens"
             raise InputError("input_tokens + output_tokens", needed + 1, allowed, "use fewer slots or shorter requests")
     size = 1024 * -(-max(max(len(given) for given in requests) + WINDOW, 1) // 1024)
     adapters = 16 * -(-(max(np.size(own) for own in classes) + 1) // 16) - 1

@@ -84,7 +84,7 @@ def simulate_events(
         scenarios: The configurations, ``[configs]``. Their rates and mean lengths only serve to compare with.
         requests: The requests of each.
         rules: What the scheduler of their vLLM version does; static.
-        block_size: Tokens of a KV block; static.
+        block_size: Tokens of a KV block, as the scenarios say; static.
         warmup_s: Time at the beginning that means, quantiles, maxima and counts leave out, but for those by adapter or
             class; one value or ``[configs]``.
         samples: Parts of the horizon whose means are told as a series; 0 for none.
