@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs, step_time_s
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
-from lora_capacity.twins.steady.solve import KV_CACHE_FILL
+from lora_capacity.twins.steady.problem import KV_CACHE_FILL
 
 _ITERATIONS = 5
 """Of the fixed point between step time and busy adapters: each halves the logarithm of what is left, to about 3 %."""

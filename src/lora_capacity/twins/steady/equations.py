@@ -1,0 +1,334 @@
+"""The equations of one interval's balance: from a guess of the server's state, the state that follows from it.
+
+Read `follow` first: adapters in slots, requests that want to run, the queue and what completes, loads, the step time.
+Each depends on those before it; what an earlier one needs of a later one it takes from the guess.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from lora_capacity.costs import step_time_s
+from lora_capacity.costs.kernels import SMALL_STEP_TOKENS
+from lora_capacity.scenarios.results import Bottleneck
+from lora_capacity.twins.steady.problem import TINY, Interval, Problem, ServerState
+from lora_capacity.twins.steady.slots import AdapterCycle, adapter_cycle, burst_width
+
+SKIPPED_KV_SHARE = 0.5
+"""Share of the queue that the scheduler looks at in a step that a full KV cache ends: it stops at the first request
+that has its slot but no blocks, which stands anywhere in the queue."""
+
+_MAX_LOADING_SHARE = 0.85
+"""Largest share of the time that loads may block the engine: steps become at most seven times as long, so that one bad
+guess does not lead the iteration away."""
+
+_KV_CACHE = 0
+"""Place of the KV cache in `Problem.most_running_by`, which has the order of `Bottleneck`."""
+
+
+class Demand(NamedTuple):
+    """The requests that want to run.
+
+    Attributes:
+        by_class: Those of each class, on average.
+        total: All of them and the base model's, on average.
+        fitting: Mean of what fits into the batch.
+        overfull_share: Chance that they do not all fit.
+    """
+
+    by_class: Float[Array, "classes configs"]
+    total: Float[Array, " configs"]
+    fitting: Float[Array, " configs"]
+    overfull_share: Float[Array, " configs"]
+
+
+class Queue(NamedTuple):
+    """The queue of an interval, and what leaves it.
+
+    Attributes:
+        waiting: Requests that wait at the end of the interval.
+        mean_waiting: The same on average over the interval.
+        clients_full: Whether clients hold all that ``max_pending`` lets them.
+        batch_full_share: Share of the time in which the batch is full.
+        completed_per_s: Requests completed per second.
+    """
+
+    waiting: Float[Array, " configs"]
+    mean_waiting: Float[Array, " configs"]
+    clients_full: Bool[Array, " configs"]
+    batch_full_share: Float[Array, " configs"]
+    completed_per_s: Float[Array, " configs"]
+
+
+class Loads(NamedTuple):
+    """Adapters loaded from disk by the end of an interval, loads into slots per second, and their share of the time."""
+
+    loaded_once: Float[Array, "classes configs"]
+    per_s: Float[Array, " configs"]
+    time_share: Float[Array, " configs"]
+
+
+class Observed(NamedTuple):
+    """What an interval tells of the server, to be averaged over the horizon."""
+
+    running: Float[Array, " configs"]
+    waiting: Float[Array, " configs"]
+    completed_per_s: Float[Array, " configs"]
+    ttft_s: Float[Array, " configs"]
+    step_s: Float[Array, " configs"]
+    active_adapters: Float[Array, " configs"]
+    loads_per_s: Float[Array, " configs"]
+    bottleneck: Int[Array, " configs"]
+    class_completed_per_s: Float[Array, "classes configs"]
+
+
+def follow(problem: Problem, interval: Interval, guess: ServerState) -> tuple[ServerState, Observed]:
+    """Evaluate all equations once: the damped next guess, and what the server does in the interval."""
+    cycle = adapter_cycle(problem, interval, guess)
+    demand = _demand(problem, guess, cycle)
+    queue = _queue(problem, interval, guess, cycle, demand)
+    running = queue.completed_per_s * problem.residence_s(guess)  # Little's law
+    loads = _loads(problem, interval, cycle)
+    step_s = _step_s(problem, cycle, queue, running, loads)
+    return _next_guess(problem, guess, cycle, queue, loads, step_s), Observed(
+        running=running,
+        waiting=queue.mean_waiting,
+        completed_per_s=queue.completed_per_s,
+        ttft_s=_ttft_s(problem, guess, cycle, queue, step_s),
+        step_s=step_s,
+        active_adapters=_adapters_in_step(cycle, running),
+        loads_per_s=loads.per_s,
+        bottleneck=_bottleneck(problem, cycle, queue),
+        class_completed_per_s=_class_completed_per_s(problem, cycle, demand, queue),
+    )
+
+
+def _demand(problem: Problem, guess: ServerState, cycle: AdapterCycle) -> Demand:
+    """Requests that want to run, by Little's law: those admitted per second times their residence."""
+    residence_s = problem.residence_s(guess)
+    by_class = cycle.active * cycle.served_per_s * residence_s
+    total = by_class.sum(axis=0) + problem.scenarios.base_rate_per_s * guess.accepted * residence_s
+    fitting, overfull_share = _clipped_log_normal(total, problem.most_running, burst_width(problem.scenarios.max_loras))
+    return Demand(by_class, total, fitting, overfull_share)
+
+
+def _clipped_log_normal(
+    mean: Float[Array, " configs"], most: Float[Array, " configs"], width: Float[Array, " configs"]
+) -> tuple[Float[Array, " configs"], Float[Array, " configs"]]:
+    """Mean of ``min(X, most)`` and chance of ``X > most``, for log-normal ``X`` with ``width`` of its logarithm.
+
+    ``mean · Φ(m − width/2) + most · Φ(−m − width/2)`` with ``m = ln(most / mean) / width``, by the partial expectation
+    of a log-normal variable.
+    """
+    margin = jnp.log(most / jnp.maximum(mean, TINY)) / width
+    over = jax.scipy.stats.norm.cdf(-margin - 0.5 * width)
+    return mean * jax.scipy.stats.norm.cdf(margin - 0.5 * width) + most * over, over
+
+
+def _queue(problem: Problem, interval: Interval, guess: ServerState, cycle: AdapterCycle, demand: Demand) -> Queue:
+    """Return the queue for slots where all are in use, else the one in order of arrival, as long as clients let it."""
+    start, duration_s = interval.start, interval.duration_s
+    most_per_s = problem.most_running / problem.residence_s(guess)
+    in_order = jnp.maximum(start.waiting + duration_s * (problem.offered_per_s - most_per_s), 0.0)
+    unbounded = jnp.where(cycle.slots_taken, _queue_for_slots(problem, interval, guess, cycle, demand), in_order)
+    waiting = jnp.minimum(unbounded, problem.most_waiting)
+    clients_full = unbounded >= problem.most_waiting
+    return Queue(
+        waiting=waiting,
+        mean_waiting=0.5 * (start.waiting + waiting),
+        clients_full=clients_full,
+        batch_full_share=jnp.where(cycle.slots_taken, demand.overfull_share, jnp.where(in_order > 0.0, 1.0, 0.0)),
+        completed_per_s=_completed_per_s(problem, interval, guess, cycle, demand, waiting, clients_full),
+    )
+
+
+def _queue_for_slots(
+    problem: Problem, interval: Interval, guess: ServerState, cycle: AdapterCycle, demand: Demand
+) -> Float[Array, " configs"]:
+    """Requests that wait for a slot at the end of the interval.
+
+    While the batch has room, requests of adapters without a slot join, and an adapter that gets one takes its backlog
+    along: ``d waiting/dt = skipped − drained``, by one implicit Euler step with ``drained`` in proportion to the queue.
+    While the batch is full, whatever it does not complete is left over.
+    """
+    start, duration_s = interval.start, interval.duration_s
+    drained_per_s = (cycle.activations_per_s * (1.0 + cycle.backlog)).sum(axis=0)
+    without_slot = jnp.maximum(problem.adapters - cycle.active * cycle.open_share, 0.0)
+    skipped_per_s = (without_slot * problem.rate_per_s).sum(axis=0)
+    with_room = (start.waiting + duration_s * skipped_per_s) / (1.0 + duration_s * drained_per_s / guess.waiting)
+    fitting_per_s = demand.fitting / problem.residence_s(guess)
+    left_over = jnp.maximum(start.waiting + duration_s * (problem.offered_per_s - fitting_per_s), 0.0)
+    return with_room + demand.overfull_share * (left_over - with_room)
+
+
+def _completed_per_s(
+    problem: Problem,
+    interval: Interval,
+    guess: ServerState,
+    cycle: AdapterCycle,
+    demand: Demand,
+    waiting: Float[Array, " configs"],
+    clients_full: Bool[Array, " configs"],
+) -> Float[Array, " configs"]:
+    """Requests completed per second: what arrives and does not join the queue, at most what the batch completes.
+
+    Where clients hold all that they may, some requests are never sent, and arrivals less growth of the queue would
+    count them as completed: there it is what fits into the batch.
+    """
+    residence_s, start, duration_s = problem.residence_s(guess), interval.start, interval.duration_s
+    most_per_s = problem.most_running / residence_s
+    at_hand_per_s = problem.offered_per_s + start.waiting / duration_s
+    conserved_per_s = jnp.clip(problem.offered_per_s + (start.waiting - waiting) / duration_s, 0.0, most_per_s)
+    fitting_per_s = jnp.minimum(demand.fitting / residence_s, at_hand_per_s)
+    return jnp.where(
+        cycle.slots_taken,
+        jnp.where(clients_full, fitting_per_s, conserved_per_s),
+        jnp.minimum(most_per_s, at_hand_per_s),
+    )
+
+
+def _loads(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Loads:
+    """Loads from disk, once for each adapter, and from the host into slots; both block the engine.
+
+    A load that takes the last free slot evicts, at random, adapters that are still active and must come back at once:
+    vLLM touches the adapters of a step in the order of a hash set, and evicts the one touched longest ago. With the
+    newcomer and the adapter that left at random places of that order, ``slots/6`` active adapters on average stand
+    between them.
+
+    Source: ``_apply_adapters`` in ``vllm/lora/worker_manager.py`` and the LRU lists in ``vllm/lora/models.py``, vLLM
+        0.8.5.
+    """
+    start, duration_s, max_loras = interval.start, interval.duration_s, problem.scenarios.max_loras
+    never_loaded = problem.adapters - start.loaded_once
+    inactive = jnp.maximum(problem.adapters - start.active, TINY)
+    first_per_s = cycle.activations_per_s * jnp.clip(never_loaded / inactive, 0.0, 1.0)
+    # Those never loaded become fewer as they are loaded, by an exponential that never turns negative.
+    loaded_once = problem.adapters - never_loaded * jnp.exp(-duration_s * first_per_s / jnp.maximum(never_loaded, TINY))
+    fewer_slots = problem.adapters.sum(axis=0) > max_loras
+    loads_per_activation = jnp.where(
+        cycle.slots_taken, 1.0 + max_loras / 6.0, jnp.where(fewer_slots, 1.0 - problem.resident_share, 0.0)
+    )
+    first_loads_per_s = (loaded_once - start.loaded_once) / duration_s
+    loads_per_s = (cycle.activations_per_s * loads_per_activation).sum(axis=0)
+    time_share = loads_per_s * problem.costs.loads.host_to_gpu_load_s + (first_loads_per_s * problem.disk_load_s).sum(
+        axis=0
+    )
+    return Loads(loaded_once, loads_per_s, jnp.minimum(time_share, _MAX_LOADING_SHARE))
+
+
+def _step_s(
+    problem: Problem, cycle: AdapterCycle, queue: Queue, running: Float[Array, " configs"], loads: Loads
+) -> Float[Array, " configs"]:
+    """Step time that a running request sees, longer by the share of the time in which loads block the engine."""
+    scenarios = problem.scenarios
+    kv_cache_bounds = jnp.argmin(problem.most_running_by, axis=0) == _KV_CACHE
+    skipped_while_full = jnp.where(kv_cache_bounds, SKIPPED_KV_SHARE, 0.0)
+    skipped_share = 1.0 - queue.batch_full_share * (1.0 - skipped_while_full)
+    own, own_adapter = _request_s_own_part(problem, cycle, running)
+    step_s = step_time_s(
+        problem.costs,
+        tokens=running * problem.tokens_per_sequence + own,
+        prefill_tokens=running * (problem.tokens_per_sequence - 1.0),
+        kv_tokens=(running + own) * scenarios.kv_tokens_per_request,
+        adapters=_adapters_in_step(cycle, running) + own_adapter,
+        skipped=jnp.where(cycle.slots_taken, queue.mean_waiting * skipped_share, 0.0),
+        queued=queue.mean_waiting,
+        loaded=problem.adapters.sum(axis=0),
+        max_loras=scenarios.max_loras,
+        max_lora_rank=scenarios.max_lora_rank,
+        small_share=_small_step_share(running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens),
+    )
+    return step_s / (1.0 - loads.time_share)
+
+
+def _adapters_in_step(cycle: AdapterCycle, running: Float[Array, " configs"]) -> Float[Array, " configs"]:
+    """Different adapters in a step: the active ones, at most one for each request."""
+    return jnp.minimum(cycle.active.sum(axis=0), running)
+
+
+def _request_s_own_part(
+    problem: Problem, cycle: AdapterCycle, running: Float[Array, " configs"]
+) -> tuple[Float[Array, " configs"], Float[Array, " configs"]]:
+    """Requests and adapters by which the steps that a running request sees exceed those of a moment picked at random.
+
+    Poisson arrivals see time averages (Wolff, 1982): a request finds the mean batch there and adds itself to it, and
+    its adapter unless that is active. A full batch has no room to vary, nor have slots that are all in use.
+    """
+    own = 1.0 - jnp.minimum(running / problem.most_running, 1.0)
+    idle_per_s = (jnp.maximum(problem.adapters - cycle.active, 0.0) * problem.rate_per_s).sum(axis=0)
+    return own, jnp.where(cycle.slots_taken, 0.0, own * idle_per_s / problem.offered_per_s)
+
+
+def _small_step_share(
+    running: Float[Array, " configs"],
+    prefills: Float[Array, " configs"],
+    mean_input_tokens: Float[Array, " configs"],
+) -> Float[Array, " configs"]:
+    """Share of steps below 128 tokens: requests running are Poisson, prompts that start are exponential in length."""
+    room = SMALL_STEP_TOKENS - running
+    below = jax.scipy.stats.norm.cdf(room / jnp.sqrt(running + 1.0))
+    return below * jnp.exp(-prefills * jnp.exp(-jnp.maximum(room, 0.0) / mean_input_tokens))
+
+
+def _ttft_s(
+    problem: Problem, guess: ServerState, cycle: AdapterCycle, queue: Queue, step_s: Float[Array, " configs"]
+) -> Float[Array, " configs"]:
+    """Mean wait of the requests admitted now, half a step until the next begins, and the step of their own prompt.
+
+    In order of arrival the wait is the queue over what is sent per second (Little's law). For a slot the first request
+    of a backlog waits in full, those behind it half as long on average.
+    """
+    step = problem.costs.step
+    prompt_token_s = step.token_s + step.prefill_token_s + step.lora_token_s
+    prompt_token_s += step.lora_token_rank_s * problem.scenarios.max_lora_rank
+    in_order_s = queue.mean_waiting / (problem.offered_per_s * guess.accepted)
+    waited = cycle.activations_per_s * cycle.wait_s * (1.0 + 0.5 * cycle.backlog)
+    served_per_s = (cycle.active * cycle.served_per_s).sum(axis=0)
+    for_slot_s = waited.sum(axis=0) / jnp.maximum(served_per_s, TINY)
+    wait_s = jnp.where(cycle.slots_taken, for_slot_s, in_order_s)
+    return wait_s + 1.5 * step_s + prompt_token_s * problem.scenarios.mean_input_tokens
+
+
+def _next_guess(
+    problem: Problem,
+    guess: ServerState,
+    cycle: AdapterCycle,
+    queue: Queue,
+    loads: Loads,
+    step_s: Float[Array, " configs"],
+) -> ServerState:
+    """State to iterate from: step time and accepted share halfway to their new values, on a logarithmic scale.
+
+    Those two feed back on themselves, a longer step through the larger batch that it brings; undamped they swing. The
+    rest follows from them.
+    """
+    sent_per_s = problem.offered_per_s * guess.accepted
+    accepted = jnp.where(queue.clients_full, jnp.minimum(1.0, queue.completed_per_s / problem.offered_per_s), 1.0)
+    return ServerState(
+        active=cycle.active,
+        loaded_once=loads.loaded_once,
+        waiting=jnp.maximum(queue.waiting, TINY),
+        step_s=jnp.sqrt(guess.step_s * step_s),
+        accepted=jnp.sqrt(guess.accepted * accepted),
+        admitted=jnp.where(cycle.slots_taken, 1.0, jnp.minimum(1.0, queue.completed_per_s / sent_per_s)),
+    )
+
+
+def _bottleneck(problem: Problem, cycle: AdapterCycle, queue: Queue) -> Int[Array, " configs"]:
+    """`Bottleneck` of an interval: the tightest bound of the batch where that is full most of the time, else slots."""
+    tightest = jnp.argmin(problem.most_running_by, axis=0) + Bottleneck.KV_CACHE
+    return jnp.where(
+        queue.batch_full_share > 0.5, tightest, jnp.where(cycle.slots_taken, Bottleneck.SLOTS, Bottleneck.NONE)
+    )
+
+
+def _class_completed_per_s(
+    problem: Problem, cycle: AdapterCycle, demand: Demand, queue: Queue
+) -> Float[Array, "classes configs"]:
+    """Requests of each class completed per second: as they arrive, or as they want to run where slots are taken."""
+    in_order = queue.completed_per_s * problem.adapters * problem.rate_per_s / problem.offered_per_s
+    by_slot = demand.by_class * queue.completed_per_s / jnp.maximum(demand.total, TINY)
+    return jnp.where(cycle.slots_taken, by_slot, in_order)

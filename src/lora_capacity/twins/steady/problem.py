@@ -1,0 +1,159 @@
+"""What the steady twin solves: the configurations with what follows from them, and a server's state in time."""
+
+from typing import NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Real
+
+from lora_capacity.costs import Costs
+from lora_capacity.scenarios.scenarios import Scenarios
+from lora_capacity.twins.steady.residence import ResidenceTime
+
+KV_CACHE_FILL = 0.97
+"""Share of the KV cache in use when it bounds the batch: a prompt must fit whole, so the last blocks stay free.
+
+Source: mean of the overloaded runs of the published H100 measurements (arXiv 2508.08343)."""
+
+TINY = 1e-9
+"""Keeps quotients finite; far below any rate, count or queue that matters."""
+
+_LRU_LOG_SECONDS = (-6.0, 18.0)
+"""Logarithms of the seconds between which an LRU slot's characteristic time is sought: 2 ms to 2 years."""
+
+_LRU_BISECTIONS = 14
+"""Halvings of that range: the time is then known to 0.15 %."""
+
+
+class Problem(NamedTuple):
+    """Configurations and costs, and what follows from them for the whole horizon.
+
+    Classes come first in its arrays: sums over the few classes then run along whole rows of configurations.
+
+    Attributes:
+        costs: What steps and loads cost.
+        scenarios: The configurations.
+        residence: Distribution of a request's residence in the batch.
+        adapters: Adapters of each class.
+        rate_per_s: Requests per second of one adapter.
+        offered_per_s: Requests per second of all adapters and the base model.
+        tokens_per_sequence: Tokens a step for each running request: one decode token, and its prompt spread over its
+            residence.
+        most_running_by: Running requests that fit into the KV cache, the token budget and ``max_num_seqs``, in the
+            order of `Bottleneck`.
+        most_running: The least of them, and of what clients hold.
+        most_waiting: Requests that clients hold besides a full batch.
+        disk_load_s: Time to load one adapter from disk.
+        resident_share: See `resident_share`.
+    """
+
+    costs: Costs
+    scenarios: Scenarios
+    residence: ResidenceTime
+    adapters: Real[Array, "classes configs"]
+    rate_per_s: Float[Array, "classes configs"]
+    offered_per_s: Float[Array, " configs"]
+    tokens_per_sequence: Float[Array, " configs"]
+    most_running_by: Float[Array, "bounds configs"]
+    most_running: Float[Array, " configs"]
+    most_waiting: Float[Array, " configs"]
+    disk_load_s: Float[Array, "classes configs"]
+    resident_share: Float[Array, "classes configs"]
+
+    @classmethod
+    def of(cls, costs: Costs, scenarios: Scenarios, residence: ResidenceTime) -> Self:
+        """Derive what does not change over the horizon."""
+        adapters, rate_per_s = scenarios.class_count.T, scenarios.class_rate_per_s.T
+        tokens_per_sequence = 1.0 + scenarios.mean_input_tokens / scenarios.mean_output_tokens
+        most_running_by = jnp.stack(
+            [
+                KV_CACHE_FILL * scenarios.kv_cache_tokens / scenarios.kv_tokens_per_request,
+                scenarios.max_num_batched_tokens / tokens_per_sequence,
+                scenarios.max_num_seqs + 0.0 * tokens_per_sequence,
+            ]
+        )
+        most_running = jnp.minimum(most_running_by.min(axis=0), scenarios.max_pending)
+        return cls(
+            costs=costs,
+            scenarios=scenarios,
+            residence=residence,
+            adapters=adapters,
+            rate_per_s=rate_per_s,
+            offered_per_s=(adapters * rate_per_s).sum(axis=0) + scenarios.base_rate_per_s,
+            tokens_per_sequence=tokens_per_sequence,
+            most_running_by=most_running_by,
+            most_running=most_running,
+            most_waiting=jnp.maximum(scenarios.max_pending - most_running, 0.0),
+            disk_load_s=jnp.asarray(costs.loads.disk_s + costs.loads.disk_rank_s * scenarios.class_rank.T),
+            resident_share=resident_share(adapters, rate_per_s, scenarios.max_loras),
+        )
+
+    def residence_s(self, state: "ServerState") -> Float[Array, " configs"]:
+        """Mean residence of a request in the batch: a step for each output token."""
+        return self.scenarios.mean_output_tokens * state.step_s
+
+
+class ServerState(NamedTuple):
+    """What one interval hands to the next, and one iteration within an interval to the next.
+
+    Attributes:
+        active: Adapters that have requests in the batch, of each class.
+        loaded_once: Adapters loaded from disk so far, of each class.
+        waiting: Requests in the queue.
+        step_s: Step time.
+        accepted: Share of the offered requests that clients send, less than 1 once they hold all that they may.
+        admitted: Share of those sent that enter the batch, less than 1 while a full batch keeps requests queued.
+    """
+
+    active: Float[Array, "classes configs"]
+    loaded_once: Float[Array, "classes configs"]
+    waiting: Float[Array, " configs"]
+    step_s: Float[Array, " configs"]
+    accepted: Float[Array, " configs"]
+    admitted: Float[Array, " configs"]
+
+    @classmethod
+    def empty(cls, problem: Problem) -> Self:
+        """Return a server that has just started: nothing runs, a step takes its least time."""
+        none, no_adapter = jnp.zeros_like(problem.offered_per_s), jnp.zeros_like(problem.rate_per_s)
+        step = problem.costs.step
+        return cls(no_adapter, no_adapter, none, none + step.base_s + step.lora_s, none + 1.0, none + 1.0)
+
+
+class Interval(NamedTuple):
+    """What the balance of an interval is solved from.
+
+    Attributes:
+        start: The server at its start.
+        duration_s: Its length.
+        overfilled_share: Share of it in which the backlogs that come with the slots overfill the batch.
+    """
+
+    start: ServerState
+    duration_s: Float[Array, " configs"]
+    overfilled_share: Float[Array, " configs"]
+
+
+def resident_share(
+    adapters: Real[Array, "classes configs"],
+    rate_per_s: Float[Array, "classes configs"],
+    max_loras: Real[Array, " configs"],
+) -> Float[Array, "classes configs"]:
+    """Chance that an adapter still has its slot when its next request comes, while slots are not all in use.
+
+    Least-recently-used slots keep an adapter for a characteristic time ``t`` that solves ``Σ adapters · (1 −
+    e^{−rate·t}) = slots``, here by bisection over its logarithm.
+
+    Source: the characteristic-time approximation of LRU caches by Che, Tung and Wang (Hierarchical Web Caching
+        Systems, 2002).
+    """
+    shortest, longest = _LRU_LOG_SECONDS
+    low = jnp.full_like(max_loras, shortest, dtype=rate_per_s.dtype)
+    high = jnp.full_like(max_loras, longest, dtype=rate_per_s.dtype)
+    for _ in range(_LRU_BISECTIONS):
+        middle = 0.5 * (low + high)
+        fits = (adapters * -jnp.expm1(-rate_per_s * jnp.exp(middle))).sum(axis=0) < max_loras
+        low, high = jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+    # Comparisons have no gradient: nothing is lost by not following the bisection back.
+    return -jnp.expm1(-rate_per_s * jnp.exp(jax.lax.stop_gradient(0.5 * (low + high))))
