@@ -2,6 +2,11 @@
 
 import enum
 
+STARVED_SHORTFALL = 0.1
+"""A server is starved when its throughput is at least this share below its offered load.
+
+Source: definition of arXiv 2508.08343."""
+
 
 class Status(enum.IntEnum):
     """What became of one configuration."""

@@ -87,6 +87,6 @@ def percent(share: float) -> str:
     return _DASH if math.isnan(share) else f"{shown(100.0 * share)} %"
 
 
-def gibibytes(value_bytes: float) -> str:
-    """Return an amount of memory."""
-    return _DASH if math.isnan(value_bytes) else f"{value_bytes / BYTES_PER_GIB:.2f} GiB"
+def gibibytes(value_bytes: float, digits: int = 2) -> str:
+    """Return an amount of memory, with so many digits after the point."""
+    return _DASH if math.isnan(value_bytes) else f"{value_bytes / BYTES_PER_GIB:.{digits}f} GiB"

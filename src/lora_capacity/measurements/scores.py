@@ -3,10 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-STARVED_SHORTFALL = 0.1
-"""A run is starved when its throughput is at least this share below its offered load.
-
-Source: definition of arXiv 2508.08343."""
+from lora_capacity.status import STARVED_SHORTFALL
 
 
 def smape(predicted: ArrayLike, measured: ArrayLike) -> float:

@@ -74,7 +74,7 @@ def build_report(
     done(2)
     classes = _classes(problem, found)
     done(3)
-    report = Report(workload, calibration, found, grid, curve, classes, changes(problem, best, found.server))
+    report = Report(workload, calibration, found, grid, curve, classes, changes(problem, best))
     done(4)
     return report
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_capacity.engines import ServerConfig
 from lora_capacity.run.steady import with_classes
 from lora_capacity.scenarios import Scenarios, build_scenarios
 from lora_capacity.search.margin import assess
 from lora_capacity.search.objective import Columns
 from lora_capacity.search.problem import Problem
 from lora_capacity.search.recommendation import Candidate
-from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import LengthDistribution
 
@@ -49,18 +47,17 @@ class Change:
     status: str
 
 
-def changes(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[Change, ...]:
+def changes(problem: Problem, best: Candidate) -> tuple[Change, ...]:
     """Predict what small changes of the load, the server and the choice would do.
 
     Args:
         problem: Workload and calibration.
         best: The recommended configuration.
-        server: Its settings.
 
     Returns:
         The changes that are possible, each against the recommended configuration.
     """
-    configurations = _configurations(problem, best, server)
+    configurations = _configurations(problem, best)
     words = list(configurations)
     columns = {
         name: np.array([{**_settings(best), **configurations[each]}[name] for each in words])
@@ -71,7 +68,7 @@ def changes(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[Ch
     found = assess(
         problem.calibration,
         _with_load_and_memory(problem, scenarios, words),
-        ResidenceTime.of_lengths(problem.workload.output_tokens),
+        problem.workload,
         threshold=problem.threshold,
         risk=problem.risk,
         loads=_LOADS,
@@ -96,7 +93,7 @@ def _settings(best: Candidate) -> dict[str, int]:
 _MORE_LOAD, _MORE_MEMORY, _LESS_MEMORY = "one more request per second", "one more GiB of memory", "one GiB less memory"
 
 
-def _configurations(problem: Problem, best: Candidate, server: ServerConfig) -> dict[str, Mapping[str, int]]:
+def _configurations(problem: Problem, best: Candidate) -> dict[str, Mapping[str, int]]:
     """Return the settings that differ, by what is changed; the first is the recommendation itself."""
     found: dict[str, Mapping[str, int]] = {"": {}, _MORE_LOAD: {}, _MORE_MEMORY: {}, _LESS_MEMORY: {}}
     available, rank = problem.workload.adapters.max_count, best.max_lora_rank
@@ -107,7 +104,7 @@ def _configurations(problem: Problem, best: Candidate, server: ServerConfig) -> 
         found["one more slot"] = {"max_loras": best.max_loras + 1}
     if best.max_loras > 1:
         found["one slot fewer"] = {"max_loras": best.max_loras - 1}
-    higher = [allowed for allowed in server.behaviour.max_lora_ranks if allowed > rank]
+    higher = [allowed for allowed in problem.calibration.behaviour.max_lora_ranks if allowed > rank]
     if higher:
         found[f"the next rank, {higher[0]}"] = {"max_lora_rank": higher[0]}
     if 2 * best.max_num_seqs <= best.max_num_batched_tokens:

@@ -12,13 +12,14 @@ from lora_capacity.run.events import LengthSample, run_events
 from lora_capacity.run.steady import Progress, run_steady
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.steady import ResidenceTime
-from lora_capacity.workload import Workload
+from lora_capacity.workload import LengthDistribution, Workload
 
 ENGINES = ("steady", "event")
 """What can run configurations: the steady twin, from averages, or the event twin, every engine step."""
 
-Traffic = Workload | LengthSample | ResidenceTime
-"""Where requests come from: a workload, lengths to draw from, or only how long requests stay in the batch."""
+Traffic = Workload | LengthSample | LengthDistribution | ResidenceTime
+"""Where requests come from: a workload or lengths to draw from; or, all that the steady twin asks, the distribution of
+the output lengths or how long requests stay in the batch."""
 
 
 def simulate(
@@ -44,7 +45,8 @@ def simulate(
     Args:
         calibration: Whose costs and vLLM version hold.
         scenarios: The configurations as `build_scenarios` lays them out, ``[configs]``.
-        traffic: Their workload, a sample of request lengths, or, for the steady twin, a residence time that is known.
+        traffic: Their workload, a sample of request lengths, or, for the steady twin, the distribution of the output
+            lengths or a residence time that is known.
         engine: ``steady`` or ``event``. The options below but the last are the event twin's; the steady one refuses
             them.
         seed: Whole numbers >= 0 of `Workload.sample_requests`, one or ``[configs]``: configurations of equal seeds
@@ -67,8 +69,8 @@ def simulate(
     if engine not in ENGINES:
         raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
     if engine == "event":
-        if isinstance(traffic, ResidenceTime):
-            raise InputError("traffic", "a residence time", "a workload or a sample of lengths for the event engine")
+        if isinstance(traffic, LengthDistribution | ResidenceTime):
+            raise InputError("traffic", "output lengths", "a workload or a sample of lengths for the event engine")
         observation = Observation(warmup_s, samples)
         return run_events(calibration, scenarios, traffic, seed, load, observation, checkpoint_dir, progress)
     event_only = {"seed": (seed, 0), "load": (load, 1.0), "warmup_s": (warmup_s, 0.0), "samples": (samples, 0)}
@@ -83,6 +85,8 @@ def simulate(
 def _residence_time(traffic: Traffic) -> ResidenceTime:
     if isinstance(traffic, ResidenceTime):
         return traffic
+    if isinstance(traffic, LengthDistribution):
+        return ResidenceTime.of_lengths(traffic)
     return ResidenceTime.of_lengths(
         traffic.output_lengths if isinstance(traffic, LengthSample) else traffic.output_tokens
     )

@@ -5,7 +5,7 @@ import enum
 from flax import struct
 from jax import Array
 
-from lora_capacity.measurements.scores import STARVED_SHORTFALL
+from lora_capacity.status import STARVED_SHORTFALL
 
 
 class Bottleneck(enum.IntEnum):

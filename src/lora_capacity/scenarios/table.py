@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_capacity.measurements.scores import STARVED_SHORTFALL
 from lora_capacity.scenarios.results import Bottleneck, EventDetails, Results
 from lora_capacity.scenarios.scenarios import Scenarios
-from lora_capacity.status import Status
+from lora_capacity.status import STARVED_SHORTFALL, Status
 
 _SETTINGS = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens")
 _PREDICTED = (

@@ -11,8 +11,8 @@ from scipy.stats import norm
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.run import simulate
+from lora_capacity.run.runner import Traffic
 from lora_capacity.scenarios import Bottleneck, Scenarios, table
-from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.twins.steady.slots import burst_width
 
 SWING_ERROR = 1.5
@@ -29,7 +29,7 @@ _SMALLEST_STEP = 0.01
 def assess(
     calibration: Calibration,
     scenarios: Scenarios,
-    stays: ResidenceTime,
+    traffic: Traffic,
     *,
     threshold: float = 0.1,
     risk: float = 0.05,
@@ -43,7 +43,7 @@ def assess(
     Args:
         calibration: Coefficients and the error of the capacity.
         scenarios: The configurations, ``[configs]``.
-        stays: The distribution of the output lengths.
+        traffic: The workload, or the distribution of its output lengths.
         threshold: Share below the offered load from which throughput counts as starved.
         risk: Highest acceptable probability of starving, above 0, at most 0.5.
         loads: Loads to try, at least 2.
@@ -64,7 +64,7 @@ def assess(
             class_rate_per_s=(host.class_rate_per_s * load[:, None]).astype(host.class_rate_per_s.dtype),
             base_rate_per_s=(host.base_rate_per_s * load).astype(host.base_rate_per_s.dtype),
         ),
-        stays,
+        traffic,
     )
     service, limits = (np.asarray(values).reshape(-1, loads) for values in (results.service, results.limit))
     critical = load_headroom(service, factors, threshold)

@@ -16,7 +16,6 @@ from lora_capacity.run.steady import with_classes
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search.margin import assess
 from lora_capacity.search.objective import Columns, Objective, choose, judge
-from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import Workload
 
 IntArray = NDArray[np.int64]
@@ -127,7 +126,7 @@ class Problem:
         return assess(
             self.calibration,
             with_classes(scenarios, self._classes),
-            self._stays,
+            self.workload,
             threshold=self.threshold,
             risk=self.risk,
             loads=loads,
@@ -140,10 +139,6 @@ class Problem:
     def choose(self, columns: Columns) -> int | None:
         """Return the index of the configuration to take; see `lora_capacity.search.choose`."""
         return choose(columns, self.objective, self.threshold, self.risk)
-
-    @cached_property
-    def _stays(self) -> ResidenceTime:
-        return ResidenceTime.of_lengths(self.workload.output_tokens)
 
     @cached_property
     def _classes(self) -> int:

@@ -22,8 +22,7 @@ from lora_capacity.search.recommendation import (
     SecondOpinion,
 )
 from lora_capacity.search.refine import POINT, EventRuns, Point, point_of, refine
-from lora_capacity.units import BYTES_PER_GIB
-from lora_capacity.words import bottleneck
+from lora_capacity.words import bottleneck, gibibytes
 from lora_capacity.workload import Workload
 
 ENGINES = ("steady", "event")
@@ -264,10 +263,10 @@ def _does_not_start(problem: Problem, columns: Columns) -> str:
     names = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
     slots, settings = int(columns["max_loras"][row]), {name: int(columns[name][row]) for name in names}
     plan = problem.calibration.plan_memory(problem.server(int(columns["max_cpu_loras"][row]), slots, **settings))
-    lacking = -min(plan.headroom_no_kv_cache_bytes.item(), plan.headroom_oom_bytes.item()) / BYTES_PER_GIB
+    lacking = gibibytes(-min(plan.headroom_no_kv_cache_bytes.item(), plan.headroom_oom_bytes.item()))
     return (
-        f"no configuration starts: max_loras {slots} at max_lora_rank {settings['max_lora_rank']} lacks {lacking:.2f} "
-        f"GiB ({columns['status'][row]}); change gpu_memory_utilization, or lower max_model_len, max_lora_rank or "
+        f"no configuration starts: max_loras {slots} at max_lora_rank {settings['max_lora_rank']} lacks {lacking} "
+        f"({columns['status'][row]}); change gpu_memory_utilization, or lower max_model_len, max_lora_rank or "
         "max_num_batched_tokens"
     )
 

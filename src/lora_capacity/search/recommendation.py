@@ -7,8 +7,7 @@ from typing import Any, Self
 
 from lora_capacity.engines import ServerConfig
 from lora_capacity.search.objective import Columns, Objective
-from lora_capacity.units import BYTES_PER_GIB
-from lora_capacity.words import bottleneck, spoken
+from lora_capacity.words import bottleneck, gibibytes, spoken
 
 _COMPARED = ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_usage")
 
@@ -176,7 +175,7 @@ class Recommendation:
         return (
             *self._load_margin(),
             f"Memory: the KV cache holds {self.memory.kv_cache_tokens} tokens, {self.memory.spare_kv_cache_tokens} "
-            f"more than vLLM needs to start; {self.memory.spare_bytes / BYTES_PER_GIB:.1f} GiB of the GPU stay free.",
+            f"more than vLLM needs to start; {gibibytes(self.memory.spare_bytes, 1)} of the GPU stay free.",
             *map(self._told, self.neighbours),
             f"Of {sum(self.counts.values())} configurations looked at: "
             + ", ".join(f"{spoken(verdict)} {count}" for verdict, count in sorted(self.counts.items()))

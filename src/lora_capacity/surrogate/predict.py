@@ -18,7 +18,6 @@ from lora_capacity.surrogate.model import LEVELS, Surrogate
 from lora_capacity.surrogate.neural import NeuralSurrogate
 from lora_capacity.surrogate.targets import OPTIMUM, adapters_of
 from lora_capacity.surrogate.trees import KINDS
-from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import Workload
 
 _TOLERATED = 0.02
@@ -172,7 +171,7 @@ def _checked(
 ) -> dict[str, Any]:
     """What the steady twin says of adapters and slots."""
     scenarios = build_scenarios(workload, calibration, *point, **settings)
-    found = assess(calibration, scenarios, ResidenceTime.of_lengths(workload.output_tokens))
+    found = assess(calibration, scenarios, workload)
     names = ("throughput_tokens_per_s", "offered_tokens_per_s", "starved", "starving_probability", "status")
     return {name: found[name][0].item() if hasattr(found[name][0], "item") else found[name][0] for name in names}
 

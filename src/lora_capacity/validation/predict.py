@@ -11,14 +11,12 @@ from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.measurements import RunLengths
 from lora_capacity.measurements.lengths import HALF_BLOCK_TOKENS, INPUT_STD_TOKENS, length_pairs
 from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
-from lora_capacity.measurements.scores import STARVED_SHORTFALL
 from lora_capacity.run import ENGINES, LengthSample, simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, lay_out
 from lora_capacity.search import assess
-from lora_capacity.status import Status
-from lora_capacity.twins.steady import ResidenceTime
-from lora_capacity.units import S_PER_HOUR
+from lora_capacity.status import STARVED_SHORTFALL, Status
+from lora_capacity.workload import LengthDistribution
 
 RUN_LENGTHS = RunLengths(
     output_share=1.0,
@@ -32,8 +30,9 @@ RUN_LENGTHS = RunLengths(
 Source: arXiv 2508.08343 and its logs; ``kv_tokens_per_request`` is the mean, over its runs of more than 50 running
 requests, of KV use times KV capacity over running requests."""
 
-_INPUT_TOKENS, _OUTPUT_TOKENS = 223.0, 197.0
-"""Mean lengths of the published runs: for models of which no server started, where only the start is predicted."""
+_INPUT_TOKENS, _OUTPUT_TOKENS, _DURATION_S = 223.0, 197.0, 3600.0
+"""Mean lengths and duration of the published runs: for models of which no server started, where only the start is
+predicted."""
 
 _PLAYED = ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_usage")
 
@@ -142,12 +141,12 @@ def _from(progress: Progress | None, before: int, total: int) -> Progress | None
 
 def _predict(runs: Runs, rows: Int[np.ndarray, " rows"], calibration: Calibration) -> dict[str, np.ndarray]:
     lengths = run_lengths(runs, rows, calibration.runs or RUN_LENGTHS)
-    scenarios, stays = lay_out_runs(runs, rows, calibration, lengths)
+    scenarios, output_lengths = lay_out_runs(runs, rows, calibration, lengths)
     asked = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows]
     produced = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows] * lengths.output_share
     # Models that stop early fall short of the offered load even when every request is completed.
     share = _filled(produced / asked, 1.0).mean()
-    columns = assess(calibration, scenarios, stays, threshold=1.0 - (1.0 - STARVED_SHORTFALL) / share)
+    columns = assess(calibration, scenarios, output_lengths, threshold=1.0 - (1.0 - STARVED_SHORTFALL) / share)
     return columns | {"offered_tokens_per_s": runs.arrival_rate_per_s(lengths.max_pending)[rows] * asked}
 
 
@@ -217,7 +216,7 @@ def run_lengths(runs: Runs, rows: Int[np.ndarray, " rows"], otherwise: RunLength
 
 def lay_out_runs(
     runs: Runs, rows: Int[np.ndarray, " rows"], calibration: Calibration, lengths: RunLengths
-) -> tuple[Scenarios, ResidenceTime]:
+) -> tuple[Scenarios, LengthDistribution]:
     """Lay runs out as configurations, each with the traffic it really had, and the law of their answer lengths.
 
     Args:
@@ -242,7 +241,7 @@ def lay_out_runs(
         mean_input_tokens=_filled(runs.mean_input_tokens[rows], _INPUT_TOKENS),
         mean_output_tokens=output_tokens,
         kv_tokens_per_request=lengths.kv_tokens_per_request,
-        horizon_s=_filled(runs.duration_s[rows], S_PER_HOUR),
+        horizon_s=_filled(runs.duration_s[rows], _DURATION_S),
         max_pending=np.where(np.isnan(runs.max_pending[rows]), lengths.max_pending, runs.max_pending[rows]),
         adapters=runs.max_cpu_loras[rows],
         max_loras=runs.max_loras[rows],
@@ -253,7 +252,7 @@ def lay_out_runs(
     )
     mean_tokens = float(output_tokens.mean())
     try:
-        return scenarios, ResidenceTime.of_lengths(lengths.output_lengths(mean_tokens))
+        return scenarios, lengths.output_lengths(mean_tokens)
     except InputError as error:
         raise InputError(f"{runs.path}, mean_output_tokens", round(mean_tokens, 1), error.allowed) from None
 

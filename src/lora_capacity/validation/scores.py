@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.measurements.runs import Runs
-from lora_capacity.measurements.scores import STARVED_SHORTFALL, is_starved, mape, smape
+from lora_capacity.measurements.scores import is_starved, mape, smape
 from lora_capacity.search import Objective, choose
-from lora_capacity.status import Status
+from lora_capacity.status import STARVED_SHORTFALL, Status
 from lora_capacity.validation.predict import Predictions
 
 OPTIMUM_SET = "optimum"

@@ -14,7 +14,6 @@ from lora_capacity.run import simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, table
 from lora_capacity.search import assess
-from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import Workload
 
 COMPARED = ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_usage")
@@ -63,7 +62,7 @@ def compare_twins(
         InputError: As `simulate`, or if the tolerance is not above 0.
     """
     check_number("tolerance", tolerance, minimum=0, exclusive=True)
-    steady = assess(calibration, scenarios, ResidenceTime.of_lengths(workload.output_tokens))
+    steady = assess(calibration, scenarios, workload)
     shape = (scenarios.status.shape[0], len(seeds))
     repeated: Scenarios = jax.tree.map(lambda values: np.repeat(np.asarray(values), len(seeds), axis=0), scenarios)
     seed = np.broadcast_to(np.asarray(seeds), shape).ravel()
