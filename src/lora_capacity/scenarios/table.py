@@ -1,5 +1,6 @@
 """Configurations and what a simulation says of them, as one table."""
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,8 @@ from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import STARVED_SHORTFALL, Status
 
 _SETTINGS = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens")
-_PREDICTED = (
-    *("completed_per_s", "mean_running", "mean_waiting", "step_time_s", "itl_s", "ttft_s"),
-    *("active_adapters", "kv_usage", "loads_per_s"),
-)
+_TOLD_APART = ("throughput_tokens_per_s", "offered_tokens_per_s", "class_service", "limit", "status", "events")
+_PREDICTED = tuple(entry.name for entry in fields(Results) if entry.name not in _TOLD_APART)
 _QUANTILES = ("p50", "p95", "p99")
 _DETAILS = (
     *("max_running", "max_adapters", "max_kv_usage", "preemptions", "disk_loads", "steps"),
