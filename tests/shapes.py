@@ -9,6 +9,9 @@ from jaxtyping import AbstractArray
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
+CHECKED: set[str] = set()
+"""Functions whose shapes are checked, of the modules imported so far."""
+
 
 def check_shapes(function: Function) -> Function:
     """Check arguments and result of a function whose annotations give array shapes; leave every other as it is.
@@ -19,6 +22,7 @@ def check_shapes(function: Function) -> Function:
     annotations = inspect.get_annotations(function).values()
     if function.__name__ == "__init__" or not any(_has_shape(annotation) for annotation in annotations):
         return function
+    CHECKED.add(f"{function.__module__}.{function.__qualname__}")
     return beartype(function)
 
 

@@ -24,9 +24,9 @@ from lora_capacity_cli.train import train
 from lora_capacity_cli.validate import validate
 from lora_capacity_cli.verify import verify
 
-INFEASIBLE = 1
-BAD_INPUT = 2
-BROKEN_PIPE = 1
+INFEASIBLE = 1  # nothing feasible
+BAD_INPUT = 2  # as click has it for wrong options
+BROKEN_PIPE = 1  # the reader of the output has gone
 INTERRUPTED = 128 + 2  # as shells report a process that SIGINT ended
 
 

@@ -36,6 +36,7 @@ _SHOWN = (
     "preemptions",
 )
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+"""Seconds of the units that a window may be given in."""
 
 
 class Time(click.ParamType):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_capacity_profiling.profiler import Profiler, Watcher
 
 _RANDOM = "random-llama"
-_S_PER_MINUTE = 60.0
+_S_PER_MINUTE = 60.0  # by definition
 
 
 @click.command(

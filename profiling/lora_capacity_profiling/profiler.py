@@ -27,6 +27,7 @@ _MOST_STRETCH = 10.0
 """Largest correction of guessed times by what points took so far: a first odd point must not make it days."""
 
 _CPU_BLOCK_TOKENS = 128
+"""Tokens of a KV block on CPUs by default (``check_and_update_config`` in ``vllm/platforms/cpu.py``, 0.32.0)."""
 
 
 class Watcher:

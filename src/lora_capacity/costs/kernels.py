@@ -23,7 +23,11 @@ SMALL_STEP_TOKENS = 128
 """Below this many tokens in a step the shrink kernel splits its inner dimension more finely."""
 
 _EXPAND_BLOCK_TOKENS, _EXPAND_BLOCK_OUTPUTS = 64, 128
+"""Tokens and outputs that a block of the expand kernel works on (``lora_expand.py``, ``BLOCK_M`` and ``BLOCK_N``)."""
+
 _SHRINK_BLOCK_TOKENS, _SHRINK_BLOCK_RANKS = 32, 16
+"""Tokens and ranks that a block of the shrink kernel works on (``lora_shrink.py``, ``BLOCK_M`` and ``BLOCK_N``)."""
+
 SHRINK_SPLITS_SMALL, SHRINK_SPLITS_LARGE = 64, 8
 """Parts of the shrink kernel's inner dimension in small and in large steps (``lora_shrink.py``, ``SPLIT_K``)."""
 

@@ -13,11 +13,11 @@ from lora_capacity.measurements.lengths import HALF_BLOCK_TOKENS
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 
-# Relative standard deviations: repeats of a step time, and what a model of a few coefficients may miss in a run.
-_STEP_SPREAD = 0.03
-_PREFILL_SPREAD = 0.05
-_THROUGHPUT_SPREAD = 0.03
-_RUN_STEP_SPREAD = 0.05
+_STEP_SPREAD, _PREFILL_SPREAD = 0.03, 0.05
+"""Relative standard deviations of a step time and of a prompt's time: about what repeats of them differ by."""
+
+_THROUGHPUT_SPREAD, _RUN_STEP_SPREAD = 0.03, 0.05
+"""Relative errors that a model of a few coefficients is granted in the throughput and the step time of a run."""
 
 
 def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from lora_capacity.units import BYTES_PER_MIB
 
+# As in ``c10/cuda/CUDACachingAllocator``: kMinBlockSize, kSmallSize, kSmallBuffer, kMinLargeAlloc, kLargeBuffer and
+# kRoundLarge.
 _ROUND_BYTES = 512
 _SMALL_BYTES = 1 * BYTES_PER_MIB
 _SMALL_SEGMENT_BYTES = 2 * BYTES_PER_MIB

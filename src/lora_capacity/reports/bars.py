@@ -8,6 +8,8 @@ from lora_capacity.reports.sensitivity import Change
 from lora_capacity.words import percent, plural, shown
 
 WIDTH = 460.0
+"""Width of the drawing in CSS pixels, two of which stand side by side on the page."""
+
 _TOP, _ROW, _BELOW = 22.0, 24.0, 42.0
 """Room above the rows, height of a row, and room for the numbers and the title of the axis below."""
 

@@ -12,6 +12,8 @@ from lora_capacity.reports.quantities import STARVING, Quantity
 from lora_capacity.words import shown
 
 WIDTH, HEIGHT = 420.0, 260.0
+"""Size of a panel in CSS pixels, two of which stand side by side on the page."""
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, WIDTH - 12.0, 30.0, HEIGHT - 44.0
 """Edges of the axes: room for numbers to the left, the title above, numbers and title of the axis below."""
 

@@ -5,7 +5,10 @@ from lora_capacity.reports.figures import stand_alone
 from lora_capacity.surrogate import Branch, Leaf, Rules
 
 _ROW, _COLUMN, _TOP, _MARGIN = 22.0, 168.0, 64.0, 14.0
+"""Height of a leaf and width of a question, which fit their texts; room for the title, and around all."""
+
 _SMALL = 11.0
+"""Size of the letters of questions, in CSS pixels: the smallest that is read with ease."""
 
 
 def draw_rules(rules: Rules) -> str:

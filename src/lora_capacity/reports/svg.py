@@ -13,6 +13,8 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 from lora_capacity.words import shown
 
 FONT_SIZE = 12.0
+"""Size of letters in CSS pixels, which the style sheet of figures sets too."""
+
 _LETTER = 0.54
 """Width of a letter of common sans-serif fonts, in font sizes, mean over English text."""
 

@@ -41,6 +41,7 @@ _LONG_TTFT_S = 10.0
 """Mean time to first token beyond which the answer warns unless it was bounded: nobody waits longer gladly."""
 
 _NEIGHBOURS = {"one more adapter": (1, 0), "one more slot": (0, 1), "one slot fewer": (0, -1)}
+"""Changes told beside the recommendation: adapters and slots more or fewer."""
 
 
 def recommend(

@@ -11,6 +11,7 @@ from lora_capacity.calibration.model import RENAMED_IN_2
 from lora_capacity.errors import InputError
 
 SCHEMA_VERSION = 1
+"""Version of the files that this code writes and reads."""
 
 
 def digest(content: Any) -> str:

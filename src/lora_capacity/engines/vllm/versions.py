@@ -33,7 +33,10 @@ class Change:
 
 _OLDEST = (0, 8)
 """First release whose default engine is V1, the one described here."""
+
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of ``max_lora_rank`` that 0.8.5 allows (``LoRAConfig`` in ``config.py``)."""
+
 _BUDGETS = (BatchBudget(70 * BYTES_PER_GIB, 8192, 1024), BatchBudget(0, 2048, 256))
 _LARGEST_BUDGET = BatchBudget(160 * BYTES_PER_GIB, 16384, 1024)
 
