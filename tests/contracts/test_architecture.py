@@ -1,4 +1,4 @@
-"""The shape of the library: its tree as docs/architecture.md tells it, imports without circles, nothing written twice."""
+"""The shape of the library: its tree as its page tells it, imports without circles, nothing written twice."""
 
 import ast
 import re

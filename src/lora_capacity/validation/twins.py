@@ -22,7 +22,7 @@ COMPARED = ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_us
 _SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens")
 _NEAR, _LOADING, _PREEMPTING, _FEW_SLOTS, _STANDARD_ERRORS = 0.1, 0.05, 0.01, 16, 2.0
 """From where on a cause is named for a difference between the twins: how near to saturation the load is, the share of
-time that loads take, preemptions per request, slots that adapters contend for, and standard errors of the seeds' mean."""
+time that loads take, preemptions per request, slots that adapters contend for, standard errors of the seeds' mean."""
 
 
 def compare_twins(
