@@ -115,8 +115,13 @@ def refuse_given(names: Iterable[str], beside: str, remedy: str) -> None:
             raise InputError(param.opts[-1], ctx.params[param.name], f"nothing beside {beside}", remedy)
 
 
-def engine_options(command: Command) -> Command:
-    """Add ``--engine`` and ``--seed``; options of the event twin are refused beside the steady one."""
+def engine_options(command: Command, *, reference: bool = False) -> Command:
+    """Add ``--engine`` and ``--seed``; options of the event twin are refused beside the steady one.
+
+    Args:
+        command: What gets them.
+        reference: Whether the engine can be the plain-Python reference.
+    """
 
     @functools.wraps(command)
     def with_engine(**given: Any) -> Any:
@@ -126,10 +131,11 @@ def engine_options(command: Command) -> Command:
 
     engine = click.option(
         "--engine",
-        type=click.Choice(["steady", "event"]),
+        type=click.Choice(["steady", "event", *["reference"] * reference]),
         default="steady",
         show_default=True,
-        help="Which twin predicts: steady (averages, instant) or event (every engine step, takes longer).",
+        help="Which twin predicts: steady (averages, instant) or event (every engine step, takes longer)"
+        + (", or the plain-Python reference of the latter (some minutes)." if reference else "."),
     )
     decorated: Any = engine(seed_option(with_engine))
     return decorated

@@ -1,5 +1,6 @@
 """``lora-capacity simulate``: one configuration in detail."""
 
+import functools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 @calibration_option
 @click.option("--adapters", type=int, required=True, metavar="A", help="Adapters served (max_cpu_loras).")
 @click.option("--max-loras", type=int, required=True, metavar="S", help="Slots.")
-@engine_options
+@functools.partial(engine_options, reference=True)
 @click.option(
     "--warmup-s", type=float, default=0.0, show_default=True, help="Event engine: time at the beginning left out."
 )

@@ -53,6 +53,20 @@ def test_simulate_plays_the_requests_of_its_seed(run: Run, minute: Path) -> None
     assert first["prediction"]["itl_s"] == pytest.approx(steady["prediction"]["itl_s"], rel=0.2)
 
 
+def test_simulate_by_the_reference(run: Run, tmp_path: Path) -> None:
+    short = tmp_path / "short.yaml"
+    short.write_text(WORKLOAD.replace("horizon_s: 3600", "horizon_s: 5"), encoding="utf-8")
+    asked = (short, "--adapters", 15, "--max-loras", 8, "--format", "json", "--seed", 1, "--engine")
+    event, reference = (answer(run("simulate", *asked, engine)) for engine in ("event", "reference"))
+    assert reference["engine"] == "reference"
+    assert event["events"]["steps"] == reference["events"]["steps"] > 10
+    assert reference["prediction"]["itl_s"] == pytest.approx(event["prediction"]["itl_s"], rel=1e-4)
+    for command in ("sweep", "optimize"):
+        refused = run(command, short, "--engine", "reference")
+        assert refused.exit_code == 2
+        assert "'reference' is not one of 'steady', 'event'" in refused.stderr
+
+
 def test_simulate_replays_a_trace_whatever_the_seed(run: Run, tmp_path: Path) -> None:
     trace = "arrival_s,adapter,rank,input_tokens,output_tokens\n0,a,8,40,20\n10,b,8,60,30\n20,a,8,80,600\n60,b,8,9,9\n"
     (tmp_path / "requests.csv").write_text(trace, encoding="utf-8")

@@ -21,9 +21,9 @@ from lora_capacity.twins.events.fast_forward import fast_forward
 from lora_capacity.twins.events.server import build_server
 from lora_capacity.twins.events.simulation import initial_state, iterate
 from lora_capacity.twins.events.step import step_work
+from lora_capacity.twins.reference import Behaviour, Config, Simulation, StepState, simulate
 from lora_capacity.workload import BASE_MODEL, Requests
 from tests.examples import make_costs
-from tests.reference.scheduler import Behaviour, Config, Simulation, StepState, simulate
 
 ADAPTERS, LONGEST, ITERATIONS = 6, 48, 2400
 HORIZON_S = 1024.0
@@ -59,7 +59,7 @@ class Row(NamedTuple):
     kv_tokens: int
     running: int
     waiting: int
-    passed_over: int
+    skipped: int
     blocks: int
     adapters: int
     host_loads: int
@@ -77,7 +77,7 @@ class StepTime:
 
     def scheduling(self, state: StepState) -> float:
         self.decoding -= set(state.preempted)
-        return PASSED * state.passed_over * TICK_S
+        return PASSED * state.skipped * TICK_S
 
     def __call__(self, state: StepState) -> float:
         prefill = sum(tokens for number, tokens in state.scheduled.items() if number not in self.decoding)
@@ -136,7 +136,7 @@ def played(requests: Requests, config: Config, max_pending: int | None) -> tuple
             kv_tokens=step.state.kv_tokens,
             running=step.state.running,
             waiting=step.state.waiting,
-            passed_over=step.state.passed_over,
+            skipped=step.state.skipped,
             blocks=step.state.blocks_used,
             adapters=len(step.state.adapters),
             host_loads=len(step.state.host_loads),
@@ -315,7 +315,7 @@ def test_the_cases_are_what_they_should_be(version: str) -> None:
         )
         seen[:] += [
             any(row.preempted for row in rows),
-            any(row.passed_over for row in rows),
+            any(row.skipped for row in rows),
             any(row.tokens == case[1].max_num_batched_tokens for row in rows),
             any(row.host_loads > row.disk_loads for row in rows),
             any(row.host_loads > row.adapters - before.adapters + 1 for before, row in pairwise(rows)),
@@ -338,7 +338,7 @@ def test_results_are_sums_over_the_steps() -> None:
     rows, result = played(requests, replace(config, behaviour=Behaviour()), None)
     scenarios, tables = laid_out(requests, config, None)
     found = jax.jit(simulate_events)(COSTS, scenarios, tables)
-    starts = np.array([step.start_s / TICK_S - PASSED * step.state.passed_over for step in result.steps])
+    starts = np.array([step.start_s / TICK_S - PASSED * step.state.skipped for step in result.steps])
     seconds = (np.array([row.end for row in rows]) - starts) * TICK_S
     assert float(found.completed_per_s[0] * HORIZON_S) == pytest.approx(40)
     np.testing.assert_array_equal(

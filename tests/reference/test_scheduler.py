@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_capacity.twins.reference import AdapterTiers, Behaviour, Config, Simulation, StepState, simulate
 from lora_capacity.workload import BASE_MODEL, Requests
-from tests.reference.scheduler import AdapterTiers, Behaviour, Config, Simulation, StepState, simulate
 
 ROOMY = Config(max_num_seqs=8, max_num_batched_tokens=64, max_loras=4, max_cpu_loras=8, kv_blocks=64)
 ASYNC = Behaviour(async_scheduling=True)
@@ -49,30 +49,30 @@ def test_max_num_seqs_bounds_the_batch_and_ends_the_search() -> None:
     config = replace(ROOMY, max_num_seqs=2, max_loras=1)
     result = simulate(requests((0, 0, 1, 2), (0, 1, 1, 1), (0, 0, 1, 2), (0, 1, 1, 1)), config, one_second)
     assert scheduled(result) == [{0: 1, 2: 1}, {0: 1, 2: 1}, {1: 1, 3: 1}]
-    assert [step.state.passed_over for step in result.steps] == [1, 0, 0]
+    assert [step.state.skipped for step in result.steps] == [1, 0, 0]
 
 
-def test_requests_without_a_slot_are_passed_over_and_keep_their_order() -> None:
+def test_requests_without_a_slot_are_skipped_and_keep_their_order() -> None:
     rows = [(0, 0, 1, 3), (0, 1, 1, 1), (0, 2, 1, 1), (0, 0, 1, 1), (0, BASE_MODEL, 1, 1), (0, 1, 1, 1)]
     result = simulate(requests(*rows), replace(ROOMY, max_loras=1), one_second)
     assert scheduled(result) == [{0: 1, 3: 1, 4: 1}, {0: 1}, {0: 1}, {1: 1, 5: 1}, {2: 1}]
-    assert [step.state.passed_over for step in result.steps] == [3, 3, 3, 1, 0]
+    assert [step.state.skipped for step in result.steps] == [3, 3, 3, 1, 0]
     assert [step.state.adapters for step in result.steps] == [(0,), (0,), (0,), (1,), (2,)]
 
 
-def test_order_of_requests_passed_over_can_be_turned_round() -> None:
+def test_order_of_requests_skipped_can_be_turned_round() -> None:
     rows = requests((0, 0, 1, 1), (0, 1, 1, 1), (0, 2, 1, 1), (0, 3, 1, 1))
     config = replace(ROOMY, max_loras=1)
     assert scheduled(simulate(rows, config, one_second)) == [{0: 1}, {1: 1}, {2: 1}, {3: 1}]
-    reverse = replace(config, behaviour=Behaviour(passed_over="reverse"))
+    reverse = replace(config, behaviour=Behaviour(skipped="reverse"))
     assert scheduled(simulate(rows, reverse, one_second)) == [{0: 1}, {3: 1}, {1: 1}, {2: 1}]
 
 
-@pytest.mark.parametrize(("passed_over", "first"), [("keep", 1), ("ahead", 2)])
-def test_requests_passed_over_can_go_ahead_of_the_preempted(passed_over: Literal["keep", "ahead"], first: int) -> None:
-    # 2 is passed over in the first step, 1 preempted in the second; nobody finds a block before 0 is finished.
+@pytest.mark.parametrize(("skipped", "first"), [("keep", 1), ("ahead", 2)])
+def test_requests_skipped_can_go_ahead_of_the_preempted(skipped: Literal["keep", "ahead"], first: int) -> None:
+    # 2 is skipped in the first step, 1 preempted in the second; nobody finds a block before 0 is finished.
     rows = requests((0, BASE_MODEL, 16, 9), (0, 0, 16, 9), (0, 1, 1, 1))
-    config = replace(ROOMY, max_loras=1, kv_blocks=2, behaviour=Behaviour(passed_over=passed_over))
+    config = replace(ROOMY, max_loras=1, kv_blocks=2, behaviour=Behaviour(skipped=skipped))
     result = simulate(rows, config, one_second)
     assert scheduled(result)[:2] == [{0: 16, 1: 16}, {0: 1}]
     assert [step.state.waiting for step in result.steps[:9]] == [1] + [2] * 8
@@ -236,7 +236,7 @@ def servers(draw: st.DrawFn) -> tuple[Requests, Config, int | None]:
             running_adapters_in_use=draw(st.booleans()),
             full_prompt_must_fit=draw(st.booleans()),
             async_scheduling=draw(st.booleans()),
-            passed_over=draw(st.sampled_from(["keep", "reverse", "ahead"])),
+            skipped=draw(st.sampled_from(["keep", "reverse", "ahead"])),
         ),
     )
     rows = Requests(np.cumsum(gaps), *(np.array(column) for column in (adapter, inputs, outputs)))

@@ -30,7 +30,7 @@ _Draw = Callable[[Scenarios, Sequence[int], NDArray[np.int64]], RequestTables]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
+class Source:
     """Where requests come from: how they are drawn, all that decides them, and how long requests stay."""
 
     draw: _Draw
@@ -68,18 +68,23 @@ def run_events(
     progress: Progress | None,
 ) -> Results:
     """Run the event twin over configurations; arguments as of `lora_capacity.run.simulate`."""
-    if isinstance(traffic, LengthSample):
-        source = _sample_source(scenarios, traffic, seed, load)
-    else:
-        configs = scenarios.status.shape[0]
-        seeds = [int(check_number("seed", each, minimum=0, integer=True)) for each in _spread(seed, configs)]
-        loads = [check_number("load", each, minimum=0, exclusive=True) for each in _spread(load, configs)]
-        source = _workload_source(scenarios, traffic, seeds, loads)
-        scenarios = _loaded(scenarios, traffic, np.array(loads))
+    source, scenarios = source_of(scenarios, traffic, seed, load)
     return _run(calibration, scenarios, source, observation, checkpoint_dir, progress)
 
 
-def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, load: ArrayLike) -> _Source:
+def source_of(
+    scenarios: Scenarios, traffic: Workload | LengthSample, seed: ArrayLike, load: ArrayLike
+) -> tuple[Source, Scenarios]:
+    """Return where the requests of configurations come from, and the configurations under their load."""
+    if isinstance(traffic, LengthSample):
+        return _sample_source(scenarios, traffic, seed, load), scenarios
+    configs = scenarios.status.shape[0]
+    seeds = [int(check_number("seed", each, minimum=0, integer=True)) for each in _spread(seed, configs)]
+    loads = [check_number("load", each, minimum=0, exclusive=True) for each in _spread(load, configs)]
+    return _workload_source(scenarios, traffic, seeds, loads), _loaded(scenarios, traffic, np.array(loads))
+
+
+def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, load: ArrayLike) -> Source:
     """Return Poisson arrivals; those of a configuration depend on the seed and its index alone."""
     if np.ndim(seed) or np.any(np.asarray(load) != 1.0):
         name, given = ("seed", seed) if np.ndim(seed) else ("load", load)
@@ -94,7 +99,7 @@ def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, 
     def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> RequestTables:
         return draw_requests(part, inputs[indices], outputs[indices], seed=number, indices=indices, most=most)
 
-    return _Source(
+    return Source(
         draw,
         (number, np.asarray(sample.input_tokens), np.asarray(sample.output_tokens)),
         ResidenceTime.of_lengths(sample.output_lengths),
@@ -102,7 +107,7 @@ def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, 
     )
 
 
-def _workload_source(scenarios: Scenarios, workload: Workload, seeds: Sequence[int], loads: Sequence[float]) -> _Source:
+def _workload_source(scenarios: Scenarios, workload: Workload, seeds: Sequence[int], loads: Sequence[float]) -> Source:
     """Return the workload's own arrivals; those of a configuration depend on its adapters, seed and load alone."""
     served = np.asarray(scenarios.class_count).sum(axis=1).astype(int)
     rates, ranks = workload.adapters.deal(int(served.max()))
@@ -118,7 +123,7 @@ def _workload_source(scenarios: Scenarios, workload: Workload, seeds: Sequence[i
         return lay_out_requests(part, requests, classes, seed=0, indices=[seeds[i] for i in indices])
 
     every = sample(int(served.max()), seeds[0], loads[0])
-    return _Source(
+    return Source(
         draw,
         (seeds, loads, vars(every)),
         ResidenceTime.of_lengths(workload.output_tokens),
@@ -165,7 +170,7 @@ def _loaded(scenarios: Scenarios, workload: Workload, load: NDArray[np.float64])
 def _run(
     calibration: Calibration,
     scenarios: Scenarios,
-    source: _Source,
+    source: Source,
     observation: Observation,
     checkpoint_dir: str | Path | None,
     progress: Progress | None,

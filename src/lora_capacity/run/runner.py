@@ -1,6 +1,7 @@
 """One way to simulate configurations, whichever engine does it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,13 +10,17 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.run.batches import Observation
 from lora_capacity.run.events import LengthSample, run_events
+from lora_capacity.run.reference import run_reference
 from lora_capacity.run.steady import Progress, run_steady
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import LengthDistribution, Workload
 
-ENGINES = ("steady", "event")
-"""What can run configurations: the steady twin, from averages, or the event twin, every engine step."""
+TWINS = ("steady", "event")
+"""What predicts fast enough to search with: the steady twin, from averages, or the event twin, every engine step."""
+
+ENGINES = (*TWINS, "reference")
+"""What can run configurations: the twins, or the plain-Python scheduler that the event twin is checked with."""
 
 Traffic = Workload | LengthSample | LengthDistribution | ResidenceTime
 """Where requests come from: a workload or lengths to draw from; or, all that the steady twin asks, the distribution of
@@ -47,8 +52,9 @@ def simulate(
         scenarios: The configurations as `build_scenarios` lays them out, ``[configs]``.
         traffic: Their workload, a sample of request lengths, or, for the steady twin, the distribution of the output
             lengths or a residence time that is known.
-        engine: ``steady`` or ``event``. The options below but the last are the event twin's; the steady one refuses
-            them.
+        engine: ``steady``, ``event`` or ``reference``: what the event twin does, in plain Python, some hundred times
+            slower. The options below but the last are the event twin's; the steady one refuses them, the reference
+            the series and the folder.
         seed: Whole numbers >= 0 of `Workload.sample_requests`, one or ``[configs]``: configurations of equal seeds
             share the requests of shared adapters. With a sample: one number.
         load: Times the workload's rates, > 0, one or ``[configs]``. Arrivals are drawn over so many times the horizon
@@ -59,7 +65,7 @@ def simulate(
         progress: Called with the configurations done, in proportion to the work, and their total.
 
     Returns:
-        Predictions with NumPy leaves, ``[configs]``; with ``events`` from the event twin.
+        Predictions with NumPy leaves, ``[configs]``; with ``events`` from the event twin and the reference.
 
     Raises:
         InputError: If the engine is unknown, an option is not one of its own or not allowed, the warm-up is not shorter
@@ -68,17 +74,24 @@ def simulate(
     """
     if engine not in ENGINES:
         raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
-    if engine == "event":
-        if isinstance(traffic, LengthDistribution | ResidenceTime):
-            raise InputError("traffic", "output lengths", "a workload or a sample of lengths for the event engine")
-        observation = Observation(warmup_s, samples)
-        return run_events(calibration, scenarios, traffic, seed, load, observation, checkpoint_dir, progress)
-    event_only = {"seed": (seed, 0), "load": (load, 1.0), "warmup_s": (warmup_s, 0.0), "samples": (samples, 0)}
+    event_only: dict[str, tuple[Any, float]] = {"samples": (samples, 0)}
+    if engine == "steady":
+        event_only = {"seed": (seed, 0), "load": (load, 1.0), "warmup_s": (warmup_s, 0.0)} | event_only
     for name, (given, otherwise) in event_only.items():
-        if np.any(np.asarray(given) != otherwise):
-            raise InputError(name, given, f"{otherwise:g} with the steady engine", "ask the event engine")
-    if checkpoint_dir is not None:
-        raise InputError("checkpoint_dir", str(checkpoint_dir), "none with the steady engine", "ask the event engine")
+        if engine != "event" and np.any(np.asarray(given) != otherwise):
+            raise InputError(name, given, f"{otherwise:g} with the {engine} engine", "ask the event engine")
+    if engine != "event" and checkpoint_dir is not None:
+        raise InputError(
+            "checkpoint_dir", str(checkpoint_dir), f"none with the {engine} engine", "ask the event engine"
+        )
+    if engine != "steady":
+        if isinstance(traffic, LengthDistribution | ResidenceTime):
+            allowed = f"a workload or a sample of lengths for the {engine} engine"
+            raise InputError("traffic", "output lengths", allowed)
+        observation = Observation(warmup_s, samples)
+        if engine == "reference":
+            return run_reference(calibration, scenarios, traffic, seed, load, observation, progress)
+        return run_events(calibration, scenarios, traffic, seed, load, observation, checkpoint_dir, progress)
     return run_steady(calibration, scenarios, _residence_time(traffic), progress=progress)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InfeasibleError, InputError, check_number, nearest_hint
+from lora_capacity.run import TWINS
 from lora_capacity.run.steady import Progress
 from lora_capacity.search.frontier import join, search
 from lora_capacity.search.objective import Columns, Objective
@@ -24,9 +25,6 @@ from lora_capacity.search.recommendation import (
 from lora_capacity.search.refine import POINT, EventRuns, Point, point_of, refine
 from lora_capacity.words import bottleneck, gibibytes
 from lora_capacity.workload import Workload
-
-ENGINES = ("steady", "event")
-"""Twins that can decide."""
 
 _LOADS = 13
 """Loads at which what is shown is simulated, of the 3 of the search: to tell headroom beyond the margin needed."""
@@ -103,8 +101,8 @@ def recommend(
         starvation_threshold,
         risk,
     )
-    if engine not in ENGINES:
-        raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
+    if engine not in TWINS:
+        raise InputError("engine", engine, ", ".join(TWINS), nearest_hint(engine, TWINS))
     first = int(check_number("seed", seed, minimum=0, integer=True))
     count = int(check_number("seeds", seeds, minimum=1, integer=True))
     parts = []

@@ -13,7 +13,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.measurements import is_starved
-from lora_capacity.run import ENGINES, simulate
+from lora_capacity.run import TWINS, simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, build_scenarios
 from lora_capacity.status import Status
@@ -78,8 +78,8 @@ def predict_outcomes(
     Raises:
         InputError: If the engine is unknown or a setting is not allowed.
     """
-    if engine not in ENGINES:
-        raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
+    if engine not in TWINS:
+        raise InputError("engine", engine, ", ".join(TWINS), nearest_hint(engine, TWINS))
     first = servers[0]
     scenarios = build_scenarios(
         workload,

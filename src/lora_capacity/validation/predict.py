@@ -11,7 +11,7 @@ from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.measurements import RunLengths
 from lora_capacity.measurements.lengths import HALF_BLOCK_TOKENS, INPUT_STD_TOKENS, length_pairs
 from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
-from lora_capacity.run import ENGINES, LengthSample, simulate
+from lora_capacity.run import TWINS, LengthSample, simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, lay_out
 from lora_capacity.search import assess
@@ -98,8 +98,8 @@ def predict_runs(
     Raises:
         InputError: If a model has no calibration, a setting is not allowed, or the engine is unknown.
     """
-    if engine not in ENGINES:
-        raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
+    if engine not in TWINS:
+        raise InputError("engine", engine, ", ".join(TWINS), nearest_hint(engine, TWINS))
     seeds = int(check_number("seeds", seeds, minimum=1, integer=True)) if engine == "event" else 1
     columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Predictions)}
     places: list[IntArray] = []

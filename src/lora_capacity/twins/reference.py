@@ -6,7 +6,7 @@ A *scheduler* decides who gets how many tokens in a step, an *engine* lets time 
    makes the last running request give up its blocks and go to the front of the queue, until there is room or the last
    one was itself;
 2. unless somebody was preempted: waiting requests in order, while tokens and places last. One whose adapter is not in
-   use while `max_loras` others are is passed over and keeps its place; one that finds no KV blocks ends the admission;
+   use while `max_loras` others are is skipped and keeps its place; one that finds no KV blocks ends the admission;
 3. the adapters of the step, in a fixed order, are brought into host memory and onto the GPU, the least recently used
    ones making room;
 4. the step runs; every request whose tokens are all computed gains one, and leaves when it has all it wants.
@@ -37,7 +37,7 @@ class Behaviour:
             its first chunk.
         async_scheduling: A step is scheduled as the one before it starts to run. Requests that get their last token
             there keep place and blocks for one step more, and one that arrives meanwhile waits for one step more.
-        passed_over: What becomes of the requests passed over in a step: they go back to the front of the queue in order
+        skipped: What becomes of the requests skipped in a step: they go back to the front of the queue in order
             ("keep") or in reverse ("reverse"), or to a queue of their own, tried before that of the others, to whose
             front the preempted go ("ahead").
     """
@@ -45,7 +45,7 @@ class Behaviour:
     running_adapters_in_use: bool = False
     full_prompt_must_fit: bool = False
     async_scheduling: bool = False
-    passed_over: Literal["keep", "reverse", "ahead"] = "keep"
+    skipped: Literal["keep", "reverse", "ahead"] = "keep"
 
     @classmethod
     def of(cls, rules: SchedulerRules) -> "Behaviour":
@@ -54,7 +54,7 @@ class Behaviour:
             running_adapters_in_use=rules.running_adapters_in_use,
             full_prompt_must_fit=rules.full_prompt_must_fit,
             async_scheduling=rules.async_scheduling,
-            passed_over="ahead" if rules.skipped_first else "keep",
+            skipped="ahead" if rules.skipped_first else "keep",
         )
 
 
@@ -86,6 +86,7 @@ class Config:
     behaviour: Behaviour = Behaviour()
 
     def blocks(self, tokens: int) -> int:
+        """Return the blocks that hold so many tokens."""
         return -(-tokens // self.block_size)
 
 
@@ -104,6 +105,7 @@ class Request:
 
     @property
     def uncomputed(self) -> int:
+        """Tokens known that are not computed yet."""
         return self.input_tokens + self.sampled - self.computed
 
 
@@ -117,7 +119,7 @@ class StepState:
         sampling: Requests that gain an output token.
         running: Running requests after scheduling, scheduled or not.
         waiting: Requests that wait in the server after scheduling.
-        passed_over: Waiting requests looked at and passed over for their adapter.
+        skipped: Waiting requests looked at and skipped for their adapter.
         blocks_used: KV blocks held after scheduling.
         kv_tokens: Tokens in the KV cache, of the scheduled requests, once the step has run.
         adapters: Different adapters in the step, ascending.
@@ -130,7 +132,7 @@ class StepState:
     sampling: tuple[int, ...]
     running: int
     waiting: int
-    passed_over: int
+    skipped: int
     blocks_used: int
     kv_tokens: int
     adapters: tuple[int, ...]
@@ -139,14 +141,16 @@ class StepState:
 
     @property
     def tokens(self) -> int:
+        """Tokens of the step."""
         return sum(self.scheduled.values())
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A step and when it ran, in seconds; ``finished`` are the requests that its tokens complete."""
+    """A step, when it was scheduled and when it ran, in seconds; ``finished`` are the requests that it completes."""
 
     state: StepState
+    scheduled_s: float
     start_s: float
     end_s: float
     finished: tuple[int, ...]
@@ -187,13 +191,14 @@ class Scheduler:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.waiting: deque[Request] = deque()
-        self.passed_over: deque[Request] = deque()
+        self.skipped: deque[Request] = deque()
         self.running: list[Request] = []
         self.requests: dict[int, Request] = {}
         self.free_blocks = config.kv_blocks
         self.tiers = AdapterTiers(config.max_loras, config.max_cpu_loras)
 
     def add(self, request: Request) -> None:
+        """Queue a request; ValueError if it would never fit."""
         most = self.config.blocks(request.input_tokens + request.output_tokens - 1)
         if most > self.config.kv_blocks:
             raise ValueError(
@@ -203,9 +208,10 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> StepState:
+        """Put a step together."""
         scheduled: dict[int, int] = {}
         preempted = self._keep_running(scheduled)
-        passed_over = 0 if preempted else self._admit(scheduled)
+        skipped = 0 if preempted else self._admit(scheduled)
         sampling = []
         for number, tokens in scheduled.items():
             request = self.requests[number]
@@ -221,8 +227,8 @@ class Scheduler:
             preempted=tuple(preempted),
             sampling=tuple(sampling),
             running=len(self.running),
-            waiting=len(self.waiting) + len(self.passed_over),
-            passed_over=passed_over,
+            waiting=len(self.waiting) + len(self.skipped),
+            skipped=skipped,
             blocks_used=self.config.kv_blocks - self.free_blocks,
             kv_tokens=sum(request.computed for request in batch),
             adapters=tuple(sorted(adapters)),
@@ -267,7 +273,7 @@ class Scheduler:
         return preempted
 
     def _admit(self, scheduled: dict[int, int]) -> int:
-        """Schedule waiting requests; return how many were passed over."""
+        """Schedule waiting requests; return how many were skipped."""
         config = self.config
         budget = config.max_num_batched_tokens - sum(scheduled.values())
         in_use = {
@@ -275,11 +281,11 @@ class Scheduler:
             for request in self.running
             if config.behaviour.running_adapters_in_use or request.number in scheduled
         } - {BASE_MODEL}
-        passed_over: list[Request] = []
-        while (queue := self.passed_over or self.waiting) and budget > 0 and len(self.running) < config.max_num_seqs:
+        skipped: list[Request] = []
+        while (queue := self.skipped or self.waiting) and budget > 0 and len(self.running) < config.max_num_seqs:
             request = queue[0]
             if request.adapter not in in_use | {BASE_MODEL} and len(in_use) >= config.max_loras:
-                passed_over.append(queue.popleft())
+                skipped.append(queue.popleft())
                 continue
             tokens = min(request.uncomputed, budget)
             needed = request.uncomputed if config.behaviour.full_prompt_must_fit else tokens
@@ -291,9 +297,9 @@ class Scheduler:
             scheduled[request.number] = tokens
             budget -= tokens
             in_use |= {request.adapter} - {BASE_MODEL}
-        back = self.passed_over if config.behaviour.passed_over == "ahead" else self.waiting
-        back.extendleft(passed_over if config.behaviour.passed_over == "reverse" else reversed(passed_over))
-        return len(passed_over)
+        back = self.skipped if config.behaviour.skipped == "ahead" else self.waiting
+        back.extendleft(skipped if config.behaviour.skipped == "reverse" else reversed(skipped))
+        return len(skipped)
 
     def _load(self, adapters: set[int]) -> tuple[list[int], list[int]]:
         """Touch the adapters of a step; a newcomer may push out one that is yet to come, which then is loaded again."""
@@ -342,6 +348,7 @@ class Clients:
 
     @property
     def next_arrival_s(self) -> float:
+        """When the next request arrives, or did."""
         return float(self.requests.arrival_s[self.sent]) if self.sent < len(self.requests) else np.inf
 
     def send(self, scheduler: Scheduler, now_s: float) -> None:
@@ -355,6 +362,7 @@ class Clients:
             self.unanswered += 1
 
     def answered(self, count: int, now_s: float) -> None:
+        """Take note of requests that are finished."""
         self.unanswered -= count
         self.room_since_s = now_s
 
@@ -384,18 +392,18 @@ def simulate(
     """
     scheduler, clients = Scheduler(config), Clients(requests, max_pending)
     result = Simulation([], *(np.full(len(requests), np.nan) for _ in range(3)))
-    in_flight: deque[tuple[StepState, float, float]] = deque()
+    in_flight: deque[tuple[StepState, float, float, float]] = deque()
     depth = 2 if config.behaviour.async_scheduling else 1
     now_s = device_free_s = 0.0
     while True:
         clients.send(scheduler, now_s)
         if scheduler.requests and now_s < horizon_s:
-            state = scheduler.schedule()
+            state, scheduled_s = scheduler.schedule(), now_s
             now_s += scheduling_time_s(state)
             if state.scheduled:
                 start_s = max(now_s, device_free_s)
                 device_free_s = start_s + step_time_s(state)
-                in_flight.append((state, start_s, device_free_s))
+                in_flight.append((state, scheduled_s, start_s, device_free_s))
                 if len(in_flight) < depth:
                     continue
         if not in_flight:
@@ -403,12 +411,12 @@ def simulate(
             if now_s >= horizon_s:
                 break
             continue
-        state, start_s, end_s = in_flight.popleft()
+        state, scheduled_s, start_s, end_s = in_flight.popleft()
         now_s = max(now_s, end_s)
         clients.send(scheduler, now_s)
         finished = scheduler.update(state)
         clients.answered(len(finished), now_s)
-        result.steps.append(StepRecord(state, start_s, end_s, finished))
+        result.steps.append(StepRecord(state, scheduled_s, start_s, end_s, finished))
         for number in state.sampling:
             result.first_token_s[number] = np.fmin(result.first_token_s[number], end_s)
         result.finished_s[list(finished)] = end_s

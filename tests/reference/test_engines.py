@@ -1,0 +1,79 @@
+"""The event twin against the reference scheduler through the runner, under the costs of a calibration."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lora_capacity.errors import InputError
+from lora_capacity.run import LengthSample, simulate
+from lora_capacity.scenarios import Results, build_scenarios, table
+from lora_capacity.status import Status
+from lora_capacity.workload import Workload
+from tests.examples import make_calibration
+
+SAME_TIMES = 2e-4
+"""Relative: the event twin's clock ticks, and its sums are float32."""
+
+COUNTS = ("steps", "preemptions", "disk_loads", "max_running", "max_adapters", "adapter_arrived", "adapter_completed")
+TIMES = (
+    *("throughput_tokens_per_s", "offered_tokens_per_s", "completed_per_s", "class_service", "mean_running"),
+    *("mean_waiting", "step_time_s", "itl_s", "ttft_s", "active_adapters", "kv_usage", "loads_per_s"),
+)
+SHARES = ("adapter_worst_wait_s", "max_kv_usage", "compute_share", "scheduling_share", "load_share")
+WORKLOAD = Workload.from_mapping(
+    {
+        "adapters": {"mix": {"rates_per_s": [0.8, 0.2, 0.4], "ranks": [8, 16]}},
+        "base_model": {"rate_per_s": 0.5},
+        "requests": {
+            "input_tokens": {"mean": 100, "std": 80, "min": 4, "max": 300},
+            "output_tokens": {"mean": 50, "std": 40, "min": 1, "max": 200},
+        },
+        "horizon_s": 20,
+        "max_pending": 40,
+    }
+)
+
+
+def both(block_size: int, version: str = "0.8.5", **options: Any) -> tuple[Results, Results]:
+    """A server short of slots and of KV blocks."""
+    calibration = make_calibration(vllm_version=version)
+    scenarios = build_scenarios(WORKLOAD, calibration, adapters=[12], max_loras=[4], block_size=block_size)
+    tight = dataclasses.replace(scenarios, kv_cache_tokens=np.full(1, 4096.0, np.float32))
+    event, reference = (
+        simulate(calibration, tight, WORKLOAD, engine=engine, seed=3, **options) for engine in ("event", "reference")
+    )
+    assert list(table(tight, event)) == list(table(tight, reference))
+    return event, reference
+
+
+@pytest.mark.parametrize(("block_size", "version"), [(16, "0.8.5"), (32, "0.8.5"), (128, "0.8.5"), (16, "0.33")])
+def test_event_twin_and_reference_agree_through_the_runner(block_size: int, version: str) -> None:
+    event, reference = both(block_size, version)
+    for name in COUNTS:
+        told, expected = getattr(event.events, name), getattr(reference.events, name)
+        width = expected.shape[-1] if expected.ndim > 1 else None
+        np.testing.assert_array_equal(told[..., :width], expected, err_msg=name)
+    assert int(reference.events.steps[0]) > 100
+    for name in TIMES:
+        np.testing.assert_allclose(getattr(event, name), getattr(reference, name), rtol=SAME_TIMES, err_msg=name)
+    for name in SHARES:
+        told, expected = getattr(event.events, name), getattr(reference.events, name)
+        width = expected.shape[-1] if expected.ndim > 1 else None
+        np.testing.assert_allclose(told[..., :width], expected, rtol=SAME_TIMES, atol=1e-6, err_msg=name)
+    assert int(event.limit[0]) == int(reference.limit[0])
+
+
+def test_reference_refuses_what_it_cannot_tell_and_blanks_what_does_not_start() -> None:
+    calibration, lengths = make_calibration(), LengthSample(np.array([40]), np.array([60]))
+    scenarios = build_scenarios(
+        WORKLOAD, calibration, adapters=[12, 4], max_loras=[4, 4], gpu_memory_utilization=[0.2, 0.9]
+    )
+    results = simulate(calibration, scenarios, lengths, engine="reference", seed=3, warmup_s=1.0)
+    assert int(results.status[0]) == Status.NO_KV_CACHE
+    assert np.isnan(results.throughput_tokens_per_s).tolist() == [True, False]
+    assert int(results.events.steps[0]) == 0 < int(results.events.steps[1])
+    for options in ({"samples": 2}, {"checkpoint_dir": "parts"}):
+        with pytest.raises(InputError, match="with the reference engine"):
+            simulate(calibration, scenarios, lengths, engine="reference", **options)
