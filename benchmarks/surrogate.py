@@ -314,7 +314,7 @@ def _by_twin(calibration: Calibration, question: WorkloadBatch, adapters: Any, s
     """Of a few configurations the one that the steady twin finds best: unlikely to starve first, then throughput."""
     asked = question.take(np.zeros(rows.size, np.int64))
     laws = residence_times(question.output_spread)
-    law = ResidenceTime(*(np.asarray(leaf)[:, 0] for leaf in (laws.finished, laws.remaining, laws.weight)))
+    law = ResidenceTime(*(np.asarray(leaf)[:, 0] for leaf in (times.finished, times.remaining, times.weight)))
     found = assess(calibration, asked.scenarios(calibration, adapters[rows], slots[rows]), law)
     order = np.lexsort((-found["throughput_tokens_per_s"], found["starved"]))
     return int(rows[order[0]])

@@ -198,4 +198,4 @@ def test_optimize_by_the_event_twin(run: Run, minute: Path) -> None:
     assert found["second_opinion"]["seeds"] == 1
     text = run(*command)
     assert text.exit_code == 0
-    assert "The event twin settled it" in text.stdout
+    assert "The event twin decided" in text.stdout

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from lora_capacity.calibration import Calibration
+from lora_capacity.measurements.scores import STARVED_SHORTFALL
 from lora_capacity.run import simulate
 from lora_capacity.run.runner import Traffic
 from lora_capacity.scenarios import Bottleneck, Scenarios, table
@@ -31,7 +32,7 @@ def assess(
     scenarios: Scenarios,
     traffic: Traffic,
     *,
-    threshold: float = 0.1,
+    threshold: float = STARVED_SHORTFALL,
     risk: float = 0.05,
     loads: int = 3,
 ) -> dict[str, NDArray[Any]]:
@@ -111,7 +112,7 @@ def load_factors(error: Float[np.ndarray, " configs"], risk: float, loads: int) 
     return factors
 
 
-def load_headroom(service: ArrayLike, factors: ArrayLike, threshold: float = 0.1) -> NDArray[np.float64]:
+def load_headroom(service: ArrayLike, factors: ArrayLike, threshold: float = STARVED_SHORTFALL) -> NDArray[np.float64]:
     """Return the load headroom: the factor of the offered load at which a configuration starves.
 
     Between the last factor that does not starve and the first that does, the service falls linearly in the factor's

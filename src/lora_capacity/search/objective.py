@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from lora_capacity.errors import InputError, check_number, nearest_hint
+from lora_capacity.measurements.scores import STARVED_SHORTFALL
 
 Columns = Mapping[str, NDArray[Any]]
 """Named columns over configurations, as `table` and `assess` return them."""
@@ -52,7 +54,9 @@ class Objective:
                 check_number(name, getattr(self, name), minimum=0, exclusive=True)
 
 
-def judge(columns: Columns, objective: Objective, threshold: float = 0.1, risk: float = 0.05) -> NDArray[Any]:
+def judge(
+    columns: Columns, objective: Objective, threshold: float = STARVED_SHORTFALL, risk: float = 0.05
+) -> NDArray[Any]:
     """Return a verdict on each configuration by itself.
 
     Args:
@@ -76,7 +80,9 @@ def judge(columns: Columns, objective: Objective, threshold: float = 0.1, risk: 
     return np.where(np.isnan(throughput), columns["status"], verdict)
 
 
-def choose(columns: Columns, objective: Objective, threshold: float = 0.1, risk: float = 0.05) -> int | None:
+def choose(
+    columns: Columns, objective: Objective, threshold: float = STARVED_SHORTFALL, risk: float = 0.05
+) -> int | None:
     """Return the index of the configuration to take, None if none is acceptable.
 
     For each number of slots (and of the other settings) adapters are added up to the last configuration before the
@@ -105,10 +111,15 @@ def choose(columns: Columns, objective: Objective, threshold: float = 0.1, risk:
     if objective.goal == "most-adapters":
         kept = kept[adapters[kept] == adapters[kept].max()]
     flat = objective.within if objective.goal == "fewest-slots" else FLAT
-    kept = kept[throughput[kept] >= (1.0 - flat) * throughput[kept].max()]
+    kept = kept[near_best(throughput[kept], flat)]
     comfortable = columns["starving_probability"][kept] <= _COMFORT * risk
     uneasy = ~comfortable if objective.goal != "fewest-slots" else np.zeros_like(comfortable)
     return int(kept[np.lexsort((-throughput[kept], slots[kept], uneasy))[0]])
+
+
+def near_best(values: Float[np.ndarray, "*shape n"], share: float = FLAT) -> Bool[np.ndarray, "*shape n"]:
+    """Return which values are within a share of the largest, at least 0, along the last axis."""
+    return np.asarray(values >= (1.0 - share) * values.max(axis=-1, keepdims=True, initial=0.0))
 
 
 def _before_the_first_risky(columns: Columns, verdict: NDArray[Any]) -> NDArray[np.bool_]:

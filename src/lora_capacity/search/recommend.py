@@ -11,6 +11,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InfeasibleError, InputError, check_number, nearest_hint
 from lora_capacity.run import TWINS
+from lora_capacity.measurements.scores import STARVED_SHORTFALL
 from lora_capacity.run.steady import Progress
 from lora_capacity.search.frontier import join, search
 from lora_capacity.search.objective import Columns, Objective
@@ -52,7 +53,7 @@ def recommend(
     max_num_seqs: Sequence[int] | None = None,
     objective: Objective | None = None,
     settings: Mapping[str, Any] | None = None,
-    starvation_threshold: float = 0.1,
+    starvation_threshold: float = STARVED_SHORTFALL,
     risk: float = 0.05,
     engine: str = "steady",
     seed: int = 0,
@@ -248,12 +249,12 @@ def _closest(problem: Problem, columns: Columns) -> str:
     row = int(np.nanargmax(columns["critical_load"]))
     best = {name: column[row] for name, column in columns.items()}
     offered_per_s = best["offered_tokens_per_s"]
-    held = f", held back by {bottleneck(best['limit_beyond'])}" if best["limit_beyond"] else ""
+    then = f"; bottleneck: {bottleneck(best['limit_beyond'])}" if best["limit_beyond"] else ""
     return (
         f"no configuration keeps up with its load: max_cpu_loras {best['max_cpu_loras']} with max_loras "
         f"{best['max_loras']} comes closest, completes {best['throughput_tokens_per_s'] / offered_per_s:.1%} of the "
         f"{offered_per_s:.0f} tokens/s offered and starves with a chance of {best['starving_probability']:.2g} "
-        f"(accepted: {problem.risk:g}){held}"
+        f"(accepted: {problem.risk:g}){then}"
     )
 
 

@@ -32,8 +32,8 @@ class Candidate:
         active_adapters: Different adapters in the batch.
         kv_usage: Share of the KV cache in use.
         loads_per_s: Adapter loads into GPU slots per second.
-        limit: What holds it back at the offered load (`Bottleneck` label; ``none`` while it keeps up).
-        limit_beyond: What holds it back at the load at which it starves; empty if no load tried starves it.
+        limit: Bottleneck at the offered load (`Bottleneck` label; ``none`` while it keeps up).
+        limit_beyond: Bottleneck at the load at which it starves; empty if no load tried starves it.
         critical_load: Times the offered load at which it starves; the highest load tried if that does not starve it.
         starving_probability: Chance that it starves, given the calibration's error.
         status: `Status` label.
@@ -190,20 +190,20 @@ class Recommendation:
             return ()
         off = other.differences(best)
         told = (
-            f"The event twin settled it, with {other.seeds} seeds that differ by {other.spread:.1%} in throughput. Of "
+            f"The event twin decided, with {other.seeds} seeds that differ by {other.spread:.1%} in throughput. Of "
             f"the same configuration the steady twin predicts {off['throughput_tokens_per_s']:+.1%} throughput, "
             f"{off['itl_s']:+.1%} inter-token latency and {off['ttft_s']:+.1%} time to first token"
         )
         taken = (other.chosen.max_cpu_loras, other.chosen.max_loras)
         if taken == (best.max_cpu_loras, best.max_loras):
             return (f"{told}, and would take it too.",)
-        played = other.chosen_played
+        simulated = other.chosen_played
         return (
             f"{told}.",
             f"The steady twin would take {taken[0]} adapters with {taken[1]} slots for "
-            f"{other.chosen.throughput_tokens_per_s:.0f} tokens/s; played, it makes "
-            f"{played.throughput_tokens_per_s:.0f} of {played.offered_tokens_per_s:.0f} tokens/s, and its chance of "
-            f"starving is {played.starving_probability:.2g}.",
+            f"{other.chosen.throughput_tokens_per_s:.0f} tokens/s; simulated, it completes "
+            f"{simulated.throughput_tokens_per_s:.0f} of {simulated.offered_tokens_per_s:.0f} tokens/s, and its chance "
+            f"of starving is {simulated.starving_probability:.2g}.",
         )
 
     def _load_margin(self) -> tuple[str, ...]:
@@ -212,7 +212,7 @@ class Recommendation:
         if not best.limit_beyond:
             return (f"It keeps up with at least {best.critical_load:.3g} times the offered load.",)
         return (
-            f"It starves at {best.critical_load:.3g} times the offered load ({chance}), held back then by "
+            f"It starves at {best.critical_load:.3g} times the offered load ({chance}); its bottleneck is then "
             f"{bottleneck(best.limit_beyond)}.",
         )
 
@@ -223,10 +223,10 @@ class Recommendation:
         if math.isnan(neighbour.gain_tokens_per_s):
             return f"{where} does not start: {spoken(neighbour.verdict)}."
         beyond = neighbour.candidate.limit_beyond
-        held = f", held back by {bottleneck(beyond)}" if beyond else ""
+        then = f"; bottleneck: {bottleneck(beyond)}" if beyond else ""
         return (
             f"{where}: {neighbour.gain_tokens_per_s:+.0f} tokens/s, {spoken(neighbour.verdict)}; chance of "
-            f"starving {neighbour.candidate.starving_probability:.2g}{held}."
+            f"starving {neighbour.candidate.starving_probability:.2g}{then}."
         )
 
     def to_json(self) -> dict[str, Any]:

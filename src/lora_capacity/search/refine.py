@@ -29,7 +29,7 @@ from lora_capacity.search.margin import (
     starved_first_by,
     starving_probability,
 )
-from lora_capacity.search.objective import FLAT, Columns
+from lora_capacity.search.objective import FLAT, Columns, near_best
 from lora_capacity.search.problem import IntArray, Problem
 
 POINT = ("max_cpu_loras", "max_loras", "max_num_batched_tokens", "max_num_seqs")
@@ -171,7 +171,7 @@ def _frontiers(problem: Problem, steady: Columns) -> list[Point]:
     last = order[np.sort(first)]
     share = NEAR + (problem.objective.within if problem.objective.goal == "fewest-slots" else FLAT)
     throughput = steady["throughput_tokens_per_s"]
-    near = last[throughput[last] >= (1.0 - share) * throughput[last].max(initial=0.0)]
+    near = last[near_best(throughput[last], share)]
     near = near[np.argsort(steady["max_loras"][near], kind="stable")]
     kept = near[np.unique(np.rint(np.linspace(0, near.size - 1, _SLOTS)).astype(int))] if near.size else near
     chosen = problem.choose(steady)

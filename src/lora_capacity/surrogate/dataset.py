@@ -17,12 +17,13 @@ from pyarrow import parquet
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.files import write_whole
+from lora_capacity.measurements.scores import STARVED_SHORTFALL
 from lora_capacity.run.checkpoint import open_folder, package_version
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
 from lora_capacity.surrogate.discrepancy import DiscrepancyModel, simulate_near_best
 from lora_capacity.surrogate.documents import SCHEMA_VERSION, calibration_digest
-from lora_capacity.surrogate.optima import THRESHOLD, Optima, Surfaces, choose, survey
+from lora_capacity.surrogate.optima import Optima, Surfaces, choose, survey
 from lora_capacity.surrogate.space import Space
 
 SHARD = 128
@@ -153,7 +154,7 @@ def label(
         "workloads": count,
         "seed": seed,
         "played": played,
-        "threshold": THRESHOLD,
+        "threshold": STARVED_SHORTFALL,
     }
     folder = None if checkpoint_dir is None else _opened(checkpoint_dir, about)
     done = progress or (lambda done, total: None)

@@ -81,7 +81,7 @@ def simulate_near_best(
         optima: Their optima by the steady twin.
         surfaces: Their surfaces.
         seed: Whole number >= 0 that decides requests and lengths.
-        checkpoint_dir: Folder for what is finished, as `play` has it.
+        checkpoint_dir: Folder for what is finished, as `simulate` has it.
         progress: Called with the configurations simulated and their total.
     """
     feasible = np.flatnonzero(optima.max_loras > 0)
@@ -124,7 +124,7 @@ def _length_pairs(
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
     """Prompt and output lengths with the workload's means, whose pairs hold as many KV tokens as it says.
 
-    As many pairs as needed join long prompts to short answers; the others are independent.
+    As many pairs as needed join long prompts to short outputs; the others are independent.
     """
 
     def lengths(mean: float, spread: float) -> FloatArray:

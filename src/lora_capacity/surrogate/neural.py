@@ -27,7 +27,7 @@ from lora_capacity.surrogate.closed_form import SurrogateInputs, full_batch
 from lora_capacity.surrogate.dataset import Dataset
 from lora_capacity.surrogate.documents import read_document, signed, verified, write_document
 from lora_capacity.surrogate.ensemble import listed
-from lora_capacity.surrogate.optima import THRESHOLD
+from lora_capacity.surrogate.optima import NEEDED
 from lora_capacity.surrogate.space import BLOCK_TOKENS
 
 SENSITIVITIES = ("rates", "slots", "adapters", "input_tokens", "output_tokens")
@@ -263,7 +263,7 @@ def _predict(params: Any, mean: Array, scale: Array, costs: Costs, inputs: Surro
     offered = inputs.adapters * inputs.rates_per_s.mean(axis=0) + inputs.base_rate_per_s
     margin = log_sustained - jnp.log(offered)
     over = jnp.concatenate([z, jnp.tanh(-margin)[..., jnp.newaxis]], axis=-1)
-    log_capacity = log_sustained + jnp.log(1.0 - THRESHOLD) + _apply(params["beyond"], over)
+    log_capacity = log_sustained + jnp.log(NEEDED) + _apply(params["beyond"], over)
     bend = 1.0 + jax.nn.softplus(params["bend"])
     # (offered^-p + capacity^-p)^(-1/p), without overflow
     log_throughput = jnp.log(offered) - jax.nn.softplus(bend * (jnp.log(offered) - log_capacity)) / bend

@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
 from lora_capacity.calibration import Calibration
+from lora_capacity.measurements.scores import STARVED_SHORTFALL
 from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
 from lora_capacity.search.frontier import Bracket
-from lora_capacity.search.objective import FLAT
+from lora_capacity.search.objective import near_best
 from lora_capacity.surrogate.closed_form import full_batches
 from lora_capacity.surrogate.simulation import simulate_workloads
 
 GRID = 20
 """Numbers of adapters, and of slots, of the surface around an optimum."""
 
-THRESHOLD = 0.1
-"""Share below the offered load from which throughput counts as starved."""
+NEEDED = 1.0 - STARVED_SHORTFALL
+"""Share of the offered load that a server must complete so as not to starve."""
 
 _LEAST, _MOST = 0.12, 1.25
 """Loads of the grid over that of a full batch with one slot: from well below what anyone runs to where all starve."""
@@ -85,15 +86,14 @@ class Optima:
     sustained_per_s: FloatArray
 
 
-def survey(calibration: Calibration, workloads: WorkloadBatch, threshold: float = THRESHOLD) -> Surfaces:
+def survey(calibration: Calibration, workloads: WorkloadBatch) -> Surfaces:
     """Predict a grid of configurations of each question, and find the loads at which they starve.
 
     Args:
         calibration: Whose costs hold.
         workloads: Workloads on servers.
-        threshold: Share below the offered load from which throughput counts as starved.
     """
-    known = _Frontiers(calibration, workloads, threshold)
+    known = _Frontiers(calibration, workloads)
     adapters, slots = known.grid()
     throughput = known.surface(adapters, slots)
     known.narrow(slots, *known.brackets(adapters, throughput))
@@ -106,7 +106,6 @@ def choose(
     workloads: WorkloadBatch,
     surfaces: Surfaces,
     correction: FloatArray | None = None,
-    threshold: float = THRESHOLD,
 ) -> Optima:
     """Take the optimum of each question.
 
@@ -116,7 +115,6 @@ def choose(
         surfaces: What `survey` found of them.
         correction: Logarithm of what a server really sustains over what the steady twin says, in the shape of
             ``surfaces.slots``; none: 0.
-        threshold: Share below the offered load from which throughput counts as starved.
     """
     factor = np.exp(np.zeros(surfaces.slots.shape) if correction is None else correction)
     best = [
@@ -135,7 +133,7 @@ def choose(
             calibration, workloads.take(rows), adapters[rows], slots[rows]
         ).throughput_tokens_per_s
         offered = workloads.offered_per_s(adapters)[rows] * workloads.tokens_per_request[rows]
-        throughput[rows] = np.clip(predicted * scale[rows], (1.0 - threshold) * offered, offered)
+        throughput[rows] = np.clip(predicted * scale[rows], NEEDED * offered, offered)
     return Optima(
         max_cpu_loras=np.where(feasible, adapters, 0),
         max_loras=np.where(feasible, slots, 0),
@@ -157,15 +155,15 @@ def _fewest_near_best(
     if distinct.size > 1:
         logs = PchipInterpolator(np.log(distinct), logs, axis=1)(np.log(every))
     scale, load = np.exp(logs[0]), np.exp(logs.sum(axis=0))
-    place = int(np.argmax(load >= (1.0 - FLAT) * load.max()))
+    place = int(near_best(load).argmax())
     return int(every[place]), float(load[place]), float(scale[place])
 
 
 class _Frontiers:
     """Sustained loads by numbers of slots, as far as they are known."""
 
-    def __init__(self, calibration: Calibration, workloads: WorkloadBatch, threshold: float) -> None:
-        self.calibration, self.workloads, self.needed = calibration, workloads, 1.0 - threshold
+    def __init__(self, calibration: Calibration, workloads: WorkloadBatch) -> None:
+        self.calibration, self.workloads = calibration, workloads
         self.most_slots = workloads.most_slots(calibration)
         self.mean_rate = workloads.rates_per_s.mean(axis=1)
         one = np.ones((len(workloads), 1), np.int64)
@@ -205,12 +203,12 @@ class _Frontiers:
         """By how much throughput falls short of what is needed, as a share of the load; negative where it does not."""
         shape = (-1, *[1] * (adapters.ndim - 1))
         throughput = self._throughput(adapters, slots) / self.workloads.tokens_per_request.reshape(shape)
-        return np.asarray(self.needed - throughput / self._load(adapters))
+        return np.asarray(NEEDED - throughput / self._load(adapters))
 
     def brackets(self, adapters: IntArray, throughput: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Adapters of the grid between which each number of slots begins to starve, ``[workloads, slots]`` each."""
         load = self.workloads.offered_per_s(adapters) * self.workloads.tokens_per_request[:, np.newaxis]
-        starved = throughput < self.needed * load[..., np.newaxis]
+        starved = throughput < NEEDED * load[..., np.newaxis]
         first = np.where(starved.any(axis=1), starved.argmax(axis=1), GRID - 1)
         high = np.take_along_axis(adapters, first, axis=1).astype(np.float64)
         low = np.where(first > 0, np.take_along_axis(adapters, np.maximum(first - 1, 0), axis=1), 0.5)
@@ -251,9 +249,7 @@ class _Frontiers:
     def _best_and_first(self) -> tuple[IntArray, IntArray]:
         """Index of the number of slots that sustains most, and of the fewest that sustain nearly as much."""
         load = np.where(np.isnan(self.sustained), -1.0, self.sustained)
-        best = load.argmax(axis=1)
-        enough = load >= (1.0 - FLAT) * load.max(axis=1, keepdims=True)
-        return best, enough.argmax(axis=1)
+        return load.argmax(axis=1), near_best(load).argmax(axis=1)
 
 
 def _between(

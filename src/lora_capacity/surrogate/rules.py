@@ -1,6 +1,6 @@
 """Rules: the single tree as people read it, a power law times a factor that a few decisions lead to."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,19 +10,13 @@ from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.surrogate.ensemble import ALWAYS_LEFT, Ensemble
 from lora_capacity.surrogate.features import Feature
 from lora_capacity.surrogate.model import Surrogate
-from lora_capacity.surrogate.targets import TARGETS, features_of
+from lora_capacity.surrogate.targets import SCORES, TARGETS, features_of
 
 MEANING = {
     "adapters": "load sustained, over the full load (adapters are as many as send it)",
     "slots": "slots",
     "throughput": "throughput, over the full load",
     "starved": "load sustained with the slots given, over the full load (what sends more starves)",
-}
-SCORE = {
-    "adapters": "adapters_smape",
-    "slots": "slots_smape",
-    "throughput": "throughput_smape",
-    "starved": "starved_macro_f1",
 }
 
 
@@ -93,7 +87,7 @@ class Rules:
             "leaves": self.leaves,
             "exact_score": self.exact_score,
             "rounded_score": self.rounded_score,
-            "tree": _json(self.tree),
+            "tree": asdict(self.tree),
         }
 
 
@@ -115,8 +109,8 @@ def rules_of(surrogate: Surrogate, target: str) -> Rules:
         target=target,
         law=_law(tree, features),
         tree=_grown(tree, features, 0),
-        exact_score=surrogate.scores["tree"][SCORE[target]],
-        rounded_score=surrogate.scores["rounded"][SCORE[target]],
+        exact_score=surrogate.scores["tree"][SCORES[target]],
+        rounded_score=surrogate.scores["rounded"][SCORES[target]],
     )
 
 
@@ -180,14 +174,3 @@ def _lines(tree: Branch | Leaf, depth: int) -> list[str]:
         else:
             found += [decision, *_lines(branch, depth + 1)]
     return found
-
-
-def _json(tree: Branch | Leaf) -> dict[str, Any]:
-    if isinstance(tree, Leaf):
-        return {"factor": tree.factor}
-    return {
-        "feature": tree.feature,
-        "threshold": tree.threshold,
-        "below": _json(tree.below),
-        "above": _json(tree.above),
-    }

@@ -20,6 +20,9 @@ TARGETS = ("adapters", "slots", "throughput", "starved")
 OPTIMUM = TARGETS[:3]
 """Targets that tell the optimum of a workload."""
 
+SCORES = {target: f"{target}_smape" for target in OPTIMUM} | {"starved": "starved_macro_f1"}
+"""Name of each target's score."""
+
 
 def features_of(target: str) -> tuple[Feature, ...]:
     """Return the features that a target's models see."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError
@@ -16,8 +16,7 @@ from lora_capacity.surrogate.documents import calibration_digest
 from lora_capacity.surrogate.ensemble import Ensemble, IntArray
 from lora_capacity.surrogate.features import Described, describe, with_slots
 from lora_capacity.surrogate.model import LEVELS, Surrogate
-from lora_capacity.surrogate.scores import conformal, macro_f1
-from lora_capacity.surrogate.targets import OPTIMUM, TARGETS, adapters_of, features_of, surface_of, wanted
+from lora_capacity.surrogate.targets import OPTIMUM, SCORES, TARGETS, adapters_of, features_of, surface_of, wanted
 from lora_capacity.surrogate.trees import KINDS, Design, train
 
 FEWEST_LABELS = 30
@@ -159,8 +158,8 @@ class _Training:
         without = {each.name: self._score(ensembles, place) for place, each in enumerate(features_of("adapters"))}
         found = {}
         for target in TARGETS:
-            name = next(each for each in whole if each.startswith(target))
-            sign = -1.0 if name.endswith("f1") else 1.0
+            name = SCORES[target]
+            sign = -1.0 if target == "starved" else 1.0
             lost = {feature: sign * (score[name] - whole[name]) for feature, score in without.items()}
             found[target] = {
                 feature: lost[feature] for feature in sorted(lost, key=lambda each: -lost[each]) if lost[feature] > 0
@@ -217,3 +216,23 @@ def score(
         "throughput_smape": smape(throughput, optima.throughput_tokens_per_s),
         "starved_macro_f1": macro_f1(told, surface.starved),
     }
+
+
+def macro_f1(told: Bool[np.ndarray, " rows"], known: Bool[np.ndarray, " rows"]) -> float:
+    """Return the mean of the F1 of both answers."""
+
+    def f1(which: bool) -> float:
+        hit = np.sum((told == which) & (known == which))
+        return float(2.0 * hit / max(np.sum(told == which) + np.sum(known == which), 1))
+
+    return 0.5 * (f1(True) + f1(False))
+
+
+def conformal(residual: Float[np.ndarray, " rows"], level: float) -> float:
+    """Return the half-width that holds the next residual with at least this chance: split conformal prediction.
+
+    The ``⌈(n + 1) · level⌉``-th smallest of the held-out residuals' sizes.
+    """
+    sizes = np.sort(np.abs(residual))
+    place = int(np.ceil((sizes.size + 1) * level)) - 1
+    return float(sizes[min(place, sizes.size - 1)])

@@ -361,7 +361,7 @@ def test_the_event_twin_settles_what_the_steady_twin_finds():
     assert best.itl_s == pytest.approx(played.itl_s.mean(), rel=1e-5)
     off = opinion.differences(best)
     assert off["itl_s"] == pytest.approx(opinion.of_best.itl_s / best.itl_s - 1.0)
-    assert any("The event twin settled it, with 2 seeds" in sentence for sentence in found.explanation)
+    assert any("The event twin decided, with 2 seeds" in sentence for sentence in found.explanation)
     document = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert document["second_opinion"]["differences"] == pytest.approx(off)
     verdicts = {neighbour.change: neighbour.verdict for neighbour in found.neighbours}

@@ -23,8 +23,8 @@ from lora_capacity.surrogate import (
 )
 from lora_capacity.surrogate.ensemble import ALWAYS_LEFT, Ensemble, rounded
 from lora_capacity.surrogate.features import FEATURES, NAMES
-from lora_capacity.surrogate.scores import conformal, macro_f1
 from lora_capacity.surrogate.targets import TARGETS, features_of
+from lora_capacity.surrogate.training import conformal, macro_f1
 from lora_capacity.surrogate.trees import KINDS, MOST_LEAVES, Design, train
 from lora_capacity.workload import Workload
 from tests.cli.conftest import WORKLOAD
