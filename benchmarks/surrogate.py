@@ -313,7 +313,7 @@ def _question(runs: Runs, rows: Any, calibration: Calibration) -> WorkloadBatch:
 def _by_twin(calibration: Calibration, question: WorkloadBatch, adapters: Any, slots: Any, rows: Any) -> int:
     """Of a few configurations the one that the steady twin finds best: unlikely to starve first, then throughput."""
     asked = question.take(np.zeros(rows.size, np.int64))
-    laws = residence_times(question.output_spread)
+    times = residence_times(question.output_spread)
     law = ResidenceTime(*(np.asarray(leaf)[:, 0] for leaf in (times.finished, times.remaining, times.weight)))
     found = assess(calibration, asked.scenarios(calibration, adapters[rows], slots[rows]), law)
     order = np.lexsort((-found["throughput_tokens_per_s"], found["starved"]))

@@ -126,7 +126,7 @@ class WorkloadBatch:
         size = self.rates_per_s.shape[1]
         sums = np.concatenate([np.zeros((len(self), 1)), np.cumsum(self.rates_per_s, axis=1)], axis=1)
         part = np.take_along_axis(sums, (count % size).reshape(len(self), -1), axis=1).reshape(count.shape)
-        total, base = (_column(values, count) for values in (sums[:, -1], self.base_rate_per_s))
+        total, base = (column_like(values, count) for values in (sums[:, -1], self.base_rate_per_s))
         return np.asarray(count // size * total + part + base)
 
     def adapters_at(self, load_per_s: ArrayLike) -> IntArray:
@@ -141,14 +141,14 @@ class WorkloadBatch:
         load = np.asarray(load_per_s, np.float64)
         size = self.rates_per_s.shape[1]
         sums = np.cumsum(self.rates_per_s, axis=1)
-        left = np.maximum(load - _column(self.base_rate_per_s, load), 0.0)
-        whole = np.floor(left / _column(sums[:, -1], load) * (1.0 + 1e-12))
+        left = np.maximum(load - column_like(self.base_rate_per_s, load), 0.0)
+        whole = np.floor(left / column_like(sums[:, -1], load) * (1.0 + 1e-12))
         # What is left of a large load carries the rounding of all of it.
-        rest = left - whole * _column(sums[:, -1], load) + 1e-12 * load
+        rest = left - whole * column_like(sums[:, -1], load) + 1e-12 * load
         kinds = sums[:, :-1].reshape(len(self), *[1] * (load.ndim - 1), size - 1)
         beyond = rest[..., np.newaxis] >= kinds
         count = whole * size + beyond.sum(axis=-1)
-        return np.asarray(np.minimum(count, _column(self.most_adapters, load)), np.int64)
+        return np.asarray(np.minimum(count, column_like(self.most_adapters, load)), np.int64)
 
     def max_lora_rank(self, adapters: ArrayLike, calibration: Calibration) -> FloatArray:
         """Return the smallest ``max_lora_rank`` that serves the first A adapters, in the shape ``[workloads, …]``."""
@@ -256,6 +256,6 @@ def _round_length(adapters: Adapters) -> int:
     return adapters.max_count or 1
 
 
-def _column(values: FloatArray, like: NDArray[Any]) -> FloatArray:
-    """Give values ``[workloads]`` as many axes as ``like`` has."""
+def column_like(values: FloatArray, like: NDArray[Any]) -> FloatArray:
+    """Return values ``[workloads]`` with as many axes as ``like`` has."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -128,9 +128,9 @@ def _length_pairs(
     """
 
     def lengths(mean: float, spread: float) -> FloatArray:
-        law = LengthDistribution.from_moments(mean, spread * mean, 1, int(_LONGEST * mean))
+        distribution = LengthDistribution.from_moments(mean, spread * mean, 1, int(_LONGEST * mean))
         at = (np.arange(_LENGTHS) + 0.5) / _LENGTHS
-        found = law.tokens[np.searchsorted(np.cumsum(law.probability), at)].astype(np.float64)
+        found = distribution.tokens[np.searchsorted(np.cumsum(distribution.probability), at)].astype(np.float64)
         return np.asarray(np.maximum(np.rint(found * mean / found.mean()), 1.0))
 
     inputs = lengths(float(workload.mean_input_tokens[0]), _INPUT_SPREAD)

@@ -15,9 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt16
 from numpy.typing import NDArray
 
 from lora_capacity.errors import InputError, check_keys
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from lora_capacity.scenarios.workload_batch import FloatArray, IntArray
 
 ALWAYS_LEFT = 3e38
 """Threshold of a node that does not decide anything: just below the largest float32, in which nodes compare."""

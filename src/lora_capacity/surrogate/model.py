@@ -11,8 +11,9 @@ from typing import Any, Self
 import numpy as np
 
 from lora_capacity.errors import InputError, check_keys, nearest_hint
+from lora_capacity.scenarios.workload_batch import FloatArray
 from lora_capacity.surrogate.documents import read_document, signed, verified, write_document
-from lora_capacity.surrogate.ensemble import Ensemble, FloatArray, listed
+from lora_capacity.surrogate.ensemble import Ensemble, listed
 from lora_capacity.surrogate.features import NAMES
 from lora_capacity.surrogate.targets import TARGETS, features_of
 from lora_capacity.surrogate.trees import KINDS

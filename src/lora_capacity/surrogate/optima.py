@@ -15,7 +15,7 @@ from scipy.interpolate import PchipInterpolator
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.measurements.scores import STARVED_SHORTFALL
-from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
+from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch, column_like
 from lora_capacity.search.frontier import Bracket
 from lora_capacity.search.objective import near_best
 from lora_capacity.surrogate.closed_form import full_batches
@@ -184,8 +184,8 @@ class _Frontiers:
 
     def _throughput(self, adapters: NDArray[Any], slots: IntArray) -> FloatArray:
         """Tokens per second in the shape of the arguments, ``[workloads, …]``; NaN where slots outnumber adapters."""
-        rows = np.broadcast_to(np.arange(len(self.workloads)).reshape(-1, *[1] * (slots.ndim - 1)), slots.shape)
-        sound = (slots <= adapters) & (slots <= self.most_slots.reshape(-1, *[1] * (slots.ndim - 1)))
+        rows = np.broadcast_to(column_like(np.arange(len(self.workloads)), slots), slots.shape)
+        sound = (slots <= adapters) & (slots <= column_like(self.most_slots, slots))
         found = np.full(slots.shape, np.nan)
         if sound.any():
             asked = self.workloads.take(rows[sound])
@@ -196,14 +196,13 @@ class _Frontiers:
 
     def _load(self, adapters: FloatArray) -> FloatArray:
         """Requests per second of fractional adapters, ``[workloads, …]``."""
-        shape = (-1, *[1] * (adapters.ndim - 1))
-        return np.asarray(adapters * self.mean_rate.reshape(shape) + self.workloads.base_rate_per_s.reshape(shape))
+        rate, base = (column_like(each, adapters) for each in (self.mean_rate, self.workloads.base_rate_per_s))
+        return np.asarray(adapters * rate + base)
 
     def _short(self, adapters: FloatArray, slots: IntArray) -> FloatArray:
         """By how much throughput falls short of what is needed, as a share of the load; negative where it does not."""
-        shape = (-1, *[1] * (adapters.ndim - 1))
-        throughput = self._throughput(adapters, slots) / self.workloads.tokens_per_request.reshape(shape)
-        return np.asarray(NEEDED - throughput / self._load(adapters))
+        completed = self._throughput(adapters, slots) / column_like(self.workloads.tokens_per_request, adapters)
+        return np.asarray(NEEDED - completed / self._load(adapters))
 
     def brackets(self, adapters: IntArray, throughput: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Adapters of the grid between which each number of slots begins to starve, ``[workloads, slots]`` each."""

@@ -112,10 +112,9 @@ def predict_workload(
         found = {}
         for name, scale in (("adapters", full), ("slots", 1.0), ("throughput", full * tokens)):
             width = float(np.hypot(surrogate.width(name, level, kind), extra * (name != "slots")))
-            found[name] = tuple(
-                _ended(name, batch, scale * np.exp(logs[name] + side * width), side) for side in (-1, 1)
-            )
-        return {name: (low, high) for name, (low, high) in found.items()}
+            low, high = (_ended(name, batch, scale * np.exp(logs[name] + side * width), side) for side in (-1, 1))
+            found[name] = low, high
+        return found
 
     adapters = int(adapters_of(batch, np.array([full * np.exp(logs["adapters"])]))[0])
     slots = int(np.clip(np.rint(np.exp(logs["slots"])), 1, min(adapters, int(described.most_slots[0]))))

@@ -11,9 +11,10 @@ from lora_capacity.errors import InputError
 from lora_capacity.measurements import smape
 from lora_capacity.run.checkpoint import package_version
 from lora_capacity.run.steady import Progress
+from lora_capacity.scenarios.workload_batch import IntArray
 from lora_capacity.surrogate.dataset import Dataset
 from lora_capacity.surrogate.documents import calibration_digest
-from lora_capacity.surrogate.ensemble import Ensemble, IntArray
+from lora_capacity.surrogate.ensemble import Ensemble
 from lora_capacity.surrogate.features import Described, describe, with_slots
 from lora_capacity.surrogate.model import LEVELS, Surrogate
 from lora_capacity.surrogate.targets import OPTIMUM, SCORES, TARGETS, adapters_of, features_of, surface_of, wanted

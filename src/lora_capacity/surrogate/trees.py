@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lora_capacity.surrogate.ensemble import ALWAYS_LEFT, Ensemble, FloatArray, IntArray
+from lora_capacity.scenarios.workload_batch import FloatArray, IntArray
+from lora_capacity.surrogate.ensemble import ALWAYS_LEFT, Ensemble
 
 KINDS = ("tree", "boosting")
 """Kinds of ensembles; a forest was worse than boosting at every target (docs/data/surrogate_benchmark.json)."""
@@ -166,10 +167,7 @@ def _quadratic_form(design: Design) -> Ensemble:
     """Ridge regression on features and products; weights that must not be negative and come out so are taken out."""
     empty, z = _standard(design)
     width = z.shape[1]
-    first, second = np.triu_indices(width)
-    free = ~(design.rising[first] | design.rising[second])
-    first, second = first[free], second[free]
-    given = np.concatenate([z, z[:, first] * z[:, second]], axis=1)
+    given, products = _form(z, ~design.rising)
     mean = given.mean(axis=0)
     centred, target = given - mean, design.wanted - design.wanted.mean()
     gram, moment = centred.T @ centred + _RIDGE * np.eye(given.shape[1]), centred.T @ target
@@ -182,9 +180,19 @@ def _quadratic_form(design: Design) -> Ensemble:
             break
         kept[negative] = False
     quadratic = np.zeros((width, width))
-    quadratic[first, second] = weights[width:]
+    quadratic[products] = weights[width:]
     intercept = float(design.wanted.mean() - mean @ weights)
     return dataclasses.replace(empty, intercept=intercept, linear=weights[:width], quadratic=quadratic)
+
+
+def _form(
+    z: Float[np.ndarray, "rows features"], free: Bool[np.ndarray, " features"]
+) -> tuple[Float[np.ndarray, "rows terms"], tuple[IntArray, IntArray]]:
+    """Features, and products of those that are free, as columns; and where the products stand among the weights."""
+    first, second = np.triu_indices(z.shape[1])
+    both = free[first] & free[second]
+    first, second = first[both], second[both]
+    return np.concatenate([z, z[:, first] * z[:, second]], axis=1), (first, second)
 
 
 def _fitted_anew(found: Ensemble, design: Design) -> Ensemble:
@@ -194,8 +202,7 @@ def _fitted_anew(found: Ensemble, design: Design) -> Ensemble:
     """
     z, shape = found.standardized(design.values), found.value.shape
     width = z.shape[1]
-    first, second = np.triu_indices(width)
-    form = np.concatenate([z, z[:, first] * z[:, second]], axis=1)
+    form, products = _form(z, ~design.rising)
     mean, middle = form.mean(axis=0), float(np.median(design.wanted))
     reached = found.leaves(design.values)[..., np.newaxis] == np.arange(shape[1])
     given = np.concatenate([form - mean, reached.transpose(1, 0, 2).reshape(len(z), -1)], axis=1)
@@ -206,7 +213,7 @@ def _fitted_anew(found: Ensemble, design: Design) -> Ensemble:
         weights = np.linalg.solve(weighted @ given + ridge, weighted @ (design.wanted - middle))
         left = design.wanted - middle - given @ weights
     quadratic = np.zeros((width, width))
-    quadratic[first, second] = weights[width : mean.size]
+    quadratic[products] = weights[width : mean.size]
     return dataclasses.replace(
         found,
         intercept=middle - float(mean @ weights[: mean.size]),
