@@ -256,6 +256,6 @@ def _round_length(adapters: Adapters) -> int:
     return adapters.max_count or 1
 
 
-def column_like(values: FloatArray, like: NDArray[Any]) -> FloatArray:
+def column_like(values: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
     """Return values ``[workloads]`` with as many axes as ``like`` has."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
