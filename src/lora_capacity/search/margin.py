@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.measurements.scores import STARVED_SHORTFALL
 from lora_capacity.run import simulate
 from lora_capacity.run.runner import Traffic
 from lora_capacity.scenarios import Bottleneck, Scenarios, table
+from lora_capacity.status import STARVED_SHORTFALL
 from lora_capacity.twins.steady.slots import burst_width
 
 SWING_ERROR = 1.5
