@@ -62,7 +62,7 @@ def rules(
     if figure is not None:
         from lora_capacity.reports.rules import draw_rules
 
-        write_text("--figure", figure, draw_rules(found))
+        write_text("--figure", figure, draw_rules(found.to_json()))
     importance = dict(model.importance[target])
     if output_format == "json":
         print_json(found.to_json() | {"importance": importance, "path": path})

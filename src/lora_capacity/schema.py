@@ -7,7 +7,7 @@ Metadata of an annotation says what a field takes: ``Annotated[int, Number(minim
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,6 +167,29 @@ def fields_of_json(cls: Any, content: object, where: str) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise InputError(where, type(content).__name__, "a JSON object")
     return {name: value for name, value in validated(schema_of(cls), content, where) if name in content}
+
+
+class Document:
+    """Base of frozen dataclasses that are JSON objects in files; their fields are checked as they are made."""
+
+    where: ClassVar[str]
+    """Name of the object, which begins the name of every field in messages."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.where)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]  # a dataclass, as said above
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Rebuild what `to_json` wrote.
+
+        Raises:
+            InputError: If a key is unknown or missing, or a value is not allowed.
+        """
+        return cls(**fields_of_json(cls, content, cls.where))
 
 
 @functools.cache

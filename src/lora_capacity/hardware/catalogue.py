@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_capacity.hardware.gpu import Gpu
-from lora_capacity.units import BYTES_PER_GIB
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,11 @@ class Processor:
 
 H100_64GB = Processor(
     name="H100-64GB",
-    memory_bytes=int(63.43 * BYTES_PER_GIB),
+    memory_bytes=68_107_443_896,
     bandwidth_bytes_per_s=2.0e12,
     flop_per_s={"bfloat16": 9.89e14, "float16": 9.89e14, "fp8": 1.979e15},
     link_bytes_per_s=9.0e11,
-    source="memory: logs of the published runs (arXiv 2508.08343); arithmetic and link: NVIDIA's H100 SXM data sheet, "
+    source="memory: 63.43 GiB by the logs of the published runs (arXiv 2508.08343); arithmetic and link: NVIDIA's H100 SXM data sheet, "
     "without sparsity; bandwidth: of the order that the published decode steps need, as no data sheet has this variant",
 )
 

@@ -1,14 +1,13 @@
 """GPUs: what of their data sheets decides how many adapters a server can hold."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
-from lora_capacity.schema import Count, check_fields, fields_of_json
+from lora_capacity.schema import Count, Document
 
 
 @dataclass(frozen=True)
-class Gpu:
+class Gpu(Document):
     """One GPU.
 
     Attributes:
@@ -19,18 +18,4 @@ class Gpu:
     name: str
     memory_bytes: Count
 
-    def __post_init__(self) -> None:
-        check_fields(self, "gpu")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild what :meth:`to_json` wrote.
-
-        Raises:
-            InputError: If a key is unknown or missing, or a value is not allowed.
-        """
-        return cls(**fields_of_json(cls, content, "gpu"))
+    where: ClassVar[str] = "gpu"

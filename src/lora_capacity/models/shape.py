@@ -1,14 +1,14 @@
 """Shapes of the base model's layers."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from lora_capacity.errors import InputError
 from lora_capacity.models.hf_config import read_config, shape_fields
 from lora_capacity.models.layouts import FUSED, LAYOUTS
-from lora_capacity.schema import Count, check_fields, fields_of_json
+from lora_capacity.schema import Count, Document
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LinearModule:
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class ModelShape(Document):
     """Layer shapes of a dense decoder (Llama, Mistral, Qwen 2 or Qwen 3).
 
     Attributes:
@@ -60,8 +60,10 @@ class ModelShape:
     architecture: str
     dtype_bytes: Count = 2
 
+    where: ClassVar[str] = "model"
+
     def __post_init__(self) -> None:
-        check_fields(self, "model")
+        super().__post_init__()
         if self.architecture not in LAYOUTS:
             raise InputError("model.architecture", self.architecture, ", ".join(LAYOUTS))
         if self.num_attention_heads % self.num_key_value_heads:
@@ -117,16 +119,3 @@ class ModelShape:
             InputError: If the file cannot be read as JSON, or as :meth:`from_hf_config` says.
         """
         return cls.from_hf_config(*read_config(path))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild what :meth:`to_json` wrote.
-
-        Raises:
-            InputError: If a key is unknown or missing, or a value is not allowed.
-        """
-        return cls(**fields_of_json(cls, content, "model"))

@@ -216,7 +216,7 @@ def test_rules_are_few_rounded_and_tell_their_loss(surrogate):
         assert text.count("factor ") >= rules.leaves
         assert f"{rules.rounded_score:.3g} with rounded figures" in text
         assert rules.to_json()["leaves"] == rules.leaves
-        assert draw_rules(rules).count("×") == rules.leaves
+        assert draw_rules(rules.to_json()).count("×") == rules.leaves
     with pytest.raises(InputError, match="did you mean 'slots'"):
         rules_of(surrogate, "slot")
 
