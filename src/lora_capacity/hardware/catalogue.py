@@ -45,7 +45,8 @@ H100_64GB = Processor(
     flop_per_s={"bfloat16": 9.89e14, "float16": 9.89e14, "fp8": 1.979e15},
     link_bytes_per_s=9.0e11,
     source="memory: 63.43 GiB by the logs of the published runs (arXiv 2508.08343); arithmetic and link: NVIDIA's H100 "
-    "SXM data sheet, without sparsity; bandwidth: of the order that the published decode steps need, as no data sheet has this variant",
+    "SXM data sheet, without sparsity; bandwidth: of the order that the published decode steps need, as no data sheet "
+    "has this variant",
 )
 
 H100_80GB = Processor(
