@@ -19,8 +19,9 @@ from environment import REPOSITORY, environment
 
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.costs import step_time_s
+from lora_capacity.run.requests import pack_requests
 from lora_capacity.scenarios import build_scenarios
-from lora_capacity.twins.events import lay_out_requests, simulate_events
+from lora_capacity.twins.events import simulate_events
 from lora_capacity.workload import Workload
 
 sys.path.insert(0, str(REPOSITORY))
@@ -53,7 +54,7 @@ def compare(calibration: Calibration, workload: Workload, adapters: int, max_lor
     ranks = workload.adapters.deal(adapters)[1]
     rates_and_ranks = np.stack(workload.adapters.deal(adapters), axis=1)
     _, classes = np.unique(rates_and_ranks, axis=0, return_inverse=True)
-    tables = lay_out_requests(scenarios, [requests], [classes.reshape(-1)], seed=None)
+    tables = pack_requests(scenarios, [requests], [classes.reshape(-1)], seed=None)
     found = jax.jit(simulate_events)(calibration.costs, scenarios, tables)
     host: Any = jax.tree.map(lambda leaf: float(np.asarray(leaf)[0]), scenarios_of_one(scenarios))
     horizon_s = host["horizon_s"]

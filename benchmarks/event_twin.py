@@ -18,9 +18,10 @@ from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.run import LengthSample, simulate
 from lora_capacity.run.batches import Batches, Observation, bytes_per_configuration
 from lora_capacity.run.compile import compiled_twin
+from lora_capacity.run.requests import draw_requests
 from lora_capacity.scenarios import Scenarios, lay_out
 from lora_capacity.status import Status
-from lora_capacity.twins.events import draw_requests, simulate_events
+from lora_capacity.twins.events import simulate_events
 from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import LengthDistribution, Requests
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from lora_capacity.costs import LoraKernels
 from lora_capacity.engines import SchedulerRules, VllmBehaviour
+from lora_capacity.run.requests import draw_requests
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.events import RequestTables, draw_requests, simulate_events
+from lora_capacity.twins.events import RequestTables, simulate_events
 from tests.examples import make_costs
 
 CONFIGS, CLASSES = 4, 2

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_capacity.engines import SchedulerRules, VllmBehaviour
+from lora_capacity.run.requests import pack_requests
 from lora_capacity.scenarios import Scenarios
-from lora_capacity.twins.events import RequestTables, lay_out_requests, simulate_events
+from lora_capacity.twins.events import RequestTables, simulate_events
 from lora_capacity.twins.events import state as engine
 from lora_capacity.twins.events.asynchronous import step_times
 from lora_capacity.twins.events.fast_forward import fast_forward
@@ -171,7 +172,7 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
         status=jnp.zeros(1, jnp.int32),
         **{name: jnp.array([value]) for name, value in numbers.items()},
     )
-    tables = lay_out_requests(scenarios, [requests], [np.zeros(ADAPTERS, dtype=int)], seed=None)
+    tables = pack_requests(scenarios, [requests], [np.zeros(ADAPTERS, dtype=int)], seed=None)
     return scenarios, replace(tables, longest_output=LONGEST)
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lora_capacity.run.requests import draw_requests
 from lora_capacity.scenarios import Results, Scenarios
-from lora_capacity.twins.events import RequestTables, draw_requests, simulate_events
+from lora_capacity.twins.events import RequestTables, simulate_events
 from tests.examples import make_costs
 
 STEP_S = 0.1

@@ -1,6 +1,5 @@
 """The surroundings of a recommendation: a grid over adapters and slots, and the line of the chosen slots through it."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -134,14 +133,7 @@ def run_at(
         classes: Adapters of more different rates and ranks than this are merged, see `with_classes`.
     """
     few = min(classes, scenarios.class_count.shape[1])
-    host: Any = with_classes(scenarios, few)
-    scaled: Scenarios = dataclasses.replace(
-        host,
-        class_rate_per_s=(host.class_rate_per_s * load[:, np.newaxis]).astype(host.class_rate_per_s.dtype),
-        base_rate_per_s=(host.base_rate_per_s * load).astype(host.base_rate_per_s.dtype),
-        horizon_s=(host.horizon_s / shorter).astype(host.horizon_s.dtype),
-    )
-    return simulate(problem.calibration, scaled, problem.workload)
+    return simulate(problem.calibration, with_classes(scenarios, few).scaled(load, shorter), problem.workload)
 
 
 def _adapters(problem: Problem, best: int, count: int) -> Int[np.ndarray, " columns"]:

@@ -115,14 +115,11 @@ def _configurations(problem: Problem, best: Candidate) -> dict[str, Mapping[str,
 
 def _with_load_and_memory(problem: Problem, scenarios: Scenarios, words: list[str]) -> Scenarios:
     host: Any = with_classes(scenarios, min(_CLASSES, scenarios.class_count.shape[1]))
-    offered_per_s = (host.class_count * host.class_rate_per_s).sum(axis=1) + host.base_rate_per_s
-    load = np.where(np.array(words) == _MORE_LOAD, 1.0 + 1.0 / offered_per_s, 1.0)
+    host = host.scaled(np.where(np.array(words) == _MORE_LOAD, 1.0 + 1.0 / host.requests_per_s, 1.0))
     tokens = BYTES_PER_GIB / problem.calibration.model.kv_bytes_per_token
     more = np.select([np.array(words) == _MORE_MEMORY, np.array(words) == _LESS_MEMORY], [tokens, -tokens], 0.0)
     changed: Scenarios = dataclasses.replace(
         host,
-        class_rate_per_s=(host.class_rate_per_s * load[:, None]).astype(host.class_rate_per_s.dtype),
-        base_rate_per_s=(host.base_rate_per_s * load).astype(host.base_rate_per_s.dtype),
         kv_cache_tokens=np.maximum(host.kv_cache_tokens + more, 1.0).astype(host.kv_cache_tokens.dtype),
     )
     return changed

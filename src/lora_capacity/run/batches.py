@@ -19,10 +19,10 @@ from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.run.compile import compiled_twin
+from lora_capacity.run.requests import pack_requests
 from lora_capacity.run.resources import available_cores, available_memory_bytes
 from lora_capacity.scenarios import Results, Scenarios
-from lora_capacity.status import Status
-from lora_capacity.twins.events import RequestTables, lay_out_requests
+from lora_capacity.twins.events import RequestTables
 from lora_capacity.twins.events.fast_forward import MOST_SKIPPED
 from lora_capacity.twins.events.kv_cache import BLOCK_SIZE
 from lora_capacity.twins.events.requests import TICKS
@@ -224,7 +224,7 @@ class Batches:
         padded = _padded(tables, batch, self.longest_output)
         simulate = compiled_twin(self.rules, batch.block_size, self.observation.samples)
         warmup_s = np.float32(self.observation.warmup_s)
-        played: Any = simulate(self.calibration.costs, warmup_s, _filled(part, batch.width), padded)
+        played: Any = simulate(self.calibration.costs, warmup_s, part.filled_up(batch.width), padded)
         results: Any = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], played)
         class_of = np.asarray(tables.class_of)
         class_of = np.pad(class_of, [(0, 0), (0, batch.adapters - class_of.shape[1])], constant_values=-1)
@@ -264,12 +264,12 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -
         longest_output: Longest answer, tokens.
     """
     columns: Any = {
-        field.name: np.full((1, 1) if field.name.startswith("class_") else 1, Status.OOM, np.float32)
+        field.name: np.ones((1, 1) if field.name.startswith("class_") else 1, np.float32)
         for field in dataclasses.fields(Scenarios)
     }
     scenario = Scenarios(**columns)
     none = np.zeros(0, dtype=int)
-    tables = lay_out_requests(scenario, [Requests(none, none, none, none)], [none], seed=None)
+    tables = pack_requests(scenario, [Requests(none, none, none, none)], [none], seed=None)
     tables = _padded(tables, Batch(np.arange(1), 1, requests, adapters, BLOCK_SIZE), longest_output)
     nothing: list[Any] = [kind(**{field.name: 0.0 for field in dataclasses.fields(kind)}) for kind in _COSTS]
     costs = Costs(step=nothing[0], loads=nothing[1], kernels=nothing[2])
@@ -286,9 +286,8 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -
 
 def _most_requests(host: Any, steady: Results) -> NDArray[np.int64]:
     """Return the most requests that each configuration can need."""
-    starts = host.status <= Status.OUTSIDE_CALIBRATION
-    rate = (host.class_count * host.class_rate_per_s).sum(axis=1) + host.base_rate_per_s
-    arriving = rate * host.horizon_s
+    starts = host.starts
+    arriving = host.requests_per_s * host.horizon_s
     arriving = arriving + 6.0 * np.sqrt(arriving) + 1.0  # beyond six standard deviations is never
     completed = np.where(starts, steady.completed_per_s * host.horizon_s, 0.0)
     most = np.where(starts, np.minimum(arriving, _MARGIN * completed + host.max_pending + 1.0), 1.0)
@@ -310,14 +309,6 @@ def expected_turns(host: Any, steady: Results) -> NDArray[np.float64]:
     admitted = 0.85 * steady.completed_per_s * host.horizon_s
     turns: NDArray[np.float64] = np.nan_to_num(run + admitted + steady.mean_waiting / WINDOW)
     return turns
-
-
-def _filled(part: Any, size: int) -> Scenarios:
-    """Fill a batch up with servers that do not start."""
-    more = size - len(part.status)
-    status: Any = np.pad(part.status, (0, more), constant_values=Status.OOM)
-    filled: Scenarios = dataclasses.replace(_edge(part, more), status=status)
-    return filled
 
 
 def _padded(tables: RequestTables, batch: Batch, longest_output: int) -> RequestTables:

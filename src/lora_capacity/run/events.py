@@ -16,9 +16,10 @@ from lora_capacity.errors import InputError, check_number
 from lora_capacity.run.batches import Batch, Batches, Observation
 from lora_capacity.run.checkpoint import Checkpoint, Part
 from lora_capacity.run.distributed import any_process, gather, own_share
+from lora_capacity.run.requests import draw_requests, pack_requests
 from lora_capacity.run.steady import Progress, run_steady
 from lora_capacity.scenarios import Results, Scenarios
-from lora_capacity.twins.events import RequestTables, draw_requests, lay_out_requests
+from lora_capacity.twins.events import RequestTables
 from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import LengthDistribution, Requests, Workload
 
@@ -81,7 +82,9 @@ def source_of(
     configs = scenarios.status.shape[0]
     seeds = [int(check_number("seed", each, minimum=0, integer=True)) for each in _spread(seed, configs)]
     loads = [check_number("load", each, minimum=0, exclusive=True) for each in _spread(load, configs)]
-    return _workload_source(scenarios, traffic, seeds, loads), _loaded(scenarios, traffic, np.array(loads))
+    # A trace is pressed together: it ends earlier, and so does the time observed.
+    shorter = 1.0 if traffic.trace is None else np.array(loads)
+    return _workload_source(scenarios, traffic, seeds, loads), scenarios.scaled(np.array(loads), shorter)
 
 
 def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, load: ArrayLike) -> Source:
@@ -120,7 +123,7 @@ def _workload_source(scenarios: Scenarios, workload: Workload, seeds: Sequence[i
             for i, n in zip(indices, most.tolist(), strict=True)
         ]
         classes = [class_of.reshape(-1)[: served[i]] for i in indices]
-        return lay_out_requests(part, requests, classes, seed=0, indices=[seeds[i] for i in indices])
+        return pack_requests(part, requests, classes, seed=0, indices=[seeds[i] for i in indices])
 
     every = sample(int(served.max()), seeds[0], loads[0])
     return Source(
@@ -152,19 +155,6 @@ def _sampler(
         return dataclasses.replace(requests, arrival_s=requests.arrival_s / load)
 
     return sample
-
-
-def _loaded(scenarios: Scenarios, workload: Workload, load: NDArray[np.float64]) -> Scenarios:
-    """Return the configurations under so many times their load."""
-    host: Any = jax.tree.map(np.asarray, scenarios)
-    shorter = np.ones_like(load) if workload.trace is None else load
-    changed: Scenarios = dataclasses.replace(
-        host,
-        class_rate_per_s=(host.class_rate_per_s * load[:, np.newaxis]).astype(host.class_rate_per_s.dtype),
-        base_rate_per_s=(host.base_rate_per_s * load).astype(host.base_rate_per_s.dtype),
-        horizon_s=(host.horizon_s / shorter).astype(host.horizon_s.dtype),
-    )
-    return changed
 
 
 def _run(
@@ -199,7 +189,7 @@ def _run(
     def run(batch: Batch) -> Part:
         pieces = []
         for rows in batch.pieces():
-            part = jax.tree.map(lambda values, rows=rows: values[rows], host)
+            part = host.take(rows)
             pieces.append(batches.run(batch, part, source.draw(part, rows.tolist(), batches.most[rows])))
         results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
         if folder:

@@ -14,7 +14,6 @@ from lora_capacity.run.batches import Observation
 from lora_capacity.run.events import LengthSample, source_of
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Bottleneck, EventDetails, Results, Scenarios, Series
-from lora_capacity.status import Status
 from lora_capacity.twins.events.kv_cache import usable_blocks
 from lora_capacity.twins.events.requests import TICKS, RequestTables
 from lora_capacity.twins.reference import Behaviour, Config, Simulation, StepState, simulate
@@ -100,7 +99,7 @@ class _StepTime:
 
 
 def _run_one(calibration: Calibration, scenario: Any, tables: RequestTables, observation: Observation) -> Results:
-    starts = scenario.status <= Status.OUTSIDE_CALIBRATION
+    starts = scenario.starts
     requests = _requests(scenario, tables) if starts else Requests(*[np.zeros(0, int)] * 4)
     adapters = int(scenario.class_count.sum())
     step_time = _StepTime(calibration.costs, scenario, adapters, np.asarray(tables.rank))
@@ -224,7 +223,7 @@ def _summarise(
     arrived, completed = (
         counts[: len(member)] @ member for counts in (events["adapter_arrived"], events["adapter_completed"])
     )
-    offered_per_s = (scenario.class_count * scenario.class_rate_per_s).sum() + scenario.base_rate_per_s
+    offered_per_s = scenario.requests_per_s
     tokens = requests.input_tokens + requests.output_tokens
     numbers: dict[str, Any] = {
         "throughput_tokens_per_s": tokens[finished].sum() / steps.total_s,
@@ -239,7 +238,7 @@ def _summarise(
         "kv_usage": steps.mean("blocks_used") / config.kv_blocks,
         "loads_per_s": steps.column("host_loads")[steps.inside].sum() / steps.total_s,
     }
-    nan = 0.0 if scenario.status <= Status.OUTSIDE_CALIBRATION else np.nan
+    nan = 0.0 if scenario.starts else np.nan
     means: dict[str, Any] = {name: np.asarray(value + nan, np.float32) for name, value in numbers.items()}
     times = {name: value + nan for name, value in events.items() if np.asarray(value).dtype.kind == "f"}
     nothing: Any = [np.zeros(0, np.float32)] * len(dataclasses.fields(Series))

@@ -4,8 +4,10 @@ from lora_capacity.scenarios.results import Bottleneck, EventDetails, Results, S
 from lora_capacity.scenarios.scenarios import Scenarios, build_scenarios, lay_out
 from lora_capacity.scenarios.table import table
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
+from lora_capacity.status import STARVED_SHORTFALL
 
 __all__ = [
+    "STARVED_SHORTFALL",
     "Bottleneck",
     "EventDetails",
     "Results",

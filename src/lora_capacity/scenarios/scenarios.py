@@ -1,7 +1,9 @@
 """What a simulation needs to know of a workload on a server, as arrays over configurations."""
 
+import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -64,6 +66,44 @@ class Scenarios:
     kv_cache_tokens: Array
     block_size: Array
     status: Array
+
+    @property
+    def starts(self) -> Array:
+        """Whether each server starts, ``[configs]``."""
+        return self.status <= Status.OUTSIDE_CALIBRATION
+
+    @property
+    def requests_per_s(self) -> Array:
+        """Requests that arrive per second, ``[configs]``."""
+        return (self.class_count * self.class_rate_per_s).sum(axis=-1) + self.base_rate_per_s
+
+    def take(self, rows: np.ndarray | slice) -> "Scenarios":
+        """Return the configurations of these indices, which may repeat, with NumPy leaves."""
+        taken: Scenarios = jax.tree.map(lambda values: np.asarray(values)[rows], self)
+        return taken
+
+    def scaled(self, load: np.ndarray, shorter: ArrayLike = 1.0) -> "Scenarios":
+        """Return the configurations under so many times their load, with NumPy leaves.
+
+        Args:
+            load: Factors of all request rates, ``[configs]``.
+            shorter: Factors by which the horizon is shorter, one or ``[configs]``.
+        """
+        host: Any = self.take(slice(None))
+        changed: Scenarios = dataclasses.replace(
+            host,
+            class_rate_per_s=(host.class_rate_per_s * load[:, np.newaxis]).astype(host.class_rate_per_s.dtype),
+            base_rate_per_s=(host.base_rate_per_s * load).astype(host.base_rate_per_s.dtype),
+            horizon_s=(host.horizon_s / shorter).astype(host.horizon_s.dtype),
+        )
+        return changed
+
+    def filled_up(self, configs: int) -> "Scenarios":
+        """Return as many configurations, those added being servers that do not start, with NumPy leaves."""
+        count = len(self.status)
+        filled = self.take(np.minimum(np.arange(configs), count - 1))
+        status: Any = np.where(np.arange(configs) < count, filled.status, Status.OOM).astype(np.int32)
+        return dataclasses.replace(filled, status=status)
 
 
 def build_scenarios(

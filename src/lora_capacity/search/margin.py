@@ -1,6 +1,5 @@
 """Margin to starvation: the same server under scaled loads, against the calibration's error."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -12,8 +11,7 @@ from scipy.stats import norm
 from lora_capacity.calibration import Calibration
 from lora_capacity.run import simulate
 from lora_capacity.run.runner import Traffic
-from lora_capacity.scenarios import Bottleneck, Scenarios, table
-from lora_capacity.status import STARVED_SHORTFALL
+from lora_capacity.scenarios import STARVED_SHORTFALL, Bottleneck, Scenarios, table
 from lora_capacity.twins.steady.slots import burst_width
 
 SWING_ERROR = 1.5
@@ -56,20 +54,11 @@ def assess(
     """
     error = capacity_error(calibration, scenarios)
     factors = load_factors(error, risk, loads)
-    host = jax.tree.map(lambda values: np.repeat(np.asarray(values), loads, axis=0), scenarios)
-    load = factors.ravel()
-    results = simulate(
-        calibration,
-        dataclasses.replace(
-            host,
-            class_rate_per_s=(host.class_rate_per_s * load[:, None]).astype(host.class_rate_per_s.dtype),
-            base_rate_per_s=(host.base_rate_per_s * load).astype(host.base_rate_per_s.dtype),
-        ),
-        traffic,
-    )
+    each = scenarios.take(np.repeat(np.arange(len(scenarios.status)), loads))
+    results = simulate(calibration, each.scaled(factors.ravel()), traffic)
     service, limits = (np.asarray(values).reshape(-1, loads) for values in (results.service, results.limit))
     critical = load_headroom(service, factors, threshold)
-    offered, at_offered = jax.tree.map(lambda values: values[::loads], (host, results))
+    offered, at_offered = jax.tree.map(lambda values: values[::loads], (each, results))
     return table(offered, at_offered, threshold) | {
         "critical_load": critical,
         "starving_probability": starving_probability(critical, error),

@@ -12,6 +12,7 @@ from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InfeasibleError, InputError, check_number, nearest_hint
 from lora_capacity.run import TWINS
 from lora_capacity.run.steady import Progress
+from lora_capacity.scenarios import STARVED_SHORTFALL
 from lora_capacity.search.frontier import join, search
 from lora_capacity.search.objective import Columns, Objective
 from lora_capacity.search.problem import Problem
@@ -23,7 +24,6 @@ from lora_capacity.search.recommendation import (
     SecondOpinion,
 )
 from lora_capacity.search.refine import POINT, EventRuns, Point, point_of, refine
-from lora_capacity.status import STARVED_SHORTFALL
 from lora_capacity.words import bottleneck, gibibytes
 from lora_capacity.workload import Workload
 

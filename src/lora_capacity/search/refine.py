@@ -92,7 +92,7 @@ class EventRuns:
         shape = (len(points), _LOADS, len(seeds))
         found = simulate(
             problem.calibration,
-            jax.tree.map(lambda values: np.repeat(np.asarray(values), _LOADS * len(seeds), axis=0), scenarios),
+            scenarios.take(np.repeat(np.arange(len(points)), _LOADS * len(seeds))),
             problem.workload,
             engine="event",
             seed=np.broadcast_to(seeds, shape).ravel(),

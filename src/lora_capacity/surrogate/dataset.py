@@ -19,8 +19,8 @@ from lora_capacity.errors import InputError, check_number
 from lora_capacity.files import write_whole
 from lora_capacity.run.checkpoint import open_folder, package_version
 from lora_capacity.run.steady import Progress
+from lora_capacity.scenarios import STARVED_SHORTFALL
 from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
-from lora_capacity.status import STARVED_SHORTFALL
 from lora_capacity.surrogate.discrepancy import DiscrepancyModel, simulate_near_best
 from lora_capacity.surrogate.documents import SCHEMA_VERSION, calibration_digest
 from lora_capacity.surrogate.optima import Optima, Surfaces, choose, survey

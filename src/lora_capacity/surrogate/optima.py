@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
 from lora_capacity.calibration import Calibration
+from lora_capacity.scenarios import STARVED_SHORTFALL
 from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch, column_like
 from lora_capacity.search.frontier import Bracket
 from lora_capacity.search.objective import near_best
-from lora_capacity.status import STARVED_SHORTFALL
 from lora_capacity.surrogate.closed_form import full_batches
 from lora_capacity.surrogate.simulation import simulate_workloads
 

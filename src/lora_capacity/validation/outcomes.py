@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from lora_capacity.calibration import Calibration
@@ -114,18 +113,15 @@ def offered_tokens_per_s(requests: Requests, duration_s: float) -> float:
 
 def _as_sampled(scenarios: Scenarios, samples: Sequence[Requests]) -> Scenarios:
     """Return the configurations with as many requests, and as long ones, as were drawn for each."""
-    host: Any = jax.tree.map(np.asarray, scenarios)
+    host: Any = scenarios.take(slice(None))
     drawn = np.array([len(requests) for requests in samples])
-    asked = (host.class_count * host.class_rate_per_s).sum(axis=1) + host.base_rate_per_s
-    scale = drawn / (asked * host.horizon_s)
+    host = host.scaled(drawn / (host.requests_per_s * host.horizon_s))
     means = {
         name: np.array([getattr(requests, name).mean() if len(requests) else 1.0 for requests in samples])
         for name in ("input_tokens", "output_tokens")
     }
     sampled: Scenarios = dataclasses.replace(
         host,
-        class_rate_per_s=(host.class_rate_per_s * scale[:, np.newaxis]).astype(host.class_rate_per_s.dtype),
-        base_rate_per_s=(host.base_rate_per_s * scale).astype(host.base_rate_per_s.dtype),
         mean_input_tokens=means["input_tokens"].astype(host.mean_input_tokens.dtype),
         mean_output_tokens=means["output_tokens"].astype(host.mean_output_tokens.dtype),
     )

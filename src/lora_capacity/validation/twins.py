@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,7 +65,7 @@ def compare_twins(
     check_number("tolerance", tolerance, minimum=0, exclusive=True)
     steady = assess(calibration, scenarios, workload)
     shape = (scenarios.status.shape[0], len(seeds))
-    repeated: Scenarios = jax.tree.map(lambda values: np.repeat(np.asarray(values), len(seeds), axis=0), scenarios)
+    repeated = scenarios.take(np.repeat(np.arange(len(scenarios.status)), len(seeds)))
     seed = np.broadcast_to(np.asarray(seeds), shape).ravel()
     played = simulate(
         calibration, repeated, workload, engine="event", seed=seed, checkpoint_dir=parts, progress=progress

@@ -11,8 +11,9 @@ from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError
 from lora_capacity.run import LengthSample, simulate
 from lora_capacity.run.batches import Batches, bytes_per_configuration, expected_turns
+from lora_capacity.run.requests import draw_requests
 from lora_capacity.scenarios import Scenarios
-from lora_capacity.twins.events import RequestTables, draw_requests
+from lora_capacity.twins.events import RequestTables
 from lora_capacity.twins.events.simulation import simulate_with_sending_times
 from tests.examples import STAYS, make_calibration, make_scenarios
 

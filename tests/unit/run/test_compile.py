@@ -12,7 +12,7 @@ import pytest
 
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.run import compile as compiling
-from lora_capacity.twins.events import draw_requests
+from lora_capacity.run.requests import draw_requests
 from tests.examples import make_calibration, make_scenarios
 
 UNKNOWN = {"xla_cpu_no_such_option": False}

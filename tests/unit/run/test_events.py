@@ -12,9 +12,10 @@ import pytest
 from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError
 from lora_capacity.run import LengthSample, batches, simulate
+from lora_capacity.run.requests import draw_requests
 from lora_capacity.scenarios import Scenarios, build_scenarios, table
 from lora_capacity.status import Status
-from lora_capacity.twins.events import draw_requests, simulate_events
+from lora_capacity.twins.events import simulate_events
 from lora_capacity.workload import Workload
 from tests.examples import STAYS, make_calibration, make_costs
 

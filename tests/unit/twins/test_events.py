@@ -9,9 +9,10 @@ import pytest
 
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError
+from lora_capacity.run.requests import draw_requests, pack_requests
 from lora_capacity.scenarios import Bottleneck, Results, Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.events import draw_requests, lay_out_requests, simulate_events, simulation
+from lora_capacity.twins.events import simulate_events, simulation
 from lora_capacity.twins.events.requests import TICKS
 from lora_capacity.workload import BASE_MODEL, Requests
 from tests.examples import make_costs
@@ -49,12 +50,12 @@ def scenarios(configs: int = 1, **changes: Any) -> Scenarios:
 
 
 def simulated(given: Scenarios, requests: Requests = REQUESTS, **options: SchedulerRules) -> Results:
-    tables = lay_out_requests(given, [requests], [[0, 1]], seed=None)
+    tables = pack_requests(given, [requests], [[0, 1]], seed=None)
     return jax.jit(simulate_events, static_argnames=tuple(options))(COSTS, given, tables, **options)
 
 
 def test_requests_of_an_adapter_are_chained_and_the_given_ones_left_alone() -> None:
-    tables = lay_out_requests(scenarios(), [REQUESTS], [[0, 1]], seed=None)
+    tables = pack_requests(scenarios(), [REQUESTS], [[0, 1]], seed=None)
     base = tables.rank.shape[1]
     np.testing.assert_array_equal(tables.table[0, :4, 0], [1, 0, base, 1])
     np.testing.assert_array_equal(tables.following[0, :4], [3, TICKS, TICKS, TICKS])
@@ -67,7 +68,7 @@ def test_requests_of_an_adapter_are_chained_and_the_given_ones_left_alone() -> N
 def test_order_of_touching_permutes_adapters_with_their_ranks() -> None:
     given = scenarios()
     for seed in range(8):
-        tables = lay_out_requests(given, [REQUESTS], [[0, 1]], seed=seed)
+        tables = pack_requests(given, [REQUESTS], [[0, 1]], seed=seed)
         rank = np.asarray(tables.rank[0])[np.asarray(tables.table[0, [0, 1, 3], 0])]
         np.testing.assert_array_equal(rank, [16, 8, 16])
 
@@ -100,8 +101,8 @@ def test_what_does_not_start_is_blank() -> None:
 
 def test_a_request_larger_than_the_kv_cache_is_refused() -> None:
     with pytest.raises(InputError, match="KV cache, 16 tokens"):
-        lay_out_requests(scenarios(kv_cache_tokens=32.0), [REQUESTS], [[0, 1]], seed=None)
-    lay_out_requests(scenarios(kv_cache_tokens=32.0, status=Status.NO_KV_CACHE), [REQUESTS], [[0, 1]], seed=None)
+        pack_requests(scenarios(kv_cache_tokens=32.0), [REQUESTS], [[0, 1]], seed=None)
+    pack_requests(scenarios(kv_cache_tokens=32.0, status=Status.NO_KV_CACHE), [REQUESTS], [[0, 1]], seed=None)
 
 
 @pytest.mark.parametrize("rules", [SchedulerRules(), SchedulerRules(skipped_first=True)])

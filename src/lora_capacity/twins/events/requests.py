@@ -1,20 +1,11 @@
-"""The requests of many servers as tables of one shape: drawn, or given."""
+"""The requests of many servers as tables of one shape."""
 
-from collections.abc import Sequence
 from dataclasses import field
 
-import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import Array
-from numpy.typing import ArrayLike
 
-from lora_capacity.errors import InputError
-from lora_capacity.scenarios.scenarios import Scenarios
-from lora_capacity.status import Status
-from lora_capacity.twins.events.kv_cache import usable_blocks
-from lora_capacity.twins.events.state import FAR, WINDOW
-from lora_capacity.workload import BASE_MODEL, Requests
+from lora_capacity.twins.events.state import FAR
 
 TICKS = FAR
 """Ticks of a horizon; an hour's are of 3.4 µs. Durations are rounded to them, without bias."""
@@ -43,135 +34,3 @@ class RequestTables:
     class_of: Array
     arrived: Array
     longest_output: int = field(metadata={"pytree_node": False})
-
-
-def draw_requests(
-    scenarios: Scenarios,
-    input_tokens: ArrayLike,
-    output_tokens: ArrayLike,
-    *,
-    seed: int,
-    indices: Sequence[int] | None = None,
-    most: ArrayLike | None = None,
-) -> RequestTables:
-    """Draw Poisson arrivals for every configuration, and their lengths from a sample.
-
-    Args:
-        scenarios: The configurations.
-        input_tokens: Prompt lengths to draw from, paired with the next, ``[sample]`` or ``[configs, sample]``.
-        output_tokens: Output lengths.
-        seed: Configuration ``i`` depends on it and ``i`` alone.
-        indices: ``i`` of each configuration, for a part of many; by default they count from 0.
-        most: Most requests of a configuration, those beyond are never sent; for clients that hold requests back, since
-            a server completes far fewer than arrive. One value or ``[configs]``.
-
-    Raises:
-        InputError: As `lay_out_requests`.
-    """
-    configs = scenarios.horizon_s.shape[0]
-    inputs, outputs = (
-        np.broadcast_to(column, (configs, np.shape(column)[-1])) for column in (input_tokens, output_tokens)
-    )
-    counts, rates = np.asarray(scenarios.class_count, dtype=int), np.asarray(scenarios.class_rate_per_s, dtype=float)
-    base, horizon_s = np.asarray(scenarios.base_rate_per_s, dtype=float), np.asarray(scenarios.horizon_s, dtype=float)
-    cut = None if most is None else np.broadcast_to(np.asarray(most, dtype=int), (configs,))
-    indices = range(configs) if indices is None else indices
-    requests, classes = [], []
-    for i, index in enumerate(indices):
-        rng = np.random.default_rng([seed, index])
-        own = np.repeat(np.arange(counts.shape[1]), counts[i])
-        rate = np.append(rates[i][own], base[i])
-        size = rng.poisson(rate.sum() * horizon_s[i])
-        if cut is None or size < cut[i]:
-            spacing = np.cumsum(rng.exponential(size=size + 1))  # uniform times in order, without sorting
-            arrival_s = spacing[:-1] / spacing[-1] * horizon_s[i]
-        else:
-            arrival_s = np.cumsum(rng.exponential(1.0 / rate.sum(), cut[i]))
-            arrival_s = arrival_s[arrival_s < horizon_s[i]]
-        place = np.searchsorted(np.cumsum(rate), rng.random(arrival_s.size) * rate.sum(), side="right")
-        place = np.minimum(place, np.flatnonzero(rate)[-1])
-        pair = rng.integers(inputs.shape[1], size=arrival_s.size)
-        adapter = np.where(place == own.size, BASE_MODEL, place)
-        requests.append(Requests(arrival_s, adapter, inputs[i][pair], outputs[i][pair]))
-        classes.append(own)
-    return lay_out_requests(scenarios, requests, classes, seed=seed, indices=indices)
-
-
-def lay_out_requests(
-    scenarios: Scenarios,
-    requests: Sequence[Requests],
-    classes: Sequence[ArrayLike],
-    *,
-    seed: int | None,
-    indices: Sequence[int] | None = None,
-) -> RequestTables:
-    """Lay out given requests, which stay as they are.
-
-    Args:
-        scenarios: The configurations, ``[configs]``.
-        requests: The requests of each, in order of arrival.
-        classes: For each configuration the class of every adapter, in the order in which requests number adapters.
-        seed: For the order in which a step touches adapters, which is that of a hash set in vLLM; None for that of
-            their numbers.
-        indices: As in `draw_requests`.
-
-    Raises:
-        InputError: If a request needs more KV blocks than a server that starts has.
-    """
-    block_size = np.asarray(scenarios.block_size, dtype=int)
-    blocks = usable_blocks(np.asarray(scenarios.kv_cache_tokens, dtype=int), block_size)
-    starts = np.asarray(scenarios.status) <= Status.OUTSIDE_CALIBRATION
-    for i, given in enumerate(requests):
-        needed = int((given.input_tokens + given.output_tokens).max(initial=1)) - 1
-        if starts[i] and -(-needed // block_size[i]) > blocks[i]:
-            allowed = f"at most the KV cache, {blocks[i] * block_size[i]} tokens"
-            raise InputError("input_tokens + output_tokens", needed + 1, allowed, "use fewer slots or shorter requests")
-    size = 1024 * -(-max(max(len(given) for given in requests) + WINDOW, 1) // 1024)
-    adapters = 16 * -(-(max(np.size(own) for own in classes) + 1) // 16) - 1
-    configs = len(requests)
-    arrival = np.full((configs, size), np.iinfo(np.int32).max, dtype=np.int32)
-    longest = max(int(given.output_tokens.max(initial=1)) for given in requests)
-    largest = max(adapters, longest, *(int(given.input_tokens.max(initial=1)) for given in requests))
-    table = np.zeros((configs, size, 3), dtype=np.int16 if largest <= np.iinfo(np.int16).max else np.int32)
-    following = np.zeros((configs, size), dtype=np.int32)
-    head = np.full((configs, adapters + 1), TICKS, dtype=np.int32)
-    rank, class_of = np.zeros((configs, adapters)), np.full((configs, adapters), -1, dtype=np.int32)
-    arrived = np.zeros((configs, adapters), dtype=np.int32)
-    indices = range(configs) if indices is None else indices
-    for i, (index, given, own) in enumerate(zip(indices, requests, map(np.asarray, classes), strict=True)):
-        order = np.arange(own.size)
-        if seed is not None:
-            order = np.random.default_rng([seed, index, 1]).permutation(order)
-        place = np.empty_like(order)
-        place[order] = np.arange(own.size)
-        count = len(given)
-        adapter = np.where(given.adapter == BASE_MODEL, adapters, np.append(place, 0)[given.adapter])
-        ticks = np.round(given.arrival_s / float(scenarios.horizon_s[i]) * TICKS)
-        arrival[i, :count] = np.minimum(ticks, np.iinfo(np.int32).max)
-        table[i, :count] = np.stack([adapter, given.input_tokens, given.output_tokens], axis=1)
-        following[i, :count] = _following(adapter)
-        present, first = np.unique(adapter, return_index=True)
-        head[i, present] = first
-        arrived[i] = np.bincount(adapter, minlength=adapters + 1)[:adapters]
-        class_of[i, : own.size] = own[order]
-        rank[i, : own.size] = np.asarray(scenarios.class_rank)[i][own[order]]
-    return RequestTables(
-        arrival=jnp.asarray(arrival),
-        table=jnp.asarray(table),
-        following=jnp.asarray(following),
-        head=jnp.asarray(head),
-        rank=jnp.asarray(rank),
-        class_of=jnp.asarray(class_of),
-        arrived=jnp.asarray(arrived),
-        longest_output=longest,
-    )
-
-
-def _following(adapter: np.ndarray) -> np.ndarray:
-    """Return the next request of the same adapter for each."""
-    narrow = adapter.astype(np.int16) if adapter.max(initial=0) <= np.iinfo(np.int16).max else adapter
-    order = np.argsort(narrow, kind="stable")  # radix sort if narrow
-    following = np.full(adapter.size, TICKS, dtype=np.int32)
-    same = adapter[order[1:]] == adapter[order[:-1]]
-    following[order[:-1][same]] = order[1:][same]
-    return following
