@@ -19,7 +19,7 @@ from lora_capacity.run import LengthSample, simulate
 from lora_capacity.run.batches import Batches, Observation, bytes_per_configuration
 from lora_capacity.run.compile import compiled_twin
 from lora_capacity.run.requests import draw_requests
-from lora_capacity.scenarios import Scenarios, lay_out
+from lora_capacity.scenarios import Scenarios, pack_scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.events import simulate_events
 from lora_capacity.twins.steady import ResidenceTime
@@ -76,7 +76,7 @@ def started(
 ) -> Scenarios:
     """Return those of the configurations that start."""
     inputs, outputs = length_pairs()
-    scenarios = lay_out(
+    scenarios = pack_scenarios(
         calibration,
         class_count=np.stack([np.bincount(np.arange(count) % 3, minlength=3) for count in adapters]),
         class_rate_per_s=rates_per_s,

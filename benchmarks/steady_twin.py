@@ -40,7 +40,7 @@ def main() -> None:
     calibration = load_calibration(arguments.calibration)
     workload = Workload.from_file(REPOSITORY / "examples" / "many_idle.yaml")
     stays = ResidenceTime.of_lengths(workload.output_tokens)
-    scenarios = lay_out(workload, calibration, SWEEP)
+    scenarios = pack_scenarios(workload, calibration, SWEEP)
     figures: dict[str, Any] = {"environment": environment("jax", "jaxlib", "numpy"), "calibration": calibration.name}
     figures["one_device"] = [time_batch(calibration, scenarios, stays, size) for size in BATCHES]
     figures["sweep"] = time_sweep(calibration, scenarios, stays)
@@ -52,7 +52,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def lay_out(workload: Workload, calibration: Calibration, configs: int) -> Scenarios:
+def pack_scenarios(workload: Workload, calibration: Calibration, configs: int) -> Scenarios:
     """Random adapters and slots of one workload."""
     rng = np.random.default_rng(0)
     adapters = rng.integers(1, 385, configs)

@@ -16,7 +16,7 @@ from lora_capacity.measurements.runs import FloatArray
 from lora_capacity.memory import MemoryModel
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.steady import ResidenceTime, simulate_steady
-from lora_capacity.validation import RUN_LENGTHS, lay_out_runs, run_lengths
+from lora_capacity.validation import RUN_LENGTHS, pack_runs, run_lengths
 
 # Runs whose service lies between these tell how well the onset of starvation is predicted.
 _NEAR_CAPACITY = (0.5, 0.98)
@@ -135,12 +135,12 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
     share = runs.output_tokens_per_s / (runs.mean_output_tokens * runs.completed / runs.duration_s)
     rows = np.arange(len(runs))
     lengths = run_lengths(runs, rows, _with_medians(RUN_LENGTHS, share, np.array([])))
-    scenarios, output_lengths = lay_out_runs(runs, rows, server, lengths)
+    scenarios, output_lengths = pack_runs(runs, rows, server, lengths)
     held = runs.mean_kv_usage * np.asarray(scenarios.kv_cache_tokens) / running
     held = np.where(running > _BUSY_RUNNING, held, np.nan)
     if np.isfinite(held).any():
         lengths = _with_medians(lengths, np.array([]), held)
-        scenarios, output_lengths = lay_out_runs(runs, rows, server, lengths)
+        scenarios, output_lengths = pack_runs(runs, rows, server, lengths)
     stays = ResidenceTime.of_lengths(output_lengths)
     return MeasuredRuns(runs, lengths, scenarios, stays, running / runs.output_tokens_per_s, share, held)
 

@@ -142,7 +142,7 @@ def build_scenarios(
         raise InputError(
             "max_lora_rank", settings["max_lora_rank"], f">= {rank}, the largest adapter rank served", remedy
         )
-    scenarios = lay_out(
+    scenarios = pack_scenarios(
         calibration,
         class_count=classes.count,
         class_rate_per_s=classes.rate_per_s,
@@ -161,7 +161,7 @@ def build_scenarios(
     return scenarios
 
 
-def lay_out(
+def pack_scenarios(
     calibration: Calibration,
     *,
     class_count: ArrayLike,

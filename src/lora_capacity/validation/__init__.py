@@ -5,7 +5,7 @@ from lora_capacity.validation.outcomes import Outcome, offered_tokens_per_s, pre
 from lora_capacity.validation.predict import (
     RUN_LENGTHS,
     Predictions,
-    lay_out_runs,
+    pack_runs,
     predict_runs,
     run_lengths,
 )
@@ -16,8 +16,8 @@ __all__ = [
     "Agreement",
     "Outcome",
     "Predictions",
-    "lay_out_runs",
     "offered_tokens_per_s",
+    "pack_runs",
     "predict_outcomes",
     "predict_runs",
     "run_lengths",

@@ -13,7 +13,7 @@ from lora_capacity.measurements.lengths import HALF_BLOCK_TOKENS, INPUT_STD_TOKE
 from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
 from lora_capacity.run import TWINS, LengthSample, simulate
 from lora_capacity.run.steady import Progress
-from lora_capacity.scenarios import Scenarios, lay_out
+from lora_capacity.scenarios import Scenarios, pack_scenarios
 from lora_capacity.search import assess
 from lora_capacity.status import STARVED_SHORTFALL, Status
 from lora_capacity.workload import LengthDistribution
@@ -141,7 +141,7 @@ def _from(progress: Progress | None, before: int, total: int) -> Progress | None
 
 def _predict(runs: Runs, rows: Int[np.ndarray, " rows"], calibration: Calibration) -> dict[str, np.ndarray]:
     lengths = run_lengths(runs, rows, calibration.runs or RUN_LENGTHS)
-    scenarios, output_lengths = lay_out_runs(runs, rows, calibration, lengths)
+    scenarios, output_lengths = pack_runs(runs, rows, calibration, lengths)
     asked = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows]
     produced = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows] * lengths.output_share
     # Models that stop early fall short of the offered load even when every request is completed.
@@ -155,7 +155,7 @@ def _play(
 ) -> dict[str, np.ndarray]:
     """Return what the event twin sees in runs, on average over seeds."""
     lengths = run_lengths(runs, rows, calibration.runs or RUN_LENGTHS)
-    scenarios, _ = lay_out_runs(runs, rows, calibration, lengths)
+    scenarios, _ = pack_runs(runs, rows, calibration, lengths)
     means = np.stack([scenarios.mean_input_tokens, scenarios.mean_output_tokens], axis=1)
     told = runs.tells_lengths[rows].all()
     input_std_tokens = float(runs.std_input_tokens[rows].mean()) if told else INPUT_STD_TOKENS
@@ -214,7 +214,7 @@ def run_lengths(runs: Runs, rows: Int[np.ndarray, " rows"], otherwise: RunLength
     )
 
 
-def lay_out_runs(
+def pack_runs(
     runs: Runs, rows: Int[np.ndarray, " rows"], calibration: Calibration, lengths: RunLengths
 ) -> tuple[Scenarios, LengthDistribution]:
     """Lay runs out as configurations, each with the traffic it really had, and the law of their answer lengths.
@@ -232,7 +232,7 @@ def lay_out_runs(
     scale = (arriving_per_s / runs.nominal_rate_per_s[rows])[:, np.newaxis]
     output_tokens = _filled(runs.mean_output_tokens[rows], _OUTPUT_TOKENS) * lengths.output_share
     limit = runs.max_model_len[rows[0]]
-    scenarios = lay_out(
+    scenarios = pack_scenarios(
         calibration,
         class_count=runs.class_count[rows],
         class_rate_per_s=runs.class_rate_per_s[rows] * scale,

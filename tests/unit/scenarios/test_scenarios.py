@@ -5,7 +5,7 @@ import pytest
 
 from lora_capacity.errors import InputError
 from lora_capacity.memory import plan_memory
-from lora_capacity.scenarios import Scenarios, build_scenarios, lay_out
+from lora_capacity.scenarios import Scenarios, build_scenarios, pack_scenarios
 from lora_capacity.scenarios.scenarios import kv_tokens_per_request
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB
@@ -104,7 +104,9 @@ def test_what_does_not_start_or_was_never_measured_is_marked() -> None:
 
 
 def test_plain_numbers_are_laid_out_as_given() -> None:
-    scenarios = lay_out(CALIBRATION, **PLAIN | {"mean_input_tokens": [200.0, 300.0], "max_pending": [10.0, np.inf]})
+    scenarios = pack_scenarios(
+        CALIBRATION, **PLAIN | {"mean_input_tokens": [200.0, 300.0], "max_pending": [10.0, np.inf]}
+    )
     np.testing.assert_array_equal(scenarios.class_count, [[4, 2], [4, 2]])
     np.testing.assert_allclose(scenarios.mean_input_tokens, [200, 300])
     np.testing.assert_array_equal(scenarios.max_pending, [10, np.inf])

@@ -16,7 +16,7 @@ from lora_capacity.measurements import Runs, is_starved, mape, read_runs, read_t
 from lora_capacity.status import Status
 from lora_capacity.validation import (
     Predictions,
-    lay_out_runs,
+    pack_runs,
     predict_runs,
     run_lengths,
     score_runs,
@@ -141,7 +141,7 @@ def test_runs_become_configurations(tmp_path: Path, calibrations: dict[str, Cali
     calibration = calibrations[MODEL]
     assert calibration.runs is not None
     runs = read(tmp_path, {"arrivals": 18000, "max_num_seqs": 64}, {"max_loras": 4, "max_lora_rank": 32})
-    scenarios, _ = lay_out_runs(runs, np.arange(2), calibration, calibration.runs)
+    scenarios, _ = pack_runs(runs, np.arange(2), calibration, calibration.runs)
     assert np.asarray(scenarios.max_loras).tolist() == [8, 4]
     assert np.asarray(scenarios.max_lora_rank).tolist() == [16, 32]
     assert np.asarray(scenarios.max_num_seqs).tolist() == [64, 2048]
