@@ -100,14 +100,15 @@ _RENAMED = {
     "compare_twins": "validation.twins.compare_twins",
     "grid": "run.steady.grid",
     "make_labels": "surrogate.label",
-    "play": "run.simulate",
-    "play_workload": "run.simulate",
     "rules_of": "surrogate.rules_of",
     "summarise_comparison": "validation.twins.summarise_comparison",
     "train_smooth": "surrogate.train_neural",
     "train_surrogate": "surrogate.train_surrogate",
 }
 """Public names of the release before, by where they are now; they are importable from here for one release more."""
+
+_GONE = dict.fromkeys(("play", "play_workload"), 'simulate(..., engine="event")')
+"""Public names of the release before that no other name stands for, by what does the same."""
 
 
 def __getattr__(name: str) -> Any:
@@ -123,7 +124,8 @@ def __getattr__(name: str) -> Any:
             value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
             globals()[name] = value  # found without this function from now on
             return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    instead = f": use {_GONE[name]}" if name in _GONE else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{instead}")
 
 
 def __dir__() -> list[str]:

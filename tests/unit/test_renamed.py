@@ -22,3 +22,9 @@ def test_old_names_are_not_offered() -> None:
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'settle'"):
         lora_capacity.settle  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(lora_capacity._GONE))
+def test_what_is_gone_says_what_does_the_same(name: str) -> None:
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}': use simulate"):
+        getattr(lora_capacity, name)
