@@ -153,12 +153,11 @@ def test_an_interrupted_sweep_goes_on(run: Run, minute: Path) -> None:
     assert not parts.exists()
 
 
-def test_a_seed_that_changes_nothing_is_not_passed_over_in_silence(run: Run, minute: Path) -> None:
-    command = ("simulate", minute, "--adapters", 15, "--max-loras", 8, "--format", "json")
-    plain, seeded = run(*command), run(*command, "--seed", 1)
-    assert plain.stderr == ""
-    assert seeded.stdout == plain.stdout
-    assert "warning: --seed changes nothing" in seeded.stderr
+@pytest.mark.parametrize("option", [("--seed", 1), ("--warmup-s", 1.0), ("--samples", 2)])
+def test_what_only_steps_can_tell_is_refused_without_them(run: Run, minute: Path, option: tuple[str, float]) -> None:
+    result = run("simulate", minute, "--adapters", 15, "--max-loras", 8, *option)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert option[0] in result.stderr
 
 
 @pytest.mark.parametrize("place", ["here", "localhost:1,2/2", "localhost:1,a/2"])

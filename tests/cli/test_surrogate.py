@@ -8,6 +8,8 @@ from lora_capacity import surrogate
 from lora_capacity.surrogate import Dataset, neural
 from tests.cli.conftest import Run
 
+pytestmark = pytest.mark.slow
+
 SPACE = "rates_per_s: {min: 0.1, max: 0.4}\nranks: [8, 16]\n"
 
 

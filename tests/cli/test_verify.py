@@ -16,6 +16,8 @@ from tests.unit.fitting.test_fit import write_profile
 from tests.unit.profiling.conftest import fake_environment
 from tests.unit.profiling.test_server import command_lines
 
+pytestmark = pytest.mark.slow
+
 Serve = Callable[..., Server]
 
 

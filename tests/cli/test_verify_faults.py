@@ -20,6 +20,8 @@ from tests.cli.fake_site import Site, command, write_site
 from tests.unit.profiling.conftest import fake_environment
 from tests.unit.profiling.test_server import WAIT_S, command_lines, wait_until
 
+pytestmark = pytest.mark.slow
+
 RUN_ID = "verify/short/"
 ONE = ("--adapters", 2, "--max-loras", 2)
 

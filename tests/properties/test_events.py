@@ -19,6 +19,8 @@ from lora_capacity.status import Status
 from lora_capacity.twins.events import RequestTables, simulate_events
 from tests.examples import make_costs
 
+pytestmark = pytest.mark.slow
+
 CONFIGS, CLASSES = 4, 2
 MOST_ADAPTERS = 15
 HORIZON_S = 30.0

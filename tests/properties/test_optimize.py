@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -6,6 +7,8 @@ from lora_capacity.search import GOALS, Objective, choose, load_headroom, recomm
 from lora_capacity.search.objective import FLAT
 from lora_capacity.workload import AdapterMix, Workload
 from tests.examples import LENGTHS, make_calibration
+
+pytestmark = pytest.mark.slow
 
 CALIBRATION = make_calibration()
 FEW = settings(max_examples=5)

@@ -9,6 +9,8 @@ from lora_capacity.calibration import load_calibration
 from lora_capacity.surrogate import Space, describe, label, train_surrogate
 from lora_capacity.surrogate.trees import KINDS
 
+pytestmark = pytest.mark.slow
+
 CALIBRATION = load_calibration("llama-3.1-8b-instruct-h100-64gb")
 
 

@@ -13,6 +13,8 @@ from lora_capacity.status import Status
 from lora_capacity.workload import Workload
 from tests.examples import make_calibration
 
+pytestmark = pytest.mark.slow
+
 SAME_TIMES = 2e-4
 """Relative: the event twin's clock ticks, and its sums are float32."""
 

@@ -18,6 +18,8 @@ from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.events import RequestTables, simulate_events
 from tests.examples import make_costs
 
+pytestmark = pytest.mark.slow
+
 STEP_S = 0.1
 CONSTANT_STEPS = make_costs(base_s=STEP_S)
 ADAPTERS = 3

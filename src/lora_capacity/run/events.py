@@ -58,21 +58,6 @@ class LengthSample:
         return LengthDistribution.from_histogram(*np.unique(np.asarray(self.output_tokens), return_counts=True))
 
 
-def run_events(
-    calibration: Calibration,
-    scenarios: Scenarios,
-    traffic: Workload | LengthSample,
-    seed: ArrayLike,
-    load: ArrayLike,
-    observation: Observation,
-    checkpoint_dir: str | Path | None,
-    progress: Progress | None,
-) -> Results:
-    """Run the event twin over configurations; arguments as of `lora_capacity.run.simulate`."""
-    source, scenarios = source_of(scenarios, traffic, seed, load)
-    return _run(calibration, scenarios, source, observation, checkpoint_dir, progress)
-
-
 def source_of(
     scenarios: Scenarios, traffic: Workload | LengthSample, seed: ArrayLike, load: ArrayLike
 ) -> tuple[Source, Scenarios]:
@@ -157,7 +142,7 @@ def _sampler(
     return sample
 
 
-def _run(
+def run_events(
     calibration: Calibration,
     scenarios: Scenarios,
     source: Source,
@@ -165,7 +150,16 @@ def _run(
     checkpoint_dir: str | Path | None,
     progress: Progress | None,
 ) -> Results:
-    """Run what is not in the checkpoints yet, and return all configurations in the order given."""
+    """Run by the event twin what is not in the checkpoints yet, and return all configurations in the order given.
+
+    Args:
+        calibration: Whose costs and vLLM version hold.
+        scenarios: The configurations, ``[configs]``.
+        source: Where their requests come from, as `source_of` returns it.
+        observation: What is told.
+        checkpoint_dir: As of `lora_capacity.run.simulate`, as the next.
+        progress: See there.
+    """
     host: Any = jax.tree.map(np.asarray, scenarios)
     observation.check(host.horizon_s)
     steady = run_steady(calibration, scenarios, source.stays)

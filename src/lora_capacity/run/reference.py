@@ -11,17 +11,18 @@ from numpy.typing import ArrayLike, NDArray
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs, step_time_s
 from lora_capacity.run.batches import Observation
-from lora_capacity.run.events import LengthSample, source_of
+from lora_capacity.run.events import Source
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Bottleneck, EventDetails, Results, Scenarios, Series
 from lora_capacity.twins.events.kv_cache import usable_blocks
 from lora_capacity.twins.events.requests import TICKS, RequestTables
 from lora_capacity.twins.reference import Behaviour, Config, Simulation, StepState, simulate
-from lora_capacity.workload import BASE_MODEL, Requests, Workload
+from lora_capacity.workload import BASE_MODEL, Requests
 
 FloatArray = NDArray[np.float64]
 
 _QUANTILES = (0.5, 0.95, 0.99)
+"""Quantiles that `EventDetails` tells."""
 
 _step_time_s = jax.jit(step_time_s)
 
@@ -29,17 +30,14 @@ _step_time_s = jax.jit(step_time_s)
 def run_reference(
     calibration: Calibration,
     scenarios: Scenarios,
-    traffic: Workload | LengthSample,
-    seed: ArrayLike,
-    load: ArrayLike,
+    source: Source,
     observation: Observation,
     progress: Progress | None,
 ) -> Results:
     """Run the reference over configurations, under the very requests that the event twin would get.
 
-    Arguments and Raises as of `lora_capacity.run.simulate`; there are no series.
+    Arguments as of `run_events`; there are neither series nor checkpoints.
     """
-    source, scenarios = source_of(scenarios, traffic, seed, load)
     host: Any = jax.tree.map(np.asarray, scenarios)
     observation.check(host.horizon_s)
     configs, found = len(host.status), []

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.run.batches import Observation
-from lora_capacity.run.events import LengthSample, run_events
+from lora_capacity.run.events import LengthSample, run_events, source_of
 from lora_capacity.run.reference import run_reference
 from lora_capacity.run.steady import Progress, run_steady
 from lora_capacity.scenarios import Results, Scenarios
@@ -89,9 +89,10 @@ def simulate(
             allowed = f"a workload or a sample of lengths for the {engine} engine"
             raise InputError("traffic", "output lengths", allowed)
         observation = Observation(warmup_s, samples)
+        source, loaded = source_of(scenarios, traffic, seed, load)
         if engine == "reference":
-            return run_reference(calibration, scenarios, traffic, seed, load, observation, progress)
-        return run_events(calibration, scenarios, traffic, seed, load, observation, checkpoint_dir, progress)
+            return run_reference(calibration, loaded, source, observation, progress)
+        return run_events(calibration, loaded, source, observation, checkpoint_dir, progress)
     return run_steady(calibration, scenarios, _residence_time(traffic), progress=progress)
 
 

@@ -23,6 +23,8 @@ from lora_capacity.status import Status
 from lora_capacity.validation import predict_runs
 from lora_capacity.workload import Workload
 
+pytestmark = pytest.mark.slow
+
 PROFILE = Path(__file__).parents[2] / "data" / "profile-cpu"
 # Repeats of a step time lie within 4 % for the most part, and the form of the equation adds its own.
 MEAN_STEP_ERROR, STEP_ERROR = 0.03, 0.2

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SHARED = """
 import sys, jax, numpy as np
 address, number, every, result, parts = sys.argv[1:]

@@ -19,6 +19,8 @@ from lora_capacity.twins.events import simulate_events
 from lora_capacity.workload import Workload
 from tests.examples import STAYS, make_calibration, make_costs
 
+pytestmark = pytest.mark.slow
+
 CALIBRATION = make_calibration()
 WORKLOAD = {
     "adapters": {"mix": {"rates_per_s": [0.4, 0.1, 0.2], "ranks": [8, 16]}},

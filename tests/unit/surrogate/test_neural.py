@@ -10,6 +10,8 @@ from lora_capacity.errors import InputError
 from lora_capacity.surrogate import NeuralSurrogate, SurrogateInputs, train_neural
 from lora_capacity.surrogate.simulation import simulate_workloads
 
+pytestmark = pytest.mark.slow
+
 STEPS = 300
 NUDGE = 0.03
 
