@@ -240,15 +240,16 @@ def _summarise(
     means: dict[str, Any] = {name: np.asarray(value + nan, np.float32) for name, value in numbers.items()}
     times = {name: value + nan for name, value in events.items() if np.asarray(value).dtype.kind == "f"}
     nothing: Any = [np.zeros(0, np.float32)] * len(dataclasses.fields(Series))
-    return Results(
-        **means,
-        offered_tokens_per_s=offered_per_s * (scenario.mean_input_tokens + scenario.mean_output_tokens),
-        limit=np.asarray(_bottleneck(config, steps.states[-1]) if steps.states else Bottleneck.NONE, np.int32),  # type: ignore[arg-type]
-        status=scenario.status,
-        events=EventDetails(
+    untold: dict[str, Any] = {entry.name: np.asarray(np.nan, np.float32) for entry in dataclasses.fields(Results)}
+    known: dict[str, Any] = {
+        "offered_tokens_per_s": offered_per_s * (scenario.mean_input_tokens + scenario.mean_output_tokens),
+        "limit": np.asarray(_bottleneck(config, steps.states[-1]) if steps.states else Bottleneck.NONE, np.int32),
+        "status": scenario.status,
+        "events": EventDetails(
             **events | {name: np.asarray(value, np.float32) for name, value in times.items()}, series=Series(*nothing)
         ),
-    )
+    }
+    return Results(**untold | means | known)
 
 
 def _details(
