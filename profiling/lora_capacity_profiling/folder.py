@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_capacity.errors import InputError
+from lora_capacity.files import write_whole
 from lora_capacity.measurements.schemas import PROFILE_TABLES, SERVING_RUNS, TableSchema
-from lora_capacity_profiling.runs import as_csv, replace_file
+from lora_capacity_profiling.runs import as_csv
 
 JOURNAL = "points.jsonl"
 DESCRIPTION = "profile.json"
@@ -112,7 +113,7 @@ class ProfileFolder:
             self._take(point)
             if point.table:
                 rows = [each.row for each in self.finished.values() if each.table == point.table]
-                replace_file(self.path / f"{point.table}.csv", as_csv(rows, TABLES[point.table].names))
+                write_whole(self.path / f"{point.table}.csv", as_csv(rows, TABLES[point.table].names))
             self.describe(description)
         except OSError as error:
             self._torn = True
@@ -137,7 +138,7 @@ class ProfileFolder:
         failed = [{"id": each.id, "reason": each.failure} for each in self.finished.values() if each.failure]
         content = {**description, "points": points, "failed": failed}
         try:
-            replace_file(self.path / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+            write_whole(self.path / DESCRIPTION, json.dumps(content, indent=2) + "\n")
         except OSError as error:
             raise _unwritable(self.path, error) from None
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lora_capacity.errors import InputError, check_keys
+from lora_capacity.files import write_whole
 from lora_capacity.measurements.schemas import MEASURED_RUN_COLUMNS, RUN_COLUMNS, SERVING_RUNS
 from lora_capacity_profiling.load import LoadResult
 from lora_capacity_profiling.metrics import Window
@@ -83,7 +84,7 @@ def _append(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         with _locked(path.parent):
             columns, lines = _read(path)
             columns += [name for name in SERVING_RUNS.names if name not in columns]
-            replace_file(path, as_csv([*lines, *rows], columns))
+            write_whole(path, as_csv([*lines, *rows], columns))
     except OSError as error:
         raise InputError(str(path), error.strerror or str(error), "a table that can be written") from None
 
@@ -99,24 +100,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all, also where the machine stops meanwhile.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def as_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = SERVING_RUNS.names) -> str:

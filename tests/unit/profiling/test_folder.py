@@ -31,7 +31,7 @@ def test_every_point_is_on_disk_at_once(tmp_path: Path) -> None:
     assert description["device"] == "cpu"
     assert description["points"][1] == {"id": "adapters/x", "took_s": 0.0, "repeats_ms": [4.0, 5.0], "spread": 0.25}
     assert description["failed"] == [{"id": "decode/batch1", "reason": "it fell over"}]
-    assert not list(folder.path.glob("*.part"))
+    assert not list(folder.path.glob(".*.csv*")) + list(folder.path.glob(".*.json*"))
 
 
 def test_later_attempt_takes_the_place_of_an_earlier(tmp_path: Path) -> None:
