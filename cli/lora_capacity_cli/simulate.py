@@ -136,10 +136,12 @@ def _events(
     quantiles = {
         f"{time}_quantiles_s": {name: row.pop(f"{time}_{name}_s") for name in ("p50", "p95", "p99")} for time in _TIMES
     }
-    counts = ("max_running", "max_adapters", "max_kv_usage", "steps", "preemptions", "disk_loads")
+    counts = ("unanswered", "max_running", "max_adapters", "max_kv_usage", "steps", "preemptions", "disk_loads")
     return {
         "seed": seed,
         **quantiles,
+        "quantile_requests": {time: row.pop(f"{time}_requests") for time in _TIMES},
+        "lower_bounds_from": {time: row.pop(f"{time}_lower_bound_from") for time in ("ttft", "e2e")},
         **{name: row.pop(name) for name in counts},
         "time_shares": {name: row.pop(f"{name}_share") for name in ("compute", "scheduling", "load", "idle")},
         "worst_served": _worst_served(workload, adapters, events) if row["status"] not in FAILURES else [],
@@ -171,6 +173,7 @@ def _print(document: dict[str, Any]) -> None:
             "offered load": f"{shown(row['offered_tokens_per_s'])} tokens/s, {starved}{percent(row['service'])} served",
             "inter-token latency": duration(row["itl_s"]),
             "time to first token": duration(row["ttft_s"]),
+            "requests within bounds": percent(row["attainment"]),
             "step time": duration(row["step_time_s"]),
             "requests running, waiting": f"{shown(row['mean_running'])}, {shown(row['mean_waiting'])}",
             "adapters in a batch": shown(row["active_adapters"]),
@@ -190,11 +193,17 @@ def _print(document: dict[str, Any]) -> None:
 
 def _print_events(events: dict[str, Any]) -> None:
     shares = events["time_shares"]
-    quantiles = {f"{text}, 50, 95, 99 %": events[f"{time}_quantiles_s"].values() for time, text in _TIMES.items()}
+    bounded = {None: "", "": ""} | {name: f" (from {name} on at least)" for name in ("p50", "p95", "p99")}
+    quantiles = {
+        f"{text}, 50, 95, 99 %": ", ".join(map(duration, events[f"{time}_quantiles_s"].values()))
+        + bounded[events["lower_bounds_from"].get(time)]
+        for time, text in _TIMES.items()
+    }
     print_facts(
         f"Event by event, seed {events['seed']}",
         {
-            **{text: ", ".join(map(duration, values)) for text, values in quantiles.items()},
+            **quantiles,
+            "without a first token at the end": f"{shown(events['unanswered'])} requests",
             "most running, adapters": f"{shown(events['max_running'])}, {shown(events['max_adapters'])}",
             "fullest KV cache": percent(events["max_kv_usage"]),
             "engine steps": shown(events["steps"]),

@@ -82,6 +82,9 @@ Positive = Annotated[float, Number(minimum=0, exclusive=True)]
 NotNegative = Annotated[float, Number(minimum=0)]
 """A number from 0 on."""
 
+Share = Annotated[float, Number(minimum=0, maximum=1, exclusive=True)]
+"""A share above 0, at most 1."""
+
 ABSENT: Any = None
 """Value of a key that may be left out and has no default; written there, a null is refused."""
 

@@ -10,7 +10,7 @@ from lora_capacity.errors import InputError
 from lora_capacity.run import LengthSample, simulate
 from lora_capacity.scenarios import Results, build_scenarios, table
 from lora_capacity.status import Status
-from lora_capacity.workload import Workload
+from lora_capacity.workload import Goodput, Workload
 from tests.examples import make_calibration
 
 pytestmark = pytest.mark.slow
@@ -18,10 +18,20 @@ pytestmark = pytest.mark.slow
 SAME_TIMES = 2e-4
 """Relative: the event twin's clock ticks, and its sums are float32."""
 
-COUNTS = ("steps", "preemptions", "disk_loads", "max_running", "max_adapters", "adapter_arrived", "adapter_completed")
+COUNTS = (
+    "unanswered",
+    "steps",
+    "preemptions",
+    "disk_loads",
+    "max_running",
+    "max_adapters",
+    "adapter_arrived",
+    "adapter_completed",
+)
 TIMES = (
     *("throughput_tokens_per_s", "offered_tokens_per_s", "completed_per_s", "class_service", "mean_running"),
-    *("mean_waiting", "step_time_s", "itl_s", "ttft_s", "active_adapters", "kv_usage", "loads_per_s"),
+    *("mean_waiting", "step_time_s", "itl_s", "ttft_s", "answered_ttft_s", "active_adapters", "kv_usage"),
+    "loads_per_s",
 )
 SHARES = ("adapter_worst_wait_s", "max_kv_usage", "compute_share", "scheduling_share", "load_share")
 WORKLOAD = Workload.from_mapping(
@@ -32,19 +42,22 @@ WORKLOAD = Workload.from_mapping(
             "input_tokens": {"mean": 100, "std": 80, "min": 4, "max": 300},
             "output_tokens": {"mean": 50, "std": 40, "min": 1, "max": 200},
         },
+        "goodput": {"ttft": 1500, "e2el": 4000},
         "horizon_s": 20,
         "max_pending": 40,
     }
 )
 
 
-def both(block_size: int, version: str = "0.8.5", **options: Any) -> tuple[Results, Results]:
+def both(
+    block_size: int, version: str = "0.8.5", workload: Workload = WORKLOAD, **options: Any
+) -> tuple[Results, Results]:
     """A server short of slots and of KV blocks."""
     calibration = make_calibration(vllm_version=version)
-    scenarios = build_scenarios(WORKLOAD, calibration, adapters=[12], max_loras=[4], block_size=block_size)
+    scenarios = build_scenarios(workload, calibration, adapters=[12], max_loras=[4], block_size=block_size)
     tight = dataclasses.replace(scenarios, kv_cache_tokens=np.full(1, 4096.0, np.float32))
     event, reference = (
-        simulate(calibration, tight, WORKLOAD, engine=engine, seed=3, **options) for engine in ("event", "reference")
+        simulate(calibration, tight, workload, engine=engine, seed=3, **options) for engine in ("event", "reference")
     )
     assert list(table(tight, event)) == list(table(tight, reference))
     return event, reference
@@ -65,6 +78,17 @@ def test_event_twin_and_reference_agree_through_the_runner(block_size: int, vers
         width = expected.shape[-1] if expected.ndim > 1 else None
         np.testing.assert_allclose(told[..., :width], expected, rtol=SAME_TIMES, atol=1e-6, err_msg=name)
     assert int(event.limit[0]) == int(reference.limit[0])
+    # First tokens are counted one by one, whole answers of a quarter of the requests.
+    assert float(event.attainment[0]) == pytest.approx(float(reference.attainment[0]), abs=0.1)
+    assert 0.1 < float(reference.attainment[0]) < 0.9
+    np.testing.assert_allclose(event.events.ttft_quantiles_s, reference.events.ttft_quantiles_s, rtol=0.05)
+    np.testing.assert_array_equal(event.events.ttft_at_least, reference.events.ttft_at_least)
+
+
+def test_share_within_a_bound_on_first_tokens_is_counted_exactly() -> None:
+    bounded = dataclasses.replace(WORKLOAD, goodput=Goodput(ttft_s=0.7))
+    event, reference = both(16, workload=bounded)
+    np.testing.assert_allclose(event.attainment, reference.attainment, atol=0.01)
 
 
 def test_reference_refuses_what_it_cannot_tell_and_blanks_what_does_not_start() -> None:

@@ -266,6 +266,7 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -
     columns: Any = {
         field.name: np.ones((1, 1) if field.name.startswith("class_") else 1, np.float32)
         for field in dataclasses.fields(Scenarios)
+        if field.name != "bounds"
     }
     scenario = Scenarios(**columns)
     none = np.zeros(0, dtype=int)

@@ -216,7 +216,13 @@ def _summarise(
     streamed_s = np.fmin(simulation.finished_s, horizon_s) - np.maximum(first_s, warmup_s)
     later_tokens = len(sampled) - int(np.isin(first_s, steps.end_s[steps.inside]).sum())
     ttft_s = (first_s - simulation.sent_s)[(first_s <= horizon_s) & (first_s > warmup_s)]
-    events = _details(tables, config, requests, simulation, steps, horizon_s)
+    waited_s = horizon_s - simulation.sent_s[(simulation.sent_s < horizon_s) & ~(first_s <= horizon_s)]
+    later_s = _later_s(requests, simulation, steps)
+    events = _details(tables, config, requests, simulation, steps, horizon_s) | {
+        "tpot_quantiles_s": _quantiles(later_s),
+        "quantile_requests": np.array([ttft_s.size + waited_s.size, later_s.size, len(finished)], np.int32),
+        "unanswered": np.asarray(waited_s.size, np.int32),
+    }
     member = np.sort(tables.class_of[tables.class_of >= 0])[:, np.newaxis] == np.arange(scenario.class_count.size)
     arrived, completed = (
         counts[: len(member)] @ member for counts in (events["adapter_arrived"], events["adapter_completed"])
@@ -231,7 +237,10 @@ def _summarise(
         "mean_waiting": steps.mean("waiting"),
         "step_time_s": _ratio(steps.observed_s.sum(), steps.inside.sum()),
         "itl_s": _ratio(np.maximum(np.nan_to_num(streamed_s), 0.0).sum(), later_tokens),
-        "ttft_s": _ratio(ttft_s.sum(), ttft_s.size),
+        "tpot_s": _ratio(later_s.sum(), later_s.size),
+        "ttft_s": _ratio(ttft_s.sum() + waited_s.sum(), ttft_s.size + waited_s.size),
+        "answered_ttft_s": _ratio(ttft_s.sum(), ttft_s.size),
+        "attainment": _attainment(scenario, requests, simulation, steps, warmup_s),
         "active_adapters": steps.mean("adapters"),
         "kv_usage": steps.mean("blocks_used") / config.kv_blocks,
         "loads_per_s": steps.column("host_loads")[steps.inside].sum() / steps.total_s,
@@ -261,13 +270,13 @@ def _details(
     horizon_s: float,
 ) -> dict[str, Any]:
     """Return the fields of `EventDetails` but the series, as if the server started."""
-    class_of, number = tables.class_of, np.arange(len(requests))
+    class_of = tables.class_of
     by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), kind="stable")
     sent_s, first_s, finished_s = simulation.sent_s, simulation.first_token_s, simulation.finished_s
-    finished = np.isin(number, steps.among(steps.finished))
-    preempted = np.isin(number, [each for state in steps.states for each in state.preempted])
-    streamed = finished & ~preempted & (requests.output_tokens > 1)
-    later_s = (finished_s - first_s)[streamed] / (requests.output_tokens - 1)[streamed]
+    finished = np.isin(np.arange(len(requests)), steps.among(steps.finished))
+    waited_s = horizon_s - sent_s[(sent_s < horizon_s) & ~(first_s <= horizon_s)]
+    ttft_s, ttft_at_least = _lower_bounds((first_s - sent_s)[first_s <= horizon_s], waited_s)
+    e2e_s, e2e_at_least = _lower_bounds((finished_s - sent_s)[finished], waited_s)
     whole = {
         "adapter_arrived": _count(requests.adapter, class_of.size)[by_class],
         "adapter_completed": _count(requests.adapter[~np.isnan(finished_s)], class_of.size)[by_class],
@@ -280,15 +289,54 @@ def _details(
     }
     return {
         **{name: np.asarray(value, np.int32) for name, value in whole.items()},
-        "ttft_quantiles_s": _quantiles((first_s - sent_s)[first_s <= horizon_s]),
-        "tpot_quantiles_s": _quantiles(later_s),
-        "e2e_quantiles_s": _quantiles((finished_s - sent_s)[finished]),
+        "ttft_quantiles_s": ttft_s,
+        "e2e_quantiles_s": e2e_s,
+        "ttft_at_least": ttft_at_least,
+        "e2e_at_least": e2e_at_least,
         "adapter_worst_wait_s": _worst_wait_s(requests, simulation, horizon_s, class_of.size)[by_class],
         "max_kv_usage": np.asarray(steps.most("blocks_used") / config.kv_blocks),
         "compute_share": (steps.observed_s - steps.loading_s).sum() / steps.total_s,
         "scheduling_share": steps.scheduling_s.sum() / steps.total_s,
         "load_share": steps.loading_s.sum() / steps.total_s,
     }
+
+
+def _later_s(requests: Requests, simulation: Simulation, steps: _Steps) -> FloatArray:
+    """Mean time per token after the first of each request that finishes inside and was never preempted."""
+    number = np.arange(len(requests))
+    finished = np.isin(number, steps.among(steps.finished))
+    preempted = np.isin(number, [each for state in steps.states for each in state.preempted])
+    streamed = finished & ~preempted & (requests.output_tokens > 1)
+    streaming_s = simulation.finished_s - simulation.first_token_s
+    later_s: FloatArray = streaming_s[streamed] / (requests.output_tokens - 1)[streamed]
+    return later_s
+
+
+def _attainment(
+    scenario: Any, requests: Requests, simulation: Simulation, steps: _Steps, warmup_s: float
+) -> NDArray[Any]:
+    """Share of arriving requests that keep their bounds; of those still streaming, as many as of the finished ones."""
+    horizon_s, bounds = float(scenario.horizon_s), scenario.bounds
+    max_ttft_s, max_tpot_s, max_e2el_s = (
+        (np.inf,) * 3 if bounds is None else (bounds.ttft_s, bounds.tpot_s, bounds.e2el_s)
+    )
+    ttft_s, whole_s = (each - simulation.sent_s for each in (simulation.first_token_s, simulation.finished_s))
+    tpot_s = (whole_s - ttft_s) / np.maximum(requests.output_tokens - 1, 1)
+    prompt = ttft_s <= max_ttft_s
+    inside = (simulation.first_token_s <= horizon_s) & (simulation.first_token_s > warmup_s)
+    finished = np.isin(np.arange(len(requests)), steps.among(steps.finished)) & prompt
+    good = finished & (tpot_s <= max_tpot_s) & (whole_s <= max_e2el_s)
+    arrived = (requests.arrival_s >= warmup_s) & (requests.arrival_s < horizon_s)
+    share = _ratio((prompt & inside).sum(), arrived.sum())
+    return np.asarray(np.minimum(share, 1.0) * (good.sum() / finished.sum() if finished.any() else 1.0))
+
+
+def _lower_bounds(times_s: FloatArray, waited_s: FloatArray) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Quantiles with the waits so far of those that still wait, and whether how much longer they will matters."""
+    most = np.append(times_s, np.full(waited_s.size, np.inf))
+    times_s = np.append(times_s, waited_s)
+    ranked = [np.quantile(each, _QUANTILES, method="inverted_cdf") for each in (times_s, most) if each.size]
+    return _quantiles(times_s), ranked[1] > ranked[0] if ranked else np.zeros(3, bool)
 
 
 def _bottleneck(config: Config, last: StepState) -> Bottleneck:

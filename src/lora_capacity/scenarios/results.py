@@ -60,6 +60,12 @@ class EventDetails:
             ``[configs, 3]``.
         tpot_quantiles_s: Those of the mean time per further token, of requests that were not preempted.
         e2e_quantiles_s: Those of the time to the last token.
+        quantile_requests: Requests that each of the three kinds of quantiles rests on, int32 ``[configs, 3]``.
+        unanswered: Requests that wait for their first token at the end, int32 ``[configs]``. They count in quantiles
+            with the time they have waited so far.
+        ttft_at_least: Whether each quantile of the time to first token is therefore a lower bound, bool
+            ``[configs, 3]``.
+        e2e_at_least: The same of the time to the last token.
         adapter_worst_wait_s: Longest time that a request of each adapter has waited for its admission,
             ``[configs, adapters]``; adapters class by class, padding last.
         max_running: Most requests in the batch, int32 ``[configs]``.
@@ -80,6 +86,10 @@ class EventDetails:
     ttft_quantiles_s: Array
     tpot_quantiles_s: Array
     e2e_quantiles_s: Array
+    quantile_requests: Array
+    unanswered: Array
+    ttft_at_least: Array
+    e2e_at_least: Array
     adapter_worst_wait_s: Array
     max_running: Array
     max_adapters: Array
@@ -115,7 +125,12 @@ class Results:
         step_time_s: Mean time of an engine step.
         itl_s: Mean inter-token latency over the tokens of all requests. The event engine counts the time of unfinished
             requests too.
-        ttft_s: Mean time to first token of completed requests; with the event engine of all that got their first token.
+        tpot_s: Mean over requests of their mean time per output token after the first.
+        ttft_s: Mean time to first token of all requests that arrive; those that wait for it at the end count with the
+            time that they have waited so far, so that it is a lower bound where there are any.
+        answered_ttft_s: The same of those that get their first token within the horizon, which is what clients measure.
+        attainment: Share of the arriving requests that keep the bounds of the scenarios; those that wait for their
+            first token at the end do not.
         active_adapters: Different adapters in the batch, mean over time.
         kv_usage: Share of the KV cache in use, mean over time.
         loads_per_s: Adapter loads into GPU slots per second.
@@ -132,7 +147,10 @@ class Results:
     mean_waiting: Array
     step_time_s: Array
     itl_s: Array
+    tpot_s: Array
     ttft_s: Array
+    answered_ttft_s: Array
+    attainment: Array
     active_adapters: Array
     kv_usage: Array
     loads_per_s: Array

@@ -14,13 +14,33 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.status import Status
-from lora_capacity.workload import Workload
+from lora_capacity.workload import Goodput, Workload
 
 _VARYING = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
 _BLOCK_TOKENS = 16
 """Tokens of a KV block where none are asked for: vLLM's default on a GPU (``CacheConfig.block_size``)."""
 
 _FRACTIONS = ("gpu_memory_utilization",)
+
+
+@struct.dataclass
+class LatencyBounds:
+    """Latencies that a request must keep to count as good, as clients see them; infinite where not bounded.
+
+    Attributes:
+        ttft_s: Longest time to first token, ``[configs]``.
+        tpot_s: Longest mean time per output token after the first, ``[configs]``.
+        e2el_s: Longest time to the last token, ``[configs]``.
+    """
+
+    ttft_s: Array
+    tpot_s: Array
+    e2el_s: Array
+
+    @classmethod
+    def of(cls, goodput: Goodput, configs: int) -> "LatencyBounds":
+        """Return the same bounds for so many configurations."""
+        return cls(*(jnp.full(configs, bound) for bound in (goodput.ttft_s, goodput.tpot_s, goodput.e2el_s)))
 
 
 @struct.dataclass
@@ -48,6 +68,7 @@ class Scenarios:
         kv_cache_tokens: Tokens that the KV cache holds, ``[configs]``.
         block_size: Tokens of a KV block, int32 ``[configs]``.
         status: `Status` of the start-up, int32 ``[configs]``.
+        bounds: Latencies that requests should keep; None: no bounds.
     """
 
     class_count: Array
@@ -66,6 +87,7 @@ class Scenarios:
     kv_cache_tokens: Array
     block_size: Array
     status: Array
+    bounds: LatencyBounds | None = None
 
     @property
     def starts(self) -> Array:
@@ -158,7 +180,9 @@ def build_scenarios(
         **settings,
     )
     check_lengths(workload, calibration, settings.get("max_model_len"))
-    return scenarios
+    bounds = LatencyBounds.of(workload.goodput, scenarios.status.shape[0])
+    bounded: Scenarios = dataclasses.replace(scenarios, bounds=bounds)
+    return bounded
 
 
 def pack_scenarios(
@@ -225,8 +249,9 @@ def pack_scenarios(
     shape = np.broadcast_shapes(np.shape(class_count), (served.shape[0], 1))
     classes = {"class_count": class_count, "class_rate_per_s": class_rate_per_s, "class_rank": class_rank}
     numbers = {name: np.broadcast_to(values, shape) for name, values in classes.items()} | columns | batch
+    leaves: dict[str, Any] = {name: jnp.asarray(np.asarray(values, dtype=float)) for name, values in numbers.items()}
     return Scenarios(
-        **{name: jnp.asarray(np.asarray(values, dtype=float)) for name, values in numbers.items()},
+        **leaves,
         kv_cache_tokens=jnp.asarray(plan.kv_cache_tokens.astype(float)),
         block_size=jnp.full(served.shape, config.block_size, jnp.int32),
         status=jnp.asarray(status.astype(np.int32)),

@@ -15,7 +15,7 @@ _TOLD_APART = ("throughput_tokens_per_s", "offered_tokens_per_s", "class_service
 _PREDICTED = tuple(entry.name for entry in fields(Results) if entry.name not in _TOLD_APART)
 _QUANTILES = ("p50", "p95", "p99")
 _DETAILS = (
-    *("max_running", "max_adapters", "max_kv_usage", "preemptions", "disk_loads", "steps"),
+    *("unanswered", "max_running", "max_adapters", "max_kv_usage", "preemptions", "disk_loads", "steps"),
     *("compute_share", "scheduling_share", "load_share", "idle_share"),
 )
 
@@ -32,12 +32,16 @@ def table(scenarios: Scenarios, results: Results, threshold: float = STARVED_SHO
         Columns ``[configs]``: ``max_cpu_loras``, ``max_loras``, ``max_lora_rank``, ``max_num_seqs``,
         ``max_num_batched_tokens``, ``kv_cache_tokens`` (integers), ``throughput_tokens_per_s``,
         ``offered_tokens_per_s``, ``service``, ``starved`` (bool), ``completed_per_s``, ``mean_running``,
-        ``mean_waiting``, ``step_time_s``, ``itl_s``, ``ttft_s``, ``active_adapters``, ``kv_usage``, ``loads_per_s``,
-        ``limit`` and ``status`` (labels). Where the results have ``events``, also ``ttft_p50_s``, ``ttft_p95_s``,
-        ``ttft_p99_s`` and the same of ``tpot`` and ``e2e``, ``max_running``, ``max_adapters``, ``max_kv_usage``,
-        ``preemptions``, ``disk_loads``, ``steps``, ``compute_share``, ``scheduling_share``, ``load_share``,
-        ``idle_share``, ``worst_service``, the smallest share of an adapter's requests that were completed, and
-        ``worst_wait_s``, the longest that a request has waited for its admission.
+        ``mean_waiting``, ``step_time_s``, ``itl_s``, ``tpot_s``, ``ttft_s``, ``answered_ttft_s``, ``attainment``,
+        ``active_adapters``, ``kv_usage``, ``loads_per_s``, ``limit`` and ``status`` (labels).
+
+        Where the results have ``events``, also ``ttft_p50_s``, ``ttft_p95_s``, ``ttft_p99_s`` and the same of ``tpot``
+        and ``e2e``; ``ttft_requests``, … , on how many requests each kind rests; ``unanswered``; and because of those
+        ``ttft_lower_bound_from`` and ``e2e_lower_bound_from``, from which quantile on they are lower bounds (``p50``,
+        ``p95``, ``p99`` or empty); ``max_running``, ``max_adapters``, ``max_kv_usage``, ``preemptions``,
+        ``disk_loads``, ``steps``, ``compute_share``, ``scheduling_share``, ``load_share``, ``idle_share``,
+        ``worst_service``, the smallest share of an adapter's requests that were completed, and ``worst_wait_s``, the
+        longest that a request has waited for its admission.
     """
     columns = {"max_cpu_loras": np.asarray(scenarios.class_count).sum(axis=1)}
     columns |= {name: np.asarray(getattr(scenarios, name)) for name in _SETTINGS}
@@ -60,9 +64,14 @@ def table(scenarios: Scenarios, results: Results, threshold: float = STARVED_SHO
 
 def _event_columns(events: EventDetails, told: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
     columns: dict[str, NDArray[Any]] = {}
-    for time in ("ttft", "tpot", "e2e"):
+    for time, requests in zip(("ttft", "tpot", "e2e"), np.asarray(events.quantile_requests).T, strict=True):
         quantiles_s = np.asarray(getattr(events, f"{time}_quantiles_s")).T
         columns |= {f"{time}_{name}_s": values_s for name, values_s in zip(_QUANTILES, quantiles_s, strict=True)}
+        columns[f"{time}_requests"] = requests
+    for time in ("ttft", "e2e"):
+        bounds = np.asarray(getattr(events, f"{time}_at_least"))
+        lowest = np.array([*_QUANTILES, ""], dtype=object)[np.where(bounds.any(axis=1), bounds.argmax(axis=1), 3)]
+        columns[f"{time}_lower_bound_from"] = lowest
     columns |= {name: np.asarray(getattr(events, name)) for name in _DETAILS}
     arrived, completed = np.asarray(events.adapter_arrived), np.asarray(events.adapter_completed)
     service = np.divide(completed, arrived, out=np.ones(arrived.shape, np.float32), where=arrived > 0).min(axis=1)

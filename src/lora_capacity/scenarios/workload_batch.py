@@ -182,7 +182,7 @@ class WorkloadBatch:
             "max_lora_rank": rank,
             "kv_cache_tokens": kv_cache_tokens,
         }
-        shared = {entry.name for entry in fields(Scenarios)} - {*columns, "block_size", "status"}
+        shared = {entry.name for entry in fields(Scenarios)} - {*columns, "block_size", "status", "bounds"}
         columns |= {name: getattr(self, name) for name in shared}
         leaves: dict[str, Any] = {name: np.asarray(values, np.float32) for name, values in columns.items()}
         whole: dict[str, Any] = {

@@ -33,7 +33,7 @@ class Outcome:
         offered_tokens_per_s: Tokens of the requests that arrived, per second.
         throughput_tokens_per_s: Input plus output tokens of completed requests per second.
         itl_s: Mean inter-token latency.
-        ttft_s: Mean time to first token.
+        ttft_s: Mean time to first token of the requests that got one.
     """
 
     status: str
@@ -99,7 +99,7 @@ def predict_outcomes(
             offered_tokens_per_s=offered_tokens_per_s(requests, workload.horizon_s),
             throughput_tokens_per_s=float(results.throughput_tokens_per_s[row]),
             itl_s=float(results.itl_s[row]),
-            ttft_s=float(results.ttft_s[row]),
+            ttft_s=float(results.answered_ttft_s[row]),
         )
         for row, requests in enumerate(samples)
     ]

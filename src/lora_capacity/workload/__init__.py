@@ -2,6 +2,7 @@
 
 from lora_capacity.workload.adapters import AdapterClasses, AdapterList, AdapterMix, Adapters
 from lora_capacity.workload.arrivals import Arrivals
+from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
 from lora_capacity.workload.requests import BASE_MODEL, Requests, Trace
 from lora_capacity.workload.workload import Workload
@@ -13,6 +14,7 @@ __all__ = [
     "AdapterMix",
     "Adapters",
     "Arrivals",
+    "Goodput",
     "LengthDistribution",
     "Requests",
     "Trace",

@@ -9,12 +9,13 @@ from jaxtyping import Int
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema, model_validator
 
 from lora_capacity.errors import InputError, check_keys
-from lora_capacity.schema import ABSENT, Count, Model, NotNegative, Numbers, Positive, briefly, validated
+from lora_capacity.schema import ABSENT, Count, Model, NotNegative, Numbers, Positive, Share, briefly, validated
 from lora_capacity.tables import Column, read_table
 from lora_capacity.units import S_PER_HOUR
 from lora_capacity.workload._fields import FloatArray
 from lora_capacity.workload.adapters import RANK, RATE, AdapterList, AdapterMix, Adapters, check_distinct
 from lora_capacity.workload.arrivals import PROCESSES, Arrivals
+from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
 from lora_capacity.workload.requests import Trace
 
@@ -118,6 +119,14 @@ class ArrivalProcess(Model):
     cv: _Tokens = 1.0
 
 
+class LatencyBoundsMs(Model):
+    """``goodput``: bounds in milliseconds, as in ``vllm bench serve --goodput``."""
+
+    ttft: Positive = ABSENT
+    tpot: Positive = ABSENT
+    e2el: Positive = ABSENT
+
+
 class WorkloadFile(Model):
     """A workload file; its ``model_json_schema`` is the JSON schema of the format."""
 
@@ -125,6 +134,8 @@ class WorkloadFile(Model):
     base_model: BaseModelTraffic = BaseModelTraffic()
     requests: RequestSource
     arrivals: ArrivalProcess = ArrivalProcess()
+    goodput: LatencyBoundsMs = ABSENT
+    attainment: Share = Goodput.attainment
     horizon_s: Positive = S_PER_HOUR
     max_pending: Annotated[Count | None, BeforeValidator(_bound)] = None
 
@@ -165,7 +176,14 @@ def parse_workload(mapping: object, base_dir: Path) -> dict[str, Any]:
     """
     file = validated(WorkloadFile, mapping, "" if isinstance(mapping, Mapping) else "workload")
     fields = _recorded(file, base_dir) if file.requests.trace is not None else _sampled(file, base_dir)
-    return fields | {"max_pending": file.max_pending}
+    return fields | {"max_pending": file.max_pending, "goodput": _goodput(file)}
+
+
+def _goodput(file: WorkloadFile) -> Goodput:
+    """Return the bounds given, else the default ones."""
+    if file.goodput is None:
+        return Goodput(attainment=file.attainment)
+    return Goodput.from_ms(file.goodput.model_dump(exclude_unset=True), file.attainment)
 
 
 def _sampled(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:

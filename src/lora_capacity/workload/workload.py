@@ -13,6 +13,7 @@ from lora_capacity.units import S_PER_HOUR
 from lora_capacity.workload.adapters import AdapterClasses, Adapters
 from lora_capacity.workload.arrivals import Arrivals
 from lora_capacity.workload.files import load_mapping
+from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
 from lora_capacity.workload.parsing import parse_workload
 from lora_capacity.workload.requests import BASE_MODEL, Requests
@@ -35,6 +36,7 @@ class Workload:
         max_pending: Most in-flight requests of all clients (one more enters as another completes), >= 1; None:
             unbounded.
         trace: Recorded requests that take the place of sampled ones.
+        goodput: Latency bounds of requests, and the share of requests that should keep them.
 
     Raises:
         InputError: If a number is out of its range, or only one of trace and ``trace`` arrivals is given.
@@ -48,6 +50,7 @@ class Workload:
     horizon_s: float = S_PER_HOUR
     max_pending: int | None = None
     trace: Requests | None = None
+    goodput: Goodput = field(default_factory=Goodput)
 
     def __post_init__(self) -> None:
         check_number("base_model.rate_per_s", self.base_rate_per_s, minimum=0)
@@ -77,7 +80,7 @@ class Workload:
 
         Args:
             mapping: The content, with the keys ``adapters``, ``base_model``, ``requests``, ``arrivals``,
-                ``horizon_s`` and ``max_pending``.
+                ``goodput``, ``attainment``, ``horizon_s`` and ``max_pending``.
             base_dir: Folder that relative paths of tables start from.
 
         Raises:

@@ -58,7 +58,7 @@ def _forwarded(server: Server, s: State, quiet: Array) -> State:
     requests_s = running * taken_s, s.waiting * taken_s
     adapters_s = s.adapters.active * taken_s, s.batch.streaming * taken_s
     scheduling_s = jnp.asarray(server.costs.step.skipped_request_s * skipped * steps, jnp.float32)
-    added = jnp.stack([taken_s, none, *requests_s, block_ticks * server.tick_s, *adapters_s, scheduling_s, none])
+    added = jnp.stack([taken_s, none, *requests_s, block_ticks * server.tick_s, *adapters_s, scheduling_s, none, none])
     sums, lost = accumulate(r.sums, r.sums_lost, added)
     return s._replace(
         now=s.now + ticks_taken,

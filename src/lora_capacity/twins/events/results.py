@@ -1,9 +1,11 @@
 """What the event twin says of each configuration."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from lora_capacity.scenarios.results import EventDetails, Results, Series
 from lora_capacity.scenarios.scenarios import Scenarios
@@ -13,6 +15,7 @@ from lora_capacity.twins.events.server import Server
 from lora_capacity.twins.events.state import (
     ADAPTER,
     ADAPTERS,
+    ANSWERED,
     BINS_PER_DOUBLING,
     COMPUTING,
     KV_BLOCKS,
@@ -21,10 +24,14 @@ from lora_capacity.twins.events.state import (
     SCHEDULING,
     SHORTEST_S,
     STREAMING,
+    TPOT,
     TTFT,
     WAITING,
+    Number,
+    Seconds,
     State,
 )
+from lora_capacity.twins.events.statistics import delay_histogram
 
 
 def summarise(scenario: Scenarios, server: Server, s: State) -> Results:
@@ -45,14 +52,22 @@ def summarise(scenario: Scenarios, server: Server, s: State) -> Results:
     nan = jnp.where(told, 0.0, jnp.nan)
     arrived, completed = requests.arrived, _completed(server, s)
     first, later, whole = r.histogram.reshape(3, -1)
+    unanswered = _unanswered(server, s)
+    ttft_s, ttft_at_least = _quantiles_s(first, unanswered)
+    tpot_s, _ = _quantiles_s(later)
+    e2e_s, e2e_at_least = _quantiles_s(whole * (requests_done / jnp.maximum(whole.sum(), 1)), unanswered)
     max_running, max_adapters, max_blocks = r.most
     offered_per_s = (scenario.class_count * scenario.class_rate_per_s).sum() + scenario.base_rate_per_s
     member = requests.class_of[:, None] == jnp.arange(scenario.class_count.shape[0])
     class_arrived, class_completed = ((count[:, None] * member).sum(axis=0) for count in (arrived, completed))
     events = EventDetails(
-        ttft_quantiles_s=_quantiles_s(first) + nan,
-        tpot_quantiles_s=_quantiles_s(later) + nan,
-        e2e_quantiles_s=_quantiles_s(whole) + nan,
+        ttft_quantiles_s=ttft_s + nan,
+        tpot_quantiles_s=tpot_s + nan,
+        e2e_quantiles_s=e2e_s + nan,
+        quantile_requests=jnp.stack([first.sum() + unanswered.number, later.sum(), whole.sum()]).astype(jnp.int32),
+        unanswered=unanswered.number,
+        ttft_at_least=ttft_at_least,
+        e2e_at_least=e2e_at_least,
         adapter_worst_wait_s=_worst_wait_s(server, s) + nan,
         max_running=max_running,
         max_adapters=max_adapters,
@@ -77,7 +92,10 @@ def summarise(scenario: Scenarios, server: Server, s: State) -> Results:
         mean_waiting=mean[WAITING],
         step_time_s=(sums[COMPUTING] + sums[LOADING]) / steps,
         itl_s=sums[STREAMING] / next_tokens,
-        ttft_s=sums[TTFT] / first.sum(),
+        tpot_s=sums[TPOT] / later.sum(),
+        ttft_s=(sums[TTFT] + unanswered.waited_s) / (first.sum() + unanswered.number),
+        answered_ttft_s=sums[TTFT] / first.sum(),
+        attainment=_attainment(server, s) + nan,
         active_adapters=mean[ADAPTERS],
         kv_usage=mean[KV_BLOCKS] / server.kv_blocks,
         loads_per_s=host_loads / observed_s + nan,
@@ -131,11 +149,50 @@ def _completed(server: Server, s: State) -> Int[Array, " adapters"]:
     return completed[:-1]
 
 
-def _quantiles_s(histogram: Int[Array, " bins"]) -> Float[Array, "3"]:
-    """50, 95 and 99 % quantile, at the middle of their bins."""
+class _Unanswered(NamedTuple):
+    """Requests sent without a first token at the horizon: their number, and a histogram and the sum of their waits."""
+
+    number: Number
+    histogram: Float[Array, " bins"]
+    waited_s: Seconds
+
+
+def _unanswered(server: Server, s: State) -> _Unanswered:
+    """Look for those that wait; the few in whose step the horizon falls count as just sent."""
+    request = indices(s.clients.sent_at)
+    sent = (request < s.clients.sent) & (s.clients.sent_at < server.horizon)
+    bit = (s.queue.admitted[request >> 5] >> (request & 31).astype(jnp.uint32)) & 1
+    waits = (sent & (bit == 0)).astype(jnp.float32)
+    waited_s = (server.horizon - s.clients.sent_at) * server.tick_s
+    number = jnp.maximum(sent.sum() - s.statistics.kept_bounds[ANSWERED], 0).astype(jnp.int32)
+    histogram = delay_histogram(waited_s, waits).at[0].add(jnp.maximum(number - waits.sum(), 0.0))
+    return _Unanswered(number, histogram, jnp.where(waits > 0, waited_s, 0.0).sum())
+
+
+def _attainment(server: Server, s: State) -> Float[Array, ""]:
+    """Share of arriving requests that keep all bounds.
+
+    First tokens are all counted; whether a request whose first token came in time keeps the other bounds too is told by
+    the traced ones.
+    """
+    _, prompt, _, traced, good = s.statistics.kept_bounds
+    arrival = server.requests.arrival
+    arrived = ((arrival >= server.warmup) & (arrival < server.horizon)).sum()
+    bounded = jnp.isfinite(server.max_tpot_s) | jnp.isfinite(server.max_e2el_s)
+    unknown = jnp.where(bounded & (prompt > 0), jnp.nan, 1.0)
+    return jnp.minimum(prompt / arrived, 1.0) * jnp.where(traced > 0, good / traced, unknown)
+
+
+def _quantiles_s(
+    histogram: Shaped[Array, " bins"], unanswered: _Unanswered | None = None
+) -> tuple[Float[Array, "3"], Bool[Array, "3"]]:
+    """50, 95 and 99 % quantile at the middle of their bins, and whether they are lower bounds.
+
+    They are where it matters how much longer the unanswered requests will wait than they have.
+    """
     shares = jnp.array([0.5, 0.95, 0.99])
-    reached = jnp.cumsum(histogram)
-    wanted = shares * reached[-1]
-    place = jnp.sum(reached[:, None] < wanted, axis=0)
-    value_s = SHORTEST_S * 2.0 ** ((place + 0.5) / BINS_PER_DOUBLING)
-    return jnp.where(reached[-1] > 0, value_s, jnp.nan)
+    least = histogram if unanswered is None else histogram + unanswered.histogram
+    wanted = shares * least.sum()
+    places = [jnp.sum(jnp.cumsum(each)[:, None] < wanted, axis=0) for each in (least, histogram)]
+    value_s = SHORTEST_S * 2.0 ** ((places[0] + 0.5) / BINS_PER_DOUBLING)
+    return jnp.where(least.sum() > 0, value_s, jnp.nan), places[1] > places[0]

@@ -141,7 +141,7 @@ def arrange(server: Server, s: State) -> tuple[State, Number]:
 
     def moved(carry: tuple[State, Number]) -> tuple[State, Number]:
         s, newcomer, last = note_use(server, carry[0], move, choice.before)
-        s = _join_or_leave(s, move, choice.pop, outcome.started, last)
+        s = _join_or_leave(server, s, move, choice.pop, outcome.started, last)
         queue, overflow = requeue(s.queue, move, preempt, outcome.sampled)
         s = s._replace(mode=jnp.where(overflow, DONE, s.mode), overflow=s.overflow | overflow, queue=queue)
         preempted = preempt.astype(jnp.int32)
@@ -269,7 +269,7 @@ def _look_ahead(server: Server, s: State) -> State:
     return s._replace(mode=jnp.where(nobody, RUN, s.mode), pending=stopped(s.pending, nobody, nobody, candidate))
 
 
-def _join_or_leave(s: State, move: Move, pop: Flag, started: Flag, last: Number) -> State:
+def _join_or_leave(server: Server, s: State, move: Move, pop: Flag, started: Flag, last: Number) -> State:
     """Enter a request into log and calendar or take it out again; ``last`` of its adapter goes into the log."""
     mask, sign, batch = s.calendar.shape[0] - 1, move.sign, s.batch
     tokens = move.input + move.output
@@ -286,6 +286,6 @@ def _join_or_leave(s: State, move: Move, pop: Flag, started: Flag, last: Number)
         calendar=calendar,
         kv=kv,
         first_tokens=first_tokens,
-        traced=trace(s.traced, move, started, s.step),
+        traced=trace(server, s.traced, move, started, s.step),
         overflow=s.overflow | overflow,
     )

@@ -13,7 +13,7 @@ from lora_capacity.engines import SchedulerRules
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.twins.events.kv_cache import usable_blocks
 from lora_capacity.twins.events.requests import TICKS, RequestTables
-from lora_capacity.twins.events.state import FAR, Flag, Number, Seconds, State
+from lora_capacity.twins.events.state import FAR, TRACED_ONE_IN, TRACED_WANTED, Flag, Number, Seconds, State
 
 
 @struct.dataclass
@@ -33,6 +33,10 @@ class Server:
         max_pending: Most in-flight requests of all clients.
         warmup: Ticks at the beginning that means and counts leave out.
         horizon: Ticks observed.
+        max_ttft_s: Longest time to first token that is good, s, float32, as the next two.
+        max_tpot_s: Longest mean time per further token.
+        max_e2el_s: Longest time to the last token.
+        traced_one_in: Of how many requests one is traced.
         tick_s: Seconds of a tick, float32.
         rules: What the scheduler of this vLLM version does; static.
     """
@@ -49,6 +53,10 @@ class Server:
     max_pending: Array
     warmup: Array
     horizon: Array
+    max_ttft_s: Array
+    max_tpot_s: Array
+    max_e2el_s: Array
+    traced_one_in: Array
     tick_s: Array
     rules: SchedulerRules = field(metadata={"pytree_node": False})
 
@@ -76,6 +84,9 @@ def build_server(
     def whole(value: Array) -> Number:
         return jnp.minimum(value, FAR).astype(jnp.int32)
 
+    bounds = scenario.bounds
+    unbounded = jnp.asarray(jnp.inf, jnp.float32)
+    arriving = requests.arrived.sum() + scenario.base_rate_per_s * scenario.horizon_s
     return Server(
         costs=costs,
         requests=requests,
@@ -90,6 +101,10 @@ def build_server(
         max_pending=whole(scenario.max_pending),
         warmup=jnp.round(jnp.asarray(warmup_s) / scenario.horizon_s * TICKS).astype(jnp.int32),
         horizon=jnp.asarray(TICKS, jnp.int32),
+        max_ttft_s=unbounded if bounds is None else bounds.ttft_s,
+        max_tpot_s=unbounded if bounds is None else bounds.tpot_s,
+        max_e2el_s=unbounded if bounds is None else bounds.e2el_s,
+        traced_one_in=jnp.clip(arriving // TRACED_WANTED, *TRACED_ONE_IN).astype(jnp.uint32),
         tick_s=jnp.asarray(scenario.horizon_s / TICKS, jnp.float32),
         rules=rules,
     )

@@ -37,21 +37,30 @@ ADAPTER, INPUT, OUTPUT = range(3)
 LEAVING, BLOCKS, LEAVING_TOKENS, LAST_BLOCK, LAST_NEEDED = range(5)
 """Columns of ``State.calendar``."""
 
-COMPUTING, LOADING, RUNNING, WAITING, KV_BLOCKS, ADAPTERS, STREAMING, SCHEDULING, TTFT = range(9)
+COMPUTING, LOADING, RUNNING, WAITING, KV_BLOCKS, ADAPTERS, STREAMING, SCHEDULING, TTFT, TPOT = range(10)
 """Places of ``Statistics.sums``."""
 
 REQUESTS, TOKENS, NEXT_TOKENS, STEPS, HOST_LOADS, DISK_LOADS, PREEMPTIONS = range(7)
 """Places of ``Statistics.counts``."""
 
+ANSWERED, PROMPT, TRACED_ENDED, TRACED_PROMPT, TRACED_GOOD = range(5)
+"""Places of ``Statistics.kept_bounds``."""
+
 FIRST_TOKEN, LATER_TOKENS, WHOLE_OUTPUT = range(3)
 """Places of ``Statistics.histogram``: time to the first token, mean time of each later one, time to the last."""
 
-TRACED, TRACED_ONE_IN = 8, 64
-"""Requests that can be traced at a time; of how many one is, by number, so that bursts count as much as others.
+TRACED = 8
+"""Requests that can be traced at a time: they fill a 256-bit register."""
 
-Eight fill a 256-bit register, and with one in 64 they do for some 500 running requests, as many as fit into most KV
-caches; where they are all taken, the next one drawn is not traced.
+TRACED_ONE_IN = (4, 64)
+"""Of how many requests one is traced, at least and at most, by number, so that bursts count as much as others.
+
+One in 64 does for some 500 running requests, as many as fit into most KV caches; where all places are taken, the next
+one drawn is not traced.
 """
+
+TRACED_WANTED = 512
+"""Requests to trace where a server gets fewer than are enough for one in 64: a share of 95 % is then told to 1 %."""
 
 WINDOW = 4
 """Arrivals that an iteration looks at: few, since nearly all iterations see none or one; more than one, since bursts
@@ -298,8 +307,10 @@ class Statistics(NamedTuple):
         worst_wait: Longest wait of each adapter's requests for their admission, ticks, ``[adapters + 1]``.
         admitted_by_adapter: Fresh requests admitted, ``[adapters + 1]``.
         most: Most running requests, adapters of a step and KV blocks in use, ``[3]``.
-        sums: Integrals over time and sums of times, s, float32 ``[9]``.
-        sums_lost: What rounding took off them, float32 ``[9]``.
+        kept_bounds: First tokens until the horizon, those that came in time; traced requests that have ended, those of
+            them whose first token came in time, and those that have kept all bounds, ``[5]``.
+        sums: Integrals over time and sums of times, s, float32 ``[10]``.
+        sums_lost: What rounding took off them, float32 ``[10]``.
         series: Time and what had added up by then, at the last step to end in each of as many equal parts of the
             horizon, float32 ``[samples, 7]``.
         counts: What happened within the horizon, ``[7]``.
@@ -311,8 +322,9 @@ class Statistics(NamedTuple):
     worst_wait: Int[Array, " adapters+1"]
     admitted_by_adapter: Int[Array, " adapters+1"]
     most: Int[Array, "3"]
-    sums: Float[Array, "9"]
-    sums_lost: Float[Array, "9"]
+    kept_bounds: Int[Array, "5"]
+    sums: Float[Array, "10"]
+    sums_lost: Float[Array, "10"]
     series: Float[Array, "samples 7"]
     counts: Int[Array, "7"]
     bottleneck: Number

@@ -20,8 +20,9 @@ from lora_capacity.twins.events.state import (
     RUNNING,
     SHORTEST_S,
     TOKENS,
+    TPOT,
     TRACED,
-    TRACED_ONE_IN,
+    TRACED_ENDED,
     TTFT,
     WAITING,
     WHOLE_OUTPUT,
@@ -50,8 +51,9 @@ def record_step(
         leaving: Requests that it finishes.
         leaving_tokens: Tokens of their prompts and outputs.
     """
-    r, used_blocks = s.statistics, server.kv_blocks - s.kv.free
+    used_blocks = server.kv_blocks - s.kv.free
     end = jnp.where(steps, time.end, s.now)
+    r, traced = _record_traced(server, s, steps, time.begin, end)
     observed_s = jnp.maximum(jnp.minimum(end, server.horizon) - jnp.maximum(time.begin, server.warmup), 0)
     observed_s = observed_s * server.tick_s
     inside = steps & (end <= server.horizon) & (time.begin >= server.warmup)
@@ -59,15 +61,13 @@ def record_step(
     scheduling_s = jnp.where(steps, jnp.minimum(time.scheduling_s, observed_s - loading_s), 0.0)
     rates = (s.batch.running, s.waiting, used_blocks, work.adapters, s.batch.streaming)
     integrals, none = [rate * observed_s for rate in rates], jnp.zeros_like(observed_s)
-    added = jnp.stack([observed_s - loading_s, loading_s, *integrals, scheduling_s, none])
+    added = jnp.stack([observed_s - loading_s, loading_s, *integrals, scheduling_s, none, none])
     sums, lost = accumulate(r.sums, r.sums_lost, added)
     next_tokens = work.tokens - work.prefill_tokens + s.pending.rejoined
     events = (leaving, leaving_tokens, next_tokens, 1, work.host_loads, work.disk_loads, 0)
     counts = r.counts + jnp.where(inside, jnp.stack([jnp.asarray(event, jnp.int32) for event in events]), 0)
     used = jnp.stack([s.batch.running, work.adapters, used_blocks])
-    histogram, traced = _record_traced(server, s, steps, time.begin, end)
     return r._replace(
-        histogram=histogram,
         most=jnp.where(inside, jnp.maximum(r.most, used), r.most),
         sums=sums,
         sums_lost=lost,
@@ -101,7 +101,8 @@ def record_first_token(server: Server, s: State) -> State:
     sent, when = apart(s.step, lambda: f.pending[f.got & (f.pending.shape[0] - 1)])
     end = apart(s.step, lambda: f.ends[when & (f.ends.shape[0] - 1)])
     ready = (f.got < f.put) & (when < s.step)
-    counts = ready & (end <= server.horizon) & (end > server.warmup)
+    answered = ready & (end <= server.horizon)
+    counts = answered & (end > server.warmup)
     delay_s = jnp.where(counts, (end - sent) * server.tick_s, 0.0)
     total_s, lost_s = accumulate(s.statistics.sums[TTFT], s.statistics.sums_lost[TTFT], delay_s)
 
@@ -111,6 +112,7 @@ def record_first_token(server: Server, s: State) -> State:
             first_tokens=s.first_tokens._replace(got=f.got + ready),
             statistics=r._replace(
                 histogram=add(r.histogram, counts, (_bin(delay_s, FIRST_TOKEN),), 1),
+                kept_bounds=r.kept_bounds.at[:2].add(jnp.stack([answered, counts & (delay_s <= server.max_ttft_s)])),
                 sums=r.sums.at[TTFT].set(total_s),
                 sums_lost=r.sums_lost.at[TTFT].set(lost_s),
             ),
@@ -119,7 +121,7 @@ def record_first_token(server: Server, s: State) -> State:
     return seldom(ready, noted, s)
 
 
-def trace(f: TracedRequests, move: Move, started: Flag, step: Number) -> TracedRequests:
+def trace(server: Server, f: TracedRequests, move: Move, started: Flag, step: Number) -> TracedRequests:
     """Begin to trace a request that starts, if there is a place; one that is traced may be preempted and rejoin."""
     sign = move.sign
     own = (f.request == move.request) & (sign != 0)
@@ -127,7 +129,7 @@ def trace(f: TracedRequests, move: Move, started: Flag, step: Number) -> TracedR
     place = least(jnp.where(f.request < 0, row, TRACED))
     # Fibonacci hashing: 2^32 over the golden ratio spreads neighbouring numbers evenly.
     drawn = (move.request.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)) >> 16
-    begins = (row == place) & started & (drawn % TRACED_ONE_IN == 0)
+    begins = (row == place) & started & (drawn % server.traced_one_in == 0)
     return TracedRequests(
         request=jnp.where(begins, move.request, f.request),
         sent=jnp.where(begins, move.sent, f.sent),
@@ -141,23 +143,33 @@ def trace(f: TracedRequests, move: Move, started: Flag, step: Number) -> TracedR
 
 def _record_traced(
     server: Server, s: State, steps: Flag, begin: Number, end: Number
-) -> tuple[Int[Array, " bins"], TracedRequests]:
+) -> tuple[Statistics, TracedRequests]:
     """Record the times of traced requests that a step ends."""
-    f = s.traced
+    f, r = s.traced, s.statistics
     first_end = jnp.where(steps & (f.first_step == s.step), end, f.first_end)
     ends = steps & (f.request >= 0) & (f.finish == s.step)
     told = ends & (end <= server.horizon) & (begin >= server.warmup)
-    later_s = (end - first_end) * server.tick_s / jnp.maximum(f.later_tokens, 1)
+    first_s, whole_s = (first_end - f.sent) * server.tick_s, (end - f.sent) * server.tick_s
+    later_s = (whole_s - first_s) / jnp.maximum(f.later_tokens, 1)
+    prompt = told & (first_s <= server.max_ttft_s)
+    good = prompt & (later_s <= server.max_tpot_s) & (whole_s <= server.max_e2el_s)
+    streamed = told & f.undisturbed & (f.later_tokens > 0)
 
-    def noted(histogram: Array) -> Array:
-        whole = told & f.undisturbed & (f.later_tokens > 0)
-        histogram = _add_each(histogram, whole, _bin(later_s, LATER_TOKENS))
-        return _add_each(histogram, told, _bin((end - f.sent) * server.tick_s, WHOLE_OUTPUT))
+    def noted(r: Statistics) -> Statistics:
+        histogram = _add_each(r.histogram, streamed, _bin(later_s, LATER_TOKENS))
+        ended = jnp.stack([told.sum(), prompt.sum(), good.sum()]).astype(jnp.int32)
+        return r._replace(
+            histogram=_add_each(histogram, told, _bin(whole_s, WHOLE_OUTPUT)),
+            kept_bounds=r.kept_bounds.at[TRACED_ENDED:].add(ended),
+            sums=r.sums.at[TPOT].add(jnp.where(streamed, later_s, 0.0).sum()),
+        )
 
-    return (
-        seldom(told.any(), noted, s.statistics.histogram),
-        f._replace(first_end=first_end, request=jnp.where(ends, -1, f.request)),
-    )
+    return seldom(told.any(), noted, r), f._replace(first_end=first_end, request=jnp.where(ends, -1, f.request))
+
+
+def delay_histogram(times_s: Float[Array, " times"], weights: Float[Array, " times"]) -> Float[Array, " bins"]:
+    """Count times in bins as those of the histograms."""
+    return jnp.zeros(BINS).at[_bin(times_s, 0)].add(weights)
 
 
 def _add_each(histogram: Array, when: Array, place: Array) -> Array:

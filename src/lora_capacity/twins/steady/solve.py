@@ -98,6 +98,9 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
 
     running, completed = mean(observed.running), mean(observed.completed_per_s)
     tokens_per_request = scenarios.mean_input_tokens + scenarios.mean_output_tokens
+    # Gaps between tokens, each seen by every running request.
+    itl_s = running / mean(observed.running / observed.step_s)
+    ttft_s = mean(observed.ttft_s * observed.completed_per_s) / completed
     return Results(
         throughput_tokens_per_s=told(completed * tokens_per_request),
         offered_tokens_per_s=problem.offered_per_s * tokens_per_request,
@@ -107,15 +110,33 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
         mean_waiting=told(mean(observed.waiting)),
         # Steps of the horizon, so that a long interval of short steps counts by its many steps.
         step_time_s=told(scenarios.horizon_s / (durations_s / observed.step_s).sum(axis=0)),
-        # Gaps between tokens, each seen by every running request.
-        itl_s=told(running / mean(observed.running / observed.step_s)),
-        ttft_s=told(mean(observed.ttft_s * observed.completed_per_s) / completed),
+        itl_s=told(itl_s),
+        tpot_s=told(itl_s),
+        ttft_s=told(ttft_s),
+        answered_ttft_s=told(ttft_s),
+        attainment=told(_attainment(scenarios, completed / problem.offered_per_s, ttft_s, itl_s)),
         active_adapters=told(mean(observed.active_adapters)),
         kv_usage=told(running * scenarios.kv_tokens_per_request / scenarios.kv_cache_tokens),
         loads_per_s=told(mean(observed.loads_per_s)),
         limit=observed.bottleneck[-1],
         status=scenarios.status,
     )
+
+
+def _attainment(
+    scenarios: Scenarios,
+    service: Float[Array, " configs"],
+    ttft_s: Float[Array, " configs"],
+    itl_s: Float[Array, " configs"],
+) -> Float[Array, " configs"]:
+    """Share of arriving requests that keep their bounds, with exponential times to the first token."""
+    bounds = scenarios.bounds
+    if bounds is None:
+        return jnp.minimum(service, 1.0)
+    whole_s = bounds.e2el_s - itl_s * (scenarios.mean_output_tokens - 1.0)
+    most_ttft_s = jnp.maximum(jnp.minimum(bounds.ttft_s, whole_s), 0.0)
+    within = 1.0 - jnp.exp(-most_ttft_s / jnp.maximum(ttft_s, TINY))
+    return jnp.minimum(service, 1.0) * within * (itl_s <= bounds.tpot_s)
 
 
 def _class_service(
