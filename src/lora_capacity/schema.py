@@ -6,11 +6,13 @@ Metadata of an annotation says what a field takes: ``Annotated[int, Number(minim
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_type_hints
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, create_model
 from pydantic import model_validator as _model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -116,8 +118,8 @@ class _Missing:
         return "'missing'"
 
 
-class _Fields(Model):
-    """Base of the schemas of dataclasses, which JSON objects are read into."""
+class JsonModel(Model):
+    """A JSON object; of a key that must be there and is not, messages say that it is missing."""
 
     absent = _Missing()
 
@@ -128,7 +130,7 @@ def validated(model: type[M], content: object, where: str = "") -> M:
     Args:
         model: The schema.
         content: What the user wrote.
-        where: Name of the content, which begins the name of every field in messages.
+        where: Name of the content, which begins the name of every field in messages; ``file:`` is told apart from it.
 
     Raises:
         InputError: Says of the first fault which field it is, its value, what is allowed and what to do.
@@ -167,9 +169,8 @@ def fields_of_json(cls: Any, content: object, where: str) -> dict[str, Any]:
     Raises:
         InputError: As `validated`.
     """
-    if not isinstance(content, Mapping):
-        raise InputError(where, type(content).__name__, "a JSON object")
-    return {name: value for name, value in validated(schema_of(cls), content, where) if name in content}
+    found = validated(schema_of(cls), content, where)
+    return {name: getattr(found, name) for name in found.model_fields_set}
 
 
 class Document:
@@ -180,6 +181,24 @@ class Document:
 
     def __post_init__(self) -> None:
         check_fields(self, self.where)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the check that pydantic runs where the object is a part of another."""
+        return core_schema.no_info_plain_validator_function(cls._as_part)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return what the JSON schema of the whole says of the object."""
+        return schema_of(cls).model_json_schema()  # type: ignore[arg-type]  # mypy: `type[Self]` is unhashable
+
+    @classmethod
+    def _as_part(cls, content: Any) -> Self:
+        try:
+            return content if isinstance(content, cls) else cls.from_json(content)
+        except InputError as error:  # the whole names the field itself
+            field = error.field.removeprefix(cls.where).removeprefix(".")
+            raise InputError(field, error.value, error.allowed, error.remedy) from None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
@@ -203,7 +222,48 @@ def schema_of(cls: Any) -> type[Model]:
     for entry in dataclasses.fields(cls):
         optional = not (entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING)
         entries[entry.name] = (hints[entry.name], None if optional else ...)
-    return create_model(cls.__name__, __base__=_Fields, **entries)
+    return create_model(cls.__name__, __base__=JsonModel, **entries)
+
+
+def read_json(path: str | Path, allowed: str) -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        path: The file.
+        allowed: What it should be, in words.
+
+    Raises:
+        InputError: If it cannot be read or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file", allowed) from None
+    except OSError as error:
+        raise InputError(str(path), error.strerror or "unreadable", allowed) from None
+    except ValueError as error:
+        raise InputError(str(path), f"not JSON ({error})", allowed) from None
+
+
+def check_column(field: str, values: ArrayLike, each: Number, *, whole: bool = False) -> NDArray[np.float64]:
+    """Return one number, or one for each configuration, as an array.
+
+    Args:
+        field: Name of the numbers.
+        values: One number, or ``[configs]``.
+        each: What each must be.
+        whole: Whether only whole numbers are allowed.
+
+    Returns:
+        float64 ``[configs]``, or ``[1]``.
+
+    Raises:
+        InputError: If one of them is not such a number; tells the smallest such.
+    """
+    given = np.atleast_1d(np.asarray(values, np.float64))
+    for number in np.unique(given).tolist():
+        check_number(field, number, integer=whole, **dataclasses.asdict(each))
+    return given
 
 
 def check_numbers(field: str, values: object, each: Number, *, whole: bool = False) -> NDArray[np.float64]:
@@ -241,7 +301,13 @@ def briefly(value: object) -> object:
     return value
 
 
-_KINDS = {"string_type": "text", "bool_type": "true or false", "list_type": "a list", "tuple_type": "a list"}
+_KINDS = {
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+}
 """What pydantic's own checks allow, by the type of its error."""
 
 
@@ -265,5 +331,6 @@ def _joined(*parts: str | int) -> str:
     name = ""
     for part in parts:
         index = f"[{part}]" if isinstance(part, int) else part
-        name += index if not name or index.startswith("[") or not index else f".{index}"
+        separator = "" if not name or not index or index.startswith("[") else " " if name.endswith(":") else "."
+        name += separator + index
     return name

@@ -1,5 +1,5 @@
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -8,6 +8,8 @@ from pydantic import Field
 from lora_capacity.errors import InputError
 from lora_capacity.schema import (
     Count,
+    Document,
+    JsonModel,
     Model,
     NotNegative,
     Number,
@@ -101,8 +103,42 @@ def test_a_dataclass_is_read_from_json():
         fields_of_json(Part, {"name": "a"}, "part")
     with pytest.raises(InputError, match=r"^part.name: 'missing' is not allowed; allowed: text$"):
         fields_of_json(Part, {"count": 1}, "part")
-    with pytest.raises(InputError, match=r"^part: 'list' is not allowed; allowed: a JSON object$"):
+    with pytest.raises(InputError, match=r"^part: 'a list' is not allowed; allowed: a mapping with the keys name, "):
         fields_of_json(Part, [1], "part")
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(Document):
+    width: Count
+    depth: Count = 1
+
+    where: ClassVar[str] = "whole"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth > self.width:
+            raise InputError("whole.depth", self.depth, "less than the width")
+
+
+class Holder(JsonModel):
+    whole: Whole
+    spare: Whole | None = None
+
+
+def test_an_object_in_a_file_is_read_and_its_faults_named_by_their_place():
+    assert validated(Holder, {"whole": {"width": 2}}).whole == Whole(2)
+    assert validated(Holder, {"whole": Whole(3), "spare": None}).whole == Whole(3)
+    for content, complaint in [
+        ({}, "file: whole: 'missing' is not allowed; allowed: a mapping with the keys width, depth"),
+        ({"whole": {"width": 0}}, "file: whole.width: 0 is not allowed; allowed: a whole number >= 1"),
+        ({"whole": {"depth": 1}}, "file: whole.width: 'missing' is not allowed; allowed: a whole number >= 1"),
+        ({"whole": {"width": 2}, "spare": {"width": 2, "depth": 3}}, "file: spare.depth: 3 is not allowed"),
+        ({"wholes": {}}, "file: wholes: 'wholes' is not allowed; .*; did you mean 'whole'[?]"),
+    ]:
+        with pytest.raises(InputError, match=f"^{complaint}"):
+            validated(Holder, content, "file:")
+    schema = Holder.model_json_schema()
+    assert schema["properties"]["whole"]["required"] == ["width"]
 
 
 def test_the_json_schema_tells_keys_kinds_and_bounds():

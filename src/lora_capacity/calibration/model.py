@@ -3,23 +3,27 @@
 import dataclasses
 import importlib.resources
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Bool
 from numpy.typing import ArrayLike
+from pydantic import Field, PlainValidator, create_model
 
 from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.costs.coefficients import unit_of
-from lora_capacity.engines import DEVICES, ServerConfig, VllmBehaviour, smallest_max_lora_rank
-from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
+from lora_capacity.engines import ServerConfig, VllmBehaviour, smallest_max_lora_rank
+from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.hardware import Gpu
-from lora_capacity.measurements import RunLengths
 from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory, slot_bytes
 from lora_capacity.models import ModelShape
+from lora_capacity.schema import JsonModel, NotNegative, read_json, validated
+from lora_capacity.workload import RunLengths
+
+C = TypeVar("C", StepCosts, LoadCosts)
 
 SCHEMA_VERSION = 2
 """Version of the files that are written; those of version 1 are read too."""
@@ -31,21 +35,8 @@ RENAMED_IN_2 = {
     "host_s": "host_to_gpu_load_s",
 }
 
-_SECTIONS = (
-    "schema_version",
-    "name",
-    "model",
-    "gpu",
-    "vllm_version",
-    "coefficients",
-    "memory",
-    "fitted_ranges",
-    "capacity_error",
-)
 _PLANNED = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
 """Settings that decide how a GPU's memory is shared out, and that a search varies."""
-
-_OPTIONAL = ("device", "runs", "accuracy", "provenance")
 
 
 @dataclass(frozen=True)
@@ -179,7 +170,7 @@ class Calibration:
             "capacity_error": self.capacity_error,
         }
         if self.runs is not None:
-            content["runs"] = dataclasses.asdict(self.runs)
+            content["runs"] = self.runs.to_json()
         return content | {"accuracy": dict(self.accuracy), "provenance": dict(self.provenance)}
 
     @classmethod
@@ -199,38 +190,13 @@ class Calibration:
         if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
             remedy = "update lora-capacity" if isinstance(version, int) and version > SCHEMA_VERSION else ""
             raise InputError(f"{source}: schema_version", version, f"1 to {SCHEMA_VERSION}", remedy)
-        content = _from_version_1(source, content) if version == 1 else dict(content)
-        check_keys(source, content, (*_SECTIONS, *_OPTIONAL))
-        for key in _SECTIONS:
-            if key not in content:
-                raise InputError(f"{source}: {key}", "missing", "a calibration file has it")
-        model = ModelShape.from_json(content["model"])
-        coefficients = _mapping(source, content, "coefficients")
-        check_keys(f"{source}: coefficients", coefficients, ("step", "loads"))
-        costs = Costs(
-            step=_without_units(StepCosts, f"{source}: coefficients.step", coefficients.get("step")),
-            loads=_without_units(LoadCosts, f"{source}: coefficients.loads", coefficients.get("loads")),
-            kernels=LoraKernels.of_model(model),
-        )
-        vllm_version = str(content["vllm_version"])
-        VllmBehaviour.for_version(vllm_version)
-        device = content.get("device", "gpu")
-        if device not in DEVICES:
-            raise InputError(f"{source}: device", device, ", ".join(DEVICES))
-        return cls(
-            name=str(content["name"]),
-            model=model,
-            gpu=Gpu.from_json(content["gpu"]),
-            vllm_version=vllm_version,
-            costs=costs,
-            memory=MemoryModel.from_json(content["memory"]),
-            fitted_ranges=_ranges(source, _mapping(source, content, "fitted_ranges")),
-            capacity_error=check_number(f"{source}: capacity_error", content["capacity_error"], minimum=0),
-            device=device,
-            runs=_run_lengths(source, content["runs"]) if content.get("runs") is not None else None,
-            accuracy=content.get("accuracy") or {},
-            provenance=content.get("provenance") or {},
-        )
+        content = _from_version_1(source, content) if version == 1 else content
+        fields = dict(validated(CalibrationFile, content, f"{source}:"))
+        del fields["schema_version"]
+        coefficients, model = fields.pop("coefficients"), fields["model"]
+        VllmBehaviour.for_version(fields["vllm_version"])
+        costs = Costs(step=coefficients.step, loads=coefficients.loads, kernels=LoraKernels.of_model(model))
+        return cls(costs=costs, **fields)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -239,21 +205,60 @@ class Calibration:
         Raises:
             InputError: If there is no such file, it is not JSON, or not a calibration of this schema.
         """
-        path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(str(path), "no such file", "a calibration file") from None
-        except OSError as error:
-            raise InputError(str(path), error.strerror or "unreadable", "a calibration file") from None
-        except ValueError as error:
-            raise InputError(str(path), f"not JSON ({error})", "a calibration file") from None
-        return cls.from_json(content, str(path))
+        return cls.from_json(read_json(path, "a calibration file"), str(path))
 
     def save(self, path: str | Path) -> None:
         """Write the calibration file."""
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
         Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _value(content: object) -> float:
+    """Return a coefficient's value from a file; its unit is for those who read the file."""
+    return check_number("", content.get("value", "missing") if isinstance(content, Mapping) else "missing", minimum=0)
+
+
+def _range(content: object) -> tuple[float, float]:
+    if not isinstance(content, list) or len(content) != 2:
+        raise InputError("", content, "a list of the smallest and the largest value")
+    low = check_number("", content[0])
+    return low, check_number("", content[1], minimum=low)
+
+
+def _valued(costs: type[C]) -> Callable[[object], C]:
+    """Return a reader of coefficients with their units; those that are 0 by default may be left out."""
+    kind = Annotated[float, PlainValidator(_value)]
+    entries: dict[str, Any] = {
+        entry.name: (kind, ... if entry.default is dataclasses.MISSING else entry.default)
+        for entry in dataclasses.fields(costs)
+    }
+    schema = create_model(costs.__name__, __base__=JsonModel, **entries)
+    return lambda content: costs(**dict(validated(schema, content)))
+
+
+class _Coefficients(JsonModel):
+    """``coefficients``: by what they are a cost of."""
+
+    step: Annotated[StepCosts, PlainValidator(_valued(StepCosts), json_schema_input_type=dict[str, Any])]
+    loads: Annotated[LoadCosts, PlainValidator(_valued(LoadCosts), json_schema_input_type=dict[str, Any])]
+
+
+class CalibrationFile(JsonModel):
+    """A calibration file; its ``model_json_schema`` is the JSON schema of the format."""
+
+    schema_version: int
+    name: str
+    model: ModelShape
+    gpu: Gpu
+    vllm_version: str
+    coefficients: _Coefficients
+    memory: MemoryModel
+    fitted_ranges: dict[str, Annotated[tuple[float, float], PlainValidator(_range, json_schema_input_type=list[float])]]
+    capacity_error: NotNegative
+    device: Literal["gpu", "cpu"] = "gpu"
+    runs: RunLengths | None = None
+    accuracy: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -286,21 +291,6 @@ def _with_units(coefficients: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def _without_units(cls: Any, field: str, content: object) -> Any:
-    names = [entry.name for entry in dataclasses.fields(cls)]
-    if not isinstance(content, Mapping):
-        raise InputError(field, type(content).__name__, f"an object with {', '.join(names)}")
-    check_keys(field, content, names)
-    values = {}
-    for entry in dataclasses.fields(cls):
-        if entry.name not in content and entry.default is not dataclasses.MISSING:
-            continue
-        given = content.get(entry.name)
-        value = given.get("value", "missing") if isinstance(given, Mapping) else "missing"
-        values[entry.name] = check_number(f"{field}.{entry.name}", value, minimum=0)
-    return cls(**values)
-
-
 def _from_version_1(source: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a file's content with the coefficients called as they are from version 2 on, wherever they are named."""
     for old, new in RENAMED_IN_2.items():
@@ -310,37 +300,3 @@ def _from_version_1(source: str, content: Mapping[str, Any]) -> dict[str, Any]:
         RENAMED_IN_2.get(key, key): _from_version_1(source, value) if isinstance(value, Mapping) else value
         for key, value in content.items()
     }
-
-
-def _mapping(source: str, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    section = content[key]
-    if not isinstance(section, Mapping):
-        raise InputError(f"{source}: {key}", type(section).__name__, "a JSON object")
-    return section
-
-
-def _ranges(source: str, content: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    ranges = {}
-    for name, bounds in content.items():
-        field = f"{source}: fitted_ranges.{name}"
-        if not isinstance(bounds, list) or len(bounds) != 2:
-            raise InputError(field, bounds, "a list of the smallest and the largest value")
-        low = check_number(field, bounds[0])
-        ranges[name] = (low, check_number(field, bounds[1], minimum=low))
-    return ranges
-
-
-def _run_lengths(source: str, content: object) -> RunLengths:
-    names = [entry.name for entry in dataclasses.fields(RunLengths)]
-    field = f"{source}: runs"
-    if not isinstance(content, Mapping):
-        raise InputError(field, type(content).__name__, f"an object with {', '.join(names)}")
-    check_keys(field, content, names)
-    values = {
-        name: check_number(
-            f"{field}.{name}", content.get(name, "missing"), minimum=0, exclusive=name != "output_std_tokens"
-        )
-        for name in names
-    }
-    longest = int(values.pop("max_output_tokens"))
-    return RunLengths(max_output_tokens=longest, **values)

@@ -10,7 +10,6 @@ from jaxtyping import Float
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
-from lora_capacity.errors import InputError
 from lora_capacity.measurements import Profile, RunLengths, Runs, is_starved, read_runs, smape
 from lora_capacity.measurements.runs import FloatArray
 from lora_capacity.memory import MemoryModel
@@ -115,11 +114,7 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
     Raises:
         InputError: If the table is malformed or no run of the model completed a request.
     """
-    every = read_runs(path)
-    chosen = np.flatnonzero((every.model == profile.model.name) & every.started & (every.completed > 0))
-    if not chosen.size:
-        raise InputError(f"{path}, model", profile.model.name, "a model with runs that completed requests")
-    runs = every.take(chosen)
+    runs = read_runs(path).completed_of(profile.model.name)
     running = np.where(runs.mean_running > 0, runs.mean_running, np.nan)
     server = Calibration(
         name="draft",

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import least_squares
 
-from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu
 from lora_capacity.measurements import CapacityRows
 from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory
@@ -100,9 +99,7 @@ def fit_memory(
     Raises:
         InputError: If no row has a KV cache.
     """
-    started = rows.take(np.flatnonzero(np.isfinite(rows.kv_cache_tokens)))
-    if not started.kv_cache_tokens.size:
-        raise InputError("kv_cache_tokens", "none", "at least one server that started")
+    started = rows.started()
     if kv_cache_is_given:
         given_bytes = float(np.median(started.kv_cache_tokens)) * model.kv_bytes_per_token
         memory = replace(_START, cuda_graph_bytes_per_layer=0.0, kv_cache_memory_bytes=given_bytes)

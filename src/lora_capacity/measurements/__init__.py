@@ -1,10 +1,11 @@
 """Measurements: tables of serving runs, profile folders, and request lengths and time series of runs."""
 
-from lora_capacity.measurements.lengths import RunLengths, length_pairs
+from lora_capacity.measurements.lengths import length_pairs
 from lora_capacity.measurements.profile import CapacityRows, Profile, read_profile
 from lora_capacity.measurements.runs import Runs, read_runs
 from lora_capacity.measurements.scores import is_starved, mape, smape
 from lora_capacity.measurements.series import TimeMeans, read_time_means
+from lora_capacity.workload import RunLengths
 
 __all__ = [
     "CapacityRows",

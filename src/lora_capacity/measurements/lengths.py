@@ -1,6 +1,5 @@
 """Request lengths of measured runs, of which only means and the KV cache in use are known."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -8,7 +7,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from lora_capacity.workload import LengthDistribution
+from lora_capacity.workload import LengthDistribution, RunLengths
 
 PAIRS = 8192
 """Pairs of lengths in a sample: its means are then off by about 1 %, and an hour of requests repeats few of them."""
@@ -28,33 +27,6 @@ HALF_BLOCK_TOKENS = 8.0
 """Tokens of a request's last KV block that are reserved and not yet filled, on average: half of vLLM's default 16."""
 
 Pairs = tuple[NDArray[np.int32], NDArray[np.int32]]
-
-
-@dataclass(frozen=True)
-class RunLengths:
-    """What the request lengths of the serving runs were, where their table tells only means.
-
-    Attributes:
-        output_share: Output tokens produced per output token asked for: models may stop early.
-        output_std_tokens: Standard deviation of the output lengths.
-        max_output_tokens: Longest output.
-        kv_tokens_per_request: Mean tokens that a running request holds in the KV cache.
-        max_pending: Unanswered requests that the client could hold.
-    """
-
-    output_share: float
-    output_std_tokens: float
-    max_output_tokens: int
-    kv_tokens_per_request: float
-    max_pending: float
-
-    def output_lengths(self, mean_tokens: float) -> LengthDistribution:
-        """Law of the output lengths with this mean, spread as wide as these bounds allow at most."""
-        part = mean_tokens % 1.0
-        least = np.sqrt(part * (1.0 - part))
-        most = np.sqrt(max(mean_tokens - 1.0, 0.0) * max(self.max_output_tokens - mean_tokens, 0.0))
-        std_tokens = float(np.clip(self.output_std_tokens, least, max(most, least)))
-        return LengthDistribution.from_moments(mean_tokens, std_tokens, 1, self.max_output_tokens)
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,6 @@
 """A profile folder: tables of how one server behaved, and what server that was."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lora_capacity.measurements.schemas import PROFILE_TABLES, TableSchema
 from lora_capacity.models import ModelShape
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB, MS_PER_S
+from lora_capacity.workload.files import load_mapping
 
 Table = dict[str, np.ndarray]
 
@@ -96,6 +97,17 @@ class CapacityRows:
     def take(self, chosen: IntArray) -> "CapacityRows":
         """Return the rows of these indices."""
         return take_rows(self, chosen)
+
+    def started(self) -> "CapacityRows":
+        """Return the rows of servers that told their KV cache.
+
+        Raises:
+            InputError: If there is none.
+        """
+        rows = np.flatnonzero(np.isfinite(self.kv_cache_tokens))
+        if not rows.size:
+            raise InputError("kv_cache_tokens", "none", "at least one server that started")
+        return self.take(rows)
 
 
 @dataclass(frozen=True)
@@ -183,12 +195,9 @@ def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[st
         if model not in _PUBLISHED_MODELS:
             raise InputError("model", model, f"one of {known}", nearest_hint(model, _PUBLISHED_MODELS))
         return _PUBLISHED_MODELS[model], H100_64GB.gpu, dict(_PUBLISHED_SERVER), "gpu"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(str(path), str(error), "a JSON object") from None
+    content = load_mapping(path)
     for key in _REQUIRED_KEYS:
-        if not isinstance(content, dict) or key not in content:
+        if key not in content:
             raise InputError(f"{path}: {key}", "missing", f"an object with {', '.join(_REQUIRED_KEYS)}")
     shape = ModelShape.from_json(content["model_shape"])
     if model is not None and model != shape.name:
@@ -200,7 +209,7 @@ def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[st
     return shape, Gpu.from_json(content["gpu"]), server, _device(path, content)
 
 
-def _device(path: Path, content: dict[str, Any]) -> str:
+def _device(path: Path, content: Mapping[str, Any]) -> str:
     device = content.get("device", DEVICES[0])
     if device not in DEVICES:
         raise InputError(f"{path}: device", device, ", ".join(DEVICES))

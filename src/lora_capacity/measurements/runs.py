@@ -125,6 +125,17 @@ class Runs:
         """Return the runs of these indices."""
         return take_rows(self, rows)
 
+    def completed_of(self, model: str) -> "Runs":
+        """Return the runs of a model in which requests were completed.
+
+        Raises:
+            InputError: If there is none.
+        """
+        rows = np.flatnonzero((self.model == model) & self.started & (self.completed > 0))
+        if not rows.size:
+            raise InputError(f"{self.path}, model", model, "a model with runs that completed requests")
+        return self.take(rows)
+
     @property
     def started(self) -> Bool[np.ndarray, " runs"]:
         """Whether the server started, ``[runs]``."""

@@ -1,19 +1,18 @@
 """GPU memory from first principles: what weights, adapter slots and activations take, and the KV cache that is left."""
 
 import functools
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.engines import VllmBehaviour
-from lora_capacity.errors import InputError, check_keys, check_number
 from lora_capacity.hardware import Gpu
 from lora_capacity.memory.allocator import AllocatedMemory, allocate
 from lora_capacity.models import ModelShape, expand_target_modules
+from lora_capacity.schema import Document, NotNegative, Number, check_column
 from lora_capacity.status import Status
 
 FloatArray = NDArray[np.float64]
@@ -28,11 +27,9 @@ _LORA_VOCAB_PADDING = 256
 _BLOCK_ID_BYTES = 4
 """A KV block's number in the block table, int32. Source: vLLM, ``v1/worker/block_table.py``."""
 
-_OPTIONAL = ("kv_cache_memory_bytes",)
-
 
 @dataclass(frozen=True)
-class MemoryModel:
+class MemoryModel(Document):
     """The few amounts of memory that shapes do not tell.
 
     Attributes:
@@ -45,37 +42,18 @@ class MemoryModel:
             ``VLLM_CPU_KVCACHE_SPACE`` on a CPU); None: it takes what is left.
     """
 
-    other_bytes: float
-    lora_kernel_bytes: float
-    sampler_bytes_per_logit: float
-    compile_scratch_bytes: float
-    cuda_graph_bytes_per_layer: float
-    kv_cache_memory_bytes: float | None = None
+    other_bytes: NotNegative
+    lora_kernel_bytes: NotNegative
+    sampler_bytes_per_logit: NotNegative
+    compile_scratch_bytes: NotNegative
+    cuda_graph_bytes_per_layer: NotNegative
+    kv_cache_memory_bytes: NotNegative | None = None
 
-    def __post_init__(self) -> None:
-        for entry in fields(self):
-            if getattr(self, entry.name) is not None or entry.name not in _OPTIONAL:
-                check_number(f"memory.{entry.name}", getattr(self, entry.name), minimum=0)
+    where: ClassVar[str] = "memory"
 
     def to_json(self) -> dict[str, float]:
         """Return the coefficients as a JSON object."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild what :meth:`to_json` wrote.
-
-        Raises:
-            InputError: If a coefficient is unknown, missing, negative or no number.
-        """
-        if not isinstance(content, Mapping):
-            raise InputError("memory", type(content).__name__, "a JSON object")
-        names = [entry.name for entry in fields(cls)]
-        check_keys("memory", content, names)
-        for name in names:
-            if name not in content and name not in _OPTIONAL:
-                raise InputError(f"memory.{name}", "missing", "a number >= 0")
-        return cls(**content)
+        return {name: value for name, value in super().to_json().items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -162,7 +140,7 @@ def plan_memory(
         _counts("max_num_seqs", max_num_seqs),
         _counts("max_num_batched_tokens", max_num_batched_tokens),
         _counts("max_model_len", max_model_len),
-        _shares("gpu_memory_utilization", gpu_memory_utilization),
+        check_column("gpu_memory_utilization", gpu_memory_utilization, Number(0, 1, exclusive=True)),
     )
     limit = gpu.memory_bytes * share
     resident = resident_memory(model, behaviour, slots, rank, target_modules).reserved_bytes
@@ -365,17 +343,7 @@ def _extra_vocab_tokens(model: ModelShape, behaviour: VllmBehaviour) -> int:
 
 
 def _counts(name: str, value: ArrayLike, minimum: int = 1) -> IntArray:
-    given = np.atleast_1d(np.asarray(value, np.float64))
-    for number in given[~((given >= minimum) & (given == np.floor(given)))][:1]:
-        raise InputError(name, float(number), f"a whole number >= {minimum}")
-    return given.astype(np.int64)
-
-
-def _shares(name: str, value: ArrayLike) -> FloatArray:
-    given = np.atleast_1d(np.asarray(value, np.float64))
-    for number in given[~((given > 0) & (given <= 1))][:1]:
-        raise InputError(name, float(number), "a number > 0 and <= 1")
-    return given
+    return check_column(name, value, Number(minimum), whole=True).astype(np.int64)
 
 
 def _round_up(

@@ -1,12 +1,12 @@
 """Shapes read off a Hugging Face ``config.json``."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.models.layouts import LAYOUTS, Layout
+from lora_capacity.schema import read_json
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], str]:
@@ -16,12 +16,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
         InputError: If the file cannot be read as a JSON object.
     """
     file = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(str(file), error.strerror or str(error), "a readable config.json of a model") from None
-    except ValueError as error:
-        raise InputError(str(file), str(error), "JSON") from None
+    config = read_json(file, "a readable config.json of a model")
     if not isinstance(config, dict):
         raise InputError(str(file), type(config).__name__, "a JSON object")
     return config, file.resolve().parent.name

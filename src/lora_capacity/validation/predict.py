@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, Int
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number, nearest_hint
-from lora_capacity.measurements import RunLengths
 from lora_capacity.measurements.lengths import HALF_BLOCK_TOKENS, INPUT_STD_TOKENS, length_pairs
 from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
 from lora_capacity.run import TWINS, LengthSample, simulate
@@ -16,7 +15,7 @@ from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, pack_scenarios
 from lora_capacity.search import assess
 from lora_capacity.status import STARVED_SHORTFALL, Status
-from lora_capacity.workload import LengthDistribution
+from lora_capacity.workload import LengthDistribution, RunLengths
 
 RUN_LENGTHS = RunLengths(
     output_share=1.0,

@@ -5,6 +5,7 @@ from lora_capacity.workload.arrivals import Arrivals
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
 from lora_capacity.workload.requests import BASE_MODEL, Requests, Trace
+from lora_capacity.workload.run_lengths import RunLengths
 from lora_capacity.workload.workload import Workload
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Goodput",
     "LengthDistribution",
     "Requests",
+    "RunLengths",
     "Trace",
     "Workload",
 ]

@@ -10,7 +10,7 @@ import pytest
 from lora_capacity.calibration import Calibration, bundled_names, load_calibration
 from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError
-from lora_capacity.measurements import RunLengths
+from lora_capacity.workload import RunLengths
 from tests.examples import COSTS, LLAMA_8B, make_calibration, make_costs
 
 RUNS = RunLengths(0.98, 207.0, 1024, 360.0, 26_000.0)
@@ -104,10 +104,16 @@ def test_a_file_names_every_coefficient_with_its_unit() -> None:
         (without("schema_version"), "here: schema_version: None is not allowed; allowed: 1 to 2"),
         (without("coefficients"), "here: coefficients: 'missing' is not allowed"),
         (without("memory"), "here: memory: 'missing' is not allowed"),
-        (changed("coefficient", {}), "here.coefficient: .* did you mean 'coefficients'?"),
-        (changed("coefficients", []), "here: coefficients: 'list' is not allowed; allowed: a JSON object"),
+        (changed("coefficient", {}), "here: coefficient: .* did you mean 'coefficients'?"),
+        (
+            changed("coefficients", []),
+            "here: coefficients: 'an empty list' is not allowed; allowed: a mapping with the keys step, loads",
+        ),
         (changed("coefficients.steps", {}), "here: coefficients.steps: .* did you mean 'step'?"),
-        (without("coefficients.step"), "here: coefficients.step: 'NoneType' is not allowed; allowed: an object with"),
+        (
+            without("coefficients.step"),
+            "here: coefficients.step: 'missing' is not allowed; allowed: a mapping with the keys base_s",
+        ),
         (
             without("coefficients.loads.host_to_gpu_load_s"),
             "here: coefficients.loads.host_to_gpu_load_s: 'missing' is not allowed",
@@ -119,19 +125,20 @@ def test_a_file_names_every_coefficient_with_its_unit() -> None:
         (changed("coefficients.step.token_s.value", "40 us"), "coefficients.step.token_s: '40 us' is not allowed"),
         (changed("coefficients.step.token_s", 4e-5), "coefficients.step.token_s: 'missing' is not allowed"),
         (changed("coefficients.step.tokens_s", {}), "coefficients.step.tokens_s: .* did you mean 'token_s'?"),
-        (changed("fitted_ranges", [1]), "here: fitted_ranges: 'list' is not allowed"),
+        (changed("fitted_ranges", [1]), "here: fitted_ranges: 'a list' is not allowed; allowed: a mapping"),
         (changed("fitted_ranges.adapters", 8), "fitted_ranges.adapters: 8 is not allowed; allowed: a list of the"),
         (changed("fitted_ranges.adapters", [9, 8]), "fitted_ranges.adapters: 8 is not allowed; allowed: a number >= 9"),
         (changed("capacity_error", -0.1), "here: capacity_error: -0.1 is not allowed"),
         (changed("capacity_error", None), "here: capacity_error: None is not allowed"),
-        (changed("runs", 3), "here: runs: 'int' is not allowed; allowed: an object with output_share"),
+        (changed("runs", 3), "here: runs: 3 is not allowed; allowed: a mapping with the keys output_share"),
         (changed("runs.max_pending", 0), "here: runs.max_pending: 0 is not allowed; allowed: a number > 0"),
         (without("runs.output_share"), "here: runs.output_share: 'missing' is not allowed"),
         (changed("device", "tpu"), "here: device: 'tpu' is not allowed; allowed: gpu, cpu"),
-        (changed("vllm_version", "new"), "'new' is not allowed"),
-        (changed("memory.other_bytes", -1), "memory.other_bytes: -1 is not allowed"),
-        (changed("gpu.memory_bytes", "64 GB"), "memory_bytes: '64 GB' is not allowed"),
-        (without("model.num_layers"), "num_layers"),
+        (changed("vllm_version", "new"), "vllm_version: 'new' is not allowed"),
+        (changed("memory.other_bytes", -1), "here: memory.other_bytes: -1 is not allowed"),
+        (changed("gpu.memory_bytes", "64 GB"), "here: gpu.memory_bytes: '64 GB' is not allowed"),
+        (without("model.num_layers"), "here: model.num_layers: 'missing'"),
+        (changed("model.architecture", "Other"), "here: model.architecture: 'Other' is not allowed"),
     ],
 )
 def test_a_malformed_file_is_refused_in_one_line_that_names_the_field(content: object, words: str) -> None:

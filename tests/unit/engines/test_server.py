@@ -184,7 +184,7 @@ def test_a_missing_field_in_json_is_told_unless_it_has_a_default():
     del content["head_dim"]
     with pytest.raises(InputError, match=r"model\.head_dim: 'missing'"):
         ModelShape.from_json(content)
-    with pytest.raises(InputError, match="model: 'list'"):
+    with pytest.raises(InputError, match="model: 'a list' is not allowed; allowed: a mapping with the keys name"):
         ModelShape.from_json([1])
 
 

@@ -191,8 +191,9 @@ def test_calibration_says_what_it_is(profile: Path, tmp_path: Path) -> None:
     [
         (lambda folder: (folder / "adapter_latency.csv").unlink(), ("adapter_latency.csv", "no such file")),
         (lambda folder: (folder / "profile.json").unlink(), ("model", "profile.json")),
-        (lambda folder: (folder / "profile.json").write_text("[]"), ("profile.json", "model_shape", "missing")),
-        (lambda folder: (folder / "profile.json").write_text("{"), ("profile.json", "a JSON object")),
+        (lambda folder: (folder / "profile.json").write_text("{}"), ("profile.json", "model_shape", "missing")),
+        (lambda folder: (folder / "profile.json").write_text("[]"), ("profile.json", "a list", "a mapping")),
+        (lambda folder: (folder / "profile.json").write_text("{"), ("profile.json line 1", "valid JSON")),
         (
             lambda folder: (folder / "adapter_loading.csv").write_text("model,max_lora_rank\nsmall-llama,8\n"),
             ("adapter_loading.csv", "adapter_rank"),
