@@ -6,16 +6,14 @@ from lora_capacity.surrogate.features import FEATURES, describe, with_slots
 from lora_capacity.surrogate.model import Surrogate, load_surrogate
 from lora_capacity.surrogate.neural import NeuralOutputs, NeuralSurrogate, train_neural
 from lora_capacity.surrogate.predict import Answer, predict_workload
-from lora_capacity.surrogate.rules import Branch, Leaf, Rules, path_of, rules_of
+from lora_capacity.surrogate.rules import Rules, path_of, rules_of
 from lora_capacity.surrogate.space import Space
 from lora_capacity.surrogate.training import train_surrogate
 
 __all__ = [
     "FEATURES",
     "Answer",
-    "Branch",
     "Dataset",
-    "Leaf",
     "NeuralOutputs",
     "NeuralSurrogate",
     "Rules",

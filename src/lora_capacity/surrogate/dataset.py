@@ -21,7 +21,7 @@ from lora_capacity.run.checkpoint import open_folder, package_version
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import STARVED_SHORTFALL
 from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
-from lora_capacity.surrogate.discrepancy import DiscrepancyModel, simulate_near_best
+from lora_capacity.surrogate.discrepancy import corrections
 from lora_capacity.surrogate.documents import SCHEMA_VERSION, calibration_digest
 from lora_capacity.surrogate.optima import Optima, Surfaces, choose, survey
 from lora_capacity.surrogate.space import Space
@@ -30,7 +30,6 @@ SHARD = 128
 """Workloads of a shard: some seconds of work, which is what an interruption costs."""
 
 _ABOUT = b"lora_capacity"
-_MANIFEST = "labels.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,32 +56,23 @@ class Dataset:
 
     def take(self, rows: NDArray[np.int64]) -> Self:
         """Return the labels of some rows."""
-        taken = {name: _rows(getattr(self, name), rows) for name in ("workloads", "optima", "surfaces")}
+        taken = {name: _rows(getattr(self, name), rows) for name in _PARTS}
         return dataclasses.replace(self, **taken, correction=self.correction[rows])
 
-    def log_sustained(self, slots: IntArray) -> FloatArray:
-        """Return the logarithm of the load that some of the known numbers of slots sustain, corrected.
+    def log_sustained(self, slots: IntArray, *, corrected: bool = True) -> FloatArray:
+        """Return the logarithm of the load that some of the known numbers of slots sustain.
 
         Args:
             slots: Numbers of slots out of ``surfaces.slots``, ``[workloads, n]``.
+            corrected: Whether by the event twin; else it is what the steady twin says.
         """
-        return np.log(self._at_slots(self.surfaces.sustained_by_slots, slots)) + self.correction_of(slots)
-
-    def correction_of(self, slots: IntArray) -> FloatArray:
-        """Return the correction of some of the known numbers of slots, as `log_sustained`."""
-        return self._at_slots(self.correction, slots)
-
-    def _at_slots(self, values: FloatArray, slots: IntArray) -> FloatArray:
         known = self.surfaces.slots
         place = np.stack([np.searchsorted(row, each) for row, each in zip(known, slots, strict=True)])
-        return np.take_along_axis(values, np.minimum(place, known.shape[1] - 1), axis=1)
+        logs = np.log(self.surfaces.sustained_by_slots) + (self.correction if corrected else 0.0)
+        return np.take_along_axis(logs, np.minimum(place, known.shape[1] - 1), axis=1)
 
     def write(self, path: str | Path) -> None:
-        """Write a Parquet file, a row per workload; what it is about stands in the file's metadata.
-
-        Args:
-            path: The file.
-        """
+        """Write a Parquet file, a row per workload; what it is about stands in the file's metadata."""
         columns = {name: column for part in _PARTS for name, column in vars(getattr(self, part)).items()}
         columns["correction"] = self.correction
         table = pyarrow.table({name: _arrow(column) for name, column in columns.items()})
@@ -156,91 +146,61 @@ def label(
         "played": played,
         "threshold": STARVED_SHORTFALL,
     }
-    folder = None if checkpoint_dir is None else _opened(checkpoint_dir, about)
+    if checkpoint_dir is not None:
+        _open(checkpoint_dir, about)
     done = progress or (lambda done, total: None)
     times = [time.perf_counter()]
-    surfaces = _surveyed(calibration, workloads, folder, lambda finished: done(finished, count + played))
+    surfaces = _surveyed(calibration, workloads, checkpoint_dir, lambda finished: done(finished, count + played))
     optima = choose(calibration, workloads, surfaces)
     times.append(time.perf_counter())
-    model = _discrepancy(calibration, workloads, optima, surfaces, about, folder, done)
+    correction, about["plays"] = corrections(
+        calibration,
+        workloads,
+        optima,
+        surfaces,
+        played,
+        seed=seed,
+        checkpoint_dir=None if checkpoint_dir is None else checkpoint_dir / "played",
+        progress=lambda finished, total: done(count + played * finished // total, count + played),
+    )
     times.append(time.perf_counter())
-    correction = np.zeros(surfaces.slots.shape)
-    if model is not None:
-        correction = model.correction(workloads, surfaces)
+    if about["plays"]:
         optima = choose(calibration, workloads, surfaces, correction)
     times.append(time.perf_counter())
     seconds = np.diff(times).round(2).tolist()
     about["seconds"] = dict(zip(("steady_twin", "event_twin", "choosing"), seconds, strict=True))
-    about["plays"] = {} if model is None else model.report
     return Dataset(workloads, optima, surfaces, correction, about)
 
 
 def _surveyed(calibration: Calibration, workloads: WorkloadBatch, folder: Path | None, done: Any) -> Surfaces:
     """Survey shard by shard, but for those that are there."""
-    found = []
+    shards = []
     for start in range(0, len(workloads), SHARD):
         path = None if folder is None else folder / f"shard-{start:07d}.npz"
-        rows = slice(start, start + SHARD)
         if path is not None and path.exists():
             with np.load(path) as kept:
-                shard = Surfaces(**dict(kept))
+                shards.append(dict(kept))
         else:
-            shard = survey(calibration, workloads.take(rows))
+            shards.append(vars(survey(calibration, workloads.take(slice(start, start + SHARD)))))
             if path is not None:
-                write_whole(path, _packed(vars(shard)))
-        found.append(shard)
+                file = io.BytesIO()
+                np.savez(file, **shards[-1])
+                write_whole(path, file.getvalue())
         done(min(start + SHARD, len(workloads)))
-    return Surfaces(
-        **{entry.name: np.concatenate([getattr(shard, entry.name) for shard in found]) for entry in fields(Surfaces)}
-    )
+    return Surfaces(**{name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]})
 
 
-def _discrepancy(
-    calibration: Calibration,
-    workloads: WorkloadBatch,
-    optima: Optima,
-    surfaces: Surfaces,
-    about: Mapping[str, Any],
-    folder: Path | None,
-    done: Progress,
-) -> DiscrepancyModel | None:
-    """Simulate a part of the workloads and fit the model; none where nothing is to be simulated."""
-    simulated, count = about["played"], len(workloads)
-    if not np.any(optima.max_loras[:simulated]):
-        return None
-    rows = np.arange(simulated)
-    first = workloads.take(rows)
-    runs = simulate_near_best(
-        calibration,
-        first,
-        _rows(optima, rows),
-        _rows(surfaces, rows),
-        seed=about["seed"],
-        checkpoint_dir=None if folder is None else folder / "played",
-        progress=lambda finished, total: done(count + simulated * finished // total, count + simulated),
-    )
-    return DiscrepancyModel(calibration, first, runs)
-
-
-def _opened(folder: Path, about: Mapping[str, Any]) -> Path:
+def _open(folder: Path, about: Mapping[str, Any]) -> None:
     """Make the folder, or see that it holds shards of the same labels."""
     open_folder(
         folder,
-        _MANIFEST,
+        "labels.json",
         about,
         parts="finished shards",
         other="what is left of other labels",
         allowed="what is left of these: same calibration, space, workloads, seed and version",
         remedy="finish those as they were begun, or delete the folder",
     )
-    return folder
-
-
-def _packed(arrays: Mapping[str, Any]) -> bytes:
-    """Return arrays as NumPy keeps several in a file."""
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
 
 
 def _rows(columns: Any, rows: Any) -> Any:

@@ -5,7 +5,6 @@ an evenly spread part are simulated, each with a few numbers of slots from its b
 should sustain, and a smooth model is fitted to the ratio of throughputs: it holds for all, and the draws average out.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from lora_capacity.calibration import Calibration
 from lora_capacity.run import LengthSample, simulate
 from lora_capacity.run.steady import Progress
-from lora_capacity.scenarios.workload_batch import FloatArray, WorkloadBatch
+from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
 from lora_capacity.surrogate.closed_form import full_batches
 from lora_capacity.surrogate.optima import Optima, Surfaces
 from lora_capacity.surrogate.simulation import simulate_workloads
@@ -46,77 +45,82 @@ _SMOOTHING = 0.5
 """Width of the average over neighbouring slots, in their logarithm: about that between two slots simulated."""
 
 
-@dataclass(frozen=True, eq=False)
-class Simulated:
-    """Configurations that both twins simulated.
-
-    Attributes:
-        workload: Row of the workload.
-        max_cpu_loras: Adapters.
-        max_loras: Slots.
-        log_ratio: Logarithm of the event twin's throughput over the steady twin's.
-    """
-
-    workload: Int[np.ndarray, " runs"]
-    max_cpu_loras: Int[np.ndarray, " runs"]
-    max_loras: Int[np.ndarray, " runs"]
-    log_ratio: Float[np.ndarray, " runs"]
-
-
-def simulate_near_best(
+def corrections(
     calibration: Calibration,
     workloads: WorkloadBatch,
     optima: Optima,
     surfaces: Surfaces,
+    simulated: int,
     *,
     seed: int = 0,
     checkpoint_dir: Path | None = None,
     progress: Progress | None = None,
-) -> Simulated:
-    """Simulate each workload with a few numbers of slots from its best upwards, at the load it should sustain.
+) -> tuple[Float[np.ndarray, "workloads known"], dict[str, Any]]:
+    """Simulate some workloads by both twins, and predict for all what the event twin's servers really sustain.
+
+    The regression is an average of many randomized trees: where adapters that are never idle hold all slots and yet do
+    not fill the batch, the event twin's server is stuck with them, and that sets in abruptly.
 
     Args:
         calibration: Whose costs and vLLM version hold.
-        workloads: The workloads and servers to simulate.
+        workloads: Workloads on servers.
         optima: Their optima by the steady twin.
         surfaces: Their surfaces.
+        simulated: Of how many workloads, the first ones, both twins simulate a few configurations.
         seed: Whole number >= 0 that decides requests and lengths.
         checkpoint_dir: Folder for what is finished, as `simulate` has it.
         progress: Called with the configurations simulated and their total.
+
+    Returns:
+        Logarithm of the load that the event twin's servers sustain over that of the steady twin's, for each of
+        ``surfaces.slots``; and of the ``configurations`` simulated, their number, the mean and spread of the logarithm,
+        and what the regression leaves of it on workloads that it was not fitted to. Zeros and an empty report where
+        nothing is to be simulated.
     """
-    feasible = np.flatnonzero(optima.max_loras > 0)
-    points = [
-        (row, *point) for row in feasible.tolist() for point in _points(workloads.take([row]), optima, surfaces, row)
-    ]
+    feasible = np.flatnonzero(optima.max_loras[:simulated] > 0)
+    if not feasible.size:
+        return np.zeros(surfaces.slots.shape), {}
+    points = [(row, *point) for row in feasible.tolist() for point in _points(workloads, optima, surfaces, row)]
     row, adapters, slots = np.array(points, np.int64).reshape(-1, 3).T
+    lengths = _lengths(workloads, feasible, row, np.random.default_rng(seed))
     asked = workloads.take(row)
-    rng = np.random.default_rng(seed)
-    pairs = [_length_pairs(workloads.take([each]), rng) for each in feasible.tolist()]
-    place = np.searchsorted(feasible, row)
-    inputs, outputs = (np.stack(column)[place] for column in zip(*pairs, strict=True))
     scenarios = asked.scenarios(calibration, adapters, slots)
     found = simulate(
-        calibration,
-        scenarios,
-        LengthSample(inputs, outputs),
-        engine="event",
-        seed=seed,
-        checkpoint_dir=checkpoint_dir,
-        progress=progress,
+        calibration, scenarios, lengths, engine="event", seed=seed, checkpoint_dir=checkpoint_dir, progress=progress
     )
     share = found.service / simulate_workloads(calibration, asked, adapters, slots).service
-    known = np.isfinite(share) & (share > 0)
-    return Simulated(row[known], adapters[known], slots[known], np.log(share[known]).astype(np.float64))
+    told = np.flatnonzero(np.isfinite(share) & (share > 0))
+    log_ratio = np.log(share[told]).astype(np.float64)
+    load = asked.offered_per_s(adapters)
+    given = _terms(calibration, asked.take(told), slots[told, np.newaxis], load[told, np.newaxis])[:, 0]
+    known = ~np.isnan(surfaces.sustained_by_slots)
+    load = np.where(known, surfaces.sustained_by_slots, workloads.offered_per_s(surfaces.slots))
+    wanted = _terms(calibration, workloads, surfaces.slots, load)
+    raw = _trees().fit(given, log_ratio).predict(wanted.reshape(-1, wanted.shape[-1])).reshape(known.shape)
+    report = {
+        "configurations": log_ratio.size,
+        "mean_log_ratio": float(log_ratio.mean()),
+        "spread": float(log_ratio.std()),
+        "left_held_back": _left_held_out(given, log_ratio, row[told]),
+    }
+    return _smoothed(np.log(surfaces.slots), raw, known), report
 
 
-def _points(workload: WorkloadBatch, optima: Optima, surfaces: Surfaces, row: int) -> list[tuple[int, int]]:
-    """Adapters and slots to simulate."""
+def _points(workloads: WorkloadBatch, optima: Optima, surfaces: Surfaces, row: int) -> list[tuple[int, int]]:
+    """Adapters and slots to simulate: a few numbers of slots from the best upwards, at the load they should sustain."""
     known = ~np.isnan(surfaces.sustained_by_slots[row])
+    slots, sustained = surfaces.slots[row][known], surfaces.sustained_by_slots[row][known]
     wanted = np.unique(np.rint(optima.max_loras[row] * np.array(_SLOTS_OVER_BEST)).astype(int))
-    load = np.interp(wanted, surfaces.slots[row][known], surfaces.sustained_by_slots[row][known])
-    adapters = workload.adapters_at(load[np.newaxis])[0]
-    sound = (wanted <= adapters) & (wanted <= surfaces.slots[row][known].max())
+    adapters = workloads.take([row]).adapters_at(np.interp(wanted, slots, sustained)[np.newaxis])[0]
+    sound = (wanted <= adapters) & (wanted <= slots.max())
     return list(zip(adapters[sound].tolist(), wanted[sound].tolist(), strict=True))
+
+
+def _lengths(workloads: WorkloadBatch, feasible: IntArray, row: IntArray, rng: np.random.Generator) -> LengthSample:
+    """Lengths of the requests of some rows, of each feasible workload drawn once."""
+    pairs = [_length_pairs(workloads.take([each]), rng) for each in feasible.tolist()]
+    inputs, outputs = (np.stack(column)[np.searchsorted(feasible, row)] for column in zip(*pairs, strict=True))
+    return LengthSample(inputs, outputs)
 
 
 def _length_pairs(
@@ -146,41 +150,17 @@ def _length_pairs(
     return inputs.astype(np.int64), outputs[order].astype(np.int64)
 
 
-class DiscrepancyModel:
-    """Regression of the logarithm of what the event twin's servers sustain over what the steady twin's do.
+def _left_held_out(
+    given: Float[np.ndarray, "runs terms"], log_ratio: Float[np.ndarray, " runs"], workload: Int[np.ndarray, " runs"]
+) -> float:
+    """Root mean square of what the regression leaves of workloads that it was not fitted to; NaN of a single one."""
+    from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    An average of many randomized trees: where adapters that are never idle hold all slots and yet do not fill the
-    batch, the event twin's server is stuck with them, and that sets in abruptly.
-    """
-
-    def __init__(self, calibration: Calibration, workloads: WorkloadBatch, runs: Simulated) -> None:
-        """Fit it to what was simulated of the workloads."""
-        from sklearn.model_selection import GroupKFold, cross_val_predict
-
-        self.calibration = calibration
-        asked = workloads.take(runs.workload)
-        slots, adapters = runs.max_loras[:, np.newaxis], runs.max_cpu_loras[:, np.newaxis]
-        given = terms(calibration, asked, slots, asked.offered_per_s(adapters))[:, 0]
-        self._trees = _trees().fit(given, runs.log_ratio)
-        folds = min(_FOLDS, np.unique(runs.workload).size)
-        left = np.full(runs.log_ratio.shape, np.nan)
-        if folds > 1:
-            found = cross_val_predict(_trees(), given, runs.log_ratio, groups=runs.workload, cv=GroupKFold(folds))
-            left = runs.log_ratio - found
-        self.report = {
-            "configurations": int(runs.log_ratio.size),
-            "mean_log_ratio": float(runs.log_ratio.mean()),
-            "spread": float(runs.log_ratio.std()),
-            "left_held_back": float(np.sqrt(np.mean(left**2))),
-        }
-
-    def correction(self, workloads: WorkloadBatch, surfaces: Surfaces) -> FloatArray:
-        """Return the correction of each number of slots of the surfaces, ``[workloads, known]``."""
-        known = ~np.isnan(surfaces.sustained_by_slots)
-        load = np.where(known, surfaces.sustained_by_slots, workloads.offered_per_s(surfaces.slots))
-        given = terms(self.calibration, workloads, surfaces.slots, load)
-        raw = self._trees.predict(given.reshape(-1, given.shape[-1])).reshape(known.shape)
-        return _smoothed(np.log(surfaces.slots), raw, known)
+    folds = min(_FOLDS, np.unique(workload).size)
+    if folds < 2:
+        return float("nan")
+    found = cross_val_predict(_trees(), given, log_ratio, groups=workload, cv=GroupKFold(folds))
+    return float(np.sqrt(np.mean((log_ratio - found) ** 2)))
 
 
 def _smoothed(
@@ -199,7 +179,7 @@ def _trees() -> Any:
     return ExtraTreesRegressor(_TREES, min_samples_leaf=_LEAF, max_features=0.5, random_state=0)
 
 
-def terms(
+def _terms(
     calibration: Calibration,
     workloads: WorkloadBatch,
     slots: Int[np.ndarray, "workloads n"],

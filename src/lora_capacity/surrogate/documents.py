@@ -1,17 +1,59 @@
-"""JSON documents of surrogates: a schema version, the content, and a digest by which a changed one is found."""
+"""JSON files of what is learnt: a schema version, the content, and a digest by which a changed one is found."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.calibration.model import RENAMED_IN_2
 from lora_capacity.errors import InputError
+from lora_capacity.schema import briefly
 
 SCHEMA_VERSION = 1
 """Version of the files that this code writes and reads."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """Metadata of a field that takes nested lists of numbers, as an array of a type."""
+
+    dtype: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the check that pydantic runs."""
+        return core_schema.no_info_plain_validator_function(self._read)
+
+    def _read(self, values: object) -> NDArray[Any]:
+        try:
+            return np.array(values, self.dtype)
+        except (ValueError, TypeError):
+            raise InputError("", briefly(values), "an array of numbers") from None
+
+
+Floats = Annotated[NDArray[np.float64], Array(np.float64)]
+"""An array of numbers in a file."""
+
+Integers = Annotated[NDArray[np.int64], Array(np.int64)]
+"""An array of whole numbers in a file."""
+
+Flags = Annotated[NDArray[np.bool_], Array(np.bool_)]
+"""An array of true and false in a file."""
+
+
+def listed(values: Any, digits: int) -> Any:
+    """Return an array, or a number, as JSON has it; what is not whole keeps some significant digits."""
+    array = np.asarray(values)
+    if array.dtype.kind == "f":
+        array = np.vectorize(lambda number: float(f"{number:.{digits}g}"), otypes=[float])(array)
+    return array.tolist()
 
 
 def digest(content: Any) -> str:
@@ -34,55 +76,76 @@ def _as_version_1(content: Any) -> Any:
     return {old.get(name, name): _as_version_1(value) for name, value in content.items()}
 
 
-def signed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document of some content: with schema version and digest."""
-    whole = {"schema_version": SCHEMA_VERSION, **content}
-    return whole | {"digest": digest(whole)}
+class LearntFile:
+    """Base of what is kept in such a file.
 
-
-def verified(content: object, source: str, key: str, kind: str) -> dict[str, Any]:
-    """Return the content of a document that `signed` made.
-
-    Args:
-        content: The document.
-        source: Where it comes from, for messages.
-        key: A key that tells such documents from others.
-        kind: What such a document is.
-
-    Raises:
-        InputError: If it is another document, of another schema version, or was changed since it was made.
+    Attributes:
+        kind: What it is, for messages.
+        key: A key of its content that tells its files from others.
+        command: What writes it.
     """
-    if not isinstance(content, Mapping):
-        raise InputError(source, type(content).__name__, "a JSON object")
-    if key not in content:
-        raise InputError(source, "another document", kind)
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
-        remedy = "update lora-capacity" if isinstance(version, int) and version > SCHEMA_VERSION else "train again"
-        raise InputError(f"{source}: schema_version", version, f"{SCHEMA_VERSION}, of {kind}", remedy)
-    whole = {name: value for name, value in content.items() if name != "digest"}
-    if content.get("digest") != digest(whole):
-        raise InputError(
-            f"{source}: digest", content.get("digest"), "that of its content", "it was changed: train again"
-        )
-    del whole["schema_version"]
-    return whole
 
+    kind: ClassVar[str]
+    key: ClassVar[str]
+    command: ClassVar[str]
 
-def read_document(path: str | Path, allowed: str) -> Any:
-    """Read a JSON file.
+    def content(self) -> dict[str, Any]:
+        """Return what stands in the file besides version and digest."""
+        raise NotImplementedError
 
-    Raises:
-        InputError: If it cannot be read or is no JSON; says what is allowed.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(str(path), error.strerror or "unreadable", allowed) from None
-    except ValueError as error:
-        raise InputError(str(path), f"no JSON: {error}", allowed) from None
+    @classmethod
+    def from_content(cls, content: dict[str, Any], source: str) -> Self:
+        """Rebuild what `content` returned.
 
+        Raises:
+            InputError: If it does not hold together.
+        """
+        raise NotImplementedError
 
-def write_document(path: str | Path, document: Mapping[str, Any]) -> None:
-    """Write a document, compact."""
-    Path(path).write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
+    def to_json(self) -> dict[str, Any]:
+        """Return what stands in the file."""
+        whole = {"schema_version": SCHEMA_VERSION, **self.content()}
+        return whole | {"digest": digest(whole)}
+
+    @classmethod
+    def from_json(cls, content: object, source: str = "surrogate") -> Self:
+        """Rebuild what `to_json` returned.
+
+        Raises:
+            InputError: If it is another document, of another schema version, was changed since it was made, or does
+                not hold together.
+        """
+        if not isinstance(content, Mapping):
+            raise InputError(source, type(content).__name__, "a JSON object")
+        if cls.key not in content:
+            raise InputError(source, "another document", cls.kind)
+        version = content.get("schema_version")
+        if version != SCHEMA_VERSION:
+            remedy = "update lora-capacity" if isinstance(version, int) and version > SCHEMA_VERSION else "train again"
+            raise InputError(f"{source}: schema_version", version, f"{SCHEMA_VERSION}, of {cls.kind}", remedy)
+        whole = {name: value for name, value in content.items() if name != "digest"}
+        known = content.get("digest")
+        if known != digest(whole):
+            raise InputError(f"{source}: digest", known, "that of its content", "it was changed: train again")
+        del whole["schema_version"]
+        return cls.from_content(whole, source)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a file.
+
+        Raises:
+            InputError: If it cannot be read or is no JSON, or as `from_json`.
+        """
+        allowed = f"a file written by `lora-capacity {cls.command}`"
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(str(path), error.strerror or "unreadable", allowed) from None
+        except ValueError as error:
+            raise InputError(str(path), f"no JSON: {error}", allowed) from None
+        return cls.from_json(content, str(path))
+
+    def write(self, path: str | Path) -> None:
+        """Write the file, compact."""
+        Path(path).write_text(json.dumps(self.to_json(), separators=(",", ":")) + "\n", encoding="utf-8")

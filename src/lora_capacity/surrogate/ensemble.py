@@ -5,17 +5,15 @@ A tree is stored complete, level by level: node ``i`` has the children ``2i + 1`
 """
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt16
-from numpy.typing import NDArray
+from jaxtyping import Float, UInt16
 
-from lora_capacity.errors import InputError, check_keys
-from lora_capacity.scenarios.workload_batch import FloatArray, IntArray
+from lora_capacity.errors import InputError
+from lora_capacity.schema import Number, fields_of_json
+from lora_capacity.surrogate.documents import Flags, Floats, Integers, listed
 
 ALWAYS_LEFT = 3e38
 """Threshold of a node that does not decide anything: just below the largest float32, in which nodes compare."""
@@ -25,9 +23,6 @@ REACH = 3.0
 
 _CHUNK = 1024
 """Rows predicted at a time: what the nodes answer of them stays in a core's cache."""
-
-_FEW_ROWS = 16
-"""Rows up to which trees are walked node by node, instead of all decisions made at once: fewer steps, each dearer."""
 
 _MOST_DEPTH = 10
 """Deepest tree read from a file; a complete tree of this depth has 1,024 leaves."""
@@ -54,15 +49,15 @@ class Ensemble:
         value: What leaves add, ``[trees, nodes + 1]``.
     """
 
-    logarithmic: NDArray[np.bool_]
-    mean: FloatArray
-    scale: FloatArray
-    intercept: float
-    linear: FloatArray
-    quadratic: FloatArray
-    feature: IntArray
-    threshold: FloatArray
-    value: FloatArray
+    logarithmic: Flags
+    mean: Floats
+    scale: Floats
+    intercept: Annotated[float, Number()]
+    linear: Floats
+    quadratic: Floats
+    feature: Integers
+    threshold: Floats
+    value: Floats
 
     @property
     def depth(self) -> int:
@@ -97,17 +92,14 @@ class Ensemble:
     def leaves(self, values: Float[np.ndarray, "rows features"]) -> UInt16[np.ndarray, "trees rows"]:
         """Return the number of the leaf that features lead to in each tree."""
         single = values.T.astype(np.float32)  # decisions are those of single precision, as in training
-        if len(values) > _FEW_ROWS:
-            return self._nodes.leaves(np.ascontiguousarray(single))
-        threshold, tree = self.threshold.astype(np.float32), np.arange(len(self.threshold))[:, np.newaxis]
-        node, row = np.zeros((len(tree), len(values)), np.int64), np.arange(len(values))
+        threshold, row = self.threshold.astype(np.float32), np.arange(len(values))
+        root = np.arange(len(threshold))[:, np.newaxis] * threshold.shape[1]
+        node = np.zeros((len(threshold), len(values)), np.int64)
         for _ in range(self.depth):
-            node = 2 * node + 1 + (single[self.feature[tree, node], row] > threshold[tree, node])
+            place = root + node
+            reached = single.ravel().take(self.feature.ravel().take(place) * len(values) + row)
+            node = 2 * node + 1 + (reached > threshold.ravel().take(place))
         return np.asarray(node - threshold.shape[1], np.uint16)
-
-    @cached_property
-    def _nodes(self) -> "_Nodes":
-        return _Nodes(self.feature, self.threshold)
 
     def path(self, values: Float[np.ndarray, " features"]) -> list[tuple[int, float, bool]]:
         """Return the decisions on the way of features through the first tree: feature, threshold, whether above."""
@@ -128,7 +120,7 @@ class Ensemble:
 
     def to_json(self) -> dict[str, Any]:
         """Return the arrays as JSON lists; numbers keep nine digits."""
-        return {entry.name: listed(getattr(self, entry.name), digits=9) for entry in fields(self)}
+        return {name: listed(values, digits=9) for name, values in vars(self).items()}
 
     @classmethod
     def from_json(cls, content: object, source: str) -> Self:
@@ -137,16 +129,7 @@ class Ensemble:
         Raises:
             InputError: If a field is missing or unknown, or arrays do not go together.
         """
-        names = [entry.name for entry in fields(cls)]
-        if not isinstance(content, Mapping):
-            raise InputError(source, type(content).__name__, "a JSON object")
-        check_keys(source, content, names)
-        kinds = {"logarithmic": np.bool_, "feature": np.int64}
-        try:
-            arrays: dict[str, Any] = {name: np.array(content[name], kinds.get(name, np.float64)) for name in names}
-        except (KeyError, ValueError, TypeError) as error:
-            raise InputError(source, str(error), "arrays of numbers") from None
-        found = cls(**arrays | {"intercept": float(arrays["intercept"])})
+        found = cls(**fields_of_json(cls, content, source))
         width, trees = found.mean.size, len(found.value)
         sound = (
             found.linear.shape == found.scale.shape == found.logarithmic.shape == (width,)
@@ -166,46 +149,3 @@ def rounded(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     with np.errstate(divide="ignore", invalid="ignore"):
         unit = 10.0 ** (np.floor(np.log10(np.abs(values))) - _DIGITS + 1)
         return np.asarray(np.where(values == 0, 0.0, np.rint(values / unit) * unit))
-
-
-def listed(values: Any, digits: int) -> Any:
-    """Return an array, or a number, as JSON has it; what is not whole keeps some significant digits."""
-    array = np.asarray(values)
-    if array.dtype.kind == "f":
-        array = np.vectorize(lambda number: float(f"{number:.{digits}g}"), otypes=[float])(array)
-    return array.tolist()
-
-
-class _Nodes:
-    """The decisions of all trees, feature by feature, so that all about a feature are made at once."""
-
-    def __init__(self, feature: Int[np.ndarray, "trees nodes"], threshold: Float[np.ndarray, "trees nodes"]) -> None:
-        """Sort them by feature."""
-        self.trees, self.nodes = feature.shape
-        flat, limits = feature.T.ravel(), threshold.T.ravel().astype(np.float32)
-        order = np.argsort(flat, kind="stable")
-        self._place = np.argsort(order)
-        edges = np.flatnonzero(np.diff(flat[order], prepend=-1, append=-1))
-        self._parts = [
-            (int(flat[order[start]]), slice(start, end), limits[order[start:end], np.newaxis])
-            for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-        ]
-
-    def leaves(self, columns: Float[np.ndarray, "features rows"]) -> UInt16[np.ndarray, "trees rows"]:
-        """Number of the leaf of each tree and row, bit by bit, each from the node that the bits before lead to."""
-        rows = columns.shape[1]
-        sorted_above: Bool[np.ndarray, "decisions rows"] = np.empty((self.trees * self.nodes, rows), np.bool_)
-        for feature, part, threshold in self._parts:
-            np.greater(columns[feature], threshold, out=sorted_above[part])
-        above = sorted_above[self._place].reshape(self.nodes, self.trees, rows)
-        bits: list[NDArray[np.bool_]] = []
-        leaf = np.zeros((self.trees, rows), np.uint16)
-        for level in range((self.nodes + 1).bit_length() - 1):
-            answers = above[2**level - 1 : 2 ** (level + 1) - 1]
-            for bit in bits:  # each halves what is left of the level
-                left, right = np.split(answers, 2)
-                answers = left ^ (bit & (left ^ right))
-            bits.append(answers[0])
-            leaf <<= 1
-            leaf |= answers[0]
-        return leaf

@@ -131,9 +131,8 @@ def describe(calibration: Calibration, workloads: WorkloadBatch) -> Described:
     count = len(workloads)
     slots = np.tile(np.array(_SLOTS), (count, 1))
     free = full_batches(calibration, workloads, slots, kv_cache_tokens=np.full(slots.shape, np.inf))
-    one = np.ones(count, np.int64)
     rank = workloads.max_lora_rank(np.full(count, workloads.ranks.shape[1]), calibration)
-    kv_cache_tokens, _ = workloads.plan(calibration, one, rank)
+    kv_cache_tokens, _ = workloads.plan(calibration, np.ones(count, np.int64), rank)
     bound = full_batches(calibration, workloads, slots)
     full, batch, step_s = (
         np.asarray(values[:, 0], np.float64) for values in (free.load_per_s, free.running, free.step_s)
@@ -145,38 +144,43 @@ def describe(calibration: Calibration, workloads: WorkloadBatch) -> Described:
     per_slot = calibration.slot_bytes(rank) / calibration.model.kv_bytes_per_token
     to_spare = 1.0 + (kv_cache_tokens - batch * workloads.kv_tokens_per_request) / per_slot
     lost = np.log(free.load_per_s / free.load_per_s[:, :1])
-    costs = [[np.interp(-np.log1p(-share), -row, np.log(_SLOTS)) for share in _LOSSES] for row in lost]
+    slots_for = {
+        f"slots_for_{100 * share:g}_percent": np.exp(
+            [np.interp(-np.log1p(-share), -row, np.log(_SLOTS)) for row in lost]
+        )
+        for share in _LOSSES
+    }
     per_turn = _running_per_turn(workloads, full)
-    columns = (
-        mean_rate,
-        rates[:, -1] / mean_rate,
-        rates[:, middle] / mean_rate,
-        rates[:, 0] / mean_rate,
-        rank,
-        workloads.ranks.mean(axis=1),
-        workloads.mean_input_tokens,
-        workloads.mean_output_tokens,
-        workloads.output_spread,
-        workloads.base_rate_per_s / full,
-        batch,
-        full * workloads.tokens_per_request,
-        stay_s,
-        np.maximum(full - workloads.base_rate_per_s, _LEAST_SHARE * full) / mean_rate,
-        busy,
-        batch / np.maximum(busy, 1.0),
-        rates[:, -1] * stay_s,
-        rates[:, middle] * stay_s,
-        rates[:, 0] * stay_s,
-        per_turn,
-        _slots_to_fill(per_turn, free),
-        *np.exp(np.array(costs)).T,
-        np.maximum(bound.kv_share[:, 0], _LEAST_SHARE),
-        bound.load_per_s[:, 0] / full,
-        np.maximum(most_slots, _LEAST_SLOTS),
-        np.maximum(to_spare, _LEAST_SLOTS),
-        _slots_to_fill(per_turn, bound),
-    )
-    values = np.stack(np.broadcast_arrays(*columns), axis=1).astype(np.float64)
+    columns = {
+        "mean_rate_per_s": mean_rate,
+        "largest_rate_share": rates[:, -1] / mean_rate,
+        "median_rate_share": rates[:, middle] / mean_rate,
+        "smallest_rate_share": rates[:, 0] / mean_rate,
+        "max_lora_rank": rank,
+        "mean_rank": workloads.ranks.mean(axis=1),
+        "mean_input_tokens": workloads.mean_input_tokens,
+        "mean_output_tokens": workloads.mean_output_tokens,
+        "output_spread": workloads.output_spread,
+        "base_share": workloads.base_rate_per_s / full,
+        "batch": batch,
+        "full_load_tokens_per_s": full * workloads.tokens_per_request,
+        "stay_s": stay_s,
+        "adapters_at_full_load": np.maximum(full - workloads.base_rate_per_s, _LEAST_SHARE * full) / mean_rate,
+        "busy_adapters": busy,
+        "requests_per_busy_adapter": batch / np.maximum(busy, 1.0),
+        "busiest_running": rates[:, -1] * stay_s,
+        "median_running": rates[:, middle] * stay_s,
+        "idlest_running": rates[:, 0] * stay_s,
+        "running_per_turn": per_turn,
+        "slots_for_full_batch": _slots_to_fill(per_turn, free),
+        **slots_for,
+        "kv_share": np.maximum(bound.kv_share[:, 0], _LEAST_SHARE),
+        "memory_load_share": bound.load_per_s[:, 0] / full,
+        "slots_that_fit": np.maximum(most_slots, _LEAST_SLOTS),
+        "slots_to_spare": np.maximum(to_spare, _LEAST_SLOTS),
+        "slots_for_memory": _slots_to_fill(per_turn, bound),
+    }
+    values = np.stack([columns[name] for name in NAMES], axis=1).astype(np.float64)
     return Described(values, full, most_slots)
 
 
@@ -197,8 +201,8 @@ def with_slots(
         values[:, NAMES.index(name), np.newaxis] for name in ("busy_adapters", "slots_for_15_percent", "slots_to_spare")
     )
     more = np.stack([given, busy / given, given / dear, spare / given], axis=-1)
-    shape = (*given.shape, values.shape[1])
-    return np.concatenate([np.broadcast_to(values[:, np.newaxis], shape), more], axis=-1)
+    each = np.broadcast_to(values[:, np.newaxis], (*given.shape, values.shape[1]))
+    return np.concatenate([each, more], axis=-1)
 
 
 def _running_per_turn(

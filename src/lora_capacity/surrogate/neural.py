@@ -7,7 +7,6 @@ offered load and the capacity, so that its derivatives are right on either side 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import flax.linen as nn
@@ -25,8 +24,7 @@ from lora_capacity.errors import InputError
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
 from lora_capacity.surrogate.closed_form import SurrogateInputs, full_batch
 from lora_capacity.surrogate.dataset import Dataset
-from lora_capacity.surrogate.documents import read_document, signed, verified, write_document
-from lora_capacity.surrogate.ensemble import listed
+from lora_capacity.surrogate.documents import LearntFile, listed
 from lora_capacity.surrogate.optima import NEEDED
 from lora_capacity.surrogate.space import BLOCK_TOKENS
 
@@ -120,7 +118,7 @@ def _physics(costs: Costs, inputs: SurrogateInputs) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True, eq=False)
-class NeuralSurrogate:
+class NeuralSurrogate(LearntFile):
     """A trained neural surrogate.
 
     Attributes:
@@ -130,6 +128,10 @@ class NeuralSurrogate:
         scale: Standard deviation of each, ``[terms]``.
         scores: On held-out workloads: mean absolute log errors of throughput and margin.
     """
+
+    kind = "a smooth surrogate"
+    key = "smooth"
+    command = "train --smooth"
 
     calibration: str
     params: Any
@@ -192,44 +194,24 @@ class NeuralSurrogate:
             },
         }
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of the file."""
+    def content(self) -> dict[str, Any]:
+        """Return what stands in the file besides version and digest."""
         flat = _TRAVERSE.flatten_dict(self.params, sep="/")
-        return signed(
-            {
-                "smooth": self.calibration,
-                "params": {name: listed(value, digits=6) for name, value in flat.items()},
-                "mean": listed(self.mean, digits=6),
-                "scale": listed(self.scale, digits=6),
-                "scores": dict(self.scores),
-            }
-        )
+        return {
+            "smooth": self.calibration,
+            "params": {name: listed(value, digits=6) for name, value in flat.items()},
+            "mean": listed(self.mean, digits=6),
+            "scale": listed(self.scale, digits=6),
+            "scores": dict(self.scores),
+        }
 
     @classmethod
-    def from_json(cls, content: object, source: str = "smooth surrogate") -> Self:
-        """Rebuild what `to_json` wrote.
-
-        Raises:
-            InputError: If it is no smooth surrogate of this schema, or was changed since it was written.
-        """
-        whole = verified(content, source, "smooth", "a smooth surrogate")
-        arrays = {name: jnp.asarray(np.array(value, np.float32)) for name, value in whole["params"].items()}
+    def from_content(cls, content: dict[str, Any], source: str) -> Self:
+        """Rebuild what `content` returned."""
+        arrays = {name: jnp.asarray(value, jnp.float32) for name, value in content["params"].items()}
         params = _TRAVERSE.unflatten_dict(arrays, sep="/")
-        mean, scale = (jnp.asarray(np.array(whole[name], np.float32)) for name in ("mean", "scale"))
-        return cls(whole["smooth"], params, mean, scale, whole["scores"])
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Read a file written by ``lora-capacity train --smooth``.
-
-        Raises:
-            InputError: If the file cannot be read, or as `from_json`.
-        """
-        return cls.from_json(read_document(path, "a file written by `lora-capacity train --smooth`"), str(path))
-
-    def write(self, path: str | Path) -> None:
-        """Write the file."""
-        write_document(path, self.to_json())
+        mean, scale = (jnp.asarray(content[name], jnp.float32) for name in ("mean", "scale"))
+        return cls(content["smooth"], params, mean, scale, content["scores"])
 
 
 def _resampled(rates: Float[Array | np.ndarray, "round ..."], size: int) -> Float[Array, "size ..."]:
@@ -342,7 +324,7 @@ def _points(calibration: Calibration, labels: Dataset, rng: np.random.Generator)
     adapters, slots = around.grid_adapters[workload, row], around.grid_slots[workload, column]
     asked = labels.workloads.take(workload)
     # The steady twin's own margin: the throughput beside it is not corrected either.
-    sustained = (labels.log_sustained(around.grid_slots) - labels.correction_of(around.grid_slots))[workload, column]
+    sustained = labels.log_sustained(around.grid_slots, corrected=False)[workload, column]
     log_throughput = np.log(around.grid_throughput[workload, row, column]).astype(np.float32)
     log_margin = (sustained - np.log(asked.offered_per_s(adapters))).astype(np.float32)
     return SurrogateInputs.of(calibration, asked, adapters, slots), log_throughput, log_margin, workload

@@ -95,7 +95,7 @@ def survey(calibration: Calibration, workloads: WorkloadBatch) -> Surfaces:
     """
     known = _Frontiers(calibration, workloads)
     adapters, slots = known.grid()
-    throughput = known.surface(adapters, slots)
+    throughput = known.throughput(adapters[:, :, np.newaxis], slots[:, np.newaxis])
     known.narrow(slots, *known.brackets(adapters, throughput))
     known.look_around()
     return Surfaces(known.most_slots, adapters, slots, throughput, known.slots, known.sustained)
@@ -129,16 +129,14 @@ def choose(
     throughput = np.full(len(workloads), np.nan)
     rows = np.flatnonzero(feasible)
     if rows.size:
-        predicted = simulate_workloads(
-            calibration, workloads.take(rows), adapters[rows], slots[rows]
-        ).throughput_tokens_per_s
+        results = simulate_workloads(calibration, workloads.take(rows), adapters[rows], slots[rows])
         offered = workloads.offered_per_s(adapters)[rows] * workloads.tokens_per_request[rows]
-        throughput[rows] = np.clip(predicted * scale[rows], NEEDED * offered, offered)
+        throughput[rows] = np.clip(results.throughput_tokens_per_s * scale[rows], NEEDED * offered, offered)
     return Optima(
-        max_cpu_loras=np.where(feasible, adapters, 0),
-        max_loras=np.where(feasible, slots, 0),
-        throughput_tokens_per_s=throughput,
-        sustained_per_s=np.where(feasible, sustained, np.nan),
+        np.where(feasible, adapters, 0),
+        np.where(feasible, slots, 0),
+        throughput,
+        np.where(feasible, sustained, np.nan),
     )
 
 
@@ -177,21 +175,16 @@ class _Frontiers:
         top = np.maximum(np.minimum(self.most_slots, adapters[:, -1]), 1)
         return adapters, np.rint(np.geomspace(np.ones_like(top), top, GRID, axis=1)).astype(np.int64)
 
-    def surface(self, adapters: IntArray, slots: IntArray) -> FloatArray:
-        """Throughput over the grid, ``[workloads, adapters, slots]``."""
-        every, each = np.broadcast_arrays(adapters[:, :, np.newaxis], slots[:, np.newaxis])
-        return self._throughput(every, each)
-
-    def _throughput(self, adapters: NDArray[Any], slots: IntArray) -> FloatArray:
-        """Tokens per second in the shape of the arguments, ``[workloads, …]``; NaN where slots outnumber adapters."""
+    def throughput(self, adapters: NDArray[Any], slots: IntArray) -> FloatArray:
+        """Tokens per second, in the common shape of both; NaN where slots outnumber adapters or do not fit."""
+        adapters, slots = np.broadcast_arrays(adapters, slots)
         rows = np.broadcast_to(column_like(np.arange(len(self.workloads)), slots), slots.shape)
         sound = (slots <= adapters) & (slots <= column_like(self.most_slots, slots))
         found = np.full(slots.shape, np.nan)
         if sound.any():
             asked = self.workloads.take(rows[sound])
-            found[sound] = simulate_workloads(
-                self.calibration, asked, adapters[sound], slots[sound]
-            ).throughput_tokens_per_s
+            results = simulate_workloads(self.calibration, asked, adapters[sound], slots[sound])
+            found[sound] = results.throughput_tokens_per_s
         return found
 
     def _load(self, adapters: FloatArray) -> FloatArray:
@@ -201,7 +194,7 @@ class _Frontiers:
 
     def _short(self, adapters: FloatArray, slots: IntArray) -> FloatArray:
         """By how much throughput falls short of what is needed, as a share of the load; negative where it does not."""
-        completed = self._throughput(adapters, slots) / column_like(self.workloads.tokens_per_request, adapters)
+        completed = self.throughput(adapters, slots) / column_like(self.workloads.tokens_per_request, adapters)
         return np.asarray(NEEDED - completed / self._load(adapters))
 
     def brackets(self, adapters: IntArray, throughput: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -221,7 +214,7 @@ class _Frontiers:
         for _ in range(_ROUNDS):
             inner = np.exp(np.linspace(np.log(bracket.low), np.log(bracket.high), _INNER + 2, axis=-1))
             tried = inner[..., 1:-1] if np.isfinite(bracket.excess_high).all() else inner
-            short = self._short(tried, np.broadcast_to(slots[..., np.newaxis], tried.shape))
+            short = self._short(tried, slots[..., np.newaxis])
             bracket = bracket.narrowed(tried, short)
         low, high, short_low, short_high = bracket
         with np.errstate(invalid="ignore"):
@@ -236,7 +229,8 @@ class _Frontiers:
 
     def look_around(self) -> None:
         """Look at more numbers of slots: between the last that sustains too little and what comes after the best."""
-        best, first = self._best_and_first()
+        load = np.where(np.isnan(self.sustained), -1.0, self.sustained)
+        best, first = load.argmax(axis=1), near_best(load).argmax(axis=1)
         last = self.slots.shape[1] - 1
         row = np.arange(len(self.workloads))
         low, high = self.slots[row, np.maximum(first - 1, 0)], self.slots[row, np.minimum(best + _BEYOND_BEST, last)]
@@ -244,11 +238,6 @@ class _Frontiers:
         guess = np.stack([_between(*each) for each in zip(slots, self.slots, self.sustained, strict=True)])
         adapters = (guess - self.workloads.base_rate_per_s[:, np.newaxis]) / self.mean_rate[:, np.newaxis]
         self.narrow(slots, adapters / _NEAR, adapters * _NEAR)
-
-    def _best_and_first(self) -> tuple[IntArray, IntArray]:
-        """Index of the number of slots that sustains most, and of the fewest that sustain nearly as much."""
-        load = np.where(np.isnan(self.sustained), -1.0, self.sustained)
-        return load.argmax(axis=1), near_best(load).argmax(axis=1)
 
 
 def _between(

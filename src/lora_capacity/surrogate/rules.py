@@ -1,6 +1,7 @@
 """Rules: the single tree as people read it, a power law times a factor that a few decisions lead to."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,32 +21,9 @@ MEANING = {
 }
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """An end of the tree.
-
-    Attributes:
-        factor: What it multiplies the power law with.
-    """
-
-    factor: float
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A decision of the tree.
-
-    Attributes:
-        feature: Name of the feature that it looks at.
-        threshold: What the feature is compared with.
-        below: What follows where the feature is at most the threshold.
-        above: What follows where it is larger.
-    """
-
-    feature: str
-    threshold: float
-    below: "Branch | Leaf"
-    above: "Branch | Leaf"
+Tree = Mapping[str, Any]
+"""A decision: ``feature``, ``threshold``, and the trees ``below``, where the feature is at most that, and ``above``; or
+an end: the ``factor`` that the power law is multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +40,14 @@ class Rules:
 
     target: str
     law: str
-    tree: Branch | Leaf
+    tree: Tree
     exact_score: float
     rounded_score: float
 
     @property
     def leaves(self) -> int:
         """Number of leaves."""
-        return _count(self.tree)
+        return count_leaves(self.tree)
 
     def text(self) -> str:
         """Return the rules as indented lines."""
@@ -80,15 +58,8 @@ class Rules:
 
     def to_json(self) -> dict[str, Any]:
         """Return the rules as a JSON object."""
-        return {
-            "target": self.target,
-            "meaning": MEANING[self.target],
-            "law": self.law,
-            "leaves": self.leaves,
-            "exact_score": self.exact_score,
-            "rounded_score": self.rounded_score,
-            "tree": asdict(self.tree),
-        }
+        head = {"target": self.target, "meaning": MEANING[self.target], "law": self.law, "leaves": self.leaves}
+        return head | {"exact_score": self.exact_score, "rounded_score": self.rounded_score, "tree": self.tree}
 
 
 def rules_of(surrogate: Surrogate, target: str) -> Rules:
@@ -145,32 +116,34 @@ def _law(tree: Ensemble, features: tuple[Feature, ...]) -> str:
     return " · ".join([f"{constant:.3g}", *powers])
 
 
-def _grown(tree: Ensemble, features: tuple[Feature, ...], node: int) -> Branch | Leaf:
+def _grown(tree: Ensemble, features: tuple[Feature, ...], node: int) -> Tree:
     """Return the subtree of a node, without decisions whose branches are alike."""
     nodes = tree.threshold.shape[1]
     if node >= nodes:
-        return Leaf(float(np.exp(tree.value[0, node - nodes])))
+        return {"factor": float(np.exp(tree.value[0, node - nodes]))}
     below = _grown(tree, features, 2 * node + 1)
     threshold = float(tree.threshold[0, node])
     if threshold >= ALWAYS_LEFT:
         return below
     above = _grown(tree, features, 2 * node + 2)
-    return below if below == above else Branch(features[int(tree.feature[0, node])].name, threshold, below, above)
+    feature = features[int(tree.feature[0, node])].name
+    return below if below == above else {"feature": feature, "threshold": threshold, "below": below, "above": above}
 
 
-def _count(tree: Branch | Leaf) -> int:
-    return 1 if isinstance(tree, Leaf) else _count(tree.below) + _count(tree.above)
+def count_leaves(tree: Tree) -> int:
+    """Return the number of ends of a tree."""
+    return 1 if "factor" in tree else count_leaves(tree["below"]) + count_leaves(tree["above"])
 
 
-def _lines(tree: Branch | Leaf, depth: int) -> list[str]:
+def _lines(tree: Tree, depth: int) -> list[str]:
     indent = "  " * depth
-    if isinstance(tree, Leaf):
-        return [f"{indent}factor {tree.factor:.2g}"]
+    if "factor" in tree:
+        return [f"{indent}factor {tree['factor']:.2g}"]
     found = []
-    for sign, branch in (("<=", tree.below), ("> ", tree.above)):
-        decision = f"{indent}{tree.feature} {sign} {tree.threshold:g}"
-        if isinstance(branch, Leaf):
-            found.append(f"{decision}: factor {branch.factor:.2g}")
+    for sign, branch in (("<=", tree["below"]), ("> ", tree["above"])):
+        decision = f"{indent}{tree['feature']} {sign} {tree['threshold']:g}"
+        if "factor" in branch:
+            found.append(f"{decision}: factor {branch['factor']:.2g}")
         else:
             found += [decision, *_lines(branch, depth + 1)]
     return found

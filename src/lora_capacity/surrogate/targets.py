@@ -6,10 +6,8 @@ Everything is predicted as a logarithm. ``adapters``: the load that the best ser
 over the full load; a server of A adapters starves when they send more.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
 from lora_capacity.surrogate.dataset import Dataset
@@ -38,35 +36,6 @@ def wanted(target: str, labels: Dataset, described: Described) -> Float[np.ndarr
         full_tokens_per_s = described.full_per_s * labels.workloads.tokens_per_request
         return np.asarray(np.log(optima.throughput_tokens_per_s / full_tokens_per_s))
     return np.asarray(np.log(optima.sustained_per_s / described.full_per_s))
-
-
-@dataclass(frozen=True, eq=False)
-class Surface:
-    """Configurations of the surfaces that can be judged.
-
-    Attributes:
-        workload: Row of the workload.
-        slots: S.
-        load: Load offered over the full load.
-        starved: Whether it is starved.
-    """
-
-    workload: Int[np.ndarray, " configs"]
-    slots: Int[np.ndarray, " configs"]
-    load: Float[np.ndarray, " configs"]
-    starved: Bool[np.ndarray, " configs"]
-
-
-def surface_of(labels: Dataset, described: Described) -> Surface:
-    """Return the configurations of the surfaces: those that start and have no more slots than adapters."""
-    around = labels.surfaces
-    sustained = np.exp(labels.log_sustained(around.grid_slots))
-    load = labels.workloads.offered_per_s(around.grid_adapters)
-    workload, adapters, slots = np.nonzero(~np.isnan(around.grid_throughput))
-    offered = load[workload, adapters]
-    # With as many slots as adapters or more a server is never seen to begin starving: it does from the start.
-    starved = ~(offered <= sustained[workload, slots])
-    return Surface(workload, around.grid_slots[workload, slots], offered / described.full_per_s[workload], starved)
 
 
 def adapters_of(workloads: WorkloadBatch, load_per_s: Float[np.ndarray, " workloads"]) -> Int[np.ndarray, " workloads"]:

@@ -1,23 +1,25 @@
 """Training of a surrogate: ensembles of every kind for every target, chosen and scored on held-out workloads."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError
 from lora_capacity.measurements import smape
 from lora_capacity.run.checkpoint import package_version
 from lora_capacity.run.steady import Progress
-from lora_capacity.scenarios.workload_batch import IntArray
+from lora_capacity.scenarios.workload_batch import FloatArray, IntArray
 from lora_capacity.surrogate.dataset import Dataset
 from lora_capacity.surrogate.documents import calibration_digest
 from lora_capacity.surrogate.ensemble import Ensemble
 from lora_capacity.surrogate.features import Described, describe, with_slots
 from lora_capacity.surrogate.model import LEVELS, Surrogate
-from lora_capacity.surrogate.targets import OPTIMUM, SCORES, TARGETS, adapters_of, features_of, surface_of, wanted
+from lora_capacity.surrogate.targets import OPTIMUM, SCORES, TARGETS, adapters_of, features_of, wanted
 from lora_capacity.surrogate.trees import KINDS, Design, train
 
 FEWEST_LABELS = 30
@@ -62,123 +64,102 @@ def train_surrogate(
         raise InputError("labels", f"{feasible.size} feasible workloads", f"at least {FEWEST_LABELS}", "label more")
     labels = labels.take(feasible)
     order = np.random.default_rng(seed).permutation(len(labels))
-    test, kept = np.split(order, [max(int(_HELD_OUT * len(labels)), _LEAST_HELD_OUT)])
-    return _Training(calibration, labels, np.sort(kept), np.sort(test), seed, progress).run()
+    test, kept = map(np.sort, np.split(order, [max(int(_HELD_OUT * len(labels)), _LEAST_HELD_OUT)]))
+    described = describe(calibration, labels.workloads)
+    known, seen = labels.take(kept), described.take(kept)
+    done = itertools.count(1)
+
+    def tell() -> None:
+        if progress is not None:
+            progress(next(done), len(TARGETS) * len(KINDS) * (_FOLDS + 1))
+
+    ensembles, residuals = _trained(known, seen, seed, tell)
+    errors = {
+        target: {kind: float(np.mean(np.abs(each))) for kind, each in kinds.items()}
+        for target, kinds in residuals.items()
+    }
+    best = {target: min(each, key=each.__getitem__) for target, each in errors.items()}
+    widths = {
+        target: {kind: [conformal(each, level) for level in LEVELS] for kind, each in kinds.items()}
+        for target, kinds in residuals.items()
+    }
+    scores, importance = _scored(ensembles, best, widths, labels.take(test), described.take(test), seed)
+    about = {name: labels.about.get(name) for name in ("space", "workloads", "seed", "played", "plays")}
+    return Surrogate(
+        calibration=calibration.name,
+        calibration_digest=calibration_digest(calibration),
+        lowest=seen.values.min(axis=0),
+        highest=seen.values.max(axis=0),
+        best=best,
+        widths=widths,
+        scores=scores,
+        importance=importance,
+        about=about | {"version": package_version(), "trained_on": kept.size, "held_back": test.size},
+        ensembles=ensembles,
+    )
 
 
-class _Training:
-    """One training."""
+def _trained(labels: Dataset, described: Described, seed: int, tell: Callable[[], None]) -> tuple[Any, Any]:
+    """Ensembles by target and kind; and of each the residuals of rows that it had no part in, in cross-validation."""
+    ensembles: dict[str, dict[str, Ensemble]] = {target: {} for target in TARGETS}
+    residuals: dict[str, dict[str, FloatArray]] = {target: {} for target in TARGETS}
+    folds = np.random.default_rng(seed + 1).permutation(len(labels)) % _FOLDS
+    for target in TARGETS:
+        design, workload = _design(target, labels, described, seed)
+        for kind in KINDS:
+            residual = np.zeros(design.wanted.size)
+            for fold in range(_FOLDS):
+                held = folds[workload] == fold
+                found = train(kind, design.take(np.flatnonzero(~held)), seed, _BOOSTED[target])
+                residual[held] = design.wanted[held] - found.predict(design.values[held])
+                tell()
+            ensembles[target][kind], residuals[target][kind] = train(kind, design, seed, _BOOSTED[target]), residual
+            tell()
+    return ensembles, residuals
 
-    def __init__(
-        self,
-        calibration: Calibration,
-        labels: Dataset,
-        kept: IntArray,
-        test: IntArray,
-        seed: int,
-        progress: Progress | None,
-    ) -> None:
-        self.calibration, self.labels, self.kept, self.test, self.seed = calibration, labels, kept, test, seed
-        self.described = describe(calibration, labels.workloads)
-        self.held_out, self.seen = labels.take(test), self.described.take(test)
-        self._progress, self._trained = progress, 0
 
-    def run(self) -> Surrogate:
-        """Train, choose and score."""
-        ensembles: dict[str, dict[str, Ensemble]] = {target: {} for target in TARGETS}
-        best: dict[str, str] = {}
-        widths: dict[str, dict[str, list[float]]] = {target: {} for target in TARGETS}
-        for target in TARGETS:
-            design, group = self._design(target)
-            errors = {}
-            for kind in KINDS:
-                residual = self._cross_validated(kind, target, design, group)
-                errors[kind] = float(np.mean(np.abs(residual)))
-                widths[target][kind] = [conformal(residual, level) for level in LEVELS]
-                ensembles[target][kind] = train(kind, design, self.seed, _BOOSTED[target])
-                self._tell()
-            best[target] = min(errors, key=lambda kind: errors[kind])
-        scores = {kind: self._score({target: ensembles[target][kind] for target in TARGETS}) for kind in KINDS}
-        simple = {target: ensembles[target]["tree"].rounded() for target in TARGETS}
-        chosen = {target: ensembles[target][best[target]] for target in TARGETS}
-        about = {name: self.labels.about.get(name) for name in ("space", "workloads", "seed", "played", "plays")}
-        return Surrogate(
-            calibration=self.calibration.name,
-            calibration_digest=calibration_digest(self.calibration),
-            ensembles=ensembles,
-            best=best,
-            widths=widths,
-            lowest=self.described.values[self.kept].min(axis=0),
-            highest=self.described.values[self.kept].max(axis=0),
-            scores=scores
-            | {"rounded": self._score(simple), "best": self._score(chosen) | self._coverage(chosen, best, widths)},
-            importance=self._importance(chosen),
-            about=about | {"version": package_version(), "trained_on": self.kept.size, "held_back": self.test.size},
-        )
+def _design(target: str, labels: Dataset, described: Described, seed: int) -> tuple[Design, IntArray]:
+    """What a target's ensembles learn from, and which workload each row is of."""
+    features, rows = features_of(target), np.arange(len(labels))
+    logarithmic = np.array([each.logarithmic for each in features])
+    rising = np.array([each.grows_with_memory and target != "slots" for each in features])
+    if target != "starved":
+        return Design(described.values, logarithmic, rising, wanted(target, labels, described)), rows
+    known = labels.surfaces.slots
+    place = np.sort(np.random.default_rng(seed).random(known.shape).argsort(axis=1)[:, :_SLOTS_PER_LABEL], axis=1)
+    slots = np.take_along_axis(known, place, axis=1)
+    load = labels.log_sustained(slots) - np.log(described.full_per_s)[:, None]
+    sound = ~np.isnan(load)
+    values = with_slots(described.values, slots)[sound]
+    return Design(values, logarithmic, rising, load[sound]), np.broadcast_to(rows[:, None], slots.shape)[sound]
 
-    def _design(self, target: str) -> tuple[Design, IntArray]:
-        """What a target's ensembles learn from, and which workload each row is of."""
-        features = features_of(target)
-        logarithmic = np.array([each.logarithmic for each in features])
-        rising = np.array([each.grows_with_memory and target != "slots" for each in features])
-        if target != "starved":
-            every = Design(self.described.values, logarithmic, rising, wanted(target, self.labels, self.described))
-            return every.take(self.kept), self.kept
-        rng = np.random.default_rng(self.seed)
-        known = self.labels.surfaces.slots[self.kept]
-        place = np.sort(rng.random(known.shape).argsort(axis=1)[:, :_SLOTS_PER_LABEL], axis=1)
-        slots = np.take_along_axis(known, place, axis=1)
-        load = self.labels.take(self.kept).log_sustained(slots) - np.log(self.described.full_per_s[self.kept])[:, None]
-        sound = ~np.isnan(load)
-        values = with_slots(self.described.values[self.kept], slots)[sound]
-        return Design(values, logarithmic, rising, load[sound]), np.broadcast_to(self.kept[:, None], slots.shape)[sound]
 
-    def _cross_validated(self, kind: str, target: str, design: Design, group: IntArray) -> Float[np.ndarray, " rows"]:
-        """Known less predicted, every workload predicted by ensembles that it had no part in."""
-        _, place = np.unique(group, return_inverse=True)
-        fold = np.random.default_rng(self.seed + 1).permutation(place.max() + 1)[place] % _FOLDS
-        residual = np.zeros(design.wanted.size)
-        for each in range(_FOLDS):
-            held = fold == each
-            found = train(kind, design.take(np.flatnonzero(~held)), self.seed, _BOOSTED[target])
-            residual[held] = design.wanted[held] - found.predict(design.values[held])
-            self._tell()
-        return residual
-
-    def _tell(self) -> None:
-        self._trained += 1
-        if self._progress is not None:
-            self._progress(self._trained, len(TARGETS) * len(KINDS) * (_FOLDS + 1))
-
-    def _score(self, ensembles: Mapping[str, Ensemble], shuffled: int | None = None) -> dict[str, float]:
-        return score(ensembles, self.held_out, self.seen, shuffled, self.seed)
-
-    def _importance(self, ensembles: dict[str, Ensemble]) -> dict[str, dict[str, float]]:
-        """How much worse each target's score becomes when a feature is shuffled, features that matter only."""
-        whole = self._score(ensembles)
-        without = {each.name: self._score(ensembles, place) for place, each in enumerate(features_of("adapters"))}
-        found = {}
-        for target in TARGETS:
-            name = SCORES[target]
-            sign = -1.0 if target == "starved" else 1.0
-            lost = {feature: sign * (score[name] - whole[name]) for feature, score in without.items()}
-            found[target] = {
-                feature: lost[feature] for feature in sorted(lost, key=lambda each: -lost[each]) if lost[feature] > 0
-            }
-        return found
-
-    def _coverage(
-        self, ensembles: dict[str, Ensemble], best: dict[str, str], widths: dict[str, dict[str, list[float]]]
-    ) -> dict[str, Any]:
-        """Share of the held-out labels that lie within the intervals, by target and level."""
-        covered = {}
-        for target in OPTIMUM:
-            off = np.abs(wanted(target, self.held_out, self.seen) - ensembles[target].predict(self.seen.values))
-            covered[target] = {
-                f"{level:g}": float(np.mean(off <= width))
-                for level, width in zip(LEVELS, widths[target][best[target]], strict=True)
-            }
-        return {"coverage": covered}
+def _scored(
+    ensembles: Mapping[str, Mapping[str, Ensemble]],
+    best: Mapping[str, str],
+    widths: Mapping[str, Mapping[str, list[float]]],
+    labels: Dataset,
+    described: Described,
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Scores and importance, as `Surrogate` has them, by held-out labels."""
+    kinds = {kind: {target: ensembles[target][kind] for target in TARGETS} for kind in KINDS}
+    kinds["rounded"] = {target: each.rounded() for target, each in kinds["tree"].items()}
+    kinds["best"] = {target: ensembles[target][best[target]] for target in TARGETS}
+    scores: dict[str, Any] = {kind: score(each, labels, described) for kind, each in kinds.items()}
+    features = features_of("adapters")
+    without = {each.name: score(kinds["best"], labels, described, i, seed) for i, each in enumerate(features)}
+    coverage, importance = {}, {}
+    for target, name in SCORES.items():
+        sign = -1.0 if target == "starved" else 1.0
+        lost = {feature: sign * (shuffled[name] - scores["best"][name]) for feature, shuffled in without.items()}
+        importance[target] = {each: lost[each] for each in sorted(lost, key=lambda each: -lost[each]) if lost[each] > 0}
+    for target in OPTIMUM:
+        off = np.abs(wanted(target, labels, described) - kinds["best"][target].predict(described.values))
+        within = zip(LEVELS, widths[target][best[target]], strict=True)
+        coverage[target] = {f"{level:g}": float(np.mean(off <= width)) for level, width in within}
+    scores["best"]["coverage"] = coverage
+    return scores, importance
 
 
 def score(
@@ -208,15 +189,30 @@ def score(
     full = described.full_per_s
     slots = np.clip(np.rint(found["slots"]), 1, described.most_slots)
     throughput = full * found["throughput"] * workloads.tokens_per_request
-    surface = surface_of(labels, described)
-    given = with_slots(values[surface.workload], surface.slots[:, np.newaxis])[:, 0]
-    told = surface.load > np.exp(ensembles["starved"].predict(given))
+    workload, slots_given, load, starved = _surface(labels, described)
+    given = with_slots(values[workload], slots_given[:, np.newaxis])[:, 0]
+    told = load > np.exp(ensembles["starved"].predict(given))
     return {
         "adapters_smape": smape(adapters_of(workloads, full * found["adapters"]), optima.max_cpu_loras),
         "slots_smape": smape(slots, optima.max_loras),
         "throughput_smape": smape(throughput, optima.throughput_tokens_per_s),
-        "starved_macro_f1": macro_f1(told, surface.starved),
+        "starved_macro_f1": macro_f1(told, starved),
     }
+
+
+def _surface(labels: Dataset, described: Described) -> tuple[IntArray, IntArray, FloatArray, NDArray[np.bool_]]:
+    """Configurations of the surfaces that start and have no more slots than adapters, ``[configs]`` each.
+
+    Returns:
+        Row of the workload, S, load offered over the full load, and whether it is starved.
+    """
+    around = labels.surfaces
+    sustained = np.exp(labels.log_sustained(around.grid_slots))
+    workload, adapters, slots = np.nonzero(~np.isnan(around.grid_throughput))
+    offered = labels.workloads.offered_per_s(around.grid_adapters)[workload, adapters]
+    # With as many slots as adapters or more a server is never seen to begin starving: it does from the start.
+    starved = ~(offered <= sustained[workload, slots])
+    return workload, around.grid_slots[workload, slots], offered / described.full_per_s[workload], starved
 
 
 def macro_f1(told: Bool[np.ndarray, " rows"], known: Bool[np.ndarray, " rows"]) -> float:

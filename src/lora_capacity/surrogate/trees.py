@@ -148,19 +148,21 @@ def _power_law(design: Design) -> Ensemble:
     candidates = np.flatnonzero(design.logarithmic & ~design.rising).tolist()
     chosen: list[int] = []
     for _ in range(_POWERS):
-        left = {j: _left_over(z[:, [*chosen, j]], design.wanted) for j in candidates if j not in chosen}
-        chosen.append(min(left, key=lambda j: left[j]))
-    weights, *_ = np.linalg.lstsq(np.c_[z[:, chosen], np.ones(len(z))], design.wanted, rcond=None)
+        left = {j: _least_squares(z[:, [*chosen, j]], design.wanted)[1] for j in candidates if j not in chosen}
+        chosen.append(min(left, key=left.__getitem__))
+    weights, _ = _least_squares(z[:, chosen], design.wanted)
     linear = np.zeros(z.shape[1])
     linear[chosen] = np.round(weights[:-1] / empty.scale[chosen], 2) * empty.scale[chosen]
     return dataclasses.replace(empty, intercept=float(np.mean(design.wanted - z @ linear)), linear=linear)
 
 
-def _left_over(z: Float[np.ndarray, "rows some"], wanted: Float[np.ndarray, " rows"]) -> float:
-    """Sum of squares that least squares leave."""
+def _least_squares(
+    z: Float[np.ndarray, "rows some"], wanted: Float[np.ndarray, " rows"]
+) -> tuple[Float[np.ndarray, " some+1"], float]:
+    """Weights, the constant's last, and the sum of squares that they leave."""
     given = np.c_[z, np.ones(len(z))]
     weights, *_ = np.linalg.lstsq(given, wanted, rcond=None)
-    return float(np.sum((wanted - given @ weights) ** 2))
+    return weights, float(np.sum((wanted - given @ weights) ** 2))
 
 
 def _quadratic_form(design: Design) -> Ensemble:

@@ -93,11 +93,8 @@ def test_a_tree_as_arrays_answers_as_scikit_learn_does():
 def test_one_row_and_many_rows_agree():
     design = make_design(5000)
     ensemble = train("boosting", design)
-    expected = ensemble.predict(design.values)
     one_by_one = [ensemble.predict(row[np.newaxis])[0] for row in design.values[-50:]]
-    np.testing.assert_allclose(one_by_one, expected[-50:], atol=SINGLE)
-    few = ensemble.leaves(design.values[:5])
-    np.testing.assert_array_equal(few, ensemble.leaves(design.values)[:, :5])
+    np.testing.assert_allclose(one_by_one, ensemble.predict(design.values)[-50:], atol=SINGLE)
 
 
 def test_a_path_leads_to_the_leaf_that_answers():
@@ -119,7 +116,7 @@ def test_an_ensemble_survives_json_and_other_shapes_are_refused():
     np.testing.assert_allclose(Ensemble.from_json(content, "e").predict(values), ensemble.predict(values), atol=SINGLE)
     with pytest.raises(InputError, match=r"e: .* a JSON object"):
         Ensemble.from_json([], "e")
-    with pytest.raises(InputError, match="arrays of numbers"):
+    with pytest.raises(InputError, match=r"e\.value: 'missing' .* an array of numbers"):
         Ensemble.from_json({name: value for name, value in content.items() if name != "value"}, "e")
     with pytest.raises(InputError, match="those of one ensemble"):
         Ensemble.from_json(content | {"linear": [1.0]}, "e")
