@@ -1,12 +1,11 @@
 """Files that commands write: whole or not at all, so that a reader never sees half of one."""
 
 import contextlib
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from lora_capacity.errors import InputError
+from lora_capacity.files import write_whole
 
 
 def check_output(option: str, output: Path, suffixes: tuple[str, ...]) -> None:
@@ -28,39 +27,24 @@ def check_output(option: str, output: Path, suffixes: tuple[str, ...]) -> None:
         raise InputError(option, str(output), "a file, not a folder")
 
 
-def write_whole(option: str, output: Path, write: Callable[[str], object]) -> None:
-    """Write a file under a temporary name beside it, then rename it.
+@contextlib.contextmanager
+def writing(option: str, output: Path) -> Iterator[None]:
+    """Say which option names a file that cannot be written.
 
     Args:
-        option: The option that names it, for the message.
+        option: The option, for the message.
         output: The file.
-        write: Writes the content to the file of the name that it is given.
 
     Raises:
-        InputError: If it cannot be written.
+        InputError: Instead of an OSError.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-        os.close(handle)
-        try:
-            write(name)
-            Path(name).chmod(0o666 & ~_umask())
-            Path(name).replace(output)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
+        yield
     except OSError as error:
         raise InputError(option, str(output), f"a file that can be written ({error.strerror})") from None
 
 
-def write_text(option: str, output: Path, content: str) -> None:
-    """Write a text as `write_whole` does."""
-    write_whole(option, output, lambda name: Path(name).write_text(content, encoding="utf-8"))
-
-
-def _umask() -> int:
-    """Return the mask that new files get; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_file(option: str, output: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all; faults as `writing` tells them."""
+    with writing(option, output):
+        write_whole(output, content)

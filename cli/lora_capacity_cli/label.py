@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lora_capacity.words import duration, shown
-from lora_capacity_cli.files import check_output, write_whole
+from lora_capacity_cli.files import check_output, writing
 from lora_capacity_cli.options import FILE, calibration_option, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json
 from lora_capacity_cli.runtime import prepare, progress_bar
@@ -81,7 +81,8 @@ def label(
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
         raise
-    write_whole("--output", output, labels.write)
+    with writing("--output", output):
+        labels.write(output)
     shutil.rmtree(parts, ignore_errors=True)
     summary = {
         "file": str(output),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.errors import InputError
-from lora_capacity_cli.files import check_output, write_text
+from lora_capacity_cli.files import check_output, write_file
 from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json
 from lora_capacity_cli.runtime import progress_bar
@@ -94,7 +94,7 @@ def write_report(
     with progress_bar("parts of the report") as progress:
         built = build_report(workload, calibration, found, settings=question["settings"], progress=progress)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    write_text(option, output, built.html(note=f"{question['workload'].name}, {today}"))
+    write_file(option, output, built.html(note=f"{question['workload'].name}, {today}"))
     return [] if figures is None else _write_figures(figures, built.figures())
 
 
@@ -104,5 +104,5 @@ def _write_figures(folder: Path, drawings: dict[str, str]) -> list[Path]:
     except OSError as error:
         raise InputError("--figures", str(folder), f"a folder that can be made ({error.strerror})") from None
     for name, drawing in drawings.items():
-        write_text("--figures", folder / f"{name}.svg", drawing)
+        write_file("--figures", folder / f"{name}.svg", drawing)
     return [folder / f"{name}.svg" for name in drawings]

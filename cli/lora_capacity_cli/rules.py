@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from lora_capacity.words import shown
-from lora_capacity_cli.files import check_output, write_text
+from lora_capacity_cli.files import check_output, write_file
 from lora_capacity_cli.options import FILE, examples, format_option, refuse_given, server_options
 from lora_capacity_cli.output import print_json, print_table
 from lora_capacity_cli.runtime import prepare
@@ -62,7 +62,7 @@ def rules(
     if figure is not None:
         from lora_capacity.reports.rules import draw_rules
 
-        write_text("--figure", figure, draw_rules(found.to_json()))
+        write_file("--figure", figure, draw_rules(found.to_json()))
     importance = dict(model.importance[target])
     if output_format == "json":
         print_json(found.to_json() | {"importance": importance, "path": path})

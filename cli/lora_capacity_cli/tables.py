@@ -1,12 +1,9 @@
 """Tables that commands write: whole or not at all, by the file's name as Parquet or CSV."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_capacity_cli import files
-
-if TYPE_CHECKING:
-    import pyarrow
 
 _SUFFIXES = (".parquet", ".csv")
 
@@ -24,17 +21,9 @@ def check_output(output: Path) -> None:
 def write_table(output: Path, columns: dict[str, Any]) -> None:
     """Write a table whole or not at all: a reader never sees half of it."""
     import pyarrow
+    from pyarrow import csv, parquet
 
-    content = pyarrow.table(columns)
-    files.write_whole("--output", output, lambda name: _write_as(output.suffix.lower(), content, name))
-
-
-def _write_as(suffix: str, content: "pyarrow.Table", name: str) -> None:
-    if suffix == ".csv":
-        from pyarrow import csv
-
-        csv.write_csv(content, name)
-    else:
-        from pyarrow import parquet
-
-        parquet.write_table(content, name)
+    write = csv.write_csv if output.suffix.lower() == ".csv" else parquet.write_table
+    sink = pyarrow.BufferOutputStream()
+    write(pyarrow.table(columns), sink)
+    files.write_file("--output", output, sink.getvalue().to_pybytes())

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from lora_capacity.words import shown
-from lora_capacity_cli.files import check_output, write_whole
+from lora_capacity_cli.files import check_output, writing
 from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json, print_table
 from lora_capacity_cli.runtime import prepare, progress_bar
@@ -49,9 +49,11 @@ def train(
     fitted = load_calibration(calibration or known.about["calibration"])
     with progress_bar("models") as progress:
         surrogate = train_surrogate(fitted, known, seed=seed, progress=progress)
-    write_whole("--output", output, surrogate.write)
+    with writing("--output", output):
+        surrogate.write(output)
     if smooth is not None:
-        write_whole("--smooth", smooth, train_neural(fitted, known, seed=seed).write)
+        with writing("--smooth", smooth):
+            train_neural(fitted, known, seed=seed).write(smooth)
     if output_format == "json":
         summary = {name: getattr(surrogate, name) for name in ("calibration", "best", "scores", "importance", "about")}
         print_json(

@@ -32,9 +32,7 @@ def service_figure(classes: tuple[ClassService, ...], threshold: float) -> str:
     parts = [svg.axis_x(across, bottom, "share of requests served, %", 5, _TOP)]
     if 1.0 - threshold >= low:
         needed = across(100.0 * (1.0 - threshold))
-        parts.append(
-            svg.element("rect", class_="wash", x=_LABELS, y=_TOP, width=needed - _LABELS, height=bottom - _TOP)
-        )
+        parts.append(svg.rect("wash", _LABELS, _TOP, needed - _LABELS, bottom - _TOP))
         parts.append(svg.text("starved", needed - 5.0, _TOP - 6.0, class_="note", text_anchor="end"))
     for i, each in enumerate(classes):
         y = _TOP + _ROW * (i + 0.5)
@@ -43,15 +41,8 @@ def service_figure(classes: tuple[ClassService, ...], threshold: float) -> str:
             continue
         here, beyond = across(100.0 * each.service), across(100.0 * each.service_beyond)
         told = f"{class_words(each)}: {percent(each.service)}, starving {percent(each.service_beyond)}"
-        parts.append(
-            svg.element(
-                "g",
-                svg.element("title", told),
-                svg.element("path", class_="link", d=f"M{beyond:.1f} {y:.1f}H{here:.1f}"),
-                svg.element("circle", class_="hollow", cx=beyond, cy=y, r=4.0),
-                svg.element("circle", class_="dot", cx=here, cy=y, r=4.5),
-            )
-        )
+        marks = svg.path("link", f"M{beyond:.1f} {y:.1f}H{here:.1f}") + svg.circle("hollow", beyond, y, 4.0)
+        parts.append(svg.element("g", svg.element("title", told), marks, svg.circle("dot", here, y, 4.5)))
     worst = min(classes, key=lambda each: each.service, default=None)
     told_worst = f"Worst served: {class_words(worst)}, {percent(worst.service)}" if worst else "No adapters"
     return svg.drawing(WIDTH, bottom + _BELOW, "Who is served", told_worst, *parts)
@@ -69,15 +60,14 @@ def change_figure(changes: tuple[Change, ...], critical_load: float) -> str:
     zero = across(0.0)
     parts = [
         svg.axis_x(across, bottom, "change of the margin to starvation, points", 5, _TOP),
-        svg.element("path", class_="zero", d=f"M{zero:.1f} {_TOP:.0f}V{bottom:.1f}"),
+        svg.path("zero", f"M{zero:.1f} {_TOP:.0f}V{bottom:.1f}"),
     ]
     for i, each in enumerate(told):
         y, x = _TOP + _ROW * (i + 0.5), across(100.0 * each.margin)
         kind, outside, anchor = ("worse", -6.0, "end") if each.margin < 0 else ("better", 6.0, "start")
-        bar = {"x": min(x, zero), "y": y - 6.0, "width": max(abs(x - zero), 0.6), "height": 12.0, "rx": 1.5}
         parts += [
             svg.text(each.words, left - 10.0, y + 4.0, class_="row", text_anchor="end"),
-            svg.element("rect", class_=f"bar {kind}", **bar),
+            svg.rect(f"bar {kind}", min(x, zero), y - 6.0, max(abs(x - zero), 0.6), 12.0, rx=1.5),
             svg.text(points(each.margin), x + outside, y + 4.0, class_="num", text_anchor=anchor),
         ]
     title = f"Points of margin; it starves at {shown(critical_load)} times the load now"
@@ -85,6 +75,8 @@ def change_figure(changes: tuple[Change, ...], critical_load: float) -> str:
 
 
 def points(share: float) -> str:
-    """Return a difference of shares in points, with its sign."""
+    """Return a difference of margins in points, with its sign."""
     value = 100.0 * share
+    if not math.isfinite(value):
+        return "does not start"
     return "0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "−")

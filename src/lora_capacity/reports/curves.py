@@ -89,7 +89,6 @@ class Panel:
             risk: Accepted chance of starving, drawn where that is shown.
         """
         name = f"{self.quantity.name} against the number of adapters, with {slots} slots"
-        hover = svg.element("path", class_="hair", d="") + svg.element("circle", r=3.5, class_="dot")
         parts = (
             self._starved(),
             svg.axis_y(self.up, _LEFT, 5, _RIGHT),
@@ -100,11 +99,10 @@ class Panel:
             svg.line(zip(self.xs, self._heights(self.values), strict=True), class_="curve"),
             self._mark(),
             svg.text(f"{self.quantity.name}, {self.quantity.unit}", 0.0, 13.0, class_="axis strong"),
-            svg.element("g", hover, class_="hover"),
+            svg.element("g", svg.path("hair", ""), svg.element("circle", r=3.5, class_="dot"), class_="hover"),
         )
-        return svg.drawing(
-            WIDTH, HEIGHT, name, self._describe(), *parts, class_="fig panel", data_key=self.quantity.key
-        )
+        told = {"class_": "fig panel", "data_key": self.quantity.key}
+        return svg.drawing(WIDTH, HEIGHT, name, self._describe(), *parts, **told)
 
     def _starved(self) -> str:
         """Return a wash over the numbers of adapters that starve."""
@@ -113,17 +111,17 @@ class Panel:
             return ""
         first, last = int(starved[0]), int(starved[-1])
         left = 0.5 * (xs[first - 1] + xs[first]) if first else xs[0]
-        label = svg.text("starved", xs[last] - 6.0, 0.4 * _TOP + 0.6 * _BOTTOM, class_="note", text_anchor="end")
-        room = xs[last] - left > svg.width_of("starved") + 10.0
-        wash = svg.element("rect", class_="wash", x=left, y=_TOP, width=xs[last] - left, height=_BOTTOM - _TOP)
-        return wash + (label if room else "")
+        wash = svg.rect("wash", left, _TOP, xs[last] - left, _BOTTOM - _TOP)
+        if xs[last] - left <= svg.width_of("starved") + 10.0:
+            return wash
+        return wash + svg.text("starved", xs[last] - 6.0, 0.4 * _TOP + 0.6 * _BOTTOM, class_="note", text_anchor="end")
 
     def _band(self) -> str:
         if not self.interval:
             return ""
         known = np.flatnonzero(np.isfinite(self.interval).all(axis=0))
         low, high = (self._heights(end[known]) for end in self.interval)
-        return svg.band([self.xs[i] for i in known], low, high, class_="band")
+        return svg.band("band", [self.xs[i] for i in known], low, high)
 
     def _beside(self) -> str:
         if self.quantity.beside is None:
@@ -145,11 +143,7 @@ class Panel:
     def _mark(self) -> str:
         x, y = self.across(float(self.best)), self.up(float(self.values[self._row]))
         return svg.element(
-            "g",
-            svg.element("path", class_="stem", d=f"M{x:.1f} {_TOP:.1f}V{_BOTTOM:.1f}"),
-            svg.element("circle", class_="ring-back", cx=x, cy=y, r=5.5),
-            svg.element("circle", class_="ring", cx=x, cy=y, r=5.5),
-            class_="optimum",
+            "g", svg.path("stem", f"M{x:.1f} {_TOP:.1f}V{_BOTTOM:.1f}"), svg.ring(x, y, 5.5), class_="optimum"
         )
 
     def _describe(self) -> str:

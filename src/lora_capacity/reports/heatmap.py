@@ -1,12 +1,11 @@
 """Maps over adapters and slots: a number in colour, with regions drawn over it, and bottlenecks."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from lora_capacity.reports import svg
@@ -63,29 +62,21 @@ class Frame:
         up = svg.Scale(rows[0], rows[-1], height - _BOTTOM, top, log=True)
         return cls([across(x) for x in columns], [up(y) for y in rows], across, up, width, height)
 
+    def filled(self, mask: Bool[np.ndarray, "rows columns"]) -> str:
+        """Return the path that covers cells."""
+        return svg.filled(mask, self.xs, self.ys)
 
-def codes(quantity: Quantity, grid: PlanGrid) -> Int[np.ndarray, "rows columns"]:
-    """Return the colour of every cell, 0 to 31, -1 where there is no number."""
-    values = np.asarray(grid.values[quantity.key], np.float64)
-    low, high = span(quantity, grid)
-    if quantity.log:
-        values, low, high = np.log(np.maximum(values, 1e-12)), math.log(low), math.log(high)
-    share = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
-    index = np.floor(np.clip(np.nan_to_num(share, nan=0.0), 0.0, 1.0) * STEPS).clip(max=STEPS - 1)
-    return np.where(np.isnan(values), -1, index.astype(np.int64))
+    def outline(self, mask: Bool[np.ndarray, "rows columns"]) -> str:
+        """Return the path around cells."""
+        return svg.outline(mask, self.xs, self.ys)
 
-
-def span(quantity: Quantity, grid: PlanGrid) -> tuple[float, float]:
-    """Return the values of the lowest and the highest colour."""
-    values = np.asarray(grid.values[quantity.key], np.float64)
-    finite = values[np.isfinite(values)]
-    if quantity.most is not None:
-        return 0.0, quantity.most
-    if not finite.size:
-        return 0.0, 1.0
-    if quantity.log:
-        return float(max(finite.min(), 1e-3)), float(max(finite.max(), 2e-3))
-    return 0.0, float(finite.max())
+    def axes(self) -> str:
+        """Return the axes of adapters and slots."""
+        least = max(self.up.low, 1.0)  # there are no slots below the first, whose cells reach lower
+        up = svg.Scale(least, self.up.high, self.up(least), self.up.end, log=True)
+        across = svg.axis_x(self.across, self.ys[0], "adapters A, max_cpu_loras →", 10 if self.width > _NARROW else 5)
+        title = svg.text("slots S, max_loras ↑", 0.0, self.ys[-1] - 8.0, class_="axis")
+        return across + svg.axis_y(up, self.xs[0], 9) + title
 
 
 def heat_map(grid: PlanGrid, quantity: Quantity, name: str, width: float, height: float) -> str:
@@ -98,37 +89,27 @@ def heat_map(grid: PlanGrid, quantity: Quantity, name: str, width: float, height
         width: Of the drawing.
         height: Of the drawing.
     """
-    top = 46.0
-    frame = Frame.of(grid, width, height, top)
-    fill = codes(quantity, grid)
+    frame = Frame.of(grid, width, height, 46.0)
+    colour = quantity.codes(grid.values[quantity.key])
     optimum, taken = _optimum(grid, frame)
     # Widths follow from rounded edges, lest hairs of the page show between cells.
     xs, ys = np.round(frame.xs, 1).tolist(), np.round(frame.ys, 1).tolist()
-    cells = "".join(
-        svg.element(
-            "rect",
-            class_=f"c{fill[r, c]}" if fill[r, c] >= 0 else "none",
-            x=xs[c],
-            y=ys[r + 1],
-            width=xs[c + 1] - xs[c],
-            height=ys[r] - ys[r + 1],
-            data_i=r * grid.adapters.size + c,
-        )
-        for r in range(grid.slots.size)
-        for c in range(grid.adapters.size)
-        if grid.verdict[r, c] != "impossible"
-    )
+    cells = []
+    for i, (r, c) in enumerate(np.ndindex(grid.verdict.shape)):
+        if grid.verdict[r, c] != "impossible":
+            kind = f"c{colour[r, c]}" if colour[r, c] >= 0 else "none"
+            cells.append(svg.rect(kind, xs[c], ys[r + 1], xs[c + 1] - xs[c], ys[r] - ys[r + 1], data_i=i))
     return svg.drawing(
         width,
         height,
         f"{quantity.name} by adapters and slots",
         describe(grid),
-        svg.element("defs", *(_pattern(name, region) for region in _HATCHES)),
+        svg.element("defs", *(svg.hatch(f"{name}-{each}", *how, f"hatch {each}") for each, how in _HATCHES.items())),
         _legend(quantity, grid, frame),
-        svg.element("g", cells, class_="cells", shape_rendering="crispEdges"),
+        svg.element("g", *cells, class_="cells", shape_rendering="crispEdges"),
         _regions(grid, frame, name),
-        _axes(frame),
-        svg.element("rect", class_="cursor", x=0, y=0, width=0, height=0),
+        frame.axes(),
+        svg.rect("cursor", 0, 0, 0, 0),
         optimum,
         _labels(grid.verdict, REGIONS, frame, taken),
     )
@@ -138,23 +119,18 @@ def bottleneck_map(grid: PlanGrid, width: float, height: float) -> str:
     """Return the map of bottlenecks."""
     frame = Frame.of(grid, width, height, 26.0)
     optimum, taken = _optimum(grid, frame)
-    areas = "".join(
-        svg.element(
-            "path", svg.element("title", spoken(bound)), class_=f"b-{bound}", d=svg.filled(mask, frame.xs, frame.ys)
-        )
-        for bound in BOTTLENECKS
-        if (mask := grid.bottleneck == bound).any()
-    )
+    masks = {each: mask for each in BOTTLENECKS if (mask := grid.bottleneck == each).any()}
+    areas = [
+        svg.path(f"b-{each}", frame.filled(mask), svg.element("title", spoken(each))) for each, mask in masks.items()
+    ]
     return svg.drawing(
         width,
         height,
         "Bottlenecks by adapters and slots",
-        describe_bottlenecks(grid),
-        svg.element("g", areas, shape_rendering="crispEdges"),
-        svg.element(
-            "path", class_="edge thin", d="".join(_edges(grid.bottleneck == each, frame) for each in BOTTLENECKS)
-        ),
-        _axes(frame),
+        f"Configurations by bottleneck: {_counted(grid.bottleneck, BOTTLENECKS, '{1} {0}')}",
+        svg.element("g", *areas, shape_rendering="crispEdges"),
+        svg.path("edge thin", "".join(map(frame.outline, masks.values()))),
+        frame.axes(),
         optimum,
         _labels(grid.bottleneck, (*BOTTLENECKS, "impossible"), frame, taken),
     )
@@ -163,70 +139,37 @@ def bottleneck_map(grid: PlanGrid, width: float, height: float) -> str:
 def describe(grid: PlanGrid) -> str:
     """Return the map in a sentence, for those who do not see it."""
     column, row = grid.best
-    counts = {verdict: int(np.sum(grid.verdict == verdict)) for verdict in REGIONS if verdict != "impossible"}
-    told = ", ".join(f"{count} {spoken(verdict)}" for verdict, count in counts.items() if count)
     return (
         f"Adapters from {grid.adapters[0]} to {grid.adapters[-1]}, slots from {grid.slots[0]} to {grid.slots[-1]}; "
         f"recommended are {grid.adapters[column]} adapters with {grid.slots[row]} slots. Of the configurations drawn, "
-        f"{told}"
+        f"{_counted(grid.verdict, REGIONS[1:], '{0} {1}')}"
     )
 
 
-def describe_bottlenecks(grid: PlanGrid) -> str:
-    """Return the map of bounds in a sentence."""
-    counts = {bound: int(np.sum(grid.bottleneck == bound)) for bound in BOTTLENECKS}
-    return "Configurations by bottleneck: " + ", ".join(
-        f"{spoken(each)} {count}" for each, count in counts.items() if count
-    )
-
-
-def _pattern(name: str, region: str) -> str:
-    return svg.hatch(f"{name}-{region}", *_HATCHES[region], f"hatch {region}")
+def _counted(kinds: NDArray[Any], labels: Sequence[str], form: str) -> str:
+    """Return how many cells are of each kind that there is: count and label, in some form."""
+    counts = {label: int(np.sum(kinds == label)) for label in labels}
+    return ", ".join(form.format(count, spoken(label)) for label, count in counts.items() if count)
 
 
 def _regions(grid: PlanGrid, frame: Frame, name: str) -> str:
-    parts = []
-    for region in _HATCHES:
-        mask = grid.verdict == region
-        if mask.any():
-            cover = svg.filled(mask, frame.xs, frame.ys)
-            parts.append(svg.element("path", class_=f"cover {region}", d=cover, fill=f"url(#{name}-{region})"))
-    good = np.asarray(grid.verdict == "acceptable")
-    parts.append(svg.element("path", class_="edge", d=svg.outline(good, frame.xs, frame.ys)))
-    starts = np.isin(grid.verdict, ("no_kv_cache", "oom"))
-    parts.append(svg.element("path", class_="edge thin", d=svg.outline(starts, frame.xs, frame.ys)))
-    return svg.element("g", *parts, class_="regions")
-
-
-def _edges(mask: Bool[np.ndarray, "rows columns"], frame: Frame) -> str:
-    return svg.outline(mask, frame.xs, frame.ys) if mask.any() else ""
-
-
-def _axes(frame: Frame) -> str:
-    wide = frame.width > _NARROW
-    title = svg.text("slots S, max_loras ↑", 0.0, frame.ys[-1] - 8.0, class_="axis")
-    return (
-        svg.axis_x(frame.across, frame.ys[0], "adapters A, max_cpu_loras →", 10 if wide else 5)
-        + svg.axis_y(
-            svg.Scale(max(frame.up.low, 1.0), frame.up.high, frame.up(max(frame.up.low, 1.0)), frame.up.end, log=True),
-            frame.xs[0],
-            9,
-        )
-        + title
-    )
+    masks = {each: mask for each in _HATCHES if (mask := grid.verdict == each).any()}
+    covers = [
+        svg.path(f"cover {each}", frame.filled(mask), fill=f"url(#{name}-{each})") for each, mask in masks.items()
+    ]
+    good = svg.path("edge", frame.outline(grid.verdict == "acceptable"))
+    starts = svg.path("edge thin", frame.outline(np.isin(grid.verdict, ("no_kv_cache", "oom"))))
+    return svg.element("g", *covers, good, starts, class_="regions")
 
 
 def _legend(quantity: Quantity, grid: PlanGrid, frame: Frame) -> str:
     scale = _legend_scale(quantity, grid, frame.width)
     size = (scale.end - scale.start) / STEPS
-    bar = "".join(
-        svg.element("rect", class_=f"c{step}", x=scale.start + step * size, y=18.0, width=size, height=8.0)
-        for step in range(STEPS)
-    )
+    bar = [svg.rect(f"c{step}", scale.start + step * size, 18.0, size, 8.0) for step in range(STEPS)]
     return svg.element(
         "g",
         svg.text(f"{quantity.name}, {quantity.unit}", scale.end, 11.0, class_="axis legend-name", text_anchor="end"),
-        svg.element("g", bar, shape_rendering="crispEdges"),
+        svg.element("g", *bar, shape_rendering="crispEdges"),
         svg.element("g", legend_ticks(quantity, grid, frame.width), class_="legend-ticks"),
         class_="legend",
     )
@@ -234,7 +177,7 @@ def _legend(quantity: Quantity, grid: PlanGrid, frame: Frame) -> str:
 
 def _legend_scale(quantity: Quantity, grid: PlanGrid, width: float) -> svg.Scale:
     right = width - _RIGHT
-    low, high = (value * quantity.scale for value in span(quantity, grid))
+    low, high = (value * quantity.scale for value in quantity.span(grid.values[quantity.key]))
     return svg.Scale(low, high, right - (6.0 if width > _NARROW else 4.0) * STEPS, right, log=quantity.log)
 
 
@@ -252,14 +195,8 @@ def _optimum(grid: PlanGrid, frame: Frame) -> tuple[str, Box]:
     words = f"A {grid.adapters[column]}, S {grid.slots[row]}"
     # To the left of the mark, to the right where there is no room.
     beside, anchor = (-13.0, "end") if x - frame.xs[0] > svg.width_of(words, 13.0) + 20.0 else (13.0, "start")
-    drawn = svg.element(
-        "g",
-        svg.element("circle", class_="ring-back", cx=x, cy=y, r=7.0),
-        svg.element("circle", class_="ring", cx=x, cy=y, r=7.0),
-        svg.element("circle", class_="dot", cx=x, cy=y, r=2.2),
-        svg.text(words, x + beside, y + 4.5, class_="label best", text_anchor=anchor),
-        class_="optimum",
-    )
+    label = svg.text(words, x + beside, y + 4.5, class_="label best", text_anchor=anchor)
+    drawn = svg.element("g", svg.ring(x, y, 7.0), svg.circle("dot", x, y, 2.2), label, class_="optimum")
     length = svg.width_of(words, 14.0)
     left = x - 13.0 - (length if anchor == "end" else 0.0)
     return drawn, (left - 6.0, y - 15.5, left + length + 32.0, y + 18.5)
@@ -285,14 +222,10 @@ def _labels(kinds: NDArray[Any], labels: Sequence[str], frame: Frame, taken: Box
 
 
 def _breaks(label: str) -> list[list[str]]:
-    """Return the label in one line, in two and in three."""
+    """Return the label in one line, in two and in three, as far as its words go."""
     words = label.split(" ")
-    found = [[label]]
-    for count in (2, 3):
-        if len(words) >= count:
-            per_line = -(-len(words) // count)
-            found.append([" ".join(words[i : i + per_line]) for i in range(0, len(words), per_line)])
-    return found
+    lengths = [-(-len(words) // count) for count in (1, 2, 3) if count <= len(words)]
+    return [[" ".join(words[i : i + length]) for i in range(0, len(words), length)] for length in lengths]
 
 
 def _edges_between(centres: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " edges"]:

@@ -8,12 +8,13 @@ import jinja2
 import numpy as np
 
 from lora_capacity.reports import figures, tables
-from lora_capacity.reports.bars import change_figure, service_figure
+from lora_capacity.reports.bars import change_figure, points, service_figure
 from lora_capacity.reports.data import ReportData
-from lora_capacity.reports.heatmap import BOTTLENECKS, bottleneck_map, codes, heat_map, legend_ticks
+from lora_capacity.reports.heatmap import BOTTLENECKS, bottleneck_map, heat_map, legend_ticks
 from lora_capacity.reports.plan_grid import PlanGrid
 from lora_capacity.reports.quantities import MAPPED
 from lora_capacity.reports.style import page_css, resource
+from lora_capacity.units import MS_PER_S
 from lora_capacity.words import REFUSALS, bottleneck, duration, gibibytes, percent, plural, shown, spoken
 
 _REMEDIES = {
@@ -25,6 +26,14 @@ _REMEDIES = {
     **{label: f"{sentence[0].upper()}{sentence[1:]}." for label, sentence in REFUSALS.items()},
 }
 """What to do about each bottleneck."""
+
+_FILTERS = {
+    **{each.__name__: each for each in (bottleneck, duration, gibibytes, percent, plural, points, shown, spoken)},
+    "lengths": tables.length_words,
+    "provenance": tables.provenance_words,
+    "signed": tables.signed,
+}
+"""Words for what the page tells."""
 
 
 def page(report: ReportData, title: str, note: str) -> str:
@@ -42,20 +51,20 @@ def page(report: ReportData, title: str, note: str) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    templates.filters |= {"percent": percent, "plural": plural, "shown": shown}
-    found, grid = report.found, report.grid
+    templates.filters |= _FILTERS
+    found, grid, calibration = report.found, report.grid, report.calibration
     column, row = grid.best
     return templates.get_template("page.html").render(
+        vars(report),
         title=title,
         note=note,
         css=page_css(),
         script=resource("page.js"),
         data=_data(report),
-        found=found,
         best=found.best,
         command=found.server.serve_command(found.model),
-        lead=_lead(report),
-        key_figures=_key_figures(report),
+        tokens_per_request=report.workload.mean_input_tokens + report.workload.mean_output_tokens,
+        between=lambda key: _between(report, key),
         metrics=MAPPED,
         maps={
             "wide": heat_map(grid, MAPPED[0], "wide", *figures.WIDE),
@@ -64,56 +73,28 @@ def page(report: ReportData, title: str, note: str) -> str:
         verdict=_verdict(grid, row, column),
         readout=[(metric, metric.tell(float(grid.values[metric.key][row, column]))) for metric in MAPPED],
         panels=[each.draw(found.best.max_loras, found.risk) for each in figures.panels(report).values()],
-        bottlenecks=bottleneck_map(grid, *figures.BOTTLENECKS),
-        remedies=_remedies(grid),
-        service=service_figure(report.classes, found.threshold),
-        changes=change_figure(report.changes, found.best.critical_load),
-        tables={
-            "map": tables.map_table(grid),
-            "curve": tables.curve_table(report.curve),
-            "classes": tables.class_table(report.classes),
-            "changes": tables.change_table(report.changes),
-            "runners_up": tables.runner_up_table(found),
-            "coefficients": tables.coefficient_table(report.calibration),
+        drawings={
+            "bottlenecks": bottleneck_map(grid, *figures.BOTTLENECKS),
+            "service": service_figure(report.classes, found.threshold),
+            "changes": change_figure(report.changes, found.best.critical_load),
         },
-        workload=tables.workload_facts(report.workload),
-        calibration=tables.calibration_facts(report.calibration),
+        remedies=_remedies(grid),
+        map_table=tables.map_table(grid),
+        curve_rows=tables.curve_rows(report.curve),
+        coefficients=calibration.to_json()["coefficients"],
+        adapters=tables.adapter_words(report.workload),
+        ranges="; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in calibration.fitted_ranges.items()),
+        errors=tables.error_words(calibration),
+        MS_PER_S=MS_PER_S,
     )
 
 
-def _lead(report: ReportData) -> str:
-    found, best = report.found, report.found.best
-    beyond = f"; its bottleneck is then {bottleneck(best.limit_beyond)}" if best.limit_beyond else ""
-    return (
-        f"One server of {found.model} ({report.calibration.gpu.name}, vLLM {report.calibration.vllm_version}) is "
-        f"predicted to complete {percent(best.throughput_tokens_per_s / best.offered_tokens_per_s)} of this load. It "
-        f"starves at {shown(best.critical_load)} times the load{beyond}."
-    )
-
-
-def _key_figures(report: ReportData) -> list[tuple[str, str, str, str]]:
-    """Return name, number, unit and a remark of each."""
-    best, curve = report.found.best, report.curve
-    at = int(np.searchsorted(curve.adapters, best.max_cpu_loras))
-
-    def between(key: str) -> str:
-        ends = [float(each[key][at]) for each in (curve.low, curve.high)]
-        tell = shown if key == "throughput_tokens_per_s" else duration
-        return f"90 %: {tell(ends[0])} to {tell(ends[1])}" if all(map(math.isfinite, ends)) else ""
-
-    tokens_per_request = report.workload.mean_input_tokens + report.workload.mean_output_tokens
-    offered = f"{shown(best.offered_tokens_per_s / tokens_per_request)} requests/s"
-    told = (
-        ("Throughput", f"{shown(best.throughput_tokens_per_s)} tokens/s", between("throughput_tokens_per_s")),
-        ("Offered load", f"{shown(best.offered_tokens_per_s)} tokens/s", offered),
-        ("Inter-token latency", duration(best.itl_s), between("itl_s")),
-        ("Time to first token", duration(best.ttft_s), between("ttft_s")),
-        ("Chance of starving", percent(best.starving_probability), f"accepted: {percent(report.found.risk)}"),
-        ("KV cache in use", percent(best.kv_usage), f"of {shown(best.kv_cache_tokens)} tokens"),
-        ("In the batch", f"{shown(best.mean_running)} requests", f"{shown(best.mean_waiting)} more wait, on average"),
-        ("Memory to spare", gibibytes(report.found.memory.spare_bytes), "at the tightest moment of the start"),
-    )
-    return [(name, *value.partition(" ")[::2], remark) for name, value, remark in told]
+def _between(report: ReportData, key: str) -> str:
+    """Return the interval of a quantity at the recommendation, empty if there is none."""
+    at = int(np.searchsorted(report.curve.adapters, report.found.best.max_cpu_loras))
+    ends = [float(each[key][at]) for each in (report.curve.low, report.curve.high)]
+    tell = shown if key == "throughput_tokens_per_s" else duration
+    return f"90 %: {tell(ends[0])} to {tell(ends[1])}" if all(map(math.isfinite, ends)) else ""
 
 
 def _verdict(grid: PlanGrid, row: int, column: int) -> str:
@@ -154,7 +135,8 @@ def _data(report: ReportData) -> str:
                 "key": metric.key,
                 "title": f"{metric.name}, {metric.unit}",
                 "codes": "".join(
-                    "." if code < 0 else np.base_repr(code, 36).lower() for code in codes(metric, grid).ravel().tolist()
+                    "." if code < 0 else np.base_repr(code, 36).lower()
+                    for code in metric.codes(grid.values[metric.key]).ravel().tolist()
                 ),
                 "text": [metric.tell(float(grid.values[metric.key][cell])) for cell in cells],
                 "ticks": [legend_ticks(metric, grid, width) for width, _ in (figures.WIDE, figures.NARROW)],

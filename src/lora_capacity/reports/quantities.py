@@ -3,8 +3,15 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float, Int
+
+from lora_capacity.reports.colours import STEPS
 from lora_capacity.units import MS_PER_S
 from lora_capacity.words import duration, percent, shown
+
+_SHORTEST_S = 1e-3
+"""Least value of the colours of a logarithmic map: shorter times to first token are told apart by nobody."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,24 @@ class Quantity:
         if self.unit in ("ms", "s"):
             return duration(value)
         return f"{shown(value)} {self.unit}" if not math.isnan(value) else shown(value)
+
+    def span(self, values: Float[np.ndarray, "*shape"]) -> tuple[float, float]:
+        """Return the values of the lowest and the highest colour, of a column."""
+        finite = values[np.isfinite(values)]
+        if self.most is not None or not finite.size:
+            return 0.0, self.most or 1.0
+        if self.log:
+            return float(max(finite.min(), _SHORTEST_S)), float(max(finite.max(), 2.0 * _SHORTEST_S))
+        return 0.0, float(finite.max())
+
+    def codes(self, values: Float[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+        """Return the colour of every value of a column, 0 to 31, -1 where there is no number."""
+        low, high = self.span(values)
+        if self.log:
+            values, low, high = np.log(np.maximum(values, 1e-12)), math.log(low), math.log(high)
+        share = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
+        index = np.floor(np.clip(np.nan_to_num(share, nan=0.0), 0.0, 1.0) * STEPS).clip(max=STEPS - 1)
+        return np.where(np.isnan(values), -1, index.astype(np.int64))
 
 
 THROUGHPUT = Quantity(

@@ -47,7 +47,7 @@ def _draw(tree: Mapping[str, Any], first: int, depth: int, parts: list[str]) -> 
     size = min(_SMALL, _SMALL * (_COLUMN - 18.0) / svg.width_of(words, _SMALL))
     end = x + svg.width_of(words, size) + 4.0
     for child in (above, below):
-        parts.append(svg.element("path", class_="link", d=f"M{end:.1f} {y:.1f}L{x + _COLUMN - 5.0:.1f} {child:.1f}"))
+        parts.append(svg.path("link", f"M{end:.1f} {y:.1f}L{x + _COLUMN - 5.0:.1f} {child:.1f}"))
     parts.append(svg.text(words, x, y + 4.0, class_="label", font_size=size))
     return y
 

@@ -1,14 +1,13 @@
 """What small changes would do: each predicted anew, one at a time."""
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from lora_capacity.run.steady import with_classes
-from lora_capacity.scenarios import Scenarios, build_scenarios
+from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search.margin import assess
 from lora_capacity.search.objective import Columns
 from lora_capacity.search.problem import Problem
@@ -47,6 +46,23 @@ class Change:
     status: str
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """What to change of the recommended configuration.
+
+    Attributes:
+        words: What is changed.
+        settings: Settings that differ, by vLLM's names, and the number of adapters.
+        requests_per_s: How much more load.
+        memory_bytes: How much more memory for the KV cache.
+    """
+
+    words: str
+    settings: dict[str, int] = field(default_factory=dict)
+    requests_per_s: float = 0.0
+    memory_bytes: float = 0.0
+
+
 def changes(problem: Problem, best: Candidate) -> tuple[Change, ...]:
     """Predict what small changes of the load, the server and the choice would do.
 
@@ -57,17 +73,18 @@ def changes(problem: Problem, best: Candidate) -> tuple[Change, ...]:
     Returns:
         The changes that are possible, each against the recommended configuration.
     """
-    configurations = _configurations(problem, best)
-    words = list(configurations)
-    columns = {
-        name: np.array([{**_settings(best), **configurations[each]}[name] for each in words])
-        for name in _settings(best)
-    }
+    tried, settings = _tried(problem, best), _settings(best)
+    words = [each.words for each in tried]
+    columns = {name: np.array([(settings | each.settings)[name] for each in tried]) for name in settings}
     fixed = {name: value for name, value in problem.settings.items() if name not in columns}
     scenarios = build_scenarios(problem.workload, problem.calibration, **columns, **fixed)
+    host: Any = with_classes(scenarios, min(_CLASSES, scenarios.class_count.shape[1]))
+    host = host.scaled(1.0 + np.array([each.requests_per_s for each in tried]) / host.requests_per_s)
+    more = np.array([each.memory_bytes for each in tried]) / problem.calibration.model.kv_bytes_per_token
+    kv_cache_tokens = np.maximum(host.kv_cache_tokens + more, 1.0).astype(host.kv_cache_tokens.dtype)
     found = assess(
         problem.calibration,
-        _with_load_and_memory(problem, scenarios, words),
+        host.replace(kv_cache_tokens=kv_cache_tokens),
         problem.workload,
         threshold=problem.threshold,
         risk=problem.risk,
@@ -81,48 +98,33 @@ def changes(problem: Problem, best: Candidate) -> tuple[Change, ...]:
 
 
 def _settings(best: Candidate) -> dict[str, int]:
-    return {
-        "adapters": best.max_cpu_loras,
-        "max_loras": best.max_loras,
-        "max_lora_rank": best.max_lora_rank,
-        "max_num_seqs": best.max_num_seqs,
-        "max_num_batched_tokens": best.max_num_batched_tokens,
-    }
+    names = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
+    return {"adapters": best.max_cpu_loras} | {name: getattr(best, name) for name in names}
 
 
-_MORE_LOAD, _MORE_MEMORY, _LESS_MEMORY = "one more request per second", "one more GiB of memory", "one GiB less memory"
-
-
-def _configurations(problem: Problem, best: Candidate) -> dict[str, Mapping[str, int]]:
-    """Return the settings that differ, by what is changed; the first is the recommendation itself."""
-    found: dict[str, Mapping[str, int]] = {"": {}, _MORE_LOAD: {}, _MORE_MEMORY: {}, _LESS_MEMORY: {}}
-    available, rank = problem.workload.adapters.max_count, best.max_lora_rank
-    adapters = best.max_cpu_loras
-    if (available is None or adapters < available) and problem.workload.adapters.max_rank([adapters + 1])[0] <= rank:
-        found["one more adapter"] = {"adapters": adapters + 1}
-    if best.max_loras < adapters:
-        found["one more slot"] = {"max_loras": best.max_loras + 1}
-    if best.max_loras > 1:
-        found["one slot fewer"] = {"max_loras": best.max_loras - 1}
+def _tried(problem: Problem, best: Candidate) -> list[_Tried]:
+    """Return what is changed; the first is the recommendation itself."""
+    found = [
+        _Tried(""),
+        _Tried("one more request per second", requests_per_s=1.0),
+        _Tried("one more GiB of memory", memory_bytes=BYTES_PER_GIB),
+        _Tried("one GiB less memory", memory_bytes=-BYTES_PER_GIB),
+    ]
+    known, rank, adapters, slots = problem.workload.adapters, best.max_lora_rank, best.max_cpu_loras, best.max_loras
+    if (known.max_count is None or adapters < known.max_count) and known.max_rank([adapters + 1])[0] <= rank:
+        found.append(_Tried("one more adapter", {"adapters": adapters + 1}))
+    if slots < adapters:
+        found.append(_Tried("one more slot", {"max_loras": slots + 1}))
+    if slots > 1:
+        found.append(_Tried("one slot fewer", {"max_loras": slots - 1}))
     higher = [allowed for allowed in problem.calibration.behaviour.max_lora_ranks if allowed > rank]
     if higher:
-        found[f"the next rank, {higher[0]}"] = {"max_lora_rank": higher[0]}
+        found.append(_Tried(f"the next rank, {higher[0]}", {"max_lora_rank": higher[0]}))
     if 2 * best.max_num_seqs <= best.max_num_batched_tokens:
-        found["max_num_seqs doubled"] = {"max_num_seqs": 2 * best.max_num_seqs}
-    found["max_num_batched_tokens doubled"] = {"max_num_batched_tokens": 2 * best.max_num_batched_tokens}
+        found.append(_Tried("max_num_seqs doubled", {"max_num_seqs": 2 * best.max_num_seqs}))
+    doubled = {"max_num_batched_tokens": 2 * best.max_num_batched_tokens}
+    found.append(_Tried("max_num_batched_tokens doubled", doubled))
     return found
-
-
-def _with_load_and_memory(problem: Problem, scenarios: Scenarios, words: list[str]) -> Scenarios:
-    host: Any = with_classes(scenarios, min(_CLASSES, scenarios.class_count.shape[1]))
-    host = host.scaled(np.where(np.array(words) == _MORE_LOAD, 1.0 + 1.0 / host.requests_per_s, 1.0))
-    tokens = BYTES_PER_GIB / problem.calibration.model.kv_bytes_per_token
-    more = np.select([np.array(words) == _MORE_MEMORY, np.array(words) == _LESS_MEMORY], [tokens, -tokens], 0.0)
-    changed: Scenarios = dataclasses.replace(
-        host,
-        kv_cache_tokens=np.maximum(host.kv_cache_tokens + more, 1.0).astype(host.kv_cache_tokens.dtype),
-    )
-    return changed
 
 
 def _longer_outputs(problem: Problem, best: Candidate) -> Columns | None:

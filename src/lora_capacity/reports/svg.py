@@ -36,6 +36,26 @@ def text(words: str, x: float, y: float, **attributes: Any) -> str:
     return element("text", html.escape(words), x=x, y=y, **attributes)
 
 
+def path(kind: str, place: str, *content: str, **attributes: Any) -> str:
+    """Return a path of a class."""
+    return element("path", *content, class_=kind, d=place, **attributes)
+
+
+def circle(kind: str, x: float, y: float, radius: float) -> str:
+    """Return a circle of a class around a point."""
+    return element("circle", class_=kind, cx=x, cy=y, r=radius)
+
+
+def rect(kind: str, x: float, y: float, width: float, height: float, **attributes: Any) -> str:
+    """Return a rectangle of a class by its upper left corner."""
+    return element("rect", class_=kind, x=x, y=y, width=width, height=height, **attributes)
+
+
+def ring(x: float, y: float, radius: float) -> str:
+    """Return the mark of a recommendation, to be seen on any colour."""
+    return circle("ring-back", x, y, radius) + circle("ring", x, y, radius)
+
+
 def number(value: float) -> str:
     """Return a number with a proper minus sign."""
     return shown(value).replace("-", "−")
@@ -52,9 +72,8 @@ def width_of(words: str, size: float = FONT_SIZE) -> float:
 
 def drawing(width: float, height: float, name: str, description: str, *content: str, **attributes: Any) -> str:
     """Return a whole drawing with its name and description for screen readers."""
-    label = html.escape(f"{name}. {description}")
     viewbox = f"0 0 {_plain(width)} {_plain(height)}"
-    given = {"class_": "fig", "viewBox": viewbox, "role": "img", "aria_label": html.unescape(label)}
+    given = {"class_": "fig", "viewBox": viewbox, "role": "img", "aria_label": f"{name}. {description}"}
     return element("svg", element("title", html.escape(name)), *content, **given | attributes)
 
 
@@ -114,8 +133,8 @@ def axis_x(scale: Scale, y: float, title: str, count: int, top: float | None = N
     for value in scale.ticks(count):
         x = scale(value)
         if top is not None:
-            parts.append(element("path", class_="grid", d=f"M{_plain(x)} {_plain(top)}V{_plain(y)}"))
-        parts.append(element("path", class_="tick", d=f"M{_plain(x)} {_plain(y)}v4"))
+            parts.append(path("grid", f"M{_plain(x)} {_plain(top)}V{_plain(y)}"))
+        parts.append(path("tick", f"M{_plain(x)} {_plain(y)}v4"))
         parts.append(text(number(value), x, y + 17.0, class_="num", text_anchor="middle"))
     middle = 0.5 * (scale.start + scale.end)
     return "".join(parts) + text(title, middle, y + 35.0, class_="axis", text_anchor="middle")
@@ -127,40 +146,32 @@ def axis_y(scale: Scale, x: float, count: int, right: float | None = None) -> st
     for value in scale.ticks(count):
         y = scale(value)
         if right is not None:
-            parts.append(element("path", class_="grid", d=f"M{_plain(x)} {_plain(y)}H{_plain(right)}"))
+            parts.append(path("grid", f"M{_plain(x)} {_plain(y)}H{_plain(right)}"))
         parts.append(text(number(value), x - 7.0, y + 4.0, class_="num", text_anchor="end"))
     return "".join(parts)
 
 
 def line(points: Iterable[Point], **attributes: Any) -> str:
     """Return a line through points; it breaks where one is not finite."""
-    path, pen_up = [], True
+    places, pen_up = [], True
     for x, y in points:
         if math.isfinite(y):
-            path.append(f"{'M' if pen_up else 'L'}{x:.1f} {y:.1f}")
+            places.append(f"{'M' if pen_up else 'L'}{x:.1f} {y:.1f}")
         pen_up = not math.isfinite(y)
-    return element("path", d="".join(path), fill="none", **attributes)
+    return element("path", d="".join(places), fill="none", **attributes)
 
 
-def band(xs: Sequence[float], low: Sequence[float], high: Sequence[float], **attributes: Any) -> str:
+def band(kind: str, xs: Sequence[float], low: Sequence[float], high: Sequence[float]) -> str:
     """Return the area between two lines."""
-    forth = [f"{x:.1f} {y:.1f}" for x, y in zip(xs, high, strict=True)]
-    back = [f"{x:.1f} {y:.1f}" for x, y in zip(reversed(xs), reversed(low), strict=True)]
-    return element("path", d=f"M{'L'.join(forth + back)}Z", **attributes)
+    around = [*zip(xs, high, strict=True), *reversed([*zip(xs, low, strict=True)])]
+    return path(kind, f"M{'L'.join(f'{x:.1f} {y:.1f}' for x, y in around)}Z")
 
 
 def hatch(name: str, angle: float, gap: float, kind: str) -> str:
     """Return a pattern of parallel lines, dark beside light to be seen on any colour; refer to it as ``url(#name)``."""
-    return element(
-        "pattern",
-        element("path", d=f"M0.5 0V{gap:g}", class_=f"{kind} under"),
-        element("path", d=f"M1.5 0V{gap:g}", class_=kind),
-        id=name,
-        width=gap,
-        height=gap,
-        patternUnits="userSpaceOnUse",
-        patternTransform=f"rotate({angle:g})",
-    )
+    lines = path(f"{kind} under", f"M0.5 0V{gap:g}") + path(kind, f"M1.5 0V{gap:g}")
+    turned = {"patternUnits": "userSpaceOnUse", "patternTransform": f"rotate({angle:g})"}
+    return element("pattern", lines, id=name, width=gap, height=gap, **turned)
 
 
 def outline(mask: Bool[np.ndarray, "rows columns"], xs: Sequence[float], ys: Sequence[float]) -> str:

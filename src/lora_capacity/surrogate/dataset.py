@@ -72,12 +72,14 @@ class Dataset:
         return np.take_along_axis(logs, np.minimum(place, known.shape[1] - 1), axis=1)
 
     def write(self, path: str | Path) -> None:
-        """Write a Parquet file, a row per workload; what it is about stands in the file's metadata."""
+        """Write a Parquet file, whole or not at all: a row per workload, and in its metadata what it is about."""
         columns = {name: column for part in _PARTS for name, column in vars(getattr(self, part)).items()}
         columns["correction"] = self.correction
         table = pyarrow.table({name: _arrow(column) for name, column in columns.items()})
         about = json.dumps(dict(self.about)).encode()
-        parquet.write_table(table.replace_schema_metadata({_ABOUT: about}), path, row_group_size=SHARD)
+        file = io.BytesIO()
+        parquet.write_table(table.replace_schema_metadata({_ABOUT: about}), file, row_group_size=SHARD)
+        write_whole(path, file.getvalue())
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

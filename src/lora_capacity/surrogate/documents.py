@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema, core_schema
 from lora_capacity.calibration import Calibration
 from lora_capacity.calibration.model import RENAMED_IN_2
 from lora_capacity.errors import InputError
+from lora_capacity.files import write_whole
 from lora_capacity.schema import briefly
 
 SCHEMA_VERSION = 1
@@ -147,5 +148,5 @@ class LearntFile:
         return cls.from_json(content, str(path))
 
     def write(self, path: str | Path) -> None:
-        """Write the file, compact."""
-        Path(path).write_text(json.dumps(self.to_json(), separators=(",", ":")) + "\n", encoding="utf-8")
+        """Write the file, compact, whole or not at all."""
+        write_whole(path, json.dumps(self.to_json(), separators=(",", ":")) + "\n")
