@@ -107,10 +107,7 @@ def _worst(columns: dict[str, Any]) -> list[dict[str, Any]]:
 
     off = np.nan_to_num(np.abs(columns["difference_throughput_tokens_per_s"]))
     order = [row for row in np.argsort(-off, kind="stable")[:_WORST].tolist() if columns["differs"][row]]
-    return [
-        {name: column[row].item() if hasattr(column[row], "item") else column[row] for name, column in columns.items()}
-        for row in order
-    ]
+    return [{name: column[row] for name, column in columns.items()} for row in order]
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -96,20 +96,15 @@ def predict(
 
 
 def _print(answer: Any) -> None:
-    def within(name: str, intervals: Any) -> str:
-        low, high = intervals[name]
-        return f"{shown(low)} to {shown(high)}"
+    def within(name: str, value: float) -> str:
+        (low, high), (least, most) = answer.twin_intervals[name], answer.intervals[name]
+        return f"{shown(value)}; the twin's {shown(low)} to {shown(high)}, a server's {shown(least)} to {shown(most)}"
 
-    facts = {}
-    for name, title, value in (
-        ("adapters", "adapters (max_cpu_loras)", answer.max_cpu_loras),
-        ("slots", "slots (max_loras)", answer.max_loras),
-        ("throughput", "throughput, tokens/s", answer.throughput_tokens_per_s),
-    ):
-        facts[title] = (
-            f"{shown(value)}; the twin's {within(name, answer.twin_intervals)}, "
-            f"a server's {within(name, answer.intervals)}"
-        )
+    facts = {
+        "adapters (max_cpu_loras)": within("adapters", answer.max_cpu_loras),
+        "slots (max_loras)": within("slots", answer.max_loras),
+        "throughput, tokens/s": within("throughput", answer.throughput_tokens_per_s),
+    }
     facts["offered load, tokens/s"] = shown(answer.offered_tokens_per_s)
     if answer.given:
         verdict = "starves" if answer.given["starved"] else "keeps up"

@@ -69,7 +69,17 @@ def rules(
         return
     click.echo(found.text())
     if path:
-        print_table("What leads to this workload's answer", [_row(each) for each in path])
+        rows = [
+            {
+                "feature": each["feature"],
+                "is": shown(each["value"]),
+                "": ">" if each["above"] else "<=",
+                "threshold": shown(each["threshold"]),
+                "meaning": each["meaning"],
+            }
+            for each in path
+        ]
+        print_table("What leads to this workload's answer", rows)
     what = "macro-F1 lost" if target == "starved" else "SMAPE gained"
     rows = [{"feature": name, f"{what} when shuffled": value} for name, value in list(importance.items())[:8]]
     print_table("What matters most to the best model", rows)
@@ -88,14 +98,3 @@ def _path(model: Any, known: Any, target: str, workload: Path, settings: dict[st
         best = np.rint(np.exp(model.of("slots").predict(values))).astype(int)
         values = with_slots(values, best[:, np.newaxis])[:, 0]
     return path_of(model, target, values[0])
-
-
-def _row(decision: dict[str, Any]) -> dict[str, Any]:
-    sign = ">" if decision["above"] else "<="
-    return {
-        "feature": decision["feature"],
-        "is": shown(decision["value"]),
-        "": sign,
-        "threshold": shown(decision["threshold"]),
-        "meaning": decision["meaning"],
-    }

@@ -55,46 +55,32 @@ def train(
         with writing("--smooth", smooth):
             train_neural(fitted, known, seed=seed).write(smooth)
     if output_format == "json":
-        summary = {name: getattr(surrogate, name) for name in ("calibration", "best", "scores", "importance", "about")}
-        print_json(
-            {"file": str(output)}
-            | {name: dict(value) if name != "calibration" else value for name, value in summary.items()}
-        )
+        told = {name: dict(getattr(surrogate, name)) for name in ("best", "scores", "importance", "about")}
+        print_json({"file": str(output), "calibration": surrogate.calibration} | told)
     else:
         _print(output, surrogate)
 
 
+_SCORES = {
+    "adapters_smape": "adapters SMAPE %",
+    "slots_smape": "slots SMAPE %",
+    "throughput_smape": "throughput SMAPE %",
+    "starved_macro_f1": "starved macro-F1",
+}
+
+
 def _print(output: Path, surrogate: Any) -> None:
-    about = surrogate.about
-    print_facts(
-        f"{output}",
-        {
-            "calibration": surrogate.calibration,
-            "workloads": f"{about['trained_on']:,} trained on, {about['held_back']:,} held out",
-        },
-    )
-    rows = [
-        {"model": kind} | {_heading(name): scores[name] for name in _SCORES}
-        for kind, scores in surrogate.scores.items()
-    ]
+    about, scores = surrogate.about, surrogate.scores
+    workloads = f"{about['trained_on']:,} trained on, {about['held_back']:,} held out"
+    print_facts(f"{output}", {"calibration": surrogate.calibration, "workloads": workloads})
+    rows = [{"model": kind} | {_SCORES[name]: each[name] for name in _SCORES} for kind, each in scores.items()]
     print_table("Held-out workloads", rows)
+    coverage = scores["best"]["coverage"]
     rows = [
-        {"within": f"{float(level):.0%}"} | {target: share * 100.0 for target, share in shares.items()}
-        for level, shares in _by_level(surrogate.scores["best"]["coverage"]).items()
+        {"within": f"{float(level):.0%}"} | {target: 100.0 * shares[level] for target, shares in coverage.items()}
+        for level in next(iter(coverage.values()))
     ]
     print_table("Share of held-out labels within intervals, %", rows)
     for target, lost in surrogate.importance.items():
         most = ", ".join(f"{name} {shown(value)}" for name, value in list(lost.items())[:4])
         click.echo(f"matters most for {target}: {most}")
-
-
-_SCORES = ("adapters_smape", "slots_smape", "throughput_smape", "starved_macro_f1")
-
-
-def _heading(name: str) -> str:
-    return name.replace("_smape", " SMAPE %").replace("_macro_f1", " macro-F1")
-
-
-def _by_level(coverage: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    levels = next(iter(coverage.values()))
-    return {level: {target: shares[level] for target, shares in coverage.items()} for level in levels}

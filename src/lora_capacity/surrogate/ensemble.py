@@ -72,11 +72,8 @@ class Ensemble:
 
     def beneath(self, values: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, " rows"]:
         """Return what is predicted without the trees."""
-        found = np.full(len(values), self.intercept)
-        if self.linear.any() or self.quadratic.any():
-            z = self.standardized(values)
-            found += z @ self.linear + ((z @ self.quadratic) * z).sum(axis=1)
-        return found
+        z = self.standardized(values)
+        return np.asarray(self.intercept + (z @ self.linear + ((z @ self.quadratic) * z).sum(axis=1)))
 
     def predict(self, values: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, " rows"]:
         """Return the prediction for features."""

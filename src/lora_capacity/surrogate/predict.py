@@ -172,7 +172,7 @@ def _checked(
     scenarios = build_scenarios(workload, calibration, *point, **settings)
     found = assess(calibration, scenarios, workload)
     names = ("throughput_tokens_per_s", "offered_tokens_per_s", "starved", "starving_probability", "status")
-    return {name: found[name][0].item() if hasattr(found[name][0], "item") else found[name][0] for name in names}
+    return {name: found[name].tolist()[0] for name in names}
 
 
 def _warnings(surrogate: Surrogate, calibration: Calibration, described: Described) -> list[str]:
