@@ -3,50 +3,18 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.calibration.model import RENAMED_IN_2
 from lora_capacity.errors import InputError
 from lora_capacity.files import write_whole
-from lora_capacity.schema import briefly
 
 SCHEMA_VERSION = 1
 """Version of the files that this code writes and reads."""
-
-
-@dataclass(frozen=True)
-class Array:
-    """Metadata of a field that takes nested lists of numbers, as an array of a type."""
-
-    dtype: Any
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return the check that pydantic runs."""
-        return core_schema.no_info_plain_validator_function(self._read)
-
-    def _read(self, values: object) -> NDArray[Any]:
-        try:
-            return np.array(values, self.dtype)
-        except (ValueError, TypeError):
-            raise InputError("", briefly(values), "an array of numbers") from None
-
-
-Floats = Annotated[NDArray[np.float64], Array(np.float64)]
-"""An array of numbers in a file."""
-
-Integers = Annotated[NDArray[np.int64], Array(np.int64)]
-"""An array of whole numbers in a file."""
-
-Flags = Annotated[NDArray[np.bool_], Array(np.bool_)]
-"""An array of true and false in a file."""
 
 
 def listed(values: Any, digits: int) -> Any:

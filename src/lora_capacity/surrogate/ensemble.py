@@ -5,15 +5,17 @@ A tree is stored complete, level by level: node ``i`` has the children ``2i + 1`
 """
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, UInt16
+from numpy.typing import NDArray
 
-from lora_capacity.errors import InputError
-from lora_capacity.schema import Number, fields_of_json
-from lora_capacity.surrogate.documents import Flags, Floats, Integers, listed
+from lora_capacity.errors import InputError, check_keys
+from lora_capacity.scenarios.workload_batch import FloatArray, IntArray
+from lora_capacity.surrogate.documents import listed
 
 ALWAYS_LEFT = 3e38
 """Threshold of a node that does not decide anything: just below the largest float32, in which nodes compare."""
@@ -49,15 +51,15 @@ class Ensemble:
         value: What leaves add, ``[trees, nodes + 1]``.
     """
 
-    logarithmic: Flags
-    mean: Floats
-    scale: Floats
-    intercept: Annotated[float, Number()]
-    linear: Floats
-    quadratic: Floats
-    feature: Integers
-    threshold: Floats
-    value: Floats
+    logarithmic: NDArray[np.bool_]
+    mean: FloatArray
+    scale: FloatArray
+    intercept: float
+    linear: FloatArray
+    quadratic: FloatArray
+    feature: IntArray
+    threshold: FloatArray
+    value: FloatArray
 
     @property
     def depth(self) -> int:
@@ -126,7 +128,16 @@ class Ensemble:
         Raises:
             InputError: If a field is missing or unknown, or arrays do not go together.
         """
-        found = cls(**fields_of_json(cls, content, source))
+        if not isinstance(content, Mapping):
+            raise InputError(source, type(content).__name__, "a JSON object")
+        names = [entry.name for entry in fields(cls)]
+        check_keys(source, content, names)
+        kinds = {"logarithmic": np.bool_, "feature": np.int64}
+        try:
+            arrays: dict[str, Any] = {name: np.array(content[name], kinds.get(name, np.float64)) for name in names}
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(source, str(error), "arrays of numbers") from None
+        found = cls(**arrays | {"intercept": float(arrays["intercept"])})
         width, trees = found.mean.size, len(found.value)
         sound = (
             found.linear.shape == found.scale.shape == found.logarithmic.shape == (width,)

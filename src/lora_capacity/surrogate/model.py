@@ -3,13 +3,15 @@
 import importlib.resources
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from lora_capacity.errors import InputError, nearest_hint
-from lora_capacity.schema import fields_of_json
-from lora_capacity.surrogate.documents import Floats, LearntFile, listed
+import numpy as np
+
+from lora_capacity.errors import InputError, check_keys, nearest_hint
+from lora_capacity.scenarios.workload_batch import FloatArray
+from lora_capacity.surrogate.documents import LearntFile, listed
 from lora_capacity.surrogate.ensemble import Ensemble
 from lora_capacity.surrogate.features import NAMES
 from lora_capacity.surrogate.targets import TARGETS, features_of
@@ -43,8 +45,8 @@ class Surrogate(LearntFile):
 
     calibration: str
     calibration_digest: str
-    lowest: Floats
-    highest: Floats
+    lowest: FloatArray
+    highest: FloatArray
     best: Mapping[str, str]
     widths: Mapping[str, Mapping[str, list[float]]]
     scores: Mapping[str, Any]
@@ -81,8 +83,10 @@ class Surrogate(LearntFile):
         """
         if content.pop("features", None) != list(NAMES):
             raise InputError(f"{source}: features", "others", "those of this version", "train again")
+        check_keys(source, content, [entry.name for entry in fields(cls)])
+        read = {name: np.array(content[name], np.float64) for name in ("lowest", "highest")}
         ensembles = {target: _ensembles(content["ensembles"], target, source) for target in TARGETS}
-        return cls(**fields_of_json(cls, content | {"ensembles": ensembles}, source))
+        return cls(**content | read | {"ensembles": ensembles})
 
 
 def _ensembles(content: Mapping[str, Any], target: str, source: str) -> dict[str, Ensemble]:

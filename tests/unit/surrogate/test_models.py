@@ -116,7 +116,7 @@ def test_an_ensemble_survives_json_and_other_shapes_are_refused():
     np.testing.assert_allclose(Ensemble.from_json(content, "e").predict(values), ensemble.predict(values), atol=SINGLE)
     with pytest.raises(InputError, match=r"e: .* a JSON object"):
         Ensemble.from_json([], "e")
-    with pytest.raises(InputError, match=r"e\.value: 'missing' .* an array of numbers"):
+    with pytest.raises(InputError, match="arrays of numbers"):
         Ensemble.from_json({name: value for name, value in content.items() if name != "value"}, "e")
     with pytest.raises(InputError, match="those of one ensemble"):
         Ensemble.from_json(content | {"linear": [1.0]}, "e")
