@@ -64,15 +64,19 @@ class Surrogate(LearntFile):
 
     def content(self) -> dict[str, Any]:
         """Return what stands in the file besides version and digest."""
-        return vars(self) | {
-            "lowest": listed(self.lowest, digits=9),
-            "highest": listed(self.highest, digits=9),
-            "ensembles": {
-                target: {kind: each.to_json() for kind, each in kinds.items()}
-                for target, kinds in self.ensembles.items()
-            },
-            "features": list(NAMES),
-        }
+        head = {"calibration": self.calibration, "calibration_digest": self.calibration_digest, "features": list(NAMES)}
+        return (
+            head
+            | vars(self)
+            | {
+                "lowest": listed(self.lowest, digits=9),
+                "highest": listed(self.highest, digits=9),
+                "ensembles": {
+                    target: {kind: each.to_json() for kind, each in kinds.items()}
+                    for target, kinds in self.ensembles.items()
+                },
+            }
+        )
 
     @classmethod
     def from_content(cls, content: dict[str, Any], source: str) -> Self:
