@@ -17,9 +17,6 @@ WIDTH, HEIGHT = 420.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, WIDTH - 12.0, 30.0, HEIGHT - 44.0
 """Edges of the axes: room for numbers to the left, the title above, numbers and title of the axis below."""
 
-_SHORTEST = 1e-3
-"""Least value on a logarithmic axis, 1 ms: shorter times to first token are told apart by nobody."""
-
 
 @dataclass(frozen=True)
 class Panel:
@@ -43,10 +40,7 @@ class Panel:
     @cached_property
     def up(self) -> svg.Scale:
         """Places of values: room for all that is drawn, from 0 unless logarithmic."""
-        columns = [self.values, *self.interval]
-        if self.quantity.beside is not None:
-            columns.append(self._axis(self.curve.values[self.quantity.beside[0]]))
-        every = np.concatenate(columns)
+        every = np.concatenate([self.values, *self.interval, *self.beside])
         finite = every[np.isfinite(every)] if np.isfinite(every).any() else np.array([0.0, 1.0])
         if self.quantity.log:
             low, high = float(finite.min()), float(finite.max())
@@ -61,17 +55,18 @@ class Panel:
     @cached_property
     def values(self) -> Float[np.ndarray, " points"]:
         """Predictions in units of the axis."""
-        return self._axis(self.curve.values[self.quantity.key])
+        return self.quantity.on_axis(self.curve.values[self.quantity.key])
 
     @cached_property
     def interval(self) -> list[Float[np.ndarray, " points"]]:
         """Lower and upper ends in units of the axis, none of a quantity without an interval."""
-        ends = (self.curve.low, self.curve.high)
-        return [self._axis(end[self.quantity.key]) for end in ends if self.quantity.key in end]
+        key = self.quantity.key
+        return [self.quantity.on_axis(end[key]) for end in (self.curve.low, self.curve.high) if key in end]
 
-    def _axis(self, column: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-        values = np.asarray(column, np.float64) * self.quantity.scale
-        return np.maximum(values, _SHORTEST) if self.quantity.log else values
+    @cached_property
+    def beside(self) -> list[Float[np.ndarray, " points"]]:
+        """What is drawn beside the predictions, if anything, in units of the axis."""
+        return [self.quantity.on_axis(self.curve.values[column]) for column, _ in self.quantity.beside]
 
     def _heights(self, values: Float[np.ndarray, " points"]) -> list[float]:
         return [self.up(float(value)) if np.isfinite(value) else float("nan") for value in values]
@@ -124,12 +119,12 @@ class Panel:
         return svg.band("band", [self.xs[i] for i in known], low, high)
 
     def _beside(self) -> str:
-        if self.quantity.beside is None:
-            return ""
-        column, words = self.quantity.beside
-        ys, middle = self._heights(self._axis(self.curve.values[column])), len(self.xs) // 2
-        label = svg.text(words, self.xs[middle] - 6.0, ys[middle] - 6.0, class_="note", text_anchor="end")
-        return svg.line(zip(self.xs, ys, strict=True), class_="beside") + label
+        drawn, middle = "", len(self.xs) // 2
+        for (_, words), values in zip(self.quantity.beside, self.beside, strict=True):
+            ys = self._heights(values)
+            label = svg.text(words, self.xs[middle] - 6.0, ys[middle] - 6.0, class_="note", text_anchor="end")
+            drawn += svg.line(zip(self.xs, ys, strict=True), class_="beside") + label
+        return drawn
 
     def _accepted(self, risk: float) -> str:
         y = self.up(risk * self.quantity.scale)

@@ -11,7 +11,7 @@ from lora_capacity.units import MS_PER_S
 from lora_capacity.words import duration, percent, shown
 
 _SHORTEST_S = 1e-3
-"""Least value of the colours of a logarithmic map: shorter times to first token are told apart by nobody."""
+"""Least value on a logarithmic axis or map: shorter times to first token are told apart by nobody."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Quantity:
         scale: Factor from the column to the axis.
         log: Whether equal ratios are equally far apart.
         most: Largest value of the colours, None for the largest there is.
-        beside: Column drawn beside the curve, if any, and what that is called.
+        beside: Columns drawn beside the curve, and what they are called.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Quantity:
     scale: float = 1.0
     log: bool = False
     most: float | None = None
-    beside: tuple[str, str] | None = None
+    beside: tuple[tuple[str, str], ...] = ()
 
     def tell(self, value: float) -> str:
         """Return a value of the column in words."""
@@ -43,6 +43,11 @@ class Quantity:
         if self.unit in ("ms", "s"):
             return duration(value)
         return f"{shown(value)} {self.unit}" if not math.isnan(value) else shown(value)
+
+    def on_axis(self, column: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """Return a column in units of the axis."""
+        values = np.asarray(column, np.float64) * self.scale
+        return np.maximum(values, _SHORTEST_S) if self.log else values
 
     def span(self, values: Float[np.ndarray, "*shape"]) -> tuple[float, float]:
         """Return the values of the lowest and the highest colour, of a column."""
@@ -64,7 +69,7 @@ class Quantity:
 
 
 THROUGHPUT = Quantity(
-    "throughput_tokens_per_s", "Throughput", "tokens/s", beside=("offered_tokens_per_s", "offered load")
+    "throughput_tokens_per_s", "Throughput", "tokens/s", beside=(("offered_tokens_per_s", "offered load"),)
 )
 SERVICE = Quantity("service", "Share served", "%", scale=100.0, most=1.0)
 ITL = Quantity("itl_s", "Inter-token latency", "ms", scale=MS_PER_S)
