@@ -14,7 +14,7 @@ from lora_capacity.scenarios.workload_batch import FloatArray
 from lora_capacity.surrogate.documents import LearntFile, listed
 from lora_capacity.surrogate.ensemble import Ensemble
 from lora_capacity.surrogate.features import NAMES
-from lora_capacity.surrogate.targets import TARGETS, features_of
+from lora_capacity.surrogate.targets import TARGETS
 from lora_capacity.surrogate.trees import KINDS
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -101,8 +101,8 @@ def _ensembles(content: Mapping[str, Any], target: str, source: str) -> dict[str
         if kind not in given:
             raise InputError(where, "missing", "a surrogate has it")
         found[kind] = Ensemble.from_json(given[kind], where)
-        if found[kind].mean.size != len(features_of(target)):
-            raise InputError(where, f"{found[kind].mean.size} features", f"{len(features_of(target))}")
+        if found[kind].mean.size != len(TARGETS[target].features):
+            raise InputError(where, f"{found[kind].mean.size} features", f"{len(TARGETS[target].features)}")
     return found
 
 

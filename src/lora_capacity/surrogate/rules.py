@@ -11,15 +11,7 @@ from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.surrogate.ensemble import ALWAYS_LEFT, Ensemble
 from lora_capacity.surrogate.features import Feature
 from lora_capacity.surrogate.model import Surrogate
-from lora_capacity.surrogate.targets import SCORES, TARGETS, features_of
-
-MEANING = {
-    "adapters": "load sustained, over the full load (adapters are as many as send it)",
-    "slots": "slots",
-    "throughput": "throughput, over the full load",
-    "starved": "load sustained with the slots given, over the full load (what sends more starves)",
-}
-
+from lora_capacity.surrogate.targets import TARGETS
 
 Tree = Mapping[str, Any]
 """A decision: ``feature``, ``threshold``, and the trees ``below``, where the feature is at most that, and ``above``; or
@@ -53,12 +45,12 @@ class Rules:
         """Return the rules as indented lines."""
         name = "macro-F1" if self.target == "starved" else "SMAPE %"
         scores = f"{name} on held-out workloads: {self.exact_score:.3g}, {self.rounded_score:.3g} with rounded figures"
-        head = [f"{MEANING[self.target]} = {self.law} · factor", scores, ""]
+        head = [f"{TARGETS[self.target].meaning} = {self.law} · factor", scores, ""]
         return "\n".join(head + _lines(self.tree, 0)) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         """Return the rules as a JSON object."""
-        head = {"target": self.target, "meaning": MEANING[self.target], "law": self.law, "leaves": self.leaves}
+        head = {"target": self.target, "meaning": TARGETS[self.target].meaning, "law": self.law, "leaves": self.leaves}
         return head | {"exact_score": self.exact_score, "rounded_score": self.rounded_score, "tree": self.tree}
 
 
@@ -75,13 +67,13 @@ def rules_of(surrogate: Surrogate, target: str) -> Rules:
     if target not in TARGETS:
         raise InputError("target", target, ", ".join(TARGETS), nearest_hint(target, TARGETS))
     tree = surrogate.of(target, "tree").rounded()
-    features = features_of(target)
+    features = TARGETS[target].features
     return Rules(
         target=target,
         law=_law(tree, features),
         tree=_grown(tree, features, 0),
-        exact_score=surrogate.scores["tree"][SCORES[target]],
-        rounded_score=surrogate.scores["rounded"][SCORES[target]],
+        exact_score=surrogate.scores["tree"][TARGETS[target].score],
+        rounded_score=surrogate.scores["rounded"][TARGETS[target].score],
     )
 
 
@@ -96,7 +88,7 @@ def path_of(surrogate: Surrogate, target: str, values: Float[np.ndarray, " featu
     Returns:
         Per decision ``feature``, ``meaning``, ``value``, ``threshold`` and ``above``.
     """
-    features = features_of(target)
+    features = TARGETS[target].features
     return [
         {
             "feature": features[place].name,

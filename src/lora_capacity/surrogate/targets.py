@@ -6,6 +6,8 @@ Everything is predicted as a logarithm. ``adapters``: the load that the best ser
 over the full load; a server of A adapters starves when they send more.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -13,18 +15,41 @@ from lora_capacity.scenarios.workload_batch import WorkloadBatch
 from lora_capacity.surrogate.dataset import Dataset
 from lora_capacity.surrogate.features import FEATURES, SLOT_FEATURES, Described, Feature
 
-TARGETS = ("adapters", "slots", "throughput", "starved")
 
-OPTIMUM = TARGETS[:3]
+@dataclass(frozen=True)
+class Target:
+    """What models predict the logarithm of.
+
+    Attributes:
+        meaning: In words.
+        score: Name of its score on held-out workloads: a SMAPE in percent, of ``starved`` the macro-averaged F1.
+        boosted_trees: Trees that boosting grows.
+        rises_with_memory: Whether it must not fall in the features that grow with memory.
+        features: What its models see.
+    """
+
+    meaning: str
+    score: str
+    boosted_trees: int
+    rises_with_memory: bool = True
+    features: tuple[Feature, ...] = FEATURES
+
+
+TARGETS = {
+    "adapters": Target("load sustained, over the full load (adapters are as many as send it)", "adapters_smape", 14),
+    "slots": Target("slots", "slots_smape", 24, rises_with_memory=False),
+    "throughput": Target("throughput, over the full load", "throughput_smape", 14),
+    "starved": Target(
+        "load sustained with the slots given, over the full load (what sends more starves)",
+        "starved_macro_f1",
+        120,
+        features=FEATURES + SLOT_FEATURES,
+    ),
+}
+"""By name; of the first three as few trees of boosting as a prediction in microseconds allows."""
+
+OPTIMUM = ("adapters", "slots", "throughput")
 """Targets that tell the optimum of a workload."""
-
-SCORES = {target: f"{target}_smape" for target in OPTIMUM} | {"starved": "starved_macro_f1"}
-"""Name of each target's score."""
-
-
-def features_of(target: str) -> tuple[Feature, ...]:
-    """Return the features that a target's models see."""
-    return FEATURES + SLOT_FEATURES if target == "starved" else FEATURES
 
 
 def wanted(target: str, labels: Dataset, described: Described) -> Float[np.ndarray, " workloads"]:

@@ -17,9 +17,9 @@ from lora_capacity.scenarios.workload_batch import FloatArray, IntArray
 from lora_capacity.surrogate.dataset import Dataset
 from lora_capacity.surrogate.documents import calibration_digest
 from lora_capacity.surrogate.ensemble import Ensemble
-from lora_capacity.surrogate.features import Described, describe, with_slots
+from lora_capacity.surrogate.features import NAMES, Described, describe, with_slots
 from lora_capacity.surrogate.model import LEVELS, Surrogate
-from lora_capacity.surrogate.targets import OPTIMUM, SCORES, TARGETS, adapters_of, features_of, wanted
+from lora_capacity.surrogate.targets import OPTIMUM, TARGETS, adapters_of, wanted
 from lora_capacity.surrogate.trees import KINDS, Design, train
 
 FEWEST_LABELS = 30
@@ -33,9 +33,6 @@ _HELD_OUT, _LEAST_HELD_OUT = 0.15, 5
 
 _SLOTS_PER_LABEL = 12
 """Numbers of slots that each workload tells of starving, of about 30 known: more cost time and tell much the same."""
-
-_BOOSTED = {"adapters": 14, "slots": 24, "throughput": 14, "starved": 120}
-"""Trees that boosting grows: of the first three as few as a prediction in microseconds allows."""
 
 
 def train_surrogate(
@@ -104,25 +101,25 @@ def _trained(labels: Dataset, described: Described, seed: int, tell: Callable[[]
     ensembles: dict[str, dict[str, Ensemble]] = {target: {} for target in TARGETS}
     residuals: dict[str, dict[str, FloatArray]] = {target: {} for target in TARGETS}
     folds = np.random.default_rng(seed + 1).permutation(len(labels)) % _FOLDS
-    for target in TARGETS:
+    for target, asked in TARGETS.items():
         design, workload = _design(target, labels, described, seed)
         for kind in KINDS:
-            residual = np.zeros(design.wanted.size)
+            residual = residuals[target][kind] = np.zeros(design.wanted.size)
             for fold in range(_FOLDS):
                 held = folds[workload] == fold
-                found = train(kind, design.take(np.flatnonzero(~held)), seed, _BOOSTED[target])
+                found = train(kind, design.take(np.flatnonzero(~held)), seed, asked.boosted_trees)
                 residual[held] = design.wanted[held] - found.predict(design.values[held])
                 tell()
-            ensembles[target][kind], residuals[target][kind] = train(kind, design, seed, _BOOSTED[target]), residual
+            ensembles[target][kind] = train(kind, design, seed, asked.boosted_trees)
             tell()
     return ensembles, residuals
 
 
 def _design(target: str, labels: Dataset, described: Described, seed: int) -> tuple[Design, IntArray]:
     """What a target's ensembles learn from, and which workload each row is of."""
-    features, rows = features_of(target), np.arange(len(labels))
-    logarithmic = np.array([each.logarithmic for each in features])
-    rising = np.array([each.grows_with_memory and target != "slots" for each in features])
+    asked, rows = TARGETS[target], np.arange(len(labels))
+    logarithmic = np.array([each.logarithmic for each in asked.features])
+    rising = np.array([each.grows_with_memory and asked.rises_with_memory for each in asked.features])
     if target != "starved":
         return Design(described.values, logarithmic, rising, wanted(target, labels, described)), rows
     known = labels.surfaces.slots
@@ -147,10 +144,10 @@ def _scored(
     kinds["rounded"] = {target: each.rounded() for target, each in kinds["tree"].items()}
     kinds["best"] = {target: ensembles[target][best[target]] for target in TARGETS}
     scores: dict[str, Any] = {kind: score(each, labels, described) for kind, each in kinds.items()}
-    features = features_of("adapters")
-    without = {each.name: score(kinds["best"], labels, described, i, seed) for i, each in enumerate(features)}
+    without = {name: score(kinds["best"], labels, described, i, seed) for i, name in enumerate(NAMES)}
     coverage, importance = {}, {}
-    for target, name in SCORES.items():
+    for target, asked in TARGETS.items():
+        name = asked.score
         sign = -1.0 if target == "starved" else 1.0
         lost = {feature: sign * (shuffled[name] - scores["best"][name]) for feature, shuffled in without.items()}
         importance[target] = {each: lost[each] for each in sorted(lost, key=lambda each: -lost[each]) if lost[each] > 0}

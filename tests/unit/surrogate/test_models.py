@@ -23,7 +23,7 @@ from lora_capacity.surrogate import (
 )
 from lora_capacity.surrogate.ensemble import ALWAYS_LEFT, Ensemble, rounded
 from lora_capacity.surrogate.features import FEATURES, NAMES
-from lora_capacity.surrogate.targets import TARGETS, features_of
+from lora_capacity.surrogate.targets import TARGETS
 from lora_capacity.surrogate.training import conformal, macro_f1
 from lora_capacity.surrogate.trees import KINDS, MOST_LEAVES, Design, train
 from lora_capacity.workload import Workload
@@ -261,7 +261,7 @@ def test_scores():
 
 
 def test_features_of_a_target():
-    assert len(features_of("starved")) == len(features_of("slots")) + 4
+    assert len(TARGETS["starved"].features) == len(TARGETS["slots"].features) + 4
     assert np.float32(ALWAYS_LEFT) < np.inf
 
 
