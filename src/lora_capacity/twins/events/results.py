@@ -164,9 +164,11 @@ def _unanswered(server: Server, s: State) -> _Unanswered:
     bit = (s.queue.admitted[request >> 5] >> (request & 31).astype(jnp.uint32)) & 1
     waits = (sent & (bit == 0)).astype(jnp.float32)
     waited_s = (server.horizon - s.clients.sent_at) * server.tick_s
+    # Sums by `cumsum`: XLA's older code generator, which compiles loops in one piece, cannot fuse several reductions.
+    waiting, total_s = jnp.cumsum(jnp.stack([waits, jnp.where(waits > 0, waited_s, 0.0)]), axis=1)[:, -1]
     number = jnp.maximum(sent.sum() - s.statistics.kept_bounds[ANSWERED], 0).astype(jnp.int32)
-    histogram = delay_histogram(waited_s, waits).at[0].add(jnp.maximum(number - waits.sum(), 0.0))
-    return _Unanswered(number, histogram, jnp.where(waits > 0, waited_s, 0.0).sum())
+    histogram = delay_histogram(waited_s, waits).at[0].add(jnp.maximum(number - waiting, 0.0))
+    return _Unanswered(number, histogram, total_s)
 
 
 def _attainment(server: Server, s: State) -> Float[Array, ""]:
