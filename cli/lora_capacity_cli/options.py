@@ -89,6 +89,12 @@ format_option = click.option(
     help="What to print: tables for people, or a JSON document.",
 )
 
+emit_option = click.option(
+    "--emit",
+    type=click.Choice(["command", "config", "k8s"]),
+    help="Print only what starts the server: a line, YAML for `vllm serve --config`, or a Kubernetes Deployment.",
+)
+
 calibration_option = click.option(
     "--calibration",
     metavar="NAME|FILE",

@@ -10,6 +10,7 @@ import click
 from lora_capacity.words import FAILURES, REFUSALS
 from lora_capacity_cli.options import (
     calibration_option,
+    emit_option,
     engine_options,
     examples,
     format_option,
@@ -69,6 +70,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
     "--samples", type=int, default=0, show_default=True, help="Event engine: parts of the time told apart in the JSON."
 )
 @server_options(grids=False)
+@emit_option
 @format_option
 def simulate(
     workload: Path,
@@ -80,6 +82,7 @@ def simulate(
     warmup_s: float,
     samples: int,
     settings: dict[str, Any],
+    emit: str | None,
     output_format: str,
 ) -> None:
     """Predict one configuration in detail.
@@ -88,6 +91,8 @@ def simulate(
     """
     prepare()
     from lora_capacity.calibration import load_calibration
+    from lora_capacity.engines import ENVIRONMENT, emitted
+    from lora_capacity.errors import InfeasibleError
     from lora_capacity.run import simulate as run
     from lora_capacity.scenarios import build_scenarios, table
     from lora_capacity.workload import Workload
@@ -100,6 +105,11 @@ def simulate(
     events = {} if results.events is None else {"events": _events(row, asked, adapters, seed, results.events)}
     resolved = {name: row.pop(name) for name in _SETTINGS}
     server = known.server(**settings | resolved)
+    if emit is not None:
+        if row["status"] in REFUSALS:
+            raise InfeasibleError(FAILURES[row["status"]])
+        click.echo(emitted(server, known.model.served_as, emit))
+        return
     plan = known.plan_memory(server)
     failure = [FAILURES[row["status"]]] if row["status"] in FAILURES else []
     document = {
@@ -112,7 +122,8 @@ def simulate(
         **events,
         "memory": {name: float(getattr(plan, name)[0]) for name in _MEMORY},
         "warnings": known.extrapolations(adapters=adapters, **resolved) + failure,
-        "serve_command": None if row["status"] in REFUSALS else server.serve_command(known.model.name),
+        "serve_command": None if row["status"] in REFUSALS else server.serve_command(known.model.served_as),
+        "serve_environment": ENVIRONMENT,
     }
     if output_format == "json":
         print_json(document)

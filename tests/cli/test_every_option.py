@@ -134,6 +134,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--seed": [given(7, *EVENT), refused(7)],
         "--warmup-s": [given(20, *EVENT), refused(20)],
         "--samples": [given(4, *EVENT), refused(4)],
+        "--emit": given("config"),
         **SETTINGS,
     },
     "sweep": {

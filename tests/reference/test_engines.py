@@ -42,7 +42,7 @@ WORKLOAD = Workload.from_mapping(
             "input_tokens": {"mean": 100, "std": 80, "min": 4, "max": 300},
             "output_tokens": {"mean": 50, "std": 40, "min": 1, "max": 200},
         },
-        "goodput": {"ttft": 1500, "e2el": 4000},
+        "goodput": {"ttft": 80, "e2el": 1000},
         "horizon_s": 20,
         "max_pending": 40,
     }
@@ -86,7 +86,7 @@ def test_event_twin_and_reference_agree_through_the_runner(block_size: int, vers
 
 
 def test_share_within_a_bound_on_first_tokens_is_counted_exactly() -> None:
-    bounded = dataclasses.replace(WORKLOAD, goodput=Goodput(ttft_s=0.7))
+    bounded = dataclasses.replace(WORKLOAD, goodput=Goodput(ttft_s=0.05))
     event, reference = both(16, workload=bounded)
     np.testing.assert_allclose(event.attainment, reference.attainment, atol=0.01)
 

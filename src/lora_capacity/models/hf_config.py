@@ -1,5 +1,6 @@
 """Shapes read off a Hugging Face ``config.json``."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,14 @@ def shape_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "attention_bias": layout.attention_bias or bool(config.get("attention_bias", False)),
         "max_position_embeddings": _context_tokens(config),
         "architecture": layout.architecture,
+        "hf_id": _hf_id(config),
     }
+
+
+def _hf_id(config: Mapping[str, Any]) -> str:
+    """Return ``_name_or_path`` where that is an organisation and a model, not somebody's folder."""
+    told = config.get("_name_or_path")
+    return told if isinstance(told, str) and re.fullmatch(r"[\w-]+/[\w.-]+", told) else ""
 
 
 def _layout(config: Mapping[str, Any]) -> Layout:

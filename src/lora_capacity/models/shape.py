@@ -44,6 +44,7 @@ class ModelShape(Document):
         max_position_embeddings: Longest sequence the model takes, tokens.
         architecture: Hugging Face's name of the architecture, on which it depends whether vLLM adapts embeddings too.
         dtype_bytes: Bytes of a weight and of a cached key or value element.
+        hf_id: Its id at Hugging Face, empty where it is not known.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ModelShape(Document):
     max_position_embeddings: Count
     architecture: str
     dtype_bytes: Count = 2
+    hf_id: str = ""
 
     where: ClassVar[str] = "model"
 
@@ -69,6 +71,11 @@ class ModelShape(Document):
         if self.num_attention_heads % self.num_key_value_heads:
             allowed = f"a divisor of num_attention_heads {self.num_attention_heads}"
             raise InputError("model.num_key_value_heads", self.num_key_value_heads, allowed)
+
+    @property
+    def served_as(self) -> str:
+        """What a server is told to load: the id at Hugging Face, or the name where that is not known."""
+        return self.hf_id or self.name
 
     @property
     def linear_modules(self) -> tuple[LinearModule, ...]:

@@ -316,17 +316,12 @@ def test_a_setting_that_vllm_would_refuse_is_told(given, words):
     assert "\n" not in str(error.value)
 
 
-def test_the_command_holds_the_lora_flags_and_what_differs_from_the_defaults():
-    config = ServerConfig.with_defaults(OLD, GPU, MODEL, max_loras=8, max_cpu_loras=64)
+def test_the_command_holds_every_flag_that_a_prediction_rests_on():
+    config = ServerConfig.with_defaults(OLD, GPU, MODEL, max_loras=8, max_cpu_loras=64, gpu_memory_utilization=0.85)
     assert config.serve_command("my model") == (
-        "vllm serve 'my model' --enable-lora --max-loras 8 --max-cpu-loras 64 --max-lora-rank 16"
-    )
-    config = ServerConfig.with_defaults(
-        OLD, GPU, MODEL, max_loras=8, max_num_batched_tokens=512, gpu_memory_utilization=0.85, max_model_len=4096
-    )
-    assert config.serve_command("m") == (
-        "vllm serve m --enable-lora --max-loras 8 --max-cpu-loras 8 --max-lora-rank 16 --max-num-seqs 512 "
-        "--max-num-batched-tokens 512 --gpu-memory-utilization 0.85 --max-model-len 4096"
+        "vllm serve 'my model' --enable-lora --max-loras 8 --max-cpu-loras 64 --max-lora-rank 16 --max-num-seqs 1024 "
+        "--max-num-batched-tokens 8192 --gpu-memory-utilization 0.85 --max-model-len 131072 --block-size 16 "
+        "--no-enable-prefix-caching"
     )
 
 
@@ -335,4 +330,4 @@ def test_target_modules_shrink_slots_only_where_vllm_can_be_told():
     new = ServerConfig.with_defaults(NEW, GPU, MODEL, target_modules="attention")
     assert (old.reserved_modules, new.reserved_modules) == ("all-linear", "attention")
     assert "--lora-target-modules" not in old.serve_command("m")
-    assert new.serve_command("m").endswith("--lora-target-modules qkv_proj o_proj")
+    assert "--lora-target-modules qkv_proj o_proj --no" in new.serve_command("m")

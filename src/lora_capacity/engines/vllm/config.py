@@ -15,7 +15,32 @@ from lora_capacity.models import ModelShape, expand_target_modules
 from lora_capacity.schema import Count, Number, check_fields
 
 _OF_THE_ENGINE = ("vllm_version", "device", "defaults")
-_ALWAYS_SHOWN = ("max_loras", "max_cpu_loras", "max_lora_rank")
+_NUMBERS = (
+    *("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"),
+    *("gpu_memory_utilization", "max_model_len", "block_size"),
+)
+
+FlagValue = str | int | float | bool | list[str] | tuple[str, ...]
+"""Value of a flag."""
+
+
+def flag_words(flags: Mapping[str, FlagValue]) -> list[str]:
+    """Return flags as words of a command line.
+
+    ``{"max_loras": 4, "enable_lora": True, "enable_prefix_caching": False}`` becomes ``--max-loras 4 --enable-lora
+    --no-enable-prefix-caching``; a list gives several words after its flag.
+
+    Args:
+        flags: Values by vLLM's names, with underscores.
+    """
+    words = []
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(value if isinstance(value, list | tuple) else [str(value)])]
+    return words
 
 
 @dataclass(frozen=True)
@@ -34,7 +59,7 @@ class ServerConfig:
         block_size: Tokens of a KV block.
         target_modules: Modules that the adapters adapt, see :func:`expand_target_modules`.
         device: What it computes on, one of `DEVICES`.
-        defaults: What vLLM would choose by itself; :meth:`serve_command` leaves such flags out.
+        defaults: What vLLM would choose by itself.
     """
 
     vllm_version: str
@@ -112,27 +137,24 @@ class ServerConfig:
             raise InputError("max_model_len", config.max_model_len, allowed)
         return config
 
+    @property
+    def flags(self) -> dict[str, FlagValue]:
+        """Every flag that a prediction rests on, by vLLM's name, defaults included: those change with the version.
+
+        The twins know no prefix caching, which is therefore off.
+        """
+        flags: dict[str, FlagValue] = {"enable_lora": True} | {name: getattr(self, name) for name in _NUMBERS}
+        if self.reserved_modules != "all-linear":
+            flags["lora_target_modules"] = list(expand_target_modules(self.reserved_modules))
+        return flags | {"enable_prefix_caching": False}
+
     def serve_command(self, model_name: str) -> str:
         """Return the ``vllm serve`` line, quoted for a shell.
 
         Args:
-            model_name: What to serve: a model's name or path.
+            model_name: What to serve: a model's name, Hugging Face id or path.
         """
-        words = ["vllm", "serve", model_name, "--enable-lora"]
-        for name in (
-            *_ALWAYS_SHOWN,
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "gpu_memory_utilization",
-            "max_model_len",
-            "block_size",
-        ):
-            value = getattr(self, name)
-            if name in _ALWAYS_SHOWN or value != self.defaults.get(name):
-                words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
-        if self.reserved_modules != "all-linear":
-            words += ["--lora-target-modules", *expand_target_modules(self.reserved_modules)]
-        return shlex.join(words)
+        return shlex.join(["vllm", "serve", model_name, *flag_words(self.flags)])
 
 
 def _check_rank(rank: object, behaviour: EngineBehaviour) -> None:

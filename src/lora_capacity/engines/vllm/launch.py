@@ -1,0 +1,83 @@
+"""How a server is started: a shell's line, a file for ``vllm serve --config``, a Kubernetes Deployment."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from lora_capacity.engines.vllm.config import FlagValue, ServerConfig
+
+ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+"""Lets adapters be loaded while the server runs (``/v1/load_lora_adapter``, in vLLM's documentation of LoRA), where
+no ``--lora-modules`` name them at its start."""
+
+FORMS = ("command", "config", "k8s")
+"""What `emitted` can return."""
+
+_PORT = 8000
+"""Port that ``vllm serve`` listens on by default."""
+
+_START_S, _CHECK_S = 1800, 10
+"""Time for a start before Kubernetes gives up, as long as `profile` waits for one, and between two looks."""
+
+
+def emitted(server: ServerConfig, model: str, form: str) -> str:
+    """Return what starts a server in one of `FORMS`.
+
+    Args:
+        server: Its settings.
+        model: Name, Hugging Face id or path of the model.
+        form: ``command``: a line for a shell; ``config``: YAML for ``vllm serve --config FILE``; ``k8s``: YAML of a
+            Kubernetes Deployment of the version's own image.
+    """
+    if form == "command":
+        return f"{' '.join(f'{name}={value}' for name, value in ENVIRONMENT.items())} {server.serve_command(model)}"
+    document = _config(server, model) if form == "config" else _deployment(server, model)
+    text: str = yaml.safe_dump(document, sort_keys=False, width=120)
+    return text.rstrip()
+
+
+def _config(server: ServerConfig, model: str) -> dict[str, FlagValue]:
+    """Flags by name; vLLM leaves a flag out that is false, so that a switch is turned off by its own flag."""
+    negated = {
+        f"no_{name}" if value is False else name: value is False or value for name, value in server.flags.items()
+    }
+    return {"model": model} | {name.replace("_", "-"): value for name, value in negated.items()}
+
+
+def _deployment(server: ServerConfig, model: str) -> dict[str, Any]:
+    name = re.sub(r"[^a-z0-9]+", "-", model.rsplit("/", 1)[-1].lower()).strip("-")
+    labels: Mapping[str, str] = {"app": name}
+    container = {
+        "name": "vllm",
+        "image": f"vllm/vllm-openai:v{server.vllm_version.removeprefix('v')}",
+        "command": shlex.split(server.serve_command(model)),
+        "env": [{"name": variable, "value": value} for variable, value in ENVIRONMENT.items()],
+        "ports": [{"containerPort": _PORT}],
+        "startupProbe": {
+            "httpGet": {"path": "/health", "port": _PORT},
+            "periodSeconds": _CHECK_S,
+            "failureThreshold": _START_S // _CHECK_S,
+        },
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+    }
+    if server.device == "gpu":
+        container["resources"] = {"limits": {"nvidia.com/gpu": 1}}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": dict(labels)},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": dict(labels)},
+            "template": {
+                "metadata": {"labels": dict(labels)},
+                "spec": {
+                    "containers": [container],
+                    "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+                },
+            },
+        },
+    }
