@@ -77,21 +77,22 @@ class LearntFile:
         return whole | {"digest": digest(whole)}
 
     @classmethod
-    def from_json(cls, content: object, source: str = "surrogate") -> Self:
+    def from_json(cls, content: object, source: str = "") -> Self:
         """Rebuild what `to_json` returned.
 
         Raises:
             InputError: If it is another document, of another schema version, was changed since it was made, or does
                 not hold together.
         """
+        source = source or cls.kind
         if not isinstance(content, Mapping):
             raise InputError(source, type(content).__name__, "a JSON object")
         if cls.key not in content:
-            raise InputError(source, "another document", cls.kind)
+            raise InputError(source, "another document", f"a {cls.kind}")
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
             remedy = "update lora-capacity" if isinstance(version, int) and version > SCHEMA_VERSION else "train again"
-            raise InputError(f"{source}: schema_version", version, f"{SCHEMA_VERSION}, of {cls.kind}", remedy)
+            raise InputError(f"{source}: schema_version", version, f"{SCHEMA_VERSION}, of a {cls.kind}", remedy)
         whole = {name: value for name, value in content.items() if name != "digest"}
         known = content.get("digest")
         if known != digest(whole):

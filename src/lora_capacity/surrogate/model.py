@@ -39,7 +39,7 @@ class Surrogate(LearntFile):
         ensembles: By target (``adapters``, ``slots``, ``throughput``, ``starved``) and kind (``tree``, ``boosting``).
     """
 
-    kind = "a surrogate"
+    kind = "surrogate"
     key = "ensembles"
     command = "train"
 

@@ -129,7 +129,7 @@ class NeuralSurrogate(LearntFile):
         scores: On held-out workloads: mean absolute log errors of throughput and margin.
     """
 
-    kind = "a smooth surrogate"
+    kind = "smooth surrogate"
     key = "smooth"
     command = "train --smooth"
 
