@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from pydantic import Field
 
-from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
+from lora_capacity.errors import InputError, check_number, nearest_hint
+from lora_capacity.schema import Count, Model, validated
 from lora_capacity.workload.files import load_mapping
 from lora_capacity_profiling.points import (
     SPEEDS,
@@ -36,12 +38,26 @@ _GRIDS: Mapping[str, type[Point]] = {
     "loading": Loading,
     "serving": ServingRun,
 }
-_KEYS = ("description", "server", "environment", "repeats", *_GRIDS)
 LIMITS = ("max_num_seqs", "max_num_batched_tokens")
 """Flags that every campaign must give: what is measured depends on them."""
 
 _MAX_POINTS = 10_000
 """A hundred times the points of the largest campaign of the package, and weeks of a GPU: a slip of the pen."""
+
+
+class CampaignFile(Model):
+    """A campaign's file; grids, of which each kind may be one or a list, are checked by their points."""
+
+    description: str = ""
+    server: dict[str, Any] = Field(default_factory=dict)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    repeats: Count = 1
+    kv_capacity: Any = None
+    decode: Any = None
+    prefill: Any = None
+    adapters: Any = None
+    loading: Any = None
+    serving: Any = None
 
 
 @dataclass(frozen=True)
@@ -75,16 +91,11 @@ class Campaign:
         Raises:
             InputError: If a key is unknown or missing, or a value is not allowed.
         """
-        check_keys(name, content, _KEYS)
-        server, environment = content.get("server", {}), content.get("environment", {})
-        if not isinstance(server, Mapping):
-            raise InputError(f"{name}: server", server, "a mapping of vLLM's flags")
-        if not isinstance(environment, Mapping):
-            raise InputError(f"{name}: environment", environment, "a mapping of variables")
-        _check_limits(server, f"{name}: server.")
+        file = validated(CampaignFile, content, f"{name}:")
+        _check_limits(file.server, f"{name}: server.")
         points: list[Point] = []
         for section, kind in _GRIDS.items():
-            given = content.get(section) or []
+            given = getattr(file, section) or []
             for place, grid in enumerate(given if isinstance(given, list) else [given]):
                 points += kind.of_grid(f"{name}: {section}[{place}]", grid)
         if not points:
@@ -93,10 +104,10 @@ class Campaign:
             raise InputError(name, f"{len(points)} points", f"at most {_MAX_POINTS}")
         campaign = cls(
             name=name,
-            description=str(content.get("description", "")),
-            server={str(key): value for key, value in server.items()},
-            environment={str(key): str(value) for key, value in environment.items()},
-            repeats=int(check_number(f"{name}: repeats", content.get("repeats", 1), minimum=1, integer=True)),
+            description=file.description,
+            server=file.server,
+            environment={key: str(value) for key, value in file.environment.items()},
+            repeats=file.repeats,
             points=tuple(dict.fromkeys(points)),
         )
         return campaign._checked()

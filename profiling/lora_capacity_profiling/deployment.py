@@ -1,6 +1,5 @@
 """Servers of given settings, with as many random adapters as a workload asks for."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, Self
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError
 from lora_capacity.models import ModelShape, expand_target_modules
+from lora_capacity.schema import read_json
 from lora_capacity.workload import Workload
 from lora_capacity_profiling.material import write_adapter
 from lora_capacity_profiling.server import SECRET, FlagValue, OnStop, Progress, Server, offline_variables
@@ -131,13 +131,11 @@ class Profiled:
             InputError: If there is no such folder, or its ``profile.json`` does not tell.
         """
         path = folder / "profile.json"
+        content = read_json(path, "the profile.json of a profile folder")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             model, flags = str(content["model"]), dict(content["flags"])
             environment = dict(content["servers"][0]["environment"]) if content["servers"] else {}
-        except OSError as error:
-            raise InputError(str(path), error.strerror or str(error), "the profile.json of a profile folder") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(str(path), repr(error), "a profile.json as `profile` writes it") from None
         settings = {name: flags.pop(name) for name in _SETTINGS if name in flags}
         known = {name: value for name, value in environment.items() if value != SECRET}

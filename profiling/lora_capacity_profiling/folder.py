@@ -15,6 +15,7 @@ from typing import Any
 from lora_capacity.errors import InputError
 from lora_capacity.files import write_whole
 from lora_capacity.measurements.schemas import PROFILE_TABLES, SERVING_RUNS, TableSchema
+from lora_capacity.schema import read_json
 from lora_capacity_profiling.runs import as_csv
 
 JOURNAL = "points.jsonl"
@@ -86,11 +87,8 @@ class ProfileFolder:
         file = self.path / DESCRIPTION
         if not file.exists():
             return {}
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(str(file), _reason(error), "the description of a profile", "choose another -o") from None
-        return dict(content) if isinstance(content, dict) else {}
+        content = read_json(file, "the description of a profile; choose another -o")
+        return content if isinstance(content, dict) else {}
 
     def is_done(self, point_id: str) -> bool:
         """Whether a point has been measured; one that failed may be tried again."""

@@ -10,9 +10,6 @@ from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu
 from lora_capacity_profiling.errors import ServerError
 
-DEVICES = ("gpu", "cpu")
-"""What a server computes on."""
-
 _PROBE_S = 300.0
 """Importing torch from a cold network disk takes minutes; longer is a fault."""
 

@@ -12,36 +12,13 @@ from pathlib import Path
 from lora_capacity.errors import InputError, check_keys
 from lora_capacity.files import write_whole
 from lora_capacity.measurements.schemas import MEASURED_RUN_COLUMNS, RUN_COLUMNS, SERVING_RUNS
-from lora_capacity_profiling.load import LoadResult
-from lora_capacity_profiling.metrics import Window
-
-
-def serving_run_row(
-    about: Mapping[str, object], result: LoadResult | None, window: Window | None = None
-) -> dict[str, object]:
-    """Return one row with all columns; what is not known is empty text.
-
-    Args:
-        about: What was run, by names of ``RUN_COLUMNS``; lists as text with blanks between.
-        result: What the client saw; None if the server did not start.
-        window: What the server's metrics said meanwhile.
-
-    Raises:
-        InputError: If a name is unknown.
-    """
-    measured: dict[str, float] = {}
-    if result is not None:
-        measured |= result.summary()
-    if window is not None:
-        measured |= window.summary()
-    return run_row(about, measured)
 
 
 def run_row(about: Mapping[str, object], measured: Mapping[str, float]) -> dict[str, object]:
     """Return one row with all columns; what is not known, or NaN, is empty text.
 
     Args:
-        about: As for :func:`serving_run_row`.
+        about: What was run, by names of ``RUN_COLUMNS``; lists as text with blanks between.
         measured: What was measured, by names of ``MEASURED_RUN_COLUMNS``; others are left out.
 
     Raises:
@@ -49,11 +26,8 @@ def run_row(about: Mapping[str, object], measured: Mapping[str, float]) -> dict[
     """
     check_keys("about", about, RUN_COLUMNS)
     row = {name: about.get(name, "") for name in RUN_COLUMNS}
-    return row | {name: _cell(measured.get(name)) for name in MEASURED_RUN_COLUMNS}
-
-
-def _cell(value: float | None) -> object:
-    return "" if value is None or math.isnan(value) else value
+    known = {name: value for name, value in measured.items() if not math.isnan(value)}
+    return row | {name: known.get(name, "") for name in MEASURED_RUN_COLUMNS}
 
 
 def append_runs(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -64,7 +38,7 @@ def append_runs(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
     Args:
         path: The table, CSV.
-        rows: Rows as `serving_run_row` makes them; none: only makes sure that the table can be written.
+        rows: Rows as `run_row` makes them; none: only makes sure that the table can be written.
 
     Raises:
         InputError: If the file is no table of serving runs, or cannot be written. The rows are then the note of the

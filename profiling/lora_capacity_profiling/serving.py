@@ -14,7 +14,7 @@ from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.load import LoadResult, Progress, at_once, run_load
 from lora_capacity_profiling.metrics import SAMPLE_INTERVAL_S, Sampler, Snapshot, Window
-from lora_capacity_profiling.runs import serving_run_row
+from lora_capacity_profiling.runs import run_row
 
 _SAMPLES, _LEAST_INTERVAL_S = 30, 1.0
 """Samples of the metrics in a short run, enough for means, and the shortest time between them."""
@@ -77,7 +77,8 @@ class Serving:
                 :data:`~lora_capacity.measurements.schemas.RUN_COLUMNS`.
         """
         columns = traffic_columns(self.workload, self.adapters)
-        return serving_run_row({**columns, "status": "ok", **about}, self.result, self.window)
+        measured = self.result.summary() | self.window.summary()
+        return run_row({**columns, "status": "ok", **about}, measured)
 
 
 def traffic_columns(workload: Workload, adapters: int) -> dict[str, object]:

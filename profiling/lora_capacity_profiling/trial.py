@@ -14,7 +14,7 @@ from lora_capacity.workload import Workload
 from lora_capacity_profiling.deployment import Deployment, served_names
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.load import Progress as LoadProgress
-from lora_capacity_profiling.runs import append_runs, serving_run_row
+from lora_capacity_profiling.runs import append_runs, run_row
 from lora_capacity_profiling.server import Server
 from lora_capacity_profiling.serving import Served, Serving, rehearse, serve_workload, traffic_columns, warm_up
 
@@ -90,7 +90,7 @@ class Trial:
             if not error.outcome.refused:
                 raise
             columns = traffic_columns(self.workload, config.max_cpu_loras)
-            row = serving_run_row({**columns, **self._about(config), "status": error.outcome}, None)
+            row = run_row({**columns, **self._about(config), "status": error.outcome}, {})
             append_runs(self.table, [row])
             return Measured(error.outcome, warnings=(str(error),))
         with server:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lora_capacity_profiling.load import at_once, run_load
 from lora_capacity_profiling.metrics import Sampler
-from lora_capacity_profiling.runs import append_runs, run_row, serving_run_row
+from lora_capacity_profiling.runs import append_runs, run_row
 from lora_capacity_profiling.server import Server
 
 from lora_capacity.errors import InputError
@@ -36,8 +36,8 @@ def test_rows_are_read_by_what_reads_serving_runs(launch: Callable[..., Server],
         requests = at_once([0, 1, 0, 1], np.full(4, 30), np.full(4, 6))
         result = run_load(server.endpoint, requests, ["a0", "a1"], base_model="fake", duration_s=30)
     rows = [
-        serving_run_row({**ABOUT, "status": "ok"}, result, sampler.window),
-        serving_run_row({**ABOUT, "max_loras": 2, "status": "no_kv_cache"}, None),
+        run_row({**ABOUT, "status": "ok"}, result.summary() | sampler.window.summary()),
+        run_row({**ABOUT, "max_loras": 2, "status": "no_kv_cache"}, {}),
     ]
     with (tmp_path / "runs.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, SERVING_RUNS.names)
@@ -55,7 +55,7 @@ def test_rows_are_read_by_what_reads_serving_runs(launch: Callable[..., Server],
 
 def test_unknown_column_is_refused() -> None:
     with pytest.raises(InputError, match="did you mean 'max_loras'"):
-        serving_run_row({"max_lora": 1}, None)
+        run_row({"max_lora": 1}, {})
 
 
 def test_columns_are_those_of_the_published_table(measurements_dir: Path) -> None:
