@@ -35,7 +35,7 @@ def calibrations(ctx: click.Context, output_format: str) -> None:
     if output_format == "json":
         print_json(found)
     else:
-        print_table("Calibrations; errors are on scenarios held back", [_row(each) for each in found])
+        print_table("Calibrations; errors are on scenarios held out", [_row(each) for each in found])
 
 
 @calibrations.command(

@@ -56,7 +56,7 @@ def fit(
 
 
 def _print_accuracy(accuracy: Mapping[str, Any]) -> None:
-    """Print how well runs are predicted: those fitted to, scenarios held back, and from microbenchmarks alone."""
+    """Print how well runs are predicted: those fitted to, scenarios held out, and from microbenchmarks alone."""
     scored = {key: value for key, value in accuracy.items() if "throughput_smape" in value}
     print_table(
         "Errors on serving runs",
@@ -65,7 +65,7 @@ def _print_accuracy(accuracy: Mapping[str, Any]) -> None:
     )
     if "held_back_by_scenario" in scored:
         scenarios = scored["held_back_by_scenario"]["scenarios"]
-        print_table("Each scenario held back", [_errors(key, value) for key, value in scenarios.items()])
+        print_table("Each scenario held out", [_errors(key, value) for key, value in scenarios.items()])
 
 
 def _errors(what: str, scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,21 +161,19 @@ def _command_line(variables: tuple[tuple[str, str], ...]) -> str:
 
 
 def _print_plan(campaign: "Campaign", machine: "Machine", profiler: "Profiler | None" = None) -> None:
-    from lora_capacity_profiling.planning import estimate_hours, plan_servers
-    from lora_capacity_profiling.points import SPEEDS
+    from lora_capacity_profiling.planning import estimate_s, plan_servers
 
     plans = plan_servers(campaign) if profiler is None else profiler.plans
-    rows = []
+    rows, total_s = [], 0.0
     for plan in plans:
-        points = plan.points if profiler is None else profiler.pending(plan)
-        starts = profiler is None or bool(points) or profiler.start_pending(plan)
-        needs_s = SPEEDS[machine.device].start_s * starts
-        needs_s += sum(campaign.estimate_s(point, machine.device) for point in points)
+        points, needs_s = plan.points, estimate_s(campaign, plan.points, machine.device)
+        if profiler is not None:
+            points, needs_s = tuple(profiler.pending(plan)), profiler.estimate_server_s(plan)
+        total_s += needs_s
         kinds = sorted({type(point).__name__ for point in points})
         row = {"server": plan.name, "adapters": sum(plan.adapters.values()), "points": len(points)}
         rows.append(row | {"of": ", ".join(kinds) or "–", "minutes": round(needs_s / _S_PER_MINUTE, 1)})
     print_table(f"Campaign {campaign.name}: {campaign.description}", rows)
-    total_s = estimate_hours(campaign, machine.device) * 3600.0 if profiler is None else profiler.estimate_s()
     facts = {
         "machine": machine.gpu.name,
         "vLLM": machine.vllm_version or "as the server says",

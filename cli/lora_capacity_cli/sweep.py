@@ -72,7 +72,7 @@ def sweep(
     import numpy as np
 
     from lora_capacity.calibration import load_calibration
-    from lora_capacity.run import simulate
+    from lora_capacity.run import engine_named, simulate
     from lora_capacity.run.steady import grid
     from lora_capacity.scenarios import build_scenarios, table
     from lora_capacity.workload import Workload
@@ -94,7 +94,7 @@ def sweep(
                 asked,
                 engine=engine,
                 seed=seed_of_row,
-                checkpoint_dir=None if engine == "steady" else parts,  # it is done in the time that a file takes
+                checkpoint_dir=parts if engine_named(engine).keeps_batches else None,
                 progress=progress,
             )
     except KeyboardInterrupt:

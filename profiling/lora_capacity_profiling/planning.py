@@ -1,10 +1,9 @@
 """Which servers a campaign needs, and what is measured on each."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lora_capacity.units import S_PER_HOUR
 from lora_capacity_profiling.campaign import Campaign
 from lora_capacity_profiling.points import SPEEDS, Point
 from lora_capacity_profiling.server import FlagValue
@@ -76,9 +75,13 @@ def plan_servers(campaign: Campaign) -> list[ServerPlan]:
     return plans
 
 
-def estimate_hours(campaign: Campaign, device: str) -> float:
-    """Return a guess of how long a whole campaign takes, hours of one GPU (or of the CPUs)."""
-    plans = plan_servers(campaign)
-    total_s = len(plans) * SPEEDS[device].start_s
-    total_s += sum(campaign.estimate_s(point, device) for plan in plans for point in plan.points)
-    return total_s / S_PER_HOUR
+def estimate_s(campaign: Campaign, points: Iterable[Point], device: str, *, starts: bool = True) -> float:
+    """Return a guess of how long points of one server take, its start included, seconds.
+
+    Args:
+        campaign: Their campaign.
+        points: The points.
+        device: ``gpu`` or ``cpu``.
+        starts: Whether the server is still to be started.
+    """
+    return SPEEDS[device].start_s * starts + sum(campaign.estimate_s(point, device) for point in points)

@@ -18,8 +18,8 @@ from lora_capacity_profiling.machine import Machine
 from lora_capacity_profiling.material import write_adapter
 from lora_capacity_profiling.measuring import Target, measure, prepare
 from lora_capacity_profiling.metrics import Snapshot, parse_prometheus
-from lora_capacity_profiling.planning import ServerPlan, plan_servers
-from lora_capacity_profiling.points import SPEEDS, KvCapacity, Loading, Point, ServingRun
+from lora_capacity_profiling.planning import ServerPlan, estimate_s, plan_servers
+from lora_capacity_profiling.points import KvCapacity, Loading, Point, ServingRun
 from lora_capacity_profiling.server import Server, without_secrets
 from lora_capacity_profiling.serving import Served
 
@@ -118,7 +118,14 @@ class Profiler:
 
     def estimate_s(self) -> float:
         """Return a guess of how long the rest takes, seconds."""
-        return sum(map(self._estimate_server_s, self.plans))
+        return sum(map(self.estimate_server_s, self.plans))
+
+    def estimate_server_s(self, plan: ServerPlan) -> float:
+        """Return a guess of how long the rest of a server takes, seconds."""
+        points = self.pending(plan)
+        if not points and not self.start_pending(plan):
+            return 0.0
+        return estimate_s(self.campaign, points, self.machine.device, starts=self.launch.url is None)
 
     def run(self) -> None:
         """Measure all points that are not there yet.
@@ -295,20 +302,13 @@ class Profiler:
     def _done(self, name: str) -> bool:
         return self.folder.is_done(name)
 
-    def _estimate_server_s(self, plan: ServerPlan) -> float:
-        points = self.pending(plan)
-        if not points and not self.start_pending(plan):
-            return 0.0
-        start_s = 0.0 if self.launch.url is not None else SPEEDS[self.machine.device].start_s
-        return start_s + sum(self.campaign.estimate_s(point, self.machine.device) for point in points)
-
     def _left_s(self, plan: ServerPlan, left: list[Point]) -> float:
         """Return a guess of the time left, corrected by how long points have taken so far."""
         stretch = self._took_s / self._guessed_s if self._guessed_s > 0 else 1.0
         stretch = min(max(stretch, 1.0 / _MOST_STRETCH), _MOST_STRETCH)
-        here_s = sum(self.campaign.estimate_s(point, self.machine.device) for point in left)
+        here_s = estimate_s(self.campaign, left, self.machine.device, starts=False)
         later = self.plans[self.plans.index(plan) + 1 :]
-        return stretch * here_s + stretch * sum(map(self._estimate_server_s, later))
+        return stretch * (here_s + sum(map(self.estimate_server_s, later)))
 
     def _check_same(self, before: Mapping[str, Any]) -> None:
         """Refuse to add to a folder of another model, machine or server."""

@@ -52,10 +52,10 @@ class Calibration:
         memory: Coefficients of the memory plan.
         fitted_ranges: Smallest and largest value of a setting that the coefficients were fitted over, by setting name.
         capacity_error: Standard deviation of the log ratio of predicted to measured throughput of overloaded
-            held-back runs: how far the true capacity may lie from the predicted.
+            held-out runs: how far the true capacity may lie from the predicted.
         device: ``gpu`` or ``cpu``: what the server computes on.
         runs: Request lengths of the runs behind it; None for a calibration from microbenchmarks alone.
-        accuracy: Errors on fitted and held-back data, as the fit reported them.
+        accuracy: Errors on fitted and held-out data, as the fit reported them.
         provenance: Sources, date, command, data counts.
     """
 

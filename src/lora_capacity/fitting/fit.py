@@ -1,4 +1,4 @@
-"""Fitting a calibration: robust least squares on microbenchmarks and, if given, serving runs, with held-back errors."""
+"""Fitting a calibration: robust least squares on microbenchmarks and, if given, serving runs, with held-out errors."""
 
 import datetime
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ class FitReport:
 
     Attributes:
         calibration: The calibration; ``accuracy`` and ``provenance`` hold what this report tells.
-        held_back: Predicted throughput of each run with its scenario held back, tokens/s ``[runs]``; empty without
+        held_back: Predicted throughput of each run with its scenario held out, tokens/s ``[runs]``; empty without
             runs.
         without: The calibration that each scenario's runs had no part in, by scenario: its coefficients and lengths
             are from the others. Empty without runs.
@@ -75,7 +75,7 @@ def fit_calibration(
     """Estimate a calibration from a profile folder and, if given, serving runs.
 
     All coefficients are fitted at once by their logarithms, so that none is negative, with a soft-L1 loss and weak
-    priors. With runs, every scenario is also held back in turn: fitted on the others and predicted.
+    priors. With runs, every scenario is also held out, one after the other: fitted on the others and predicted.
 
     Args:
         profile_dir: Folder with the tables of a profile.
@@ -85,7 +85,7 @@ def fit_calibration(
         progress: Called with the fits done and to do.
 
     Returns:
-        The calibration with its errors on fitted and held-back data.
+        The calibration with its errors on fitted and held-out data.
 
     Raises:
         InputError: If a table is missing or malformed, or holds nothing of the model.
@@ -146,7 +146,7 @@ def fit_calibration(
 
 
 def _hold_back(problem: "_Problem", measured: MeasuredRuns, advance: Callable[[], None]) -> dict[str, Costs]:
-    """Fit with the runs of every scenario held back in turn; the costs by scenario."""
+    """Fit with the runs of every scenario held out, one after the other; the costs by scenario."""
     costs = {}
     for scenario in _scenarios(measured):
         fitted, _ = problem.solve(np.where(measured.runs.scenario == scenario, 0.0, 1.0))

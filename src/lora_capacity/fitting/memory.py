@@ -65,7 +65,7 @@ def plan_rows(model: ModelShape, gpu: Gpu, memory: MemoryModel, rows: CapacityRo
 
 
 def score_memory(model: ModelShape, gpu: Gpu, memory: MemoryModel, rows: CapacityRows) -> MemoryReport:
-    """Compare a memory model with rows, of the fit or held back."""
+    """Compare a memory model with rows, of the fit or held out."""
     plan = plan_rows(model, gpu, memory, rows)
     started = np.isfinite(rows.kv_cache_tokens)
     error = np.abs(plan.kv_cache_tokens[started] / rows.kv_cache_tokens[started] - 1)

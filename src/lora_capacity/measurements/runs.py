@@ -31,6 +31,13 @@ MAX_NUM_BATCHED_TOKENS = 2048
 LENGTH_COLUMNS = ("std_input_tokens", "std_output_tokens", "max_output_tokens")
 """Columns that tell, beside the means, how long requests were."""
 
+_AS_THEY_STAND = (
+    *("run_id", "set", "scenario", "model", "max_model_len", "max_pending", *LENGTH_COLUMNS),
+    *("mean_input_tokens", "mean_output_tokens", "completed", "arrivals", "duration_s", "mean_running"),
+    "mean_kv_usage",
+)
+"""Columns whose names and units are those of `Runs`."""
+
 _STATUSES = {status.label: status for status in (Status.OK, Status.NO_KV_CACHE, Status.OOM)}
 _MEASURED = (
     "mean_input_tokens",
@@ -154,12 +161,12 @@ class Runs:
     def arrival_rate_per_s(self, max_pending: float, share: float = 0.95) -> FloatArray:
         """Requests per second that really came, ``[runs]``.
 
-        As recorded; as asked for where nothing is recorded or the clients were held back, since a request that a client
+        As recorded; as asked for where nothing is recorded or the clients had to wait, since a request that a client
         could not send was offered all the same.
 
         Args:
             max_pending: Most unanswered requests that the clients could hold, where that is not recorded.
-            share: Share of it from which on clients count as held back.
+            share: Share of it from which on clients count as waiting.
         """
         most = np.where(np.isnan(self.max_pending), max_pending, self.max_pending)
         free = self.arrivals - self.completed < share * most  # False where not recorded
@@ -204,32 +211,20 @@ def read_runs(path: str | Path) -> Runs:
     counts, rates = _classes(path, table)
     return Runs(
         path=path,
-        run_id=table["run_id"],
-        set=table["set"],
-        scenario=table["scenario"],
-        model=table["model"],
+        **{name: table[name] for name in _AS_THEY_STAND},
         max_loras=table["max_loras"].astype(np.int64),
         max_cpu_loras=table["max_cpu_loras"].astype(np.int64),
         max_lora_rank=table["max_lora_rank"].astype(np.int64),
         max_num_seqs=_with_default(table["max_num_seqs"], MAX_NUM_SEQS),
         max_num_batched_tokens=_with_default(table["max_num_batched_tokens"], MAX_NUM_BATCHED_TOKENS),
-        max_model_len=table["max_model_len"],
         base_rate_per_s=np.nan_to_num(table["base_rate_per_s"]),
-        **{name: table[name] for name in ("max_pending", *LENGTH_COLUMNS)},
         class_count=counts,
         class_rate_per_s=rates,
         mean_rank=np.array([_numbers(path, row, "ranks", text).mean() for row, text in enumerate(table["ranks"])]),
-        mean_input_tokens=table["mean_input_tokens"],
-        mean_output_tokens=table["mean_output_tokens"],
-        completed=table["completed"],
-        arrivals=table["arrivals"],
-        duration_s=table["duration_s"],
         throughput_tokens_per_s=table["input_throughput"] + table["output_throughput"],
         itl_s=table["mean_itl_ms"] / MS_PER_S,
         ttft_s=table["mean_ttft_ms"] / MS_PER_S,
         output_tokens_per_s=table["output_throughput"],
-        mean_running=table["mean_running"],
-        mean_kv_usage=table["mean_kv_usage"],
         status=status,
     )
 

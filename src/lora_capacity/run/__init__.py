@@ -1,6 +1,6 @@
 """Many configurations at once, on every core or device at hand."""
 
 from lora_capacity.run.events import LengthSample
-from lora_capacity.run.runner import ENGINES, TWINS, simulate
+from lora_capacity.run.runner import ENGINES, TWINS, engine_named, simulate
 
-__all__ = ["ENGINES", "TWINS", "LengthSample", "simulate"]
+__all__ = ["ENGINES", "TWINS", "LengthSample", "engine_named", "simulate"]

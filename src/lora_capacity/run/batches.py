@@ -1,7 +1,7 @@
 """Batches of configurations: which go together, how many fit into memory, and how one is run.
 
-On a CPU each core plays one configuration after the other: a turn then does only what its server needs. On an
-accelerator a batch is played at once, and its loop turns until its last server is done: servers with about as much to
+On a CPU each core runs one configuration after the other: an iteration then does only what its server needs. On an
+accelerator a batch is run at once, and its loop goes on until its last server is done: servers with about as much to
 do go together. Sizes are rounded up, so that batches share what was compiled.
 """
 
@@ -32,7 +32,7 @@ from lora_capacity.twins.events.state import WINDOW
 from lora_capacity.workload import Requests
 
 WIDTH_ACCELERATOR = 4096
-"""Most configurations that an accelerator plays at once: fewer use less of its vector units."""
+"""Most configurations that an accelerator runs at once: fewer use less of its vector units."""
 
 LONGEST_BATCH, BATCHES_PER_CORE = 64, 4
 """Most configurations in a batch on a CPU, and batches that each core should get at least, for an even end."""
@@ -56,11 +56,11 @@ _MARGIN = 1.25
 
 @dataclass(frozen=True)
 class Batch:
-    """Configurations that are played together.
+    """Configurations that are run together.
 
     Attributes:
         rows: Which, ``[rows]``.
-        width: How many are played at a time; the last ones are filled up to it.
+        width: How many are run at a time; the last ones are filled up to it.
         requests: Requests that each has room for.
         adapters: Adapters that each has room for.
         block_size: Tokens of a KV block, of all.
@@ -73,7 +73,7 @@ class Batch:
     block_size: int
 
     def pieces(self) -> list[NDArray[np.int64]]:
-        """Return the rows played at a time."""
+        """Return the rows run at a time."""
         return [self.rows[i : i + self.width] for i in range(0, self.rows.size, self.width)]
 
 
@@ -104,7 +104,7 @@ class Batches:
     Attributes:
         calibration: Whose costs and vLLM version hold.
         most: Most requests that each configuration can need, ``[configs]``.
-        work: About how many turns each takes, ``[configs]``.
+        work: About how many iterations each takes, ``[configs]``.
         adapters: Adapters of each, rounded, ``[configs]``.
         block_size: Tokens of a KV block of each, ``[configs]``.
         longest_output: Longest answer, tokens.
@@ -194,7 +194,7 @@ class Batches:
         return width * self._bytes(requests, adapters) <= self.memory_bytes / self.at_once
 
     def _widest(self, configs: int) -> tuple[int, int]:
-        """Return how many configurations to play at a time, and how many to put into a batch."""
+        """Return how many configurations to run at a time, and how many to put into a batch."""
         share = configs / (self.at_once * _devices() * jax.process_count())
         if jax.local_devices()[0].platform == "cpu":
             return _devices(), _devices() * min(_power(share / BATCHES_PER_CORE), LONGEST_BATCH)
@@ -220,12 +220,12 @@ class Batches:
         )
 
     def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> Results:
-        """Play a piece of a batch and return its configurations, adapters in the order of their classes."""
+        """Run a piece of a batch and return its configurations, adapters in the order of their classes."""
         padded = _padded(tables, batch, self.longest_output)
         simulate = compiled_twin(self.rules, batch.block_size, self.observation.samples)
         warmup_s = np.float32(self.observation.warmup_s)
-        played: Any = simulate(self.calibration.costs, warmup_s, part.filled_up(batch.width), padded)
-        results: Any = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], played)
+        found: Any = simulate(self.calibration.costs, warmup_s, part.filled_up(batch.width), padded)
+        results: Any = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], found)
         class_of = np.asarray(tables.class_of)
         class_of = np.pad(class_of, [(0, 0), (0, batch.adapters - class_of.shape[1])], constant_values=-1)
         by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), axis=1, kind="stable")
@@ -256,7 +256,7 @@ def free_memory_bytes() -> float:
 
 @functools.cache
 def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -> int:
-    """Return what a configuration takes on the device: its tables and its state, which turns change in place.
+    """Return what a configuration takes on the device: its tables and its state, which iterations change in place.
 
     Args:
         requests: Requests that it has room for.
@@ -296,20 +296,20 @@ def _most_requests(host: Any, steady: Results) -> NDArray[np.int64]:
 
 
 def expected_turns(host: Any, steady: Results) -> NDArray[np.float64]:
-    """Return about how many turns each configuration takes, ``[configs]``: steps, admissions, arrivals in bulk.
+    """Return about how many iterations each configuration takes, ``[configs]``: steps, admissions, arrivals in bulk.
 
     A step that ends with nothing but a token for each request is skipped with the one before it, up to `MOST_SKIPPED`
-    in a row; arrivals, completions and last blocks, which come as often, prevent it. Most admissions take a turn, and
-    so do each `WINDOW` of the requests that come to wait.
+    in a row; arrivals, completions and last blocks, which come as often, prevent it. Most admissions take an
+    iteration, and so do each `WINDOW` of the requests that come to wait.
 
-    Source: turns of configurations of the published scenarios, of which it predicts the logarithm to 0.2.
+    Source: iterations of configurations of the published scenarios, of which it predicts the logarithm to 0.2.
     """
     steps = host.horizon_s / steady.step_time_s
     quiet = np.exp(-3.0 * steady.completed_per_s * steady.step_time_s)
     run = steps * (1.0 - quiet) / (1.0 - quiet ** (MOST_SKIPPED + 1))
     admitted = 0.85 * steady.completed_per_s * host.horizon_s
-    turns: NDArray[np.float64] = np.nan_to_num(run + admitted + steady.mean_waiting / WINDOW)
-    return turns
+    iterations: NDArray[np.float64] = np.nan_to_num(run + admitted + steady.mean_waiting / WINDOW)
+    return iterations
 
 
 def _padded(tables: RequestTables, batch: Batch, longest_output: int) -> RequestTables:

@@ -1,7 +1,8 @@
 """One way to simulate configurations, whichever engine does it."""
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,7 +20,20 @@ from lora_capacity.workload import LengthDistribution, Workload
 TWINS = ("steady", "event")
 """What predicts fast enough to search with: the steady twin, from averages, or the event twin, every engine step."""
 
-ENGINES = (*TWINS, "reference")
+
+class Engine(NamedTuple):
+    """What can be asked of an engine.
+
+    Attributes:
+        draws_requests: Whether it runs requests, so that seeds, loads and a warm-up change its answer.
+        keeps_batches: Whether it tells series, and keeps finished batches in a folder.
+    """
+
+    draws_requests: bool
+    keeps_batches: bool
+
+
+ENGINES = {"steady": Engine(False, False), "event": Engine(True, True), "reference": Engine(True, False)}
 """What can run configurations: the twins, or the plain-Python scheduler that the event twin is checked with."""
 
 Traffic = Workload | LengthSample | LengthDistribution | ResidenceTime
@@ -72,28 +86,37 @@ def simulate(
             than every horizon, a request needs more KV blocks than its server has, a configuration needs more memory
             than there is, or the checkpoints are those of another call.
     """
-    if engine not in ENGINES:
-        raise InputError("engine", engine, ", ".join(ENGINES), nearest_hint(engine, ENGINES))
-    event_only: dict[str, tuple[Any, float]] = {"samples": (samples, 0)}
-    if engine == "steady":
-        event_only = {"seed": (seed, 0), "load": (load, 1.0), "warmup_s": (warmup_s, 0.0)} | event_only
-    for name, (given, otherwise) in event_only.items():
-        if engine != "event" and np.any(np.asarray(given) != otherwise):
+    can = engine_named(engine)
+    unheard: dict[str, tuple[Any, float]] = {} if can.keeps_batches else {"samples": (samples, 0)}
+    if not can.draws_requests:
+        unheard = {"seed": (seed, 0), "load": (load, 1.0), "warmup_s": (warmup_s, 0.0)} | unheard
+    for name, (given, otherwise) in unheard.items():
+        if np.any(np.asarray(given) != otherwise):
             raise InputError(name, given, f"{otherwise:g} with the {engine} engine", "ask the event engine")
-    if engine != "event" and checkpoint_dir is not None:
-        raise InputError(
-            "checkpoint_dir", str(checkpoint_dir), f"none with the {engine} engine", "ask the event engine"
-        )
-    if engine != "steady":
+    if checkpoint_dir is not None and not can.keeps_batches:
+        allowed = f"none with the {engine} engine"
+        raise InputError("checkpoint_dir", str(checkpoint_dir), allowed, "ask the event engine")
+    if can.draws_requests:
         if isinstance(traffic, LengthDistribution | ResidenceTime):
             allowed = f"a workload or a sample of lengths for the {engine} engine"
             raise InputError("traffic", "output lengths", allowed)
         observation = Observation(warmup_s, samples)
         source, loaded = source_of(scenarios, traffic, seed, load)
-        if engine == "reference":
+        if not can.keeps_batches:
             return run_reference(calibration, loaded, source, observation, progress)
         return run_events(calibration, loaded, source, observation, checkpoint_dir, progress)
     return run_steady(calibration, scenarios, _residence_time(traffic), progress=progress)
+
+
+def engine_named(name: str, known: Collection[str] = ENGINES) -> Engine:
+    """Return what can be asked of an engine.
+
+    Raises:
+        InputError: If it is none of those known.
+    """
+    if name not in known:
+        raise InputError("engine", name, ", ".join(known), nearest_hint(name, known))
+    return ENGINES[name]
 
 
 def _residence_time(traffic: Traffic) -> ResidenceTime:

@@ -10,9 +10,8 @@ import numpy as np
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig
-from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.measurements import is_starved
-from lora_capacity.run import TWINS, simulate
+from lora_capacity.run import TWINS, engine_named, simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, build_scenarios
 from lora_capacity.status import Status
@@ -64,7 +63,7 @@ def predict_outcomes(
 ) -> list[Outcome]:
     """Predict what servers do with the requests of one sample of a workload, from an empty server to its horizon.
 
-    The event twin plays these very requests; the steady twin is given how many they are, and how long on average.
+    The event twin runs these very requests; the steady twin is given how many they are, and how long on average.
 
     Args:
         workload: The traffic; its horizon is the time observed.
@@ -77,8 +76,7 @@ def predict_outcomes(
     Raises:
         InputError: If the engine is unknown or a setting is not allowed.
     """
-    if engine not in TWINS:
-        raise InputError("engine", engine, ", ".join(TWINS), nearest_hint(engine, TWINS))
+    twin = engine_named(engine, TWINS)
     first = servers[0]
     scenarios = build_scenarios(
         workload,
@@ -89,10 +87,11 @@ def predict_outcomes(
         **{name: getattr(first, name) for name in _FIXED},
     )
     samples = [workload.sample_requests(server.max_cpu_loras, seed) for server in servers]
-    if engine == "event":
-        results = simulate(calibration, scenarios, workload, engine="event", seed=seed, progress=progress)
+    if twin.draws_requests:
+        results = simulate(calibration, scenarios, workload, engine=engine, seed=seed, progress=progress)
     else:
-        results = simulate(calibration, _as_sampled(scenarios, samples), workload, progress=progress)
+        sampled = _as_sampled(scenarios, samples)
+        results = simulate(calibration, sampled, workload, engine=engine, progress=progress)
     return [
         Outcome(
             status=Status(int(results.status[row])).label,

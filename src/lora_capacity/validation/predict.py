@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.errors import InputError, check_number, nearest_hint
+from lora_capacity.errors import InputError, check_number
 from lora_capacity.measurements.lengths import HALF_BLOCK_TOKENS, INPUT_STD_TOKENS, length_pairs
 from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
-from lora_capacity.run import TWINS, LengthSample, simulate
+from lora_capacity.run import TWINS, LengthSample, engine_named, simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, pack_scenarios
 from lora_capacity.search import assess
@@ -82,11 +82,11 @@ def predict_runs(
 ) -> Predictions:
     """Predict every run from its settings and traffic.
 
-    Rates are scaled to the arrivals that were recorded, unless the clients were held back. The answer lengths are those
+    Rates are scaled to the arrivals that were recorded, unless the clients had to wait. The answer lengths are those
     asked for times the share that the model produced (``calibration.runs``). Runs of servers that did not start are
     predicted with the mean lengths and the mean duration of the model's other runs.
 
-    The event twin plays Poisson arrivals with lengths as `length_pairs` has them. One draw of them is not the run's
+    The event twin runs Poisson arrivals with lengths as `length_pairs` has them. One draw of them is not the run's
     own: with several seeds every prediction is the mean over them. ``starving_probability`` is the steady twin's with
     either engine.
 
@@ -96,14 +96,13 @@ def predict_runs(
         engine: Which twin, ``steady`` or ``event``.
         seed: Whole number >= 0, the first of the event twin.
         seeds: How many the event twin takes, from ``seed`` upwards.
-        progress: Called with the runs predicted, or played, and their total.
+        progress: Called with the runs predicted, or simulated, and their total.
 
     Raises:
         InputError: If a model has no calibration, a setting is not allowed, or the engine is unknown.
     """
-    if engine not in TWINS:
-        raise InputError("engine", engine, ", ".join(TWINS), nearest_hint(engine, TWINS))
-    seeds = int(check_number("seeds", seeds, minimum=1, integer=True)) if engine == "event" else 1
+    draws = engine_named(engine, TWINS).draws_requests
+    seeds = int(check_number("seeds", seeds, minimum=1, integer=True)) if draws else 1
     columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Predictions)}
     places: list[IntArray] = []
     for model in dict.fromkeys(runs.model.tolist()):
@@ -112,9 +111,9 @@ def predict_runs(
             raise InputError(f"{runs.path}, model", model, f"a model with a calibration: {known}", "give a calibration")
         for rows in _alike(runs, np.flatnonzero(runs.model == model)):
             found = _predict(runs, rows, calibrations[model])
-            if engine == "event":
+            if draws:
                 told = _from(progress, seeds * sum(map(len, places)), seeds * len(runs))
-                found |= _play(runs, rows, calibrations[model], range(seed, seed + seeds), told)
+                found |= _simulate(runs, rows, calibrations[model], range(seed, seed + seeds), told)
             for name, parts in columns.items():
                 parts.append(found[name])
             places.append(rows)
@@ -153,7 +152,7 @@ def _predict(runs: Runs, rows: Int[np.ndarray, " rows"], calibration: Calibratio
     return columns | {"offered_tokens_per_s": runs.arrival_rate_per_s(lengths.max_pending)[rows] * asked}
 
 
-def _play(
+def _simulate(
     runs: Runs, rows: IntArray, calibration: Calibration, seeds: Sequence[int], progress: Progress | None
 ) -> dict[str, np.ndarray]:
     """Return what the event twin sees in runs, on average over seeds."""
@@ -170,7 +169,7 @@ def _play(
             raise InputError(f"{runs.path}, mean_output_tokens", output_mean, error.allowed) from None
     inputs, outputs = (np.stack(column) for column in zip(*pairs, strict=True))
     total = len(seeds) * rows.size
-    played = [
+    simulated = [
         simulate(
             calibration,
             scenarios,
@@ -181,8 +180,8 @@ def _play(
         )
         for i, seed in enumerate(seeds)
     ]
-    found = {name: np.mean([getattr(each, told) for each in played], axis=0) for name, told in _COMPARED.items()}
-    status = np.max([each.status for each in played], axis=0)
+    found = {name: np.mean([getattr(each, told) for each in simulated], axis=0) for name, told in _COMPARED.items()}
+    status = np.max([each.status for each in simulated], axis=0)
     return found | {"status": np.array([Status(code).label for code in status], dtype=object)}
 
 

@@ -46,7 +46,7 @@ def compare_twins(
         calibration: Whose costs hold.
         scenarios: The configurations as `build_scenarios` lays them out, ``[configs]``.
         workload: Their workload.
-        seeds: Of the requests that the event twin plays; what it says is the mean over them.
+        seeds: Of the requests that the event twin runs; what it says is the mean over them.
         tolerance: Share of the event twin's figure beyond which a difference counts, > 0.
         parts: As in `simulate`.
         progress: As in `simulate`.
@@ -67,10 +67,10 @@ def compare_twins(
     shape = (scenarios.status.shape[0], len(seeds))
     repeated = scenarios.take(np.repeat(np.arange(len(scenarios.status)), len(seeds)))
     seed = np.broadcast_to(np.asarray(seeds), shape).ravel()
-    played = simulate(
+    found = simulate(
         calibration, repeated, workload, engine="event", seed=seed, checkpoint_dir=parts, progress=progress
     )
-    events = table(repeated, played)
+    events = table(repeated, found)
     columns = {name: steady[name] for name in _SETTINGS}
     for name in (*COMPARED, "preemptions", "load_share", "completed_per_s"):
         columns[name] = events[name].reshape(shape).mean(axis=1)

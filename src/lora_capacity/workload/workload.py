@@ -137,7 +137,7 @@ class Workload:
 
         Adapters are independent renewal processes with independent lengths, each with random streams of its own for
         arrivals, prompts and outputs: more adapters or a longer horizon add requests and change none. A trace is
-        replayed: its requests for other adapters are left out and ``seed`` plays no part.
+        replayed: its requests for other adapters are left out and ``seed`` has no part.
 
         Args:
             adapters: Number of adapters A.
