@@ -21,7 +21,7 @@ def write_page(data: dict[str, Any]) -> None:
 def tables(data: dict[str, Any]) -> str:
     """Render tables and figures."""
     lines = [
-        f"Mean and standard deviation over {data['seeds']} draws of requests, every workload held back in turn.",
+        f"Mean and standard deviation over {data['seeds']} draws of requests, every workload held out in turn.",
         "",
     ]
     lines += ["## By model", ""]

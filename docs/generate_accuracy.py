@@ -21,9 +21,9 @@ from lora_capacity.validation import Predictions, predict_runs
 
 FIGURE = DOCS / "assets" / "figures" / "accuracy.svg"
 BUNDLED = DOCS.parent / "src" / "lora_capacity" / "calibration" / "bundled"
-ABOUT = "Errors of each workload, held back from the fit, with the published twin's mean errors as dashed lines"
+ABOUT = "Errors of each workload, held out from the fit, with the published twin's mean errors as dashed lines"
 FITS = (
-    ("held_back_by_scenario", "scenario held back"),
+    ("held_back_by_scenario", "scenario held out"),
     ("fitted", "fitted on all runs"),
     ("microbenchmarks_alone", "fitted on no run, microbenchmarks alone"),
 )
@@ -126,7 +126,7 @@ def tables(data: dict[str, Any]) -> str:
         "",
         *sources(PUBLISHED),
         "",
-        "## By workload, each held back in turn",
+        "## By workload, each held out in turn",
         "",
         f"![{ABOUT}](assets/figures/accuracy.svg)",
         "",
@@ -176,7 +176,7 @@ def choices(optima: list[dict[str, Any]]) -> list[str]:
 
 
 def figure(fits: dict[str, Any]) -> str:
-    """Draw the held-back errors of each workload beside the published twin's."""
+    """Draw the held-out errors of each workload beside the published twin's."""
     width, left, top, height = 720.0, 300.0, 36.0, 22.0
     models = list(fits)
     scenarios = list(next(iter(fits.values()))["held_back_by_scenario"]["scenarios"])

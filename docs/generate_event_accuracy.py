@@ -1,6 +1,6 @@
 """Write the page on the event twin's accuracy, and its figures, from what it says of the published runs.
 
-``python docs/generate_event_accuracy.py FOLDER`` fits both models with every scenario held back in turn, plays the runs
+``python docs/generate_event_accuracy.py FOLDER`` fits both models with every scenario held out in turn, plays the runs
 of each by the coefficients that it had no part in, over several seeds, and keeps averages in
 ``docs/data/event_accuracy.json``; without FOLDER, the published tables, it only writes page and figures. Every part
 played is kept in ``--work`` until it is thrown away, so that an interrupted run goes on where it was.

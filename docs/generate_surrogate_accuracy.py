@@ -18,7 +18,7 @@ _SCORES = ("adapters_smape", "slots_smape", "throughput_smape", "starved_macro_f
 
 
 def held_back(data: dict[str, Any]) -> str:
-    """Render scores on held-back labels, and how often intervals hold."""
+    """Render scores on held-out labels, and how often intervals hold."""
     lines = table("calibration", "models", "A, SMAPE %", "S, SMAPE %", "throughput, SMAPE %", "starved, macro F")
     for name, scores in data["scores"].items():
         for kind, words in _KINDS.items():
@@ -100,7 +100,7 @@ def gradients(data: dict[str, Any]) -> str:
     scores = found["scores"]
     lines += [
         "",
-        f"Trained for `{found['calibration']}` in {found['trained_s']:.0f} s; on held-back workloads throughput is off "
+        f"Trained for `{found['calibration']}` in {found['trained_s']:.0f} s; on held-out workloads throughput is off "
         f"by {100 * scores['throughput_log_error']:.1f} % on average, the margin to starvation by "
         f"{100 * scores['margin_log_error']:.1f} %.",
     ]

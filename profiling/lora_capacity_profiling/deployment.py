@@ -14,7 +14,16 @@ from lora_capacity.workload import Workload
 from lora_capacity_profiling.material import write_adapter
 from lora_capacity_profiling.server import SECRET, FlagValue, OnStop, Progress, Server, offline_variables
 
-_ALWAYS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
+SERVER_COLUMNS = (
+    "max_loras",
+    "max_cpu_loras",
+    "max_lora_rank",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+)
+"""Settings that every server is started with, whether or not they equal a default, and that its runs are told by."""
+
 _SETTINGS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization", "block_size")
 _IF_CHANGED = ("gpu_memory_utilization", "block_size")
 _SHAPE = ("num_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -80,7 +89,7 @@ class Deployment:
         _, ranks = workload.adapters.deal(config.max_cpu_loras)
         folders = {rank: self._adapter(rank, config) for rank in sorted(set(ranks.tolist()))}
         flags: dict[str, FlagValue] = {"served_model_name": self.shape.name, "enable_lora": True}
-        flags |= {name: getattr(config, name) for name in _ALWAYS}
+        flags |= {name: getattr(config, name) for name in SERVER_COLUMNS}
         flags |= {
             name: getattr(config, name) for name in _IF_CHANGED if getattr(config, name) != config.defaults.get(name)
         }

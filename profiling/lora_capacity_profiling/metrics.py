@@ -46,8 +46,23 @@ _LINE = re.compile(r'\s*(?P<name>[\w:]+)\s*(?:\{(?P<labels>(?:[^"}]|"(?:[^"\\]|\
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
 
+_TIMEOUT_S = 30.0
+"""For an answer of /metrics: a busy server may take seconds to put megabytes together."""
+
 Series = tuple[Mapping[str, str], float]
 """One series of a metric: its labels and its value."""
+
+
+def metrics_text(endpoint: Endpoint, *, timeout_s: float = _TIMEOUT_S) -> str:
+    """Return what a server answers to /metrics.
+
+    Raises:
+        ServerError: If it does not answer in time, or with a failure.
+    """
+    status, body = endpoint.get("/metrics", timeout_s=timeout_s)
+    if status != 200:
+        raise ServerError(f"{endpoint.url}/metrics answers with status {status}")
+    return body.decode(errors="replace")
 
 
 def parse_prometheus(text: str, names: Iterable[str]) -> dict[str, list[Series]]:
@@ -192,16 +207,13 @@ class Snapshot:
         )
 
     @classmethod
-    def of(cls, endpoint: Endpoint, *, timeout_s: float = 30.0) -> Self:
+    def of(cls, endpoint: Endpoint, *, timeout_s: float = _TIMEOUT_S) -> Self:
         """Ask a server for its metrics.
 
         Raises:
             ServerError: If it does not answer in time, or not with metrics of vLLM.
         """
-        status, body = endpoint.get("/metrics", timeout_s=timeout_s)
-        if status != 200:
-            raise ServerError(f"{endpoint.url}/metrics answers with status {status}")
-        return cls.from_text(body.decode(errors="replace"))
+        return cls.from_text(metrics_text(endpoint, timeout_s=timeout_s))
 
 
 def _total(found: Mapping[str, list[Series]], names: tuple[str, ...]) -> float:
@@ -325,7 +337,7 @@ class Sampler:
 
     endpoint: Endpoint
     interval_s: float = SAMPLE_INTERVAL_S
-    timeout_s: float = 30.0
+    timeout_s: float = _TIMEOUT_S
     _samples: list[tuple[float, Snapshot]] = field(default_factory=list, repr=False)
     _missed: int = field(default=0, repr=False)
     _leaving: threading.Event = field(default_factory=threading.Event, repr=False)

@@ -16,16 +16,13 @@ from lora_capacity.errors import InputError, check_number
 from lora_capacity.units import MS_PER_S
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
-from lora_capacity_profiling.metrics import SAMPLE_INTERVAL_S, Histogram, Snapshot, Window
+from lora_capacity_profiling.metrics import SAMPLE_INTERVAL_S, Histogram, Snapshot, Window, metrics_text
 
 Progress = Callable[[float], None]
 """Told, with every sample, the seconds since the first."""
 
 _POLL_S = 0.2
 """How often progress is told: it seems to move, and an interrupt is heard at once."""
-
-_TIMEOUT_S = 30.0
-"""For an answer of /metrics: a busy server may take seconds to put megabytes together."""
 
 _LORA = re.compile(rf"^[ \t]*{LORA_REQUESTS}[ \t]*\{{([^\n]*)\}}[ \t]*(\S+)", re.MULTILINE)
 _NAMES = re.compile(r'\b(?:running|waiting)_lora_adapters="([^"]*)"')
@@ -210,10 +207,7 @@ def read_dumps(paths: Sequence[Path], duration_s: float | None = None) -> Observ
 
 
 def _ask(endpoint: Endpoint) -> str:
-    status, body = endpoint.get("/metrics", timeout_s=_TIMEOUT_S)
-    if status != 200:
-        raise ServerError(f"{endpoint.url}/metrics answers with status {status}")
-    text = body.decode(errors="replace")
+    text = metrics_text(endpoint)
     Snapshot.from_text(text)
     return text
 

@@ -17,7 +17,7 @@ from lora_capacity_profiling.folder import Finished, ProfileFolder
 from lora_capacity_profiling.machine import Machine
 from lora_capacity_profiling.material import write_adapter
 from lora_capacity_profiling.measuring import Target, measure, prepare
-from lora_capacity_profiling.metrics import Snapshot, parse_prometheus
+from lora_capacity_profiling.metrics import Snapshot, metrics_text, parse_prometheus
 from lora_capacity_profiling.planning import ServerPlan, estimate_s, plan_servers
 from lora_capacity_profiling.points import KvCapacity, Loading, Point, ServingRun
 from lora_capacity_profiling.server import Server, without_secrets
@@ -196,7 +196,7 @@ class Profiler:
 
     def _introduce(self, server: Server, plan: ServerPlan) -> Target:
         """Note what a started server is, and what KV cache it has."""
-        text = server.endpoint.get("/metrics", timeout_s=30.0)[1].decode(errors="replace")
+        text = metrics_text(server.endpoint)
         report = None if server.log is None else server.report()
         kv_cache_tokens = Snapshot.from_text(text).kv_cache_tokens
         if report is not None and report.kv_cache_tokens is not None:

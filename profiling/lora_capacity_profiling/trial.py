@@ -11,7 +11,7 @@ import numpy as np
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import check_number
 from lora_capacity.workload import Workload
-from lora_capacity_profiling.deployment import Deployment, served_names
+from lora_capacity_profiling.deployment import SERVER_COLUMNS, Deployment, served_names
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.load import Progress as LoadProgress
 from lora_capacity_profiling.runs import append_runs, run_row
@@ -26,8 +26,6 @@ _BUSY_CLIENT = 0.7
 
 _LATE_S, _LATE_SHARE = 0.05, 0.01
 """Requests sent later than a few steps of a server, and their share from which a 99th percentile shows it."""
-
-_SETTINGS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +127,7 @@ class Trial:
 
     def _about(self, config: ServerConfig) -> dict[str, object]:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        settings = {name: getattr(config, name) for name in _SETTINGS}
+        settings = {name: getattr(config, name) for name in SERVER_COLUMNS}
         place = f"{config.max_loras}_{config.max_cpu_loras}_{config.max_lora_rank}"
         return {"run_id": f"{self.about['set']}/{self.about['scenario']}/{place}/{now}", **self.about, **settings}
 
