@@ -16,7 +16,7 @@ DEFAULT_CALIBRATION = "llama-3.1-8b-instruct-h100-64gb"
 MAX_GRID_VALUES = 10_000
 """Most values of one axis: a guard against a slip in ``start:stop:step``, above any number of adapters of a server."""
 
-_EVENT_ONLY = ("seed", "seeds", "warmup_s", "samples")
+_EVENT_ONLY = ("seed", "seeds", "warmup_s", "samples", "drain")
 """Options that the event twin alone hears of: the steady twin draws no requests and follows no time."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])

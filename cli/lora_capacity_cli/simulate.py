@@ -69,6 +69,12 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 @click.option(
     "--samples", type=int, default=0, show_default=True, help="Event engine: parts of the time told apart in the JSON."
 )
+@click.option(
+    "--drain",
+    is_flag=True,
+    help="Event engine: go on after the horizon until all requests that arrived within it are answered; latencies and "
+    "attainment are then those of all of them.",
+)
 @server_options(grids=False)
 @emit_option
 @format_option
@@ -81,6 +87,7 @@ def simulate(
     seed: int,
     warmup_s: float,
     samples: int,
+    drain: bool,
     settings: dict[str, Any],
     emit: str | None,
     output_format: str,
@@ -100,7 +107,7 @@ def simulate(
     asked = Workload.from_file(workload)
     known = load_calibration(calibration)
     scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
-    results = run(known, scenarios, asked, engine=engine, seed=seed, warmup_s=warmup_s, samples=samples)
+    results = run(known, scenarios, asked, engine=engine, seed=seed, warmup_s=warmup_s, samples=samples, drain=drain)
     row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
     events = {} if results.events is None else {"events": _events(row, asked, adapters, seed, results.events)}
     resolved = {name: row.pop(name) for name in _SETTINGS}

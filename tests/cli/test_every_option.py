@@ -135,6 +135,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--warmup-s": [given(20, *EVENT), refused(20)],
         "--samples": [given(4, *EVENT), refused(4)],
         "--emit": given("config"),
+        "--drain": [given(None, *EVENT, "--max-num-seqs", "2"), refused()],
         **SETTINGS,
     },
     "sweep": {

@@ -91,6 +91,20 @@ def test_share_within_a_bound_on_first_tokens_is_counted_exactly() -> None:
     np.testing.assert_allclose(event.attainment, reference.attainment, atol=0.01)
 
 
+def test_drained_servers_answer_every_request_that_came() -> None:
+    event, reference = both(16, drain=True)
+    cut, _ = both(16)
+    assert int(cut.events.unanswered[0]) > 0
+    for told in (event, reference):
+        assert int(told.events.unanswered[0]) == 0
+        assert not told.events.ttft_at_least.any()
+        # Nobody's wait is cut off any more; what is told of the time observed stays.
+        assert float(told.ttft_s[0]) > float(cut.ttft_s[0])
+        np.testing.assert_allclose(told.throughput_tokens_per_s, cut.throughput_tokens_per_s, rtol=SAME_TIMES)
+    np.testing.assert_allclose(event.ttft_s, reference.ttft_s, rtol=SAME_TIMES)
+    np.testing.assert_array_equal(event.events.quantile_requests[:, 0], reference.events.quantile_requests[:, 0])
+
+
 def test_reference_refuses_what_it_cannot_tell_and_blanks_what_does_not_start() -> None:
     calibration, lengths = make_calibration(), LengthSample(np.array([40]), np.array([60]))
     scenarios = build_scenarios(

@@ -1,11 +1,12 @@
 """One way to simulate configurations, whichever engine does it."""
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, nearest_hint
@@ -41,6 +42,17 @@ Traffic = Workload | LengthSample | LengthDistribution | ResidenceTime
 the output lengths or how long requests stay in the batch."""
 
 
+_LATENCIES = ("tpot_s", "ttft_s", "answered_ttft_s", "attainment")
+_LATENCY_DETAILS = (
+    *("ttft_quantiles_s", "tpot_quantiles_s", "e2e_quantiles_s", "quantile_requests", "unanswered"),
+    *("ttft_at_least", "e2e_at_least", "adapter_worst_wait_s"),
+)
+"""What `Results` and their events tell of requests rather than of the time observed."""
+
+_DOUBLINGS = 6
+"""How often the time is doubled for requests to be answered in: to 64 horizons, beyond which nobody waits."""
+
+
 def simulate(
     calibration: Calibration,
     scenarios: Scenarios,
@@ -51,6 +63,7 @@ def simulate(
     load: ArrayLike = 1.0,
     warmup_s: float = 0.0,
     samples: int = 0,
+    drain: bool = False,
     checkpoint_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Results:
@@ -75,6 +88,8 @@ def simulate(
             and pressed together; those of a trace then end earlier, and so does the time observed. Not with a sample.
         warmup_s: Time at the beginning that is left out of all but what is told by adapter or class.
         samples: Parts of the horizon whose means make a series; 0 for none.
+        drain: Whether latencies and attainment are those of all requests that arrive within the horizon, however long
+            it takes after it to answer them. Everything else is still told of the horizon.
         checkpoint_dir: Folder for finished batches: the same call goes on from what is there. It stays until deleted.
         progress: Called with the configurations done, in proportion to the work, and their total.
 
@@ -89,7 +104,12 @@ def simulate(
     can = engine_named(engine)
     unheard: dict[str, tuple[Any, float]] = {} if can.keeps_batches else {"samples": (samples, 0)}
     if not can.draws_requests:
-        unheard = {"seed": (seed, 0), "load": (load, 1.0), "warmup_s": (warmup_s, 0.0)} | unheard
+        unheard = {
+            "seed": (seed, 0),
+            "load": (load, 1.0),
+            "warmup_s": (warmup_s, 0.0),
+            "drain": (drain, False),
+        } | unheard
     for name, (given, otherwise) in unheard.items():
         if np.any(np.asarray(given) != otherwise):
             raise InputError(name, given, f"{otherwise:g} with the {engine} engine", "ask the event engine")
@@ -102,9 +122,15 @@ def simulate(
             raise InputError("traffic", "output lengths", allowed)
         observation = Observation(warmup_s, samples)
         source, loaded = source_of(scenarios, traffic, seed, load)
-        if not can.keeps_batches:
-            return run_reference(calibration, loaded, source, observation, progress)
-        return run_events(calibration, loaded, source, observation, checkpoint_dir, progress)
+
+        def run(asked: Scenarios, name: str) -> Results:
+            if not can.keeps_batches:
+                return run_reference(calibration, asked, source, observation, progress)
+            folder = None if checkpoint_dir is None else Path(checkpoint_dir) / name
+            return run_events(calibration, asked, source, observation, folder, progress)
+
+        results = run(loaded, "")
+        return _drained(run, loaded, results) if drain else results
     return run_steady(calibration, scenarios, _residence_time(traffic), progress=progress)
 
 
@@ -117,6 +143,30 @@ def engine_named(name: str, known: Collection[str] = ENGINES) -> Engine:
     if name not in known:
         raise InputError("engine", name, ", ".join(known), nearest_hint(name, known))
     return ENGINES[name]
+
+
+def _drained(run: Callable[[Scenarios, str], Results], scenarios: Scenarios, results: Results) -> Results:
+    """Put in latencies of runs that go on until every server that starts has answered all its requests."""
+    longer, told = scenarios, results
+    for doubling in range(_DOUBLINGS):
+        if told.events is None or not np.any(_unfinished(longer, told)):
+            break
+        horizon_s: Any = 2.0 * np.asarray(longer.horizon_s)
+        longer = dataclasses.replace(longer, horizon_s=horizon_s)
+        told = run(longer, f"drain-{doubling}")
+    events: Any = results.events
+    details: Any = dataclasses.replace(events, **{name: getattr(told.events, name) for name in _LATENCY_DETAILS})
+    latencies: Any = {name: getattr(told, name) for name in _LATENCIES}
+    drained: Results = dataclasses.replace(results, **latencies, events=details)
+    return drained
+
+
+def _unfinished(scenarios: Scenarios, results: Results) -> NDArray[np.bool_]:
+    """Whether a server has requests left; those that clients hold back wait for others of theirs."""
+    events: Any = results.events
+    completed = np.rint(np.asarray(results.completed_per_s) * np.asarray(scenarios.horizon_s))
+    left = (events.unanswered > 0) | (completed < events.quantile_requests[:, 0])
+    return np.asarray(left & np.asarray(scenarios.starts))
 
 
 def _residence_time(traffic: Traffic) -> ResidenceTime:

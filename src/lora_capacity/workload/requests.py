@@ -81,7 +81,7 @@ class Trace:
 
         Args:
             path: The table.
-            horizon_s: Where to cut the record off, in seconds; None, or more than there is: at its last request.
+            horizon_s: Time looked at, in seconds; None: until the last request.
             ranks: Rank of each adapter by name, in order of importance. Without it adapters are ordered by falling
                 number of requests, equal ones by name.
 
@@ -103,7 +103,7 @@ class Trace:
         if ranks is not None:
             _check_same_names(path, set(table["adapter"]) - {""}, ranks)
 
-        horizon_s = float(min(arrival_s[-1], np.inf if horizon_s is None else horizon_s))
+        horizon_s = float(arrival_s[-1] if horizon_s is None else horizon_s)
         seen = {name: column[arrival_s <= horizon_s] for name, column in table.items()}
         arrival_s = arrival_s[arrival_s <= horizon_s]
         if ranks is None:

@@ -45,6 +45,7 @@ def test_requests_are_sorted_and_start_at_zero(tmp_path: Path) -> None:
 
 
 def test_a_horizon_cuts_the_record_off(tmp_path: Path) -> None:
+    assert read(tmp_path, horizon_s=40.0).horizon_s == 40
     trace = read(tmp_path, horizon_s=4.0)
     assert trace.horizon_s == 4
     assert len(trace.requests) == 3
