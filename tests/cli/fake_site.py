@@ -55,9 +55,9 @@ class Site:
     model: Path
     calibration: Path
 
-    def verify(self, *options: object, mode: str = "ok", step_s: float = STEP_S, dies_s: float = 0.0) -> list[str]:
+    def verify(self, *options: object, mode: str = "ok", step_s: float = STEP_S, dies_at: int = 0) -> list[str]:
         """Return the words of a `verify` of the fake server; quick unless the options say otherwise."""
-        environment = fake_environment(mode, step_s, dies_s)
+        environment = fake_environment(mode, step_s, dies_at)
         settings = [f"--env={name}={value}" for name, value in environment.items()]
         start = ["--model", self.model, "--python", sys.executable, *settings]
         quick = ["--seconds", 3, "--warm-up", 0, "--predict-with", "steady", *PATIENT]

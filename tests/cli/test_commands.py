@@ -14,6 +14,7 @@ import pytest
 from lora_capacity.calibration import bundled_names
 from tests.cli.conftest import WORKLOAD, Run
 from tests.cli.test_bad_input import RUN, write_runs
+from tests.unit.profiling.conftest import WAIT_S
 
 LLAMA, QWEN = "llama-3.1-8b-instruct", "qwen-2.5-7b-instruct"
 COMMANDS = ("optimize", "report", "simulate", "sweep", "validate", "verify", "observe", "fit", "calibrations")
@@ -276,7 +277,7 @@ def test_interrupt_ends_quietly(workload: Path, tmp_path: Path) -> None:
             except OSError:
                 time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=WAIT_S)
         os.close(end)
     finally:
         process.kill()

@@ -14,7 +14,7 @@ from tests.cli.conftest import Run
 from tests.cli.fake_site import PATIENT, STEP_S, Site, write_site
 from tests.unit.fitting.test_fit import write_profile
 from tests.unit.profiling.conftest import fake_environment
-from tests.unit.profiling.test_server import command_lines
+from tests.unit.profiling.test_server import WAIT_S, command_lines, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def serve(site: Site, tmp_path: Path):
             log=tmp_path / "attached.log",
             python=sys.executable,
             environment=fake_environment(mode, step_s),
-            timeout_s=30.0,
+            timeout_s=WAIT_S,
         )
         servers.append(server)
         return server
@@ -72,7 +72,9 @@ def test_configurations_are_tried_and_agree(run: Run, site: Site) -> None:
         assert any("KV cache holds 1,600 tokens" in text for text in each["warnings"])
     assert "A 3 S 2 (1 of 2): measuring" in result.stderr
     assert "left" in result.stderr
-    assert not [line for pid, line in command_lines().items() if pid not in before and str(site.model) in line]
+    assert wait_until(
+        lambda: not any(str(site.model) in line for pid, line in command_lines().items() if pid not in before)
+    )
 
 
 def test_runs_are_added_to_what_validate_reads(run: Run, site: Site) -> None:

@@ -12,15 +12,17 @@ from lora_capacity_profiling.material import write_model
 from lora_capacity_profiling.server import Server
 
 FAKE = Path(__file__).parent / "fake"
+WAIT_S = 120.0
+"""Longest wait for what must come; only a machine on which nothing else gets done takes longer."""
 
 
-def fake_environment(mode: str = "ok", step_s: float = 0.0, dies_s: float = 0.0) -> dict[str, str]:
+def fake_environment(mode: str = "ok", step_s: float = 0.0, dies_at: int = 0) -> dict[str, str]:
     return {
         "PYTHONPATH": str(FAKE),
         "HF_TOKEN": "hf_x",
         "FAKE_VLLM": mode,
         "FAKE_VLLM_STEP_S": str(step_s),
-        "FAKE_VLLM_DIES_S": str(dies_s),
+        "FAKE_VLLM_DIES_AT": str(dies_at),
     }
 
 
@@ -47,14 +49,14 @@ def launch(model_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start fake servers; all are stopped when the test ends."""
     servers: list[Server] = []
 
-    def start(mode: str = "ok", *, step_s: float = 0.0, dies_s: float = 0.0, **options: Any) -> Server:
+    def start(mode: str = "ok", *, step_s: float = 0.0, dies_at: int = 0, **options: Any) -> Server:
         server = Server.launch(
             model_dir,
             {"enable_lora": True, "max_loras": 2, "lora_modules": ["a0=x", "a1=x"]},
             log=tmp_path / f"server{len(servers)}.log",
             python=sys.executable,
-            environment=fake_environment(mode, step_s, dies_s),
-            **{"timeout_s": 30.0, **options},
+            environment=fake_environment(mode, step_s, dies_at),
+            **{"timeout_s": WAIT_S, **options},
         )
         servers.append(server)
         return server

@@ -13,7 +13,7 @@ from lora_capacity.hardware import Gpu
 from lora_capacity.models import ModelShape
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import Workload
-from tests.unit.profiling.conftest import fake_environment
+from tests.unit.profiling.conftest import WAIT_S, fake_environment
 
 REQUESTS = {
     "input_tokens": {"mean": 20, "std": 5, "min": 4, "max": 40},
@@ -47,7 +47,7 @@ def test_server_is_started_with_its_settings_and_adapters(model_dir: Path, tmp_p
         sys.executable,
         flags={"dtype": "bfloat16"},
         environment=fake_environment(),
-        timeout_s=30.0,
+        timeout_s=WAIT_S,
     )
     with site.start(config(model_dir, gpu_memory_utilization=0.5), mix) as server:
         flags = server.flags

@@ -117,11 +117,14 @@ def test_server_that_answers_errors_only_ends_the_run_with_one_line(launch: Laun
         )
 
 
-def test_server_that_dies_midway_ends_the_run_with_one_line(launch: Launch) -> None:
-    server = launch("dies", dies_s=1.0, step_s=0.01)
+def test_server_that_dies_midway_ends_the_run_with_one_line_and_says_so(launch: Launch) -> None:
+    server = launch("dies", dies_at=30, step_s=0.01)
     requests = at_once(np.zeros(500), np.full(500, 3), np.full(500, 100_000))
     with pytest.raises(ServerError, match=r"20 requests in a row failed; the last: (the server closed|no connection)"):
         load(server, requests, max_pending=30)
+    assert wait_until(lambda: not server.running)
+    with pytest.raises(ServerError, match=r"died with exit code 3 \(failed\): RuntimeError: the engine fell over"):
+        server.check()
 
 
 def test_interrupt_ends_the_run(launch: Launch) -> None:

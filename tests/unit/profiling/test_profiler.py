@@ -19,7 +19,7 @@ from lora_capacity.fitting import fit_calibration
 from lora_capacity.measurements import read_profile, read_runs
 from lora_capacity.models import ModelShape
 from lora_capacity.status import Status
-from tests.unit.profiling.conftest import fake_environment
+from tests.unit.profiling.conftest import WAIT_S, fake_environment
 from tests.unit.profiling.test_campaign import small
 from tests.unit.profiling.test_server import command_lines
 
@@ -49,8 +49,8 @@ class Teller(Watcher):
 def profiler(
     folder: Path, model: Path, campaign: Campaign, watcher: Watcher | None = None, mode: str = "ok", **launch: Any
 ) -> Profiler:
-    environment = fake_environment(mode, 0.005, **{"dies_s": launch.pop("dies_s", 0.0)})
-    start = Launch(str(model), sys.executable, environment, timeout_s=30.0, **launch)
+    environment = fake_environment(mode, 0.005, **{"dies_at": launch.pop("dies_at", 0)})
+    start = Launch(str(model), sys.executable, environment, timeout_s=WAIT_S, **launch)
     return Profiler(
         ProfileFolder(folder), campaign, ModelShape.from_file(model), MACHINE, start, command="x", watcher=watcher
     )
@@ -124,9 +124,9 @@ def test_server_without_memory_is_a_measurement(tmp_path: Path, model_dir: Path,
 
 
 def test_point_that_kills_its_server_is_passed_over(tmp_path: Path, model_dir: Path) -> None:
-    # The fake server dies half a second after it is up: whichever point that hits, the next gets a new server.
+    # The fake server dies of its sixth request: whichever point that hits, the next gets a new server.
     campaign = small(serving=[], loading=[], adapters=[], kv_capacity=[])
-    run = profiler(tmp_path / "p", model_dir, campaign, mode="dies", dies_s=0.6)
+    run = profiler(tmp_path / "p", model_dir, campaign, mode="dies", dies_at=6)
     run.run()
     failures = [each for each in run.folder.finished.values() if each.failure]
     assert failures

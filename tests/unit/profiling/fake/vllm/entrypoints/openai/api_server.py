@@ -1,9 +1,9 @@
 """A server that answers as vLLM does, without a model; run in place of vLLM by putting the folder on PYTHONPATH.
 
-FAKE_VLLM says how it behaves: ok, no_kv_cache, oom, killed, dies (FAKE_VLLM_DIES_S after it named its models),
-stubborn (ignores SIGTERM, and so do its two children, one in a session of its own), sick (answers 500), slow (never
-healthy), breaks (ends an answer midway), odd (answers no JSON), closes (connections after each answer). A step takes
-FAKE_VLLM_STEP_S.
+FAKE_VLLM says how it behaves: ok, no_kv_cache, oom, killed, dies (of request number
+FAKE_VLLM_DIES_AT), stubborn (ignores SIGTERM, and so do its two children, one in a session of its own), sick (answers
+500), slow (never healthy), breaks (ends an answer midway), odd (answers no JSON), closes (connections after each
+answer). A step takes FAKE_VLLM_STEP_S.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 MODE = os.environ.get("FAKE_VLLM", "ok")
 STEP_S = float(os.environ.get("FAKE_VLLM_STEP_S", "0"))
+DIES_AT = int(os.environ.get("FAKE_VLLM_DIES_AT", "0"))
 
 REFUSALS = {
     "no_kv_cache": "(EngineCore pid=7) ERROR 11-24 18:25:09 [core.py:1] ValueError: To serve at least one request with "
@@ -34,7 +35,7 @@ STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf'
 
 state = {"running": 0, "completed": 0, "prompt": 0, "generated": 0, "most_running": 0, "connections": 0, "slots": 1}
 bodies: list[dict] = []
-named = asyncio.Event()
+fatal = asyncio.Event()
 asked_s: dict[str, float] = {}
 times: dict[str, list[float]] = {name: [] for name in TIMES}
 lengths: dict[str, list[float]] = {name: [] for name in ("request_prompt_tokens", "request_generation_tokens")}
@@ -81,6 +82,8 @@ TOKEN = chunk(f"data: {json.dumps({'id': 'cmpl-0', 'choices': [{'index': 0, 'tex
 async def complete(body: dict, writer: asyncio.StreamWriter, models: list[str]) -> bool:
     """Stream an answer; return whether the connection stays open."""
     bodies.append({**body, "prompt": len(body["prompt"]), "least": min(body["prompt"]), "most": max(body["prompt"])})
+    if len(bodies) == DIES_AT:
+        fatal.set()
     if body["model"] not in models:
         writer.write(answer(404, json.dumps({"error": {"message": f"The model `{body['model']}` does not exist."}})))
         return True
@@ -134,7 +137,6 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mode
                 writer.write(answer(200, "odd" if MODE == "odd" else '{"version": "0.32.0"}'))
             elif path == "/v1/models":
                 writer.write(answer(200, json.dumps({"data": [card(name, models[0]) for name in models]})))
-                named.set()
             elif path == "/metrics":
                 writer.write(answer(200, metrics(), "text/plain"))
             elif path == "/fake/state":
@@ -193,8 +195,7 @@ async def main() -> None:
         lambda reader, writer: serve(reader, writer, models), options.host, options.port, backlog=2048
     )
     if MODE == "dies":
-        await named.wait()
-        await asyncio.sleep(float(os.environ["FAKE_VLLM_DIES_S"]))
+        await fatal.wait()
         sys.stderr.write("RuntimeError: the engine fell over\n")
         os._exit(3)
     async with server:
