@@ -1,6 +1,7 @@
 """A small server and its workloads, given in plain numbers, for tests that need one."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.hardware import Gpu
 from lora_capacity.memory import MemoryModel
 from lora_capacity.models import ModelShape
+from lora_capacity.run.compile import IN_ONE_PIECE, in_one_piece
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.steady import ResidenceTime, simulate_steady
@@ -96,3 +98,10 @@ def simulate(scenarios: Scenarios, costs: Costs = COSTS, stays: ResidenceTime = 
     """What the compiled steady twin predicts."""
     results: Results = _simulate(costs, scenarios, stays)
     return results
+
+
+def compiled_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile an event twin as the runner does on a CPU, but without optimization, which short runs do not repay."""
+    options = dict(IN_ONE_PIECE) | {"xla_backend_optimization_level": 0}
+    compiled: Callable[..., Any] = jax.jit(in_one_piece(function), compiler_options=options)
+    return compiled

@@ -17,7 +17,7 @@ from lora_capacity.run.requests import draw_requests
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.events import RequestTables, simulate_events
-from tests.examples import make_costs
+from tests.examples import compiled_once, make_costs
 
 pytestmark = pytest.mark.slow
 
@@ -47,12 +47,15 @@ Case = tuple[Scenarios, RequestTables]
 
 @cache
 def compiled(rules: SchedulerRules) -> Any:
-    return jax.jit(partial(simulate_events, rules=rules))
+    return compiled_once(partial(simulate_events, rules=rules))
 
 
 @cache
-def sampled(warmup_s: float) -> Any:
-    return jax.jit(partial(simulate_events, warmup_s=warmup_s, samples=10))
+def sampled() -> Any:
+    def simulate(warmup_s: float, *case: Any) -> Results:
+        return simulate_events(COSTS, *case, warmup_s=warmup_s, samples=10)
+
+    return compiled_once(simulate)
 
 
 @st.composite
@@ -186,7 +189,7 @@ def test_a_server_with_time_and_room_answers_like_an_infinite_one() -> None:
     scenarios = Scenarios(*leaves)
     flat = make_costs(base_s=0.01)
     tables = draw_requests(scenarios, np.array([1]), np.array([50]), seed=3)
-    found = jax.jit(simulate_events)(flat, scenarios, tables)
+    found = compiled_once(simulate_events)(flat, scenarios, tables)
     arrived = float(tables.arrived[0].sum()) / 1000.0
     # Served from the step after they arrive; the last 0.5 s are not finished.
     assert float(found.mean_running[0]) == pytest.approx(arrived * 50 * 0.01, rel=0.01)
@@ -200,7 +203,7 @@ def test_a_server_with_time_and_room_answers_like_an_infinite_one() -> None:
 @settings(max_examples=10)
 @given(cases())
 def test_a_series_adds_up_and_a_warm_up_is_left_out(case: Case) -> None:
-    whole, late = sampled(0.0)(COSTS, *case), sampled(HORIZON_S / 2)(COSTS, *case)
+    whole, late = (sampled()(warmup_s, *case) for warmup_s in (0.0, HORIZON_S / 2))
     end_s = np.asarray(whole.events.series.end_s)
     spans_s = np.diff(end_s, axis=1, prepend=0.0)
     for mean, series in (

@@ -1,7 +1,8 @@
 """The event twin against the reference scheduler, step by step, on workloads that hypothesis makes."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from lora_capacity.twins.events.simulation import initial_state, iterate
 from lora_capacity.twins.events.step import step_work
 from lora_capacity.twins.reference import Behaviour, Config, Simulation, StepState, simulate
 from lora_capacity.workload import BASE_MODEL, Requests
-from tests.examples import make_costs
+from tests.examples import compiled_once, make_costs
 
 ADAPTERS, LONGEST, ITERATIONS = 6, 48, 2400
 HORIZON_S = 1024.0
@@ -176,37 +177,42 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
     return scenarios, replace(tables, longest_output=LONGEST)
 
 
-@partial(jax.jit, static_argnames=("rules", "block_size", "forwards"))
-def iterations_of(
-    scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules, *, block_size: int = 16, forwards: bool = False
-) -> tuple[Any, engine.State]:
-    """What stood ready before each iteration, and the state after the last."""
-    scenario, own = jax.tree.map(lambda leaf: leaf[0], (scenarios, tables))
-    server = build_server(COSTS, scenario, own, rules=rules, block_size=block_size)
+Iterations = Callable[[Scenarios, RequestTables], tuple[Any, engine.State]]
 
-    def iteration(state: engine.State, _: None) -> tuple[engine.State, Any]:
-        work = step_work(server, state)
-        seen = (
-            state.mode == engine.RUN,
-            step_times(server, state, work).end,
-            work,
-            state.batch.running,
-            state.waiting,
-            server.kv_blocks - state.kv.free,
-            state.statistics.counts[engine.PREEMPTIONS],
-            state.calendar[state.step & (state.calendar.shape[0] - 1), engine.LEAVING],
-        )
-        state = iterate(server, state)
-        return fast_forward(server, state) if forwards else state, seen
 
-    state, seen = jax.lax.scan(iteration, initial_state(server, scenario.status, block_size), length=ITERATIONS)
-    return seen, state
+@cache
+def iterations(rules: SchedulerRules, block_size: int, forwards: bool) -> Iterations:
+    """Return what tells what stood ready before each iteration, and the state after the last."""
+
+    def iterations_of(scenarios: Scenarios, tables: RequestTables) -> tuple[Any, engine.State]:
+        scenario, own = jax.tree.map(lambda leaf: leaf[0], (scenarios, tables))
+        server = build_server(COSTS, scenario, own, rules=rules, block_size=block_size)
+
+        def iteration(state: engine.State, _: None) -> tuple[engine.State, Any]:
+            work = step_work(server, state)
+            seen = (
+                state.mode == engine.RUN,
+                step_times(server, state, work).end,
+                work,
+                state.batch.running,
+                state.waiting,
+                server.kv_blocks - state.kv.free,
+                state.statistics.counts[engine.PREEMPTIONS],
+                state.calendar[state.step & (state.calendar.shape[0] - 1), engine.LEAVING],
+            )
+            state = iterate(server, state)
+            return fast_forward(server, state) if forwards else state, seen
+
+        state, seen = jax.lax.scan(iteration, initial_state(server, scenario.status, block_size), length=ITERATIONS)
+        return seen, state
+
+    return compiled_once(iterations_of)
 
 
 def twin_rows(
     scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules, block_size: int = 16
 ) -> tuple[list[Row], Any]:
-    seen, state = iterations_of(scenarios, tables, rules, block_size=block_size)
+    seen, state = iterations(rules, block_size, False)(scenarios, tables)
     ready, end, work, running, waiting, blocks, preemptions, finished = jax.tree.map(np.asarray, seen)
     assert state.mode == engine.DONE
     assert not state.overflow
@@ -274,9 +280,7 @@ def test_same_steps_with_blocks_of_another_size(version: str, block_size: int, d
 @given(st.data())
 def test_quiet_steps_change_the_same_whether_skipped_or_not(version: str, data: st.DataObject) -> None:
     case = laid_out(*data.draw(workloads(RULES[version])))
-    (every, state), (fewer, skipped) = (
-        iterations_of(*case, RULES[version], forwards=forwards) for forwards in (False, True)
-    )
+    (every, state), (fewer, skipped) = (iterations(RULES[version], 16, forwards)(*case) for forwards in (False, True))
     every_step, fewer_steps = (int(np.asarray(seen[0]).sum()) for seen in (every, fewer))
     assert fewer_steps <= every_step
     compared = {
@@ -292,21 +296,23 @@ def test_quiet_steps_change_the_same_whether_skipped_or_not(version: str, data: 
     np.testing.assert_allclose(skipped.statistics.sums, state.statistics.sums, rtol=1e-5)
 
 
+@pytest.mark.slow  # what it runs is compiled for the slow tests above
 def test_quiet_steps_are_skipped() -> None:
     one = Requests(np.zeros(1), np.zeros(1, dtype=int), np.full(1, 10), np.full(1, 41))
     config = Config(max_num_seqs=8, max_num_batched_tokens=100, max_loras=2, max_cpu_loras=ADAPTERS, kv_blocks=30)
     case = laid_out(one, config, None)
-    (every, _), (fewer, state) = (iterations_of(*case, RULES["0.8.5"], forwards=forwards) for forwards in (False, True))
+    (every, _), (fewer, state) = (iterations(RULES["0.8.5"], 16, forwards)(*case) for forwards in (False, True))
     assert int(state.statistics.counts[engine.STEPS]) == int(np.asarray(every[0]).sum()) == 41
     assert int(np.asarray(fewer[0]).sum()) < 12
 
 
+@pytest.mark.slow  # of use to the slow tests above
 @pytest.mark.parametrize("version", ["0.8.5", "0.14"])
 def test_the_cases_are_what_they_should_be(version: str) -> None:
     """That preemption, passing over, cut prompts and evictions really occur in workloads of this kind."""
     seen, finished_and_preempted = np.zeros(5, dtype=int), 0
 
-    @settings(max_examples=600, database=None)
+    @settings(max_examples=300, database=None)
     @given(workloads(RULES[version]))
     def collect(case: tuple[Requests, Config, int | None]) -> None:
         nonlocal finished_and_preempted
@@ -323,7 +329,7 @@ def test_the_cases_are_what_they_should_be(version: str) -> None:
         ]
 
     collect()
-    assert np.all(seen >= 10), seen
+    assert np.all(seen >= 5), seen
     assert (finished_and_preempted > 0) == RULES[version].async_scheduling
 
 
@@ -338,7 +344,7 @@ def test_results_are_sums_over_the_steps() -> None:
     config = Config(max_num_seqs=8, max_num_batched_tokens=100, max_loras=2, max_cpu_loras=ADAPTERS, kv_blocks=30)
     rows, result = played(requests, replace(config, behaviour=Behaviour()), None)
     scenarios, tables = laid_out(requests, config, None)
-    found = jax.jit(simulate_events)(COSTS, scenarios, tables)
+    found = compiled_once(simulate_events)(COSTS, scenarios, tables)
     starts = np.array([step.start_s / TICK_S - PASSED * step.state.skipped for step in result.steps])
     seconds = (np.array([row.end for row in rows]) - starts) * TICK_S
     assert float(found.completed_per_s[0] * HORIZON_S) == pytest.approx(40)

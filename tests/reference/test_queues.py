@@ -5,7 +5,7 @@ Intervals are of four standard errors, which a right twin misses once in 16,000 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lora_capacity.run.compile import IN_ONE_PIECE, in_one_piece
 from lora_capacity.run.requests import draw_requests
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.events import RequestTables, simulate_events
@@ -32,7 +33,13 @@ INTERVAL = 4.0
 
 @cache
 def compiled() -> Any:
-    return jax.jit(simulate_events)
+    """One server after the other, in one program: mapped together, each would go on until the last is done."""
+
+    def simulate(case: tuple[Scenarios, RequestTables]) -> Results:
+        results = simulate_events(CONSTANT_STEPS, *jax.tree.map(lambda leaf: leaf[jnp.newaxis], case))
+        return jax.tree.map(lambda leaf: leaf[0], results)
+
+    return jax.jit(in_one_piece(partial(jax.lax.map, simulate)), compiler_options=dict(IN_ONE_PIECE))
 
 
 def replicas(output_tokens: list[int], load: float, seed: int, **settings: float) -> Results:
@@ -60,7 +67,7 @@ def replicas(output_tokens: list[int], load: float, seed: int, **settings: float
         **{name: jnp.full(REPLICAS, value) for name, value in numbers.items()},
     )
     tables = draw_requests(scenarios, np.ones(len(output_tokens), dtype=int), np.array(output_tokens), seed=seed)
-    return compiled()(CONSTANT_STEPS, scenarios, fixed_shape(tables))
+    return compiled()((scenarios, fixed_shape(tables)))
 
 
 def fixed_shape(tables: RequestTables) -> RequestTables:

@@ -17,7 +17,7 @@ from lora_capacity.scenarios import Scenarios, build_scenarios, table
 from lora_capacity.status import Status
 from lora_capacity.twins.events import simulate_events
 from lora_capacity.workload import Workload
-from tests.examples import STAYS, make_calibration, make_costs
+from tests.examples import STAYS, compiled_once, make_calibration, make_costs
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def test_batches_play_each_configuration_as_it_plays_alone_and_again(monkeypatch
     for one, two in zip(jax.tree.leaves(together), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, two)
     assert int(together.events.adapter_arrived.sum()) != int(other.events.adapter_arrived.sum())
-    alone = jax.jit(simulate_events)
+    alone = compiled_once(simulate_events)
     for i in (0, 1, 2, 4):
         one = jax.tree.map(lambda values, i=i: values[i : i + 1], many)
         expected = alone(CALIBRATION.costs, one, draw_requests(one, INPUTS, OUTPUTS, seed=3, indices=[i]))
@@ -84,7 +84,7 @@ def test_a_version_is_played_by_its_rules(version: str, device: str) -> None:
     )
     rules = VllmBehaviour.for_version(version, device).scheduler
     tables = draw_requests(given, INPUTS, OUTPUTS, seed=3)
-    alone = jax.jit(partial(simulate_events, rules=rules))(calibration.costs, given, tables)
+    alone = compiled_once(partial(simulate_events, rules=rules))(calibration.costs, given, tables)
     assert int(played.events.steps[0]) == int(alone.events.steps[0])
     assert float(played.ttft_s[0]) == pytest.approx(float(alone.ttft_s[0]), rel=1e-5)
     assert (float(played.ttft_s[0]) != float(old.ttft_s[0])) == rules.async_scheduling
@@ -102,7 +102,7 @@ def test_configurations_of_several_block_sizes_come_out_as_each_alone() -> None:
     found = simulate(CALIBRATION, together, LengthSample(INPUTS, OUTPUTS), engine="event", seed=3)
     for i, (one, block_size) in enumerate(zip(sizes, (16, 128, 32), strict=True)):
         tables = draw_requests(one, INPUTS, OUTPUTS, seed=3, indices=[i])
-        alone = jax.jit(partial(simulate_events, block_size=block_size))(CALIBRATION.costs, one, tables)
+        alone = compiled_once(partial(simulate_events, block_size=block_size))(CALIBRATION.costs, one, tables)
         assert int(found.events.steps[i]) == int(alone.events.steps[0]) > 0
         assert int(found.events.preemptions[i]) == int(alone.events.preemptions[0])
         assert float(found.ttft_s[i]) == pytest.approx(float(alone.ttft_s[0]), rel=1e-5)

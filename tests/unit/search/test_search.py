@@ -339,6 +339,7 @@ def test_few_contended_slots_add_to_the_error_of_the_capacity() -> None:
     assert many == pytest.approx(0.03, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_event_twin_settles_what_the_steady_twin_finds():
     workload = make_workload(AdapterMix([2.0, 1.0], [16]), horizon_s=300.0, max_pending=2000)
     question = (workload, GPU_80)
