@@ -72,12 +72,13 @@ def _outcome(measured: "Measured") -> "Outcome":
         offered_tokens_per_s=offered_tokens_per_s(result.requests, measured.serving.workload.horizon_s),
         throughput_tokens_per_s=row["input_throughput"] + row["output_throughput"],
         itl_s=row["mean_itl_ms"] / MS_PER_S,
+        tpot_s=row["mean_tpot_ms"] / MS_PER_S,
         ttft_s=row["mean_ttft_ms"] / MS_PER_S,
     )
 
 
 def _row(outcome: "Outcome") -> dict[str, Any]:
-    names = ("status", "offered_tokens_per_s", "throughput_tokens_per_s", "itl_s", "ttft_s", "starved")
+    names = ("status", "offered_tokens_per_s", "throughput_tokens_per_s", "itl_s", "tpot_s", "ttft_s", "starved")
     return {name: getattr(outcome, name) for name in names}
 
 

@@ -111,6 +111,7 @@ def simulate(
     row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
     events = {} if results.events is None else {"events": _events(row, asked, adapters, seed, results.events)}
     resolved = {name: row.pop(name) for name in _SETTINGS}
+    client = {name: row.pop(f"client_{name}") for name in ("ttft_s", "tpot_s", "itl_s")}
     server = known.server(**settings | resolved)
     if emit is not None:
         if row["status"] in REFUSALS:
@@ -125,6 +126,7 @@ def simulate(
         "engine": engine,
         **resolved,
         "prediction": row,
+        "client": client,
         "classes": _classes(asked, adapters, results),
         **events,
         "memory": {name: float(getattr(plan, name)[0]) for name in _MEMORY},
@@ -181,7 +183,7 @@ def _worst_served(workload: "Workload", adapters: int, events: "EventDetails") -
 
 
 def _print(document: dict[str, Any]) -> None:
-    row, memory = document["prediction"], document["memory"]
+    row, client, memory = document["prediction"], document["client"], document["memory"]
     starved = "starved: " if row["starved"] else ""
     print_facts(
         f"{document['max_cpu_loras']:,} adapters, {document['max_loras']:,} slots on {document['model']}",
@@ -189,8 +191,8 @@ def _print(document: dict[str, Any]) -> None:
             "status": spoken(row["status"]),
             "throughput": f"{shown(row['throughput_tokens_per_s'])} tokens/s",
             "offered load": f"{shown(row['offered_tokens_per_s'])} tokens/s, {starved}{percent(row['service'])} served",
-            "inter-token latency": duration(row["itl_s"]),
-            "time to first token": duration(row["ttft_s"]),
+            "inter-token latency": f"{duration(row['itl_s'])}; clients see {duration(client['itl_s'])}",
+            "time to first token": f"{duration(row['ttft_s'])}; clients see {duration(client['ttft_s'])}",
             "requests within bounds": percent(row["attainment"]),
             "step time": duration(row["step_time_s"]),
             "requests running, waiting": f"{shown(row['mean_running'])}, {shown(row['mean_waiting'])}",

@@ -18,6 +18,8 @@ _TITLES = {
     "throughput_mape": "MAPE",
     "itl_smape": "ITL",
     "ttft_smape": "TTFT",
+    "ttft_smape_keeping_up": "where it keeps up",
+    "tpot_smape": "TPOT",
 }
 
 
@@ -42,6 +44,8 @@ def validate(runs: Path, given: tuple[str, ...], engine: str, seed: int, seeds: 
     """Compare predictions with measured runs.
 
     RUNS is a CSV file, one serving run a row. Errors are in percent: SMAPE is 100/n · Σ |p − m| / (|p| + |m|).
+    Latencies are compared as clients see them; of the time to first token, also over the servers that keep up, those
+    that did not starve.
     """
     prepare()
     from lora_capacity.measurements import read_runs

@@ -133,6 +133,7 @@ def verify(
     prepare(on_cpu=True)
     from lora_capacity_profiling.deployment import Deployment
     from lora_capacity_profiling.runs import append_runs
+    from lora_capacity_profiling.serving import metrics_interval_s
     from lora_capacity_profiling.trial import Trial
 
     from lora_capacity.validation import predict_outcomes
@@ -142,7 +143,14 @@ def verify(
     workload = _for_a_while(workload, how["seconds"])
     site = Deployment(shape=calibration.model, folder=folder, **start) if url is None else url
     append_runs(table, [])  # before anything takes minutes
-    predicted = predict_outcomes(workload, calibration, servers, how["twin"], seed=how["traffic_seed"])
+    predicted = predict_outcomes(
+        workload,
+        calibration,
+        servers,
+        how["twin"],
+        seed=how["traffic_seed"],
+        metrics_interval_s=metrics_interval_s(workload),
+    )
     about = {"set": "verify", "scenario": question["workload"].stem, "model": calibration.model.name}
     about["gpu"] = calibration.gpu.name
     vocab_size = calibration.model.vocab_size

@@ -77,6 +77,7 @@ class Serving:
                 :data:`~lora_capacity.measurements.schemas.RUN_COLUMNS`.
         """
         columns = traffic_columns(self.workload, self.adapters)
+        columns["metrics_interval_s"] = metrics_interval_s(self.workload)
         measured = self.result.summary() | self.window.summary()
         return run_row({**columns, "status": "ok", **about}, measured)
 
@@ -106,7 +107,7 @@ def serve_workload(
 ) -> Serving:
     """Send a workload's requests to a server over its horizon; what still runs at its end is cancelled.
 
-    The server's metrics are sampled every thirtieth of the horizon, but at intervals from 1 to 10 seconds.
+    The server's metrics are sampled meanwhile, see :func:`metrics_interval_s`.
 
     Args:
         served: The server; see :func:`warm_up`.
@@ -121,8 +122,7 @@ def serve_workload(
     requests = workload.sample_requests(len(served.adapters), seed)
     if not len(requests):
         raise InputError("horizon_s", workload.horizon_s, "a time in which a request arrives", "lengthen it")
-    interval_s = min(max(workload.horizon_s / _SAMPLES, _LEAST_INTERVAL_S), SAMPLE_INTERVAL_S)
-    with Sampler(served.endpoint, interval_s=interval_s) as sampler:
+    with Sampler(served.endpoint, interval_s=metrics_interval_s(workload)) as sampler:
         result = served.load(
             requests,
             workload.horizon_s,
@@ -134,6 +134,11 @@ def serve_workload(
     # All may have been completed before the horizon; nothing would have happened in the rest of it.
     result = replace(result, duration_s=max(result.duration_s, workload.horizon_s))
     return Serving(workload, len(served.adapters), result, sampler.window)
+
+
+def metrics_interval_s(workload: Workload) -> float:
+    """Return the time between two samples of the metrics: a thirtieth of the horizon, but from 1 to 10 seconds."""
+    return min(max(workload.horizon_s / _SAMPLES, _LEAST_INTERVAL_S), SAMPLE_INTERVAL_S)
 
 
 def warm_up(served: Served) -> None:

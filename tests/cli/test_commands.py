@@ -34,10 +34,16 @@ COLUMNS = [
     "mean_waiting",
     "step_time_s",
     "itl_s",
+    "tpot_s",
     "ttft_s",
+    "answered_ttft_s",
+    "attainment",
     "active_adapters",
     "kv_usage",
     "loads_per_s",
+    "client_ttft_s",
+    "client_tpot_s",
+    "client_itl_s",
     "limit",
     "status",
 ]
@@ -113,10 +119,13 @@ def test_one_adapter_is_a_workload(run: Run, workload: Path) -> None:
 def test_simulate_json(run: Run, workload: Path) -> None:
     found = answer(run("simulate", workload, "--adapters", 16, "--max-loras", 8, "--format", "json"))
     settings = ["max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"]
-    others = ["prediction", "classes", "memory", "warnings", "serve_command"]
+    others = ["prediction", "client", "classes", "memory", "warnings", "serve_environment", "serve_command"]
     assert list(found) == ["calibration", "model", "engine", *settings, *others]
     assert [found[name] for name in settings] == [16, 8, 16, 256, 2048]
-    assert set(found["prediction"]) == set(COLUMNS) - set(settings)
+    of_clients = {"ttft_s", "tpot_s", "itl_s"}
+    assert set(found["prediction"]) == set(COLUMNS) - set(settings) - {f"client_{name}" for name in of_clients}
+    assert set(found["client"]) == of_clients
+    assert found["client"]["ttft_s"] >= found["prediction"]["answered_ttft_s"]
     assert found["prediction"]["offered_tokens_per_s"] == pytest.approx(16 * 0.3 * 420, rel=1e-4)
     assert [(each["rate_per_s"], each["rank"], each["adapters"]) for each in found["classes"]] == [
         (0.2, 16, 8),
@@ -201,6 +210,7 @@ def test_validate_json(run: Run) -> None:
     write_runs(*grid, refused, grid[0] | {"model": QWEN, "scenario": "t"})
     found = answer(run("validate", "runs.csv", "--engine", "steady", "--format", "json"))
     errors = ["runs", "throughput_smape", "throughput_mape", "itl_smape", "ttft_smape"]
+    errors += ["ttft_smape_keeping_up", "tpot_smape"]
     assert list(found) == ["engine", "groups", "models", "starved", "startup", "optima"]
     assert found["engine"] == "steady"
     assert all(list(group) == ["model", "set", "scenario", *errors] for group in found["groups"])

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from numpy.typing import ArrayLike
 from pydantic import Field, PlainValidator, create_model
 
-from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.costs import Costs, FrontEndCosts, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.costs.coefficients import unit_of
 from lora_capacity.engines import ServerConfig, VllmBehaviour, smallest_max_lora_rank
 from lora_capacity.errors import InputError, check_number, nearest_hint
@@ -23,7 +23,7 @@ from lora_capacity.models import ModelShape
 from lora_capacity.schema import JsonModel, NotNegative, read_json, validated
 from lora_capacity.workload import RunLengths
 
-C = TypeVar("C", StepCosts, LoadCosts)
+C = TypeVar("C", StepCosts, LoadCosts, FrontEndCosts)
 
 SCHEMA_VERSION = 2
 """Version of the files that are written; those of version 1 are read too."""
@@ -164,6 +164,7 @@ class Calibration:
             "coefficients": {
                 "step": _with_units(self.costs.step),
                 "loads": _with_units(self.costs.loads),
+                "front_end": _with_units(self.costs.front_end),
             },
             "memory": self.memory.to_json(),
             "fitted_ranges": {name: list(bounds) for name, bounds in self.fitted_ranges.items()},
@@ -195,7 +196,7 @@ class Calibration:
         del fields["schema_version"]
         coefficients, model = fields.pop("coefficients"), fields["model"]
         VllmBehaviour.for_version(fields["vllm_version"])
-        costs = Costs(step=coefficients.step, loads=coefficients.loads, kernels=LoraKernels.of_model(model))
+        costs = Costs(**dict(coefficients), kernels=LoraKernels.of_model(model))
         return cls(costs=costs, **fields)
 
     @classmethod
@@ -241,6 +242,9 @@ class _Coefficients(JsonModel):
 
     step: Annotated[StepCosts, PlainValidator(_valued(StepCosts), json_schema_input_type=dict[str, Any])]
     loads: Annotated[LoadCosts, PlainValidator(_valued(LoadCosts), json_schema_input_type=dict[str, Any])]
+    front_end: Annotated[
+        FrontEndCosts, PlainValidator(_valued(FrontEndCosts), json_schema_input_type=dict[str, Any])
+    ] = Field(default_factory=FrontEndCosts)
 
 
 class CalibrationFile(JsonModel):

@@ -1,8 +1,8 @@
 """Coefficients as data: what each one costs, its unit, source and prior.
 
-A coefficient is a field of `StepCosts` or `LoadCosts`; all else that a reader, a fit or a file needs to know of it
-stands there too, so that a term is added in one place. Priors are lognormal and decide only what measurements leave
-open, such as the rank's share when all adapters had one rank.
+A coefficient is a field of `StepCosts`, `LoadCosts` or `FrontEndCosts`; all else that a reader, a fit or a file needs
+to know of it stands there too, so that a term is added in one place. Priors are lognormal and decide only what
+measurements leave open, such as the rank's share when all adapters had one rank.
 """
 
 from collections.abc import Callable, Mapping
@@ -80,7 +80,7 @@ class Coefficient:
 
     Attributes:
         name: Its name, in code and in calibration files.
-        group: ``step`` or ``loads``: what it is a cost of.
+        group: ``step``, ``loads`` or ``front_end``: what it is a cost of.
         meaning: What it is the cost of, in words.
         source: Where the form of its term, or its prior, is from; empty where that is plain.
         priors: Prior by device; a device that is not there does without the coefficient, or measures it directly.

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from lora_capacity.costs.coefficients import Coefficient, MakePrior, Prior, PriorBasis, coefficient, coefficients_of
+from lora_capacity.costs.front_end import FrontEndCosts
 from lora_capacity.costs.kernels import SHRINK_SPLITS_SMALL, LoraKernels, is_small, launched_blocks, shrink_splits
 from lora_capacity.models import ModelShape
 
@@ -161,7 +162,11 @@ class LoadCosts:
     disk_rank_s: ArrayLike = coefficient("The same, per unit of the adapter's own rank.")
 
 
-COEFFICIENTS: tuple[Coefficient, ...] = (*coefficients_of(StepCosts, "step"), *coefficients_of(LoadCosts, "loads"))
+COEFFICIENTS: tuple[Coefficient, ...] = (
+    *coefficients_of(StepCosts, "step"),
+    *coefficients_of(LoadCosts, "loads"),
+    *coefficients_of(FrontEndCosts, "front_end"),
+)
 """All coefficients, in the order in which they are fitted and written."""
 
 
@@ -172,15 +177,19 @@ class Costs:
     step: StepCosts
     loads: LoadCosts
     kernels: LoraKernels
+    front_end: FrontEndCosts = struct.field(default_factory=FrontEndCosts)
 
     @classmethod
     def of_model(cls, model: ModelShape, values: Mapping[str, ArrayLike]) -> Self:
         """Put coefficients into place, by name; those that are not given are 0."""
-        groups: dict[str, dict[str, ArrayLike]] = {"step": {}, "loads": {}}
+        groups: dict[str, dict[str, ArrayLike]] = {each.group: {} for each in COEFFICIENTS}
         for each in COEFFICIENTS:
             groups[each.group][each.name] = values.get(each.name, 0.0)
         return cls(
-            step=StepCosts(**groups["step"]), loads=LoadCosts(**groups["loads"]), kernels=LoraKernels.of_model(model)
+            step=StepCosts(**groups["step"]),
+            loads=LoadCosts(**groups["loads"]),
+            front_end=FrontEndCosts(**groups["front_end"]),
+            kernels=LoraKernels.of_model(model),
         )
 
 

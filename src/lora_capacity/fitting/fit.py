@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ from jaxtyping import Float
 from scipy.optimize import least_squares
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.costs import Costs
-from lora_capacity.fitting.measured import MeasuredRuns, read_measured
+from lora_capacity.costs import Costs, FrontEndCosts
+from lora_capacity.fitting.front_end import fit_front_end
+from lora_capacity.fitting.measured import MeasuredRuns, Predicted, read_measured
 from lora_capacity.fitting.memory import fit_memory
 from lora_capacity.fitting.priors import fitted_names, priors
 from lora_capacity.fitting.residuals import benchmark_residuals, run_residuals
@@ -22,6 +23,7 @@ from lora_capacity.measurements import Profile, read_profile
 from lora_capacity.measurements.runs import FloatArray
 
 Progress = Callable[[int, int], None]
+C = TypeVar("C", Costs, FrontEndCosts)
 
 _MAX_EVALUATIONS = 50
 """Steps of the solver; the published tables take 10 to 20."""
@@ -74,8 +76,9 @@ def fit_calibration(
 ) -> FitReport:
     """Estimate a calibration from a profile folder and, if given, serving runs.
 
-    All coefficients are fitted at once by their logarithms, so that none is negative, with a soft-L1 loss and weak
-    priors. With runs, every scenario is also held out, one after the other: fitted on the others and predicted.
+    The engine's coefficients are fitted at once by their logarithms, so that none is negative, with a soft-L1 loss and
+    weak priors; then the front end's, to the latencies that clients saw. With runs, every scenario is also held out,
+    one after the other: fitted on the others and predicted.
 
     Args:
         profile_dir: Folder with the tables of a profile.
@@ -103,12 +106,12 @@ def fit_calibration(
         if progress is not None:
             progress(done, steps)
 
-    alone, _ = problem.solve(np.zeros(problem.run_count))
+    alone, _ = _fit(profile, problem, measured, np.zeros(problem.run_count))
     advance()
-    best, errors = problem.solve(np.ones(problem.run_count))
+    best, errors = _fit(profile, problem, measured, np.ones(problem.run_count))
     advance()
     accuracy: dict[str, Any] = {
-        "coefficient_errors": {key: round(float(error), 4) for key, error in zip(problem.names, errors, strict=True)},
+        "coefficient_errors": {name: round(error, 4) for name, error in errors.items()},
         "kv_capacity": {
             "rows": memory_report.started_rows,
             "mean_error": round(memory_report.kv_mean_error, 6),
@@ -118,13 +121,14 @@ def fit_calibration(
     held_back, capacity_error = np.array([]), _CAPACITY_ERROR_WITHOUT_RUNS
     apart: dict[str, dict[str, Any]] = {}
     if measured is not None:
-        costs = _hold_back(problem, measured, advance)
+        costs = _hold_back(profile, problem, measured, advance)
         apart = {name: {"costs": costs[name], "runs": measured.lengths_without(name)} for name in costs}
-        held_back, held_back_itl_s = _predict_held_back(measured, costs)
+        predicted = _predict_held_back(measured, costs)
+        held_back = predicted.throughput_tokens_per_s
         accuracy |= {
-            "fitted": measured.errors(*measured.predict(problem.costs(best))),
-            "held_back_by_scenario": measured.errors(held_back, held_back_itl_s),
-            "microbenchmarks_alone": measured.errors(*measured.predict(problem.costs(alone))),
+            "fitted": measured.errors(Predicted.of(measured.simulate(best))),
+            "held_back_by_scenario": measured.errors(predicted),
+            "microbenchmarks_alone": measured.errors(Predicted.of(measured.simulate(alone))),
         }
         capacity_error = measured.capacity_error(held_back, capacity_error)
     calibration = Calibration(
@@ -132,7 +136,7 @@ def fit_calibration(
         model=profile.model,
         gpu=profile.gpu,
         vllm_version=str(profile.server["vllm_version"]),
-        costs=problem.costs(best),
+        costs=best,
         memory=memory,
         fitted_ranges=_fitted_ranges(profile, measured),
         capacity_error=capacity_error,
@@ -145,26 +149,36 @@ def fit_calibration(
     return FitReport(calibration, held_back, without)
 
 
-def _hold_back(problem: "_Problem", measured: MeasuredRuns, advance: Callable[[], None]) -> dict[str, Costs]:
+def _fit(
+    profile: Profile, problem: "_Problem", measured: MeasuredRuns | None, run_weights: Float[np.ndarray, " runs"]
+) -> tuple[Costs, dict[str, float]]:
+    """Fit the engine's coefficients, then the front end's to what clients saw beyond them; costs and errors by name."""
+    logs, errors = problem.solve(run_weights)
+    costs = problem.costs(logs)
+    results = None if measured is None else measured.simulate(costs)
+    front_end, client_errors = fit_front_end(profile, measured, results, run_weights > 0)
+    every = dict(zip(problem.names, errors.tolist(), strict=True)) | client_errors
+    return replace(costs, front_end=_rounded(front_end)), every
+
+
+def _hold_back(
+    profile: Profile, problem: "_Problem", measured: MeasuredRuns, advance: Callable[[], None]
+) -> dict[str, Costs]:
     """Fit with the runs of every scenario held out, one after the other; the costs by scenario."""
     costs = {}
     for scenario in _scenarios(measured):
-        fitted, _ = problem.solve(np.where(measured.runs.scenario == scenario, 0.0, 1.0))
-        costs[scenario] = problem.costs(fitted)
+        costs[scenario], _ = _fit(profile, problem, measured, np.where(measured.runs.scenario == scenario, 0.0, 1.0))
         advance()
     return costs
 
 
-def _predict_held_back(
-    measured: MeasuredRuns, costs: Mapping[str, Costs]
-) -> tuple[Float[np.ndarray, " runs"], Float[np.ndarray, " runs"]]:
-    """Predict the runs of every scenario by the costs fitted without it: throughput and latency, ``[runs]``."""
-    throughput, itl_s = np.full((2, len(measured.runs)), np.nan)
+def _predict_held_back(measured: MeasuredRuns, costs: Mapping[str, Costs]) -> Predicted:
+    """Predict the runs of every scenario by the costs fitted without it."""
+    together = np.full((len(Predicted._fields), len(measured.runs)), np.nan)
     for scenario, fitted in costs.items():
         out = measured.runs.scenario == scenario
-        predicted = measured.predict(fitted)
-        throughput[out], itl_s[out] = predicted[0][out], predicted[1][out]
-    return throughput, itl_s
+        together[:, out] = np.stack(Predicted.of(measured.simulate(fitted)))[:, out]
+    return Predicted(*together)
 
 
 def _scenarios(measured: MeasuredRuns | None) -> list[str]:
@@ -206,8 +220,7 @@ class _Problem:
     def costs(self, log_coefficients: Float[np.ndarray, " coefficients"]) -> Costs:
         """Costs as plain floats, to the digits that a fit can tell."""
         costs = self._place(jnp.asarray(log_coefficients))
-        rounded: Costs = jax.tree.map(lambda value: float(f"{float(value):.{_DIGITS}g}"), costs)
-        return replace(rounded, kernels=costs.kernels)
+        return replace(_rounded(costs), kernels=costs.kernels)
 
     def _place(self, log_coefficients: Float[jax.Array, " coefficients"]) -> Costs:
         """Put coefficients, given by their logarithms in the order of ``names``, into place."""
@@ -236,6 +249,12 @@ class _Problem:
         found = least_squares(residuals, self._centre, jac=jacobian, loss="soft_l1", max_nfev=_MAX_EVALUATIONS)
         covariance = np.linalg.inv(found.jac.T @ found.jac)
         return found.x, np.sqrt(np.diag(covariance))
+
+
+def _rounded(coefficients: C) -> C:
+    """Plain floats to the digits that are kept."""
+    rounded: C = jax.tree.map(lambda value: float(f"{float(value):.{_DIGITS}g}"), coefficients)
+    return rounded
 
 
 def _fitted_ranges(profile: Profile, measured: MeasuredRuns | None) -> dict[str, tuple[float, float]]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,27 @@ _BUSY_RUNNING = 20
 """Requests in the batch from which on KV usage over running requests is steady: of fewer, one long request decides."""
 
 _simulate = jax.jit(simulate_steady)
+
+
+class Predicted(NamedTuple):
+    """What clients are predicted to see of runs, ``[runs]`` each.
+
+    Attributes:
+        throughput_tokens_per_s: Input plus output tokens of completed requests per second.
+        itl_s: Mean inter-token latency.
+        ttft_s: Mean time to first token.
+    """
+
+    throughput_tokens_per_s: FloatArray
+    itl_s: FloatArray
+    ttft_s: FloatArray
+
+    @classmethod
+    def of(cls, results: Results) -> "Predicted":
+        """Return what results say of clients."""
+        seen = results.client
+        values = (results.throughput_tokens_per_s, seen.itl_s, seen.ttft_s)
+        return cls(*(np.asarray(each, np.float64) for each in values))
 
 
 @dataclass(frozen=True)
@@ -63,27 +84,32 @@ class MeasuredRuns:
         per_request = self.runs.mean_input_tokens + self.runs.mean_output_tokens
         return self.runs.arrival_rate_per_s(self.lengths.max_pending) * per_request
 
-    def predict(self, costs: Costs) -> tuple[Float[np.ndarray, " runs"], Float[np.ndarray, " runs"]]:
-        """Predict throughput in tokens/s and inter-token latency in s by the steady twin, ``[runs]`` each."""
+    def simulate(self, costs: Costs) -> Results:
+        """Run the steady twin on all runs."""
         results: Results = _simulate(costs, self.scenarios, self.stays)
-        return np.asarray(results.throughput_tokens_per_s, np.float64), np.asarray(results.itl_s, np.float64)
+        return results
 
-    def errors(self, throughput: Float[np.ndarray, " runs"], itl_s: Float[np.ndarray, " runs"]) -> dict[str, Any]:
-        """Errors over all runs and by scenario in percent; share of runs told right as starved or not."""
+    def errors(self, predicted: Predicted) -> dict[str, Any]:
+        """Errors over all runs and by scenario in percent; share of runs told right as starved or not.
+
+        Latencies are those of clients.
+        """
         runs, offered = self.runs, self.offered_tokens_per_s
-        measured = runs.throughput_tokens_per_s
+        measured, throughput = runs.throughput_tokens_per_s, predicted.throughput_tokens_per_s
+        keep_up = ~is_starved(measured, offered)
 
         def smapes(rows: Any) -> dict[str, Any]:
             return {
                 "runs": int(np.arange(len(runs))[rows].size),
                 "throughput_smape": round(smape(throughput[rows], measured[rows]), 3),
-                "itl_smape": round(smape(itl_s[rows], runs.itl_s[rows]), 3),
+                "itl_smape": round(smape(predicted.itl_s[rows], runs.itl_s[rows]), 3),
             }
 
         right = is_starved(throughput, offered) == is_starved(measured, offered)
         scenarios = sorted(set(runs.scenario))
         return {
             **smapes(slice(None)),
+            "ttft_smape_keeping_up": round(smape(predicted.ttft_s[keep_up], runs.ttft_s[keep_up]), 3),
             "starved_right": round(float(np.mean(right)), 4),
             "scenarios": {scenario: smapes(runs.scenario == scenario) for scenario in scenarios},
         }

@@ -12,13 +12,20 @@ from lora_capacity.measurements import Profile
 from lora_capacity.models import ModelShape
 
 
-def fitted_names(device: str) -> tuple[str, ...]:
-    """Return the coefficients that are fitted for a device, in order; it has no others but those of loads from disk."""
-    return tuple(each.name for each in COEFFICIENTS if device in each.priors)
+def fitted_names(device: str, *, of_front_end: bool = False) -> tuple[str, ...]:
+    """Return the coefficients that are fitted for a device, in order; it has no others but those that are just told.
+
+    Args:
+        device: ``gpu`` or ``cpu``.
+        of_front_end: Those of the front end, in place of the engine's.
+    """
+    return tuple(
+        each.name for each in COEFFICIENTS if device in each.priors and (each.group == "front_end") == of_front_end
+    )
 
 
 def priors(profile: Profile) -> dict[str, Prior]:
-    """Return the prior of every coefficient that is fitted for the profile's device."""
+    """Return the prior of every coefficient that is fitted for the profile's device, the front end's too."""
     basis = ProfileBasis(profile)
     return {each.name: each.priors[profile.device](basis) for each in COEFFICIENTS if profile.device in each.priors}
 

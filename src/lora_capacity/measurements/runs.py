@@ -28,6 +28,9 @@ Source: setting of the published H100 runs (arXiv 2508.08343); likewise the next
 MAX_NUM_BATCHED_TOKENS = 2048
 """``max_num_batched_tokens`` of runs whose table does not say."""
 
+METRICS_INTERVAL_S = 2.0
+"""Time between two readings of the metrics in runs whose table does not say: of the published H100 runs."""
+
 LENGTH_COLUMNS = ("std_input_tokens", "std_output_tokens", "max_output_tokens")
 """Columns that tell, beside the means, how long requests were."""
 
@@ -72,6 +75,7 @@ class Runs:
         max_model_len: Longest sequence in tokens; NaN: as long as the model takes.
         base_rate_per_s: Requests per second without an adapter, as asked for.
         max_pending: Most unanswered requests that the clients held.
+        metrics_interval_s: Time between two readings of the server's metrics; 0: nobody read them.
         std_input_tokens: Standard deviation of the prompt lengths; NaN: not recorded, as the next two. Where all three
             are recorded, every answer had the length asked for, whatever its prompt's.
         std_output_tokens: Standard deviation of the answer lengths.
@@ -85,7 +89,8 @@ class Runs:
         arrivals: Requests sent.
         duration_s: Time observed in seconds.
         throughput_tokens_per_s: Input plus output tokens of completed requests per second.
-        itl_s: Mean inter-token latency in seconds.
+        itl_s: Mean inter-token latency in seconds, as the clients saw it, likewise the next two.
+        tpot_s: Mean over requests of their mean time per output token after the first, in seconds; NaN: not recorded.
         ttft_s: Mean time to first token in seconds.
         output_tokens_per_s: Output tokens of completed requests per second.
         mean_running: Requests in the batch, mean over time; NaN: not recorded, as the next.
@@ -106,6 +111,7 @@ class Runs:
     max_model_len: FloatArray
     base_rate_per_s: FloatArray
     max_pending: FloatArray
+    metrics_interval_s: FloatArray
     std_input_tokens: FloatArray
     std_output_tokens: FloatArray
     max_output_tokens: FloatArray
@@ -119,6 +125,7 @@ class Runs:
     duration_s: FloatArray
     throughput_tokens_per_s: FloatArray
     itl_s: FloatArray
+    tpot_s: FloatArray
     ttft_s: FloatArray
     output_tokens_per_s: FloatArray
     mean_running: FloatArray
@@ -218,11 +225,13 @@ def read_runs(path: str | Path) -> Runs:
         max_num_seqs=_with_default(table["max_num_seqs"], MAX_NUM_SEQS),
         max_num_batched_tokens=_with_default(table["max_num_batched_tokens"], MAX_NUM_BATCHED_TOKENS),
         base_rate_per_s=np.nan_to_num(table["base_rate_per_s"]),
+        metrics_interval_s=np.nan_to_num(table["metrics_interval_s"], nan=METRICS_INTERVAL_S),
         class_count=counts,
         class_rate_per_s=rates,
         mean_rank=np.array([_numbers(path, row, "ranks", text).mean() for row, text in enumerate(table["ranks"])]),
         throughput_tokens_per_s=table["input_throughput"] + table["output_throughput"],
         itl_s=table["mean_itl_ms"] / MS_PER_S,
+        tpot_s=table["mean_tpot_ms"] / MS_PER_S,
         ttft_s=table["mean_ttft_ms"] / MS_PER_S,
         output_tokens_per_s=table["output_throughput"],
         status=status,

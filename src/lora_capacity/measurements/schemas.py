@@ -137,10 +137,12 @@ RUN_COLUMNS: Mapping[str, Column | None] = {
     "max_model_len": _OPTIONAL_COUNT,
     "base_rate_per_s": Column(required=False, minimum=0),
     "max_pending": _OPTIONAL_COUNT,
+    "metrics_interval_s": Column(required=False, blank=True, minimum=0),
     "status": _TEXT,
     "gpu": None,
 }
-"""What was run in a serving run: the server's settings, its adapters' rates and ranks, and whether it started."""
+"""What was run in a serving run: the server's settings, its adapters' rates and ranks, how often its metrics were read,
+and whether it started."""
 
 MEASURED_RUN_COLUMNS: Mapping[str, Column | None] = {
     "mean_input_tokens": _IF_STARTED_POSITIVE,
@@ -157,7 +159,7 @@ MEASURED_RUN_COLUMNS: Mapping[str, Column | None] = {
     "mean_ttft_ms": _IF_STARTED,
     "median_ttft_ms": None,
     "p99_ttft_ms": None,
-    "mean_tpot_ms": None,
+    "mean_tpot_ms": _OPTIONAL,
     "median_tpot_ms": None,
     "p99_tpot_ms": None,
     "mean_itl_ms": _IF_STARTED,

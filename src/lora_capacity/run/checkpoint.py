@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lora_capacity.errors import InputError
 from lora_capacity.files import write_whole
-from lora_capacity.scenarios import EventDetails, Results, Series
+from lora_capacity.scenarios import ClientView, EventDetails, Results, Series
 
 _MANIFEST = "parts.json"
 _SUFFIX = ".msgpack"
@@ -53,7 +53,7 @@ class Checkpoint:
 
     def load(self) -> list[Part]:
         """Return the batches that are there."""
-        nothing = _nothing(Results, events=_nothing(EventDetails, series=_nothing(Series)))
+        nothing = _nothing(Results, client=_nothing(ClientView), events=_nothing(EventDetails, series=_nothing(Series)))
         template = {"rows": None, "results": nothing}
         found = [
             serialization.from_bytes(template, path.read_bytes()) for path in sorted(self.folder.glob(f"*{_SUFFIX}"))

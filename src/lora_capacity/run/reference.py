@@ -14,6 +14,7 @@ from lora_capacity.run.batches import Observation
 from lora_capacity.run.events import Source
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Bottleneck, EventDetails, Results, Scenarios, Series
+from lora_capacity.twins.clients import seen_by_clients
 from lora_capacity.twins.events.kv_cache import usable_blocks
 from lora_capacity.twins.events.requests import TICKS, RequestTables
 from lora_capacity.twins.reference import Behaviour, Config, Simulation, StepState, simulate
@@ -240,7 +241,6 @@ def _summarise(
         "tpot_s": _ratio(later_s.sum(), later_s.size),
         "ttft_s": _ratio(ttft_s.sum() + waited_s.sum(), ttft_s.size + waited_s.size),
         "answered_ttft_s": _ratio(ttft_s.sum(), ttft_s.size),
-        "attainment": _attainment(scenario, requests, simulation, steps, warmup_s),
         "active_adapters": steps.mean("adapters"),
         "kv_usage": steps.mean("blocks_used") / config.kv_blocks,
         "loads_per_s": steps.column("host_loads")[steps.inside].sum() / steps.total_s,
@@ -258,7 +258,11 @@ def _summarise(
             **events | {name: np.asarray(value, np.float32) for name, value in times.items()}, series=Series(*nothing)
         ),
     }
-    return Results(**untold | means | known)
+    results = Results(**untold | means | known)
+    client = jax.tree.map(np.asarray, seen_by_clients(step_time.costs.front_end, scenario, results))
+    attainment = _attainment(scenario, requests, simulation, steps, warmup_s, client.ttft_s - results.answered_ttft_s)
+    told: dict[str, Any] = {"client": client, "attainment": np.asarray(attainment + nan, np.float32)}
+    return dataclasses.replace(results, **told)
 
 
 def _details(
@@ -313,10 +317,14 @@ def _later_s(requests: Requests, simulation: Simulation, steps: _Steps) -> Float
 
 
 def _attainment(
-    scenario: Any, requests: Requests, simulation: Simulation, steps: _Steps, warmup_s: float
+    scenario: Any, requests: Requests, simulation: Simulation, steps: _Steps, warmup_s: float, later_s: Any
 ) -> NDArray[Any]:
-    """Share of arriving requests that keep their bounds; of those still streaming, as many as of the finished ones."""
-    horizon_s, bounds = float(scenario.horizon_s), scenario.bounds
+    """Share of arriving requests that keep their bounds; of those still streaming, as many as of the finished ones.
+
+    Clients see first and last tokens so much later than the engine.
+    """
+    horizon_s = float(scenario.horizon_s)
+    bounds = None if scenario.bounds is None else scenario.bounds.earlier(np.nan_to_num(later_s))
     max_ttft_s, max_tpot_s, max_e2el_s = (
         (np.inf,) * 3 if bounds is None else (bounds.ttft_s, bounds.tpot_s, bounds.e2el_s)
     )

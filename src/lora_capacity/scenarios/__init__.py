@@ -1,6 +1,6 @@
 """Configurations as columns, and what a twin says of each."""
 
-from lora_capacity.scenarios.results import Bottleneck, EventDetails, Results, Series
+from lora_capacity.scenarios.results import Bottleneck, ClientView, EventDetails, Results, Series
 from lora_capacity.scenarios.scenarios import Scenarios, build_scenarios, pack_scenarios
 from lora_capacity.scenarios.table import table
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
@@ -9,6 +9,7 @@ from lora_capacity.status import STARVED_SHORTFALL
 __all__ = [
     "STARVED_SHORTFALL",
     "Bottleneck",
+    "ClientView",
     "EventDetails",
     "Results",
     "Scenarios",

@@ -112,6 +112,21 @@ class EventDetails:
 
 
 @struct.dataclass
+class ClientView:
+    """Mean latencies as clients measure them, behind the server's front end, each ``[configs]``.
+
+    Attributes:
+        ttft_s: Time to first token of the requests that got one.
+        tpot_s: Mean over requests of their mean time per output token after the first.
+        itl_s: Time between two chunks of a stream: tokens that leave together are one.
+    """
+
+    ttft_s: Array
+    tpot_s: Array
+    itl_s: Array
+
+
+@struct.dataclass
 class Results:
     """Predictions, each ``[configs]`` unless said otherwise; NaN where the server does not start.
 
@@ -129,11 +144,12 @@ class Results:
         ttft_s: Mean time to first token of all requests that arrive; those that wait for it at the end count with the
             time that they have waited so far, so that it is a lower bound where there are any.
         answered_ttft_s: The same of those that get their first token within the horizon, which is what clients measure.
-        attainment: Share of the arriving requests that keep the bounds of the scenarios; those that wait for their
-            first token at the end do not.
+        attainment: Share of the arriving requests that keep the bounds of the scenarios as clients see them; those
+            that wait for their first token at the end do not.
         active_adapters: Different adapters in the batch, mean over time.
         kv_usage: Share of the KV cache in use, mean over time.
         loads_per_s: Adapter loads into GPU slots per second.
+        client: Mean latencies that clients measure; all others are the engine's.
         limit: `Bottleneck` at the end of the horizon, int32.
         status: `Status`, int32.
         events: What only engine steps tell; None from the steady twin.
@@ -154,6 +170,7 @@ class Results:
     active_adapters: Array
     kv_usage: Array
     loads_per_s: Array
+    client: ClientView
     limit: Array
     status: Array
     events: EventDetails | None = None

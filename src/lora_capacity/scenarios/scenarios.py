@@ -37,6 +37,10 @@ class LatencyBounds:
     tpot_s: Array
     e2el_s: Array
 
+    def earlier(self, lead_s: Array) -> "LatencyBounds":
+        """Return the bounds of what ends so much earlier than clients see it, ``[configs]``."""
+        return LatencyBounds(self.ttft_s - lead_s, self.tpot_s, self.e2el_s - lead_s)
+
     @classmethod
     def of(cls, goodput: Goodput, configs: int) -> "LatencyBounds":
         """Return the same bounds for so many configurations."""

@@ -11,7 +11,15 @@ from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import STARVED_SHORTFALL, Status
 
 _SETTINGS = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens")
-_TOLD_APART = ("throughput_tokens_per_s", "offered_tokens_per_s", "class_service", "limit", "status", "events")
+_TOLD_APART = (
+    "throughput_tokens_per_s",
+    "offered_tokens_per_s",
+    "class_service",
+    "client",
+    "limit",
+    "status",
+    "events",
+)
 _PREDICTED = tuple(entry.name for entry in fields(Results) if entry.name not in _TOLD_APART)
 _QUANTILES = ("p50", "p95", "p99")
 _DETAILS = (
@@ -33,7 +41,8 @@ def table(scenarios: Scenarios, results: Results, threshold: float = STARVED_SHO
         ``max_num_batched_tokens``, ``kv_cache_tokens`` (integers), ``throughput_tokens_per_s``,
         ``offered_tokens_per_s``, ``service``, ``starved`` (bool), ``completed_per_s``, ``mean_running``,
         ``mean_waiting``, ``step_time_s``, ``itl_s``, ``tpot_s``, ``ttft_s``, ``answered_ttft_s``, ``attainment``,
-        ``active_adapters``, ``kv_usage``, ``loads_per_s``, ``limit`` and ``status`` (labels).
+        ``active_adapters``, ``kv_usage``, ``loads_per_s``, ``client_ttft_s``, ``client_tpot_s``, ``client_itl_s``,
+        ``limit`` and ``status`` (labels).
 
         Where the results have ``events``, also ``ttft_p50_s``, ``ttft_p95_s``, ``ttft_p99_s`` and the same of ``tpot``
         and ``e2e``; ``ttft_requests``, … , on how many requests each kind rests; ``unanswered``; and because of those
@@ -50,6 +59,7 @@ def table(scenarios: Scenarios, results: Results, threshold: float = STARVED_SHO
     columns["offered_tokens_per_s"] = np.asarray(results.offered_tokens_per_s)
     columns |= {"service": np.asarray(results.service), "starved": np.asarray(results.starved(threshold))}
     columns |= {name: np.asarray(getattr(results, name)) for name in _PREDICTED}
+    columns |= {f"client_{name}": np.asarray(values) for name, values in vars(results.client).items()}
     statuses = [Status(code) for code in np.asarray(results.status)]
     limits = [
         Bottleneck(code).label if status.started else ""

@@ -31,8 +31,9 @@ class Outcome:
         status: Label of :class:`~lora_capacity.status.Status`: whether the server starts.
         offered_tokens_per_s: Tokens of the requests that arrived, per second.
         throughput_tokens_per_s: Input plus output tokens of completed requests per second.
-        itl_s: Mean inter-token latency.
+        itl_s: Mean inter-token latency, as clients see it, likewise the next two.
         ttft_s: Mean time to first token of the requests that got one.
+        tpot_s: Mean over requests of their mean time per output token after the first.
     """
 
     status: str
@@ -40,6 +41,7 @@ class Outcome:
     throughput_tokens_per_s: float = math.nan
     itl_s: float = math.nan
     ttft_s: float = math.nan
+    tpot_s: float = math.nan
 
     @property
     def starts(self) -> bool:
@@ -59,6 +61,7 @@ def predict_outcomes(
     engine: str = "event",
     *,
     seed: int = 0,
+    metrics_interval_s: float = 0.0,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Predict what servers do with the requests of one sample of a workload, from an empty server to its horizon.
@@ -71,6 +74,8 @@ def predict_outcomes(
         servers: Their settings; those beyond adapters, slots, rank and batch limits are the same for all.
         engine: Which twin, ``steady`` or ``event``.
         seed: Seed of the sample (`Workload.sample_requests`).
+        metrics_interval_s: Time between two readings of the servers' metrics; 0: nobody reads them. Every adapter is
+            taken to have been asked before.
         progress: Called with the servers predicted and their total.
 
     Raises:
@@ -78,6 +83,9 @@ def predict_outcomes(
     """
     twin = engine_named(engine, TWINS)
     first = servers[0]
+    costs = calibration.costs
+    warm = dataclasses.replace(costs.front_end, adapter_response_s=0.0, metrics_interval_s=metrics_interval_s)
+    calibration = dataclasses.replace(calibration, costs=dataclasses.replace(costs, front_end=warm))
     scenarios = build_scenarios(
         workload,
         calibration,
@@ -97,8 +105,9 @@ def predict_outcomes(
             status=Status(int(results.status[row])).label,
             offered_tokens_per_s=offered_tokens_per_s(requests, workload.horizon_s),
             throughput_tokens_per_s=float(results.throughput_tokens_per_s[row]),
-            itl_s=float(results.itl_s[row]),
-            ttft_s=float(results.answered_ttft_s[row]),
+            itl_s=float(results.client.itl_s[row]),
+            tpot_s=float(results.client.tpot_s[row]),
+            ttft_s=float(results.client.ttft_s[row]),
         )
         for row, requests in enumerate(samples)
     ]

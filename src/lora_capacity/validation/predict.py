@@ -33,21 +33,20 @@ _INPUT_TOKENS, _OUTPUT_TOKENS, _DURATION_S = 223.0, 197.0, 3600.0
 """Mean lengths and duration of the published runs: for models of which no server started, where only the start is
 predicted."""
 
-_COMPARED = {
-    **{name: name for name in ("throughput_tokens_per_s", "itl_s", "mean_running", "kv_usage")},
-    "ttft_s": "answered_ttft_s",
-}
-"""Fields of `Results` that stand for what was measured: clients know first tokens only of requests that got one."""
+_OF_SERVERS = ("throughput_tokens_per_s", "mean_running", "kv_usage")
+_OF_CLIENTS = ("ttft_s", "tpot_s", "itl_s")
+"""Latencies stand in tables of runs as clients measured them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a twin says of runs; arrays ``[runs]``, NaN where it says that the server does not start.
+    """What a twin says of runs, latencies as clients see them; arrays ``[runs]``, NaN where it says: does not start.
 
     Attributes:
         throughput_tokens_per_s: Input plus output tokens of completed requests per second.
         itl_s: Mean inter-token latency.
-        ttft_s: Mean time to first token of completed requests.
+        tpot_s: Mean over requests of their mean time per output token after the first.
+        ttft_s: Mean time to first token of the requests that get one.
         mean_running: Requests in the batch, mean over time.
         kv_usage: Share of the KV cache in use, mean over time.
         status: Labels of :class:`~lora_capacity.status.Status`, object.
@@ -58,6 +57,7 @@ class Predictions:
 
     throughput_tokens_per_s: FloatArray
     itl_s: FloatArray
+    tpot_s: FloatArray
     ttft_s: FloatArray
     mean_running: FloatArray
     kv_usage: FloatArray
@@ -149,6 +149,7 @@ def _predict(runs: Runs, rows: Int[np.ndarray, " rows"], calibration: Calibratio
     # Models that stop early fall short of the offered load even when every request is completed.
     share = _filled(produced / asked, 1.0).mean()
     columns = assess(calibration, scenarios, output_lengths, threshold=1.0 - (1.0 - STARVED_SHORTFALL) / share)
+    columns |= {name: columns[f"client_{name}"] for name in _OF_CLIENTS}
     return columns | {"offered_tokens_per_s": runs.arrival_rate_per_s(lengths.max_pending)[rows] * asked}
 
 
@@ -180,7 +181,8 @@ def _simulate(
         )
         for i, seed in enumerate(seeds)
     ]
-    found = {name: np.mean([getattr(each, told) for each in simulated], axis=0) for name, told in _COMPARED.items()}
+    found = {name: np.mean([getattr(each, name) for each in simulated], axis=0) for name in _OF_SERVERS}
+    found |= {name: np.mean([getattr(each.client, name) for each in simulated], axis=0) for name in _OF_CLIENTS}
     status = np.max([each.status for each in simulated], axis=0)
     return found | {"status": np.array([Status(code).label for code in status], dtype=object)}
 

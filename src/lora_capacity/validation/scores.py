@@ -25,11 +25,14 @@ _Rows = NDArray[np.bool_]
 def score_runs(runs: Runs, predictions: Predictions, engine: str = "steady") -> dict[str, Any]:
     """Compare predictions with what was measured.
 
-    Errors, in percent, are over the runs that started and were predicted to; ``starved`` counts those too (positive:
-    starved). ``startup`` is over all runs. ``optima`` is per workload whose runs form a grid: those of the set
-    ``optimum`` if there is any, else all with two slot counts and two numbers of adapters or more. Its ``regret`` is
-    the share of the best measured throughput that the twin's choice gave up; a choice that did not start counts as
-    starved with a throughput of 0. Without a choice, or without a measured optimum, the entries are None.
+    Errors, in percent, are over the runs that started and were predicted to; latencies are those that clients see.
+    ``ttft_smape_keeping_up`` is over those of them that did not starve: in the others a time to first token tells how
+    long the run was. ``starved`` counts those too (positive: starved). ``startup`` is over all runs.
+
+    ``optima`` is per workload whose runs form a grid: those of the set ``optimum`` if there is any, else all with two
+    slot counts and two numbers of adapters or more. Its ``regret`` is the share of the best measured throughput that
+    the twin's choice gave up; a choice that did not start counts as starved with a throughput of 0. Without a choice,
+    or without a measured optimum, the entries are None.
 
     Args:
         runs: The runs.
@@ -68,8 +71,10 @@ def _groups(runs: Runs, *keys: str, where: _Rows | None = None) -> Iterator[tupl
 
 
 def _errors(runs: Runs, predictions: Predictions, rows: Bool[np.ndarray, " runs"]) -> dict[str, Any]:
-    def error(measure: Callable[[ArrayLike, ArrayLike], float], name: str) -> float:
-        return measure(getattr(predictions, name)[rows], getattr(runs, name)[rows])
+    keep_up = rows & ~is_starved(runs.throughput_tokens_per_s, predictions.offered_tokens_per_s)
+
+    def error(measure: Callable[[ArrayLike, ArrayLike], float], name: str, which: _Rows = rows) -> float:
+        return measure(getattr(predictions, name)[which], getattr(runs, name)[which])
 
     return {
         "runs": int(np.count_nonzero(rows)),
@@ -77,6 +82,8 @@ def _errors(runs: Runs, predictions: Predictions, rows: Bool[np.ndarray, " runs"
         "throughput_mape": error(mape, "throughput_tokens_per_s"),
         "itl_smape": error(smape, "itl_s"),
         "ttft_smape": error(smape, "ttft_s"),
+        "ttft_smape_keeping_up": error(smape, "ttft_s", keep_up),
+        "tpot_smape": error(smape, "tpot_s"),
     }
 
 

@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from lora_capacity.calibration import Calibration, bundled_names, load_calibration
+from lora_capacity.costs import FrontEndCosts
 from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError
 from lora_capacity.workload import RunLengths
@@ -82,6 +84,17 @@ def test_new_names_do_not_stand_in_a_file_twice() -> None:
     twice["coefficients"]["loads"]["host_to_gpu_load_s"] = {"value": 1.0, "unit": "s"}
     with pytest.raises(InputError, match=r"here: host_to_gpu_load_s: .* allowed: host_s, as schema version 1"):
         Calibration.from_json(twice, "here")
+
+
+def test_a_file_without_a_front_end_adds_nothing_to_the_engine() -> None:
+    content = make_calibration().to_json()
+    del content["coefficients"]["front_end"]
+    assert set(jax.tree.leaves(Calibration.from_json(content).costs.front_end)) == {0.0}
+    content["coefficients"]["front_end"] = {"response_s": {"value": 0.003, "unit": "s"}}
+    assert Calibration.from_json(content).costs.front_end == FrontEndCosts(response_s=0.003)
+    content["coefficients"]["front_end"] = {"response_s": {"value": -1, "unit": "s"}}
+    with pytest.raises(InputError, match=r"front_end\.response_s: -1"):
+        Calibration.from_json(content)
 
 
 def test_a_file_names_every_coefficient_with_its_unit() -> None:

@@ -69,6 +69,7 @@ def predictions(runs: Runs, **columns: Any) -> Predictions:
     right: dict[str, Any] = {
         "throughput_tokens_per_s": runs.throughput_tokens_per_s,
         "itl_s": runs.itl_s,
+        "tpot_s": runs.tpot_s,
         "ttft_s": runs.ttft_s,
         "mean_running": np.full(len(runs), 1.0),
         "kv_usage": np.full(len(runs), 0.1),
@@ -328,6 +329,14 @@ def test_starved_at_ten_percent_below_the_offered_load() -> None:
     assert is_starved([90, 90.001, 0, np.nan, 1], [100, 100, 100, 100, np.nan]).tolist() == [
         True, False, True, False, False
     ]  # fmt: skip
+
+
+def test_times_to_first_token_count_where_servers_keep_up(tmp_path: Path) -> None:
+    runs = read(tmp_path, {}, {"mean_ttft_ms": 300}, {"input_throughput": 100, "mean_ttft_ms": 9e5})
+    model = score_runs(runs, predictions(runs, ttft_s=[0.36, 0.1, 1e4]))["models"][0]
+    assert model["ttft_smape_keeping_up"] == pytest.approx((50 + 50) / 2)
+    assert model["ttft_smape"] > model["ttft_smape_keeping_up"]
+    assert np.isnan(model["tpot_smape"])  # the table has no such column
 
 
 def test_errors_by_model_and_by_group(tmp_path: Path) -> None:

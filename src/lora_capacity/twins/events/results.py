@@ -1,5 +1,6 @@
 """What the event twin says of each configuration."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Shaped
 
-from lora_capacity.scenarios.results import EventDetails, Results, Series
+from lora_capacity.scenarios.results import ClientView, EventDetails, Results, Series
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
+from lora_capacity.twins.clients import seen_by_clients
 from lora_capacity.twins.events.arrays import indices
 from lora_capacity.twins.events.server import Server
 from lora_capacity.twins.events.state import (
@@ -83,7 +85,7 @@ def summarise(scenario: Scenarios, server: Server, s: State) -> Results:
         iterations=r.iterations,
         series=_series(server, s),
     )
-    return Results(
+    results = Results(
         throughput_tokens_per_s=tokens / observed_s + nan,
         offered_tokens_per_s=offered_per_s * (scenario.mean_input_tokens + scenario.mean_output_tokens),
         completed_per_s=requests_done / observed_s + nan,
@@ -99,10 +101,16 @@ def summarise(scenario: Scenarios, server: Server, s: State) -> Results:
         active_adapters=mean[ADAPTERS],
         kv_usage=mean[KV_BLOCKS] / server.kv_blocks,
         loads_per_s=host_loads / observed_s + nan,
+        client=ClientView(ttft_s=nan, tpot_s=nan, itl_s=nan),
         limit=r.bottleneck,
         status=status,
         events=events,
     )
+    client = seen_by_clients(server.costs.front_end, scenario, results)
+    later_s = client.ttft_s - results.answered_ttft_s
+    still = _still_within(first, server.max_ttft_s, later_s) * _still_within(whole, server.max_e2el_s, later_s)
+    seen: Results = dataclasses.replace(results, client=client, attainment=results.attainment * still)
+    return seen
 
 
 def _worst_wait_s(server: Server, s: State) -> Float[Array, " adapters"]:
@@ -183,6 +191,19 @@ def _attainment(server: Server, s: State) -> Float[Array, ""]:
     bounded = jnp.isfinite(server.max_tpot_s) | jnp.isfinite(server.max_e2el_s)
     unknown = jnp.where(bounded & (prompt > 0), jnp.nan, 1.0)
     return jnp.minimum(prompt / arrived, 1.0) * jnp.where(traced > 0, good / traced, unknown)
+
+
+def _still_within(histogram: Int[Array, " bins"], bound_s: Seconds, later_s: Seconds) -> Seconds:
+    """Share of those within a bound that are within it still if all end so much later."""
+    edges = jnp.arange(histogram.shape[0] + 1.0)
+    reached = jnp.append(0, jnp.cumsum(histogram)).astype(jnp.float32)
+
+    def within(most_s: Seconds) -> Seconds:
+        place = jnp.log2(jnp.maximum(most_s, SHORTEST_S) / SHORTEST_S) * BINS_PER_DOUBLING
+        return jnp.interp(place, edges, reached)
+
+    kept = within(bound_s)
+    return jnp.where(jnp.isfinite(bound_s) & (kept > 0), within(bound_s - later_s) / jnp.maximum(kept, 1.0), 1.0)
 
 
 def _quantiles_s(

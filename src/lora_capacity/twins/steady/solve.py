@@ -13,15 +13,18 @@ What it leaves out: chance fluctuations around the balance, so that nothing wait
 below the slots; preemptions; the start-up of the batch itself.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Shaped
 
 from lora_capacity.costs import Costs
-from lora_capacity.scenarios.results import Results
+from lora_capacity.scenarios.results import ClientView, Results
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
+from lora_capacity.twins.clients import seen_by_clients
 from lora_capacity.twins.steady.equations import Observed, follow
 from lora_capacity.twins.steady.problem import TINY, Interval, Problem, ServerState
 from lora_capacity.twins.steady.residence import ResidenceTime
@@ -61,7 +64,11 @@ def simulate_steady(costs: Costs, scenarios: Scenarios, stays: ResidenceTime) ->
         return _balance(problem, start, duration_s)
 
     _, observed = jax.lax.scan(settle, ServerState.empty(problem), durations_s)
-    return _average(problem, durations_s, observed)
+    results = _average(problem, durations_s, observed)
+    client = seen_by_clients(costs.front_end, scenarios, results)
+    attainment = _attainment(scenarios, results, client.ttft_s - results.answered_ttft_s)
+    seen: Results = dataclasses.replace(results, client=client, attainment=attainment)
+    return seen
 
 
 def _balance(
@@ -114,29 +121,31 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
         tpot_s=told(itl_s),
         ttft_s=told(ttft_s),
         answered_ttft_s=told(ttft_s),
-        attainment=told(_attainment(scenarios, completed / problem.offered_per_s, ttft_s, itl_s)),
+        attainment=told(jnp.minimum(completed / problem.offered_per_s, 1.0)),
         active_adapters=told(mean(observed.active_adapters)),
         kv_usage=told(running * scenarios.kv_tokens_per_request / scenarios.kv_cache_tokens),
         loads_per_s=told(mean(observed.loads_per_s)),
+        client=ClientView(ttft_s=told(ttft_s), tpot_s=told(itl_s), itl_s=told(itl_s)),
         limit=observed.bottleneck[-1],
         status=scenarios.status,
     )
 
 
-def _attainment(
-    scenarios: Scenarios,
-    service: Float[Array, " configs"],
-    ttft_s: Float[Array, " configs"],
-    itl_s: Float[Array, " configs"],
-) -> Float[Array, " configs"]:
-    """Share of arriving requests that keep their bounds, with exponential times to the first token."""
-    bounds = scenarios.bounds
-    if bounds is None:
-        return jnp.minimum(service, 1.0)
-    whole_s = bounds.e2el_s - itl_s * (scenarios.mean_output_tokens - 1.0)
+def _attainment(scenarios: Scenarios, results: Results, later_s: Float[Array, " configs"]) -> Float[Array, " configs"]:
+    """Share of arriving requests that keep their bounds, with exponential times to the first token.
+
+    Args:
+        scenarios: The configurations.
+        results: What the engine does; its attainment is the share served.
+        later_s: What clients wait longer for the first token than the engine takes.
+    """
+    if scenarios.bounds is None:
+        return results.attainment
+    bounds = scenarios.bounds.earlier(later_s)
+    whole_s = bounds.e2el_s - results.tpot_s * (scenarios.mean_output_tokens - 1.0)
     most_ttft_s = jnp.maximum(jnp.minimum(bounds.ttft_s, whole_s), 0.0)
-    within = 1.0 - jnp.exp(-most_ttft_s / jnp.maximum(ttft_s, TINY))
-    return jnp.minimum(service, 1.0) * within * (itl_s <= bounds.tpot_s)
+    within = 1.0 - jnp.exp(-most_ttft_s / jnp.maximum(results.ttft_s, TINY))
+    return results.attainment * within * (results.tpot_s <= bounds.tpot_s)
 
 
 def _class_service(
