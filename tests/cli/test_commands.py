@@ -119,7 +119,7 @@ def test_one_adapter_is_a_workload(run: Run, workload: Path) -> None:
 def test_simulate_json(run: Run, workload: Path) -> None:
     found = answer(run("simulate", workload, "--adapters", 16, "--max-loras", 8, "--format", "json"))
     settings = ["max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"]
-    others = ["prediction", "client", "classes", "memory", "warnings", "serve_environment", "serve_command"]
+    others = ["prediction", "client", "classes", "memory", "warnings", "serve_command", "serve_environment"]
     assert list(found) == ["calibration", "model", "engine", *settings, *others]
     assert [found[name] for name in settings] == [16, 8, 16, 256, 2048]
     of_clients = {"ttft_s", "tpot_s", "itl_s"}
