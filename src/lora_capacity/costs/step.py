@@ -1,6 +1,7 @@
 """How long an engine step takes, and how long the engine stands still while an adapter is loaded."""
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Self
 
 import jax.numpy as jnp
@@ -177,7 +178,7 @@ class Costs:
     step: StepCosts
     loads: LoadCosts
     kernels: LoraKernels
-    front_end: FrontEndCosts = struct.field(default_factory=FrontEndCosts)
+    front_end: FrontEndCosts = field(default_factory=FrontEndCosts)
 
     @classmethod
     def of_model(cls, model: ModelShape, values: Mapping[str, ArrayLike]) -> Self:

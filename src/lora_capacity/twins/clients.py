@@ -125,9 +125,11 @@ def _different(
     log_chance = jnp.sqrt(variance)[..., None] * _NORMALS - entropy[..., None]
     times = draws[..., None] * jnp.exp(jnp.maximum(log_chance, _LEAST_LOG_CHANCE))[..., None, :]
     new = jnp.where(times > _TINY, -jnp.expm1(-times) / jnp.maximum(times, _TINY), 1.0)
-    return draws * (new * (_NORMAL_WEIGHTS / _NORMAL_WEIGHTS.sum())).sum(axis=-1)
+    share: Array = (new * (_NORMAL_WEIGHTS / _NORMAL_WEIGHTS.sum())).sum(axis=-1)
+    return draws * share
 
 
 def _over_horizon(values: Float[Array, "*shape times"]) -> Float[Array, "*shape"]:
     """Mean over the horizon."""
-    return (values * (_TIME_WEIGHTS / 2.0)).sum(axis=-1)
+    mean: Array = (values * (_TIME_WEIGHTS / 2.0)).sum(axis=-1)
+    return mean
