@@ -92,8 +92,8 @@ def test_share_within_a_bound_on_first_tokens_is_counted_exactly() -> None:
 
 
 def test_drained_servers_answer_every_request_that_came() -> None:
-    event, reference = both(16, drain=True)
-    cut, _ = both(16)
+    event, reference = both(16, drain=True, load=3.0)
+    cut, _ = both(16, load=3.0)
     assert int(cut.events.unanswered[0]) > 0
     for told in (event, reference):
         assert int(told.events.unanswered[0]) == 0
