@@ -101,7 +101,7 @@ def simulate(
     from lora_capacity.engines import ENVIRONMENT, emitted
     from lora_capacity.errors import InfeasibleError
     from lora_capacity.run import simulate as run
-    from lora_capacity.scenarios import build_scenarios, table
+    from lora_capacity.scenarios import build_scenarios, extrapolations, table
     from lora_capacity.workload import Workload
 
     asked = Workload.from_file(workload)
@@ -130,7 +130,7 @@ def simulate(
         "classes": _classes(asked, adapters, results),
         **events,
         "memory": {name: float(getattr(plan, name)[0]) for name in _MEMORY},
-        "warnings": known.extrapolations(adapters=adapters, **resolved) + failure,
+        "warnings": extrapolations(asked, known, server) + failure,
         "serve_command": None if row["status"] in REFUSALS else server.serve_command(known.model.served_as),
         "serve_environment": ENVIRONMENT,
     }

@@ -133,7 +133,9 @@ def test_simulate_json(run: Run, workload: Path) -> None:
     ]
     memory = found["memory"]
     assert memory["kv_cache_bytes"] > 0
-    assert found["serve_command"].startswith(f"vllm serve {LLAMA} --enable-lora --max-loras 8 --max-cpu-loras 16")
+    assert found["serve_command"].startswith(f"vllm serve {LLAMA_ID} --enable-lora --max-loras 8 --max-cpu-loras 16")
+    for flag in ("--max-num-seqs 256", "--block-size 16", "--no-enable-prefix-caching"):
+        assert flag in found["serve_command"]
 
 
 def test_simulate_of_a_server_that_does_not_start(run: Run, workload: Path) -> None:

@@ -258,18 +258,33 @@ def _rounded(coefficients: C) -> C:
 
 
 def _fitted_ranges(profile: Profile, measured: MeasuredRuns | None) -> dict[str, tuple[float, float]]:
-    """Smallest and largest settings that the coefficients were fitted over."""
+    """Smallest and largest settings that the coefficients were fitted over.
+
+    Lengths, loads and batch limits only have an upper end: steps are sums of what is in them, and smaller ones are
+    among those measured. Prompts are taken to be as long as the longest answer where runs do not record them.
+    """
+    prompts = profile.prefill["input_tokens"]
     if measured is None:
         ranks, slots = profile.adapters["max_lora_rank"], profile.adapters["max_loras"]
         columns: Mapping[str, Any] = {"max_loras": slots, "max_lora_rank": ranks}
+        starts: Any = profile.kv_capacity
+        most = {"input_tokens": prompts.max()} if prompts.size else {}
     else:
-        runs = measured.runs
+        runs = starts = measured.runs
         columns = {
             "adapters": runs.max_cpu_loras,
             "max_loras": runs.max_loras,
             "max_lora_rank": runs.max_lora_rank,
         }
-    return {name: (float(values.min()), float(values.max())) for name, values in columns.items()}
+        longest = measured.lengths.max_output_tokens
+        most = {
+            "input_tokens": prompts.max(initial=longest),
+            "output_tokens": longest,
+            "offered_tokens_per_s": measured.offered_tokens_per_s.max(),
+        }
+    most |= {name: getattr(starts, name).max() for name in ("max_num_seqs", "max_num_batched_tokens")}
+    ends = {name: (float(values.min()), float(values.max())) for name, values in columns.items()}
+    return ends | {name: (0.0, float(value)) for name, value in most.items()}
 
 
 def _provenance(profile: Profile, measured: MeasuredRuns | None) -> dict[str, Any]:

@@ -184,8 +184,12 @@ def build_scenarios(
         **settings,
     )
     check_lengths(workload, calibration, settings.get("max_model_len"))
-    bounds = LatencyBounds.of(workload.goodput, scenarios.status.shape[0])
-    bounded: Scenarios = dataclasses.replace(scenarios, bounds=bounds)
+    beyond = calibration.outside(**_asked(workload, scenarios.requests_per_s)) & (scenarios.status == Status.OK)
+    bounded: Scenarios = dataclasses.replace(
+        scenarios,
+        bounds=LatencyBounds.of(workload.goodput, scenarios.status.shape[0]),
+        status=jnp.where(beyond, Status.OUTSIDE_CALIBRATION, scenarios.status),
+    )
     return bounded
 
 
@@ -247,7 +251,11 @@ def pack_scenarios(
     batch, config = _resolve(calibration, {name: columns.pop(name) for name in varying}, settings)
     plan = calibration.plan_memory(config, max_loras=columns["max_loras"], **batch)
     served = columns.pop("adapters")
-    outside = calibration.outside(adapters=served, max_loras=columns["max_loras"], max_lora_rank=batch["max_lora_rank"])
+    outside = calibration.outside(
+        adapters=served,
+        max_loras=columns["max_loras"],
+        **{name: batch[name] for name in ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens")},
+    )
     status = np.where((plan.status == Status.OK) & outside, Status.OUTSIDE_CALIBRATION, plan.status)
     batch.pop("gpu_memory_utilization")
     shape = np.broadcast_shapes(np.shape(class_count), (served.shape[0], 1))
@@ -260,6 +268,30 @@ def pack_scenarios(
         block_size=jnp.full(served.shape, config.block_size, jnp.int32),
         status=jnp.asarray(status.astype(np.int32)),
     )
+
+
+def extrapolations(workload: Workload, calibration: Calibration, server: ServerConfig) -> list[str]:
+    """Say in a sentence each in what a workload on a server lies beyond what the calibration was fitted over.
+
+    Args:
+        workload: Adapters and traffic.
+        calibration: Whose ranges hold.
+        server: The server, which serves ``max_cpu_loras`` adapters.
+    """
+    classes = workload.classes([server.max_cpu_loras])
+    requests_per_s = float((classes.count * classes.rate_per_s).sum() + workload.base_rate_per_s)
+    settings = {name: getattr(server, name) for name in ("max_loras", *_VARYING)}
+    return calibration.extrapolations(adapters=server.max_cpu_loras, **_asked(workload, requests_per_s), **settings)
+
+
+def _asked(workload: Workload, requests_per_s: Any) -> dict[str, Any]:
+    """Return what a workload asks for, by the names of the ranges that calibrations are fitted over."""
+    tokens = workload.mean_input_tokens + workload.mean_output_tokens
+    return {
+        "input_tokens": workload.input_tokens.max,
+        "output_tokens": workload.output_tokens.max,
+        "offered_tokens_per_s": requests_per_s * tokens,
+    }
 
 
 def kv_tokens_per_request(workload: Workload, block_size: int = _BLOCK_TOKENS) -> float:

@@ -12,7 +12,7 @@ from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InfeasibleError, InputError, check_number, nearest_hint
 from lora_capacity.run import TWINS
 from lora_capacity.run.steady import Progress
-from lora_capacity.scenarios import STARVED_SHORTFALL
+from lora_capacity.scenarios import STARVED_SHORTFALL, extrapolations
 from lora_capacity.search.frontier import join, search
 from lora_capacity.search.objective import Columns, Objective
 from lora_capacity.search.problem import Problem
@@ -23,7 +23,7 @@ from lora_capacity.search.recommendation import (
     Recommendation,
     SecondOpinion,
 )
-from lora_capacity.search.refine import POINT, EventRuns, Point, point_of, refine
+from lora_capacity.search.refine import EventRuns, Point, point_of, refine
 from lora_capacity.words import bottleneck, gibibytes
 from lora_capacity.workload import Workload
 
@@ -184,7 +184,7 @@ def _recommend(
         ),
         runners_up=tuple(candidates[1 : len(rows)]),
         counts=dict(zip(labels.tolist(), counts.tolist(), strict=True)),
-        warnings=_warnings(problem, best),
+        warnings=_warnings(problem, best, server),
     )
 
 
@@ -223,9 +223,8 @@ def _memory_margin(calibration: Calibration, server: ServerConfig) -> MemoryMarg
     return MemoryMargin(plan.kv_cache_tokens.item(), int(spare_tokens), plan.headroom_oom_bytes.item())
 
 
-def _warnings(problem: Problem, best: Candidate) -> tuple[str, ...]:
-    settings = {name: getattr(best, name) for name in ("max_cpu_loras", "max_lora_rank", *POINT[1:])}
-    warnings = problem.calibration.extrapolations(adapters=best.max_cpu_loras, **settings)
+def _warnings(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[str, ...]:
+    warnings = extrapolations(problem.workload, problem.calibration, server)
     available = problem.workload.adapters.max_count
     if best.max_cpu_loras == available:
         warnings.append(f"all {available} adapters of the workload are served: the server may have room for more")

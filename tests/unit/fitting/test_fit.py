@@ -178,7 +178,10 @@ def test_calibration_says_what_it_is(profile: Path, tmp_path: Path) -> None:
     calibration = report.calibration
     assert (calibration.name, calibration.model, calibration.gpu) == ("mine", MODEL, GPU)
     assert calibration.runs is None
-    assert calibration.fitted_ranges == {"max_loras": (8.0, 256.0), "max_lora_rank": (8.0, 32.0)}
+    ranges = calibration.fitted_ranges
+    assert (ranges["max_loras"], ranges["max_lora_rank"]) == ((8.0, 256.0), (8.0, 32.0))
+    assert set(ranges) == {"max_loras", "max_lora_rank", "input_tokens", "max_num_seqs", "max_num_batched_tokens"}
+    assert ranges["input_tokens"] == (0.0, 400.0)
     assert calibration.provenance["rows"]["adapter_latency"] == 74
     assert {row["coefficient"] for row in report.table()} >= set(TRUTH)
     calibration.save(tmp_path / "mine.json")

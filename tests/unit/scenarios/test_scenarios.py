@@ -5,7 +5,7 @@ import pytest
 
 from lora_capacity.errors import InputError
 from lora_capacity.memory import plan_memory
-from lora_capacity.scenarios import Scenarios, build_scenarios, pack_scenarios
+from lora_capacity.scenarios import Scenarios, build_scenarios, extrapolations, pack_scenarios
 from lora_capacity.scenarios.scenarios import kv_tokens_per_request
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB
@@ -51,6 +51,29 @@ def test_a_workload_is_laid_out_class_by_class() -> None:
     }.items():
         np.testing.assert_allclose(getattr(scenarios, name), [value] * 3, err_msg=name)
     np.testing.assert_array_equal(scenarios.max_loras, [1, 2, 8])
+
+
+@pytest.mark.parametrize(
+    ("name", "high", "inside", "told"),
+    [
+        ("input_tokens", 299.0, 300.0, "input_tokens 300 lies outside 0 to 299"),
+        ("output_tokens", 100.0, 160.0, "output_tokens 160 lies outside 0 to 100"),
+        # 8 adapters of 0.4 and 0.1 requests a second in turn and the base model's, of 270 tokens each
+        ("offered_tokens_per_s", 600.0, 675.0, "offered_tokens_per_s 675 lies outside 0 to 600"),
+        ("max_num_batched_tokens", 1024.0, 2048.0, "max_num_batched_tokens 2048 lies outside 0 to 1024"),
+        ("max_num_seqs", 128.0, 256.0, "max_num_seqs 256 lies outside 0 to 128"),
+    ],
+)
+def test_lengths_loads_and_limits_beyond_those_fitted_over_are_extrapolations(
+    name: str, high: float, inside: float, told: str
+) -> None:
+    for largest, status in ((high, Status.OUTSIDE_CALIBRATION), (inside, Status.OK)):
+        calibration = make_calibration(fitted_ranges={name: (0.0, largest)})
+        limits = {"max_num_seqs": 256, "max_num_batched_tokens": 2048}
+        assert int(build_scenarios(WORKLOAD, calibration, 8, 4, **limits).status[0]) == status
+        server = calibration.server(max_loras=4, max_cpu_loras=8, max_lora_rank=32, **limits)
+        sentences = extrapolations(WORKLOAD, calibration, server)
+        assert [each.startswith(told) for each in sentences] == [True] * (status != Status.OK)
 
 
 def test_a_request_holds_its_prompt_and_half_its_answer_weighted_by_its_stay() -> None:
