@@ -17,6 +17,7 @@ from tests.cli.test_bad_input import RUN, write_runs
 from tests.unit.profiling.conftest import WAIT_S
 
 LLAMA, QWEN = "llama-3.1-8b-instruct", "qwen-2.5-7b-instruct"
+LLAMA_ID = "meta-llama/Llama-3.1-8B-Instruct"
 COMMANDS = ("optimize", "report", "simulate", "sweep", "validate", "verify", "observe", "fit", "calibrations")
 COLUMNS = [
     "max_cpu_loras",
