@@ -73,6 +73,9 @@ class Scenarios:
         block_size: Tokens of a KV block, int32 ``[configs]``.
         status: `Status` of the start-up, int32 ``[configs]``.
         bounds: Latencies that requests should keep; None: no bounds.
+        arrival_cv: Coefficient of variation of the gaps between an adapter's requests, ``[configs]``; None: 1, as of
+            Poisson arrivals.
+        input_cv: That of the prompt lengths, ``[configs]``; None: 1, as of exponential lengths.
     """
 
     class_count: Array
@@ -92,6 +95,8 @@ class Scenarios:
     block_size: Array
     status: Array
     bounds: LatencyBounds | None = None
+    arrival_cv: Array | None = None
+    input_cv: Array | None = None
 
     @property
     def starts(self) -> Array:
@@ -185,12 +190,16 @@ def build_scenarios(
     )
     check_lengths(workload, calibration, settings.get("max_model_len"))
     beyond = calibration.outside(**_asked(workload, scenarios.requests_per_s)) & (scenarios.status == Status.OK)
-    bounded: Scenarios = dataclasses.replace(
+    configs = scenarios.status.shape[0]
+    input_cv = np.sqrt(max(workload.second_moment_input_tokens / workload.mean_input_tokens**2 - 1.0, 0.0))
+    completed: Scenarios = dataclasses.replace(
         scenarios,
-        bounds=LatencyBounds.of(workload.goodput, scenarios.status.shape[0]),
+        bounds=LatencyBounds.of(workload.goodput, configs),
+        arrival_cv=jnp.full(configs, workload.arrival_cv),
+        input_cv=jnp.full(configs, input_cv),
         status=jnp.where(beyond, Status.OUTSIDE_CALIBRATION, scenarios.status),
     )
-    return bounded
+    return completed
 
 
 def pack_scenarios(

@@ -24,6 +24,9 @@ _MOST_CLASSES = 16
 _MOST_SLOTS = 2048
 """Slots beyond which the search for the most that start does not look; far above what any GPU has room for."""
 
+_NOT_TOLD = ("block_size", "status", "bounds", "arrival_cv", "input_cv")
+"""Fields of `Scenarios` that are no column here: told apart, or as by default, Poisson arrivals included."""
+
 _FIXED = ("max_lora_rank", "max_model_len", "block_size", "target_modules")
 """Settings that no column tells: surrogates know them at their defaults only."""
 
@@ -182,7 +185,7 @@ class WorkloadBatch:
             "max_lora_rank": rank,
             "kv_cache_tokens": kv_cache_tokens,
         }
-        shared = {entry.name for entry in fields(Scenarios)} - {*columns, "block_size", "status", "bounds"}
+        shared = {entry.name for entry in fields(Scenarios)} - {*columns, *_NOT_TOLD}
         columns |= {name: getattr(self, name) for name in shared}
         leaves: dict[str, Any] = {name: np.asarray(values, np.float32) for name, values in columns.items()}
         whole: dict[str, Any] = {

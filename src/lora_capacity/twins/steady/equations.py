@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from lora_capacity.costs import step_time_s
 from lora_capacity.costs.kernels import SMALL_STEP_TOKENS
 from lora_capacity.scenarios.results import Bottleneck
+from lora_capacity.twins.steady.chance import Overflow, overflow
 from lora_capacity.twins.steady.problem import TINY, Interval, Problem, ServerState
 from lora_capacity.twins.steady.slots import AdapterCycle, adapter_cycle, burst_width
 
@@ -24,6 +25,24 @@ that has its slot but no blocks, which stands anywhere in the queue."""
 _MAX_LOADING_SHARE = 0.85
 """Largest share of the time that loads may block the engine: steps become at most seven times as long, so that one bad
 guess does not lead the iteration away."""
+
+_LEAST_FREE_SHARE = 0.05
+"""Least share of a step that does not depend on the batch: its feedback then makes the batch vary twenty times more."""
+
+_MOST_PROMPTS = 20.0
+"""Prompts in a budget from which on none is cut, ``e^{-20}`` of them."""
+
+_MOST_PROMPT_LOAD = 0.95
+"""Most of the time that prompts take: beyond, the batch is full and they wait in the queue."""
+
+_LEAST_VARIABILITY = 0.01
+"""Least variability of arrivals and residence: as good as clockwork."""
+
+_LEAST_COMPLETED = 0.1
+"""Share of the requests completed besides which others come to wait: keeps a bad guess from emptying the batch."""
+
+_LEAST_HELD = 1e-6
+"""Share of waiting adapters below which their wait does not matter."""
 
 _KV_CACHE = 0
 """Place of the KV cache in `Problem.most_running_by`, which has the order of `Bottleneck`."""
@@ -71,6 +90,15 @@ class Loads(NamedTuple):
     time_share: Float[Array, " configs"]
 
 
+class Step(NamedTuple):
+    """A step: its time, its time without prompts, that of each prompt token, and the share that no request adds to."""
+
+    time_s: Float[Array, " configs"]
+    decode_s: Float[Array, " configs"]
+    prompt_token_s: Float[Array, " configs"]
+    fixed_share: Float[Array, " configs"]
+
+
 class Observed(NamedTuple):
     """What an interval tells of the server, to be averaged over the horizon."""
 
@@ -89,16 +117,18 @@ def follow(problem: Problem, interval: Interval, guess: ServerState) -> tuple[Se
     """Evaluate all equations once: the damped next guess, and what the server does in the interval."""
     cycle = adapter_cycle(problem, interval, guess)
     demand = _demand(problem, guess, cycle)
-    queue = _queue(problem, interval, guess, cycle, demand)
+    held = _held(problem, interval, cycle)
+    queue = _queue(problem, interval, guess, cycle, demand, held)
     running = queue.completed_per_s * problem.residence_s(guess)  # Little's law
     loads = _loads(problem, interval, cycle)
-    step_s = _step_s(problem, cycle, queue, running, loads)
-    return _next_guess(problem, guess, cycle, queue, loads, step_s), Observed(
+    step = _step(problem, cycle, queue, running, loads)
+    by_chance = _full_by_chance(problem, interval, guess, demand, running, step.fixed_share)
+    return _next_guess(problem, guess, cycle, queue, loads, step, held), Observed(
         running=running,
-        waiting=queue.mean_waiting,
+        waiting=queue.mean_waiting + 0.5 * (interval.start.held + held),
         completed_per_s=queue.completed_per_s,
-        ttft_s=_ttft_s(problem, guess, cycle, queue, step_s),
-        step_s=step_s,
+        ttft_s=_ttft_s(problem, guess, cycle, queue, step, by_chance),
+        step_s=step.time_s,
         active_adapters=_adapters_in_step(cycle, running),
         loads_per_s=loads.per_s,
         bottleneck=_bottleneck(problem, cycle, queue),
@@ -128,7 +158,31 @@ def _clipped_log_normal(
     return mean * jax.scipy.stats.norm.cdf(margin - 0.5 * width) + most * over, over
 
 
-def _queue(problem: Problem, interval: Interval, guess: ServerState, cycle: AdapterCycle, demand: Demand) -> Queue:
+def _held(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Float[Array, " configs"]:
+    """Requests that wait by chance for a slot, by Little's law, as far as they have come by the end of the interval."""
+    piled_up = cycle.chance_wait_s * (cycle.activations_per_s * _piled_up(cycle)).sum(axis=0)
+    arrived = interval.duration_s * cycle.held_share * problem.offered_per_s
+    # What arrives also runs: a pile does not grow, nor shrink, as fast as requests come.
+    return jnp.clip(piled_up, interval.start.held - 0.5 * arrived, interval.start.held + 0.5 * arrived)
+
+
+def _piled_up(cycle: AdapterCycle) -> Float[Array, "classes configs"]:
+    """Mean wait of an adapter's requests for a slot, added up, over that of the first of them.
+
+    Requests come evenly while the first waits. Where that is an exponential time they wait as long as it on average,
+    where it is constant half as long.
+    """
+    return 1.0 + 0.5 * (1.0 + cycle.wait_cv2) * cycle.backlog
+
+
+def _queue(
+    problem: Problem,
+    interval: Interval,
+    guess: ServerState,
+    cycle: AdapterCycle,
+    demand: Demand,
+    held: Float[Array, " configs"],
+) -> Queue:
     """Return the queue for slots where all are in use, else the one in order of arrival, as long as clients let it."""
     start, duration_s = interval.start, interval.duration_s
     most_per_s = problem.most_running / problem.residence_s(guess)
@@ -136,12 +190,18 @@ def _queue(problem: Problem, interval: Interval, guess: ServerState, cycle: Adap
     unbounded = jnp.where(cycle.slots_taken, _queue_for_slots(problem, interval, guess, cycle, demand), in_order)
     waiting = jnp.minimum(unbounded, problem.most_waiting)
     clients_full = unbounded >= problem.most_waiting
+    completed_per_s = _completed_per_s(problem, interval, guess, cycle, demand, waiting, clients_full)
     return Queue(
         waiting=waiting,
         mean_waiting=0.5 * (start.waiting + waiting),
         clients_full=clients_full,
         batch_full_share=jnp.where(cycle.slots_taken, demand.overfull_share, jnp.where(in_order > 0.0, 1.0, 0.0)),
-        completed_per_s=_completed_per_s(problem, interval, guess, cycle, demand, waiting, clients_full),
+        # Some are completed however many come to wait.
+        completed_per_s=jnp.clip(
+            completed_per_s - jnp.where(cycle.slots_taken, 0.0, (held - start.held) / duration_s),
+            _LEAST_COMPLETED * completed_per_s,
+            problem.most_running / problem.residence_s(guess),
+        ),
     )
 
 
@@ -208,9 +268,9 @@ def _loads(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Loads:
     # Those never loaded become fewer as they are loaded, by an exponential that never turns negative.
     loaded_once = problem.adapters - never_loaded * jnp.exp(-duration_s * first_per_s / jnp.maximum(never_loaded, TINY))
     fewer_slots = problem.adapters.sum(axis=0) > max_loras
-    loads_per_activation = jnp.where(
-        cycle.slots_taken, 1.0 + max_loras / 6.0, jnp.where(fewer_slots, 1.0 - problem.resident_share, 0.0)
-    )
+    crowded = jnp.where(cycle.slots_taken, 1.0, cycle.held_share)
+    spare = 1.0 - problem.resident_share
+    loads_per_activation = jnp.where(fewer_slots, spare + crowded * (1.0 + max_loras / 6.0 - spare), 0.0)
     first_loads_per_s = (loaded_once - start.loaded_once) / duration_s
     loads_per_s = (cycle.activations_per_s * loads_per_activation).sum(axis=0)
     time_share = loads_per_s * problem.costs.loads.host_to_gpu_load_s + (first_loads_per_s * problem.disk_load_s).sum(
@@ -219,29 +279,68 @@ def _loads(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Loads:
     return Loads(loaded_once, loads_per_s, jnp.minimum(time_share, _MAX_LOADING_SHARE))
 
 
-def _step_s(
-    problem: Problem, cycle: AdapterCycle, queue: Queue, running: Float[Array, " configs"], loads: Loads
-) -> Float[Array, " configs"]:
+def _full_by_chance(
+    problem: Problem,
+    interval: Interval,
+    guess: ServerState,
+    demand: Demand,
+    running: Float[Array, " configs"],
+    free_share: Float[Array, " configs"],
+) -> Overflow:
+    """How often the batch is full by chance, and how many requests wait then.
+
+    A longer step keeps requests longer, so that their number varies by more than that of arrivals; and a full batch
+    completes fewer for each of them. Bursts count as far as they last as long as the queue that they meet.
+    """
+    most, residence_s = problem.most_running, problem.residence_s(guess)
+    mean = jnp.maximum(demand.total, TINY)
+    longer = free_share + (1.0 - free_share) * most / jnp.maximum(running, TINY)
+    ratio = mean / most * longer
+    most_per_s = most / (residence_s * longer)
+    lasting_s = residence_s + 1.0 / (most_per_s * jnp.maximum((1.0 - ratio) ** 2, 1e-4))
+    bursts = 2.0 * problem.peakedness_of_batch(jnp.minimum(lasting_s, interval.end_s)) - 1.0
+    variability = jnp.maximum(0.5 * (bursts + problem.residence_cv2), _LEAST_VARIABILITY)
+    curvature = 0.5 / (variability * problem.offered_per_s * interval.end_s)
+    peakedness = problem.peakedness_of_batch(residence_s) / free_share
+    return overflow(mean, peakedness, most, ratio, curvature, variability)
+
+
+def _step(problem: Problem, cycle: AdapterCycle, queue: Queue, running: Float[Array, " configs"], loads: Loads) -> Step:
     """Step time that a running request sees, longer by the share of the time in which loads block the engine."""
     scenarios = problem.scenarios
     kv_cache_bounds = jnp.argmin(problem.most_running_by, axis=0) == _KV_CACHE
     skipped_while_full = jnp.where(kv_cache_bounds, SKIPPED_KV_SHARE, 0.0)
     skipped_share = 1.0 - queue.batch_full_share * (1.0 - skipped_while_full)
     own, own_adapter = _request_s_own_part(problem, cycle, running)
-    step_s = step_time_s(
-        problem.costs,
-        tokens=running * problem.tokens_per_sequence + own,
-        prefill_tokens=running * (problem.tokens_per_sequence - 1.0),
-        kv_tokens=(running + own) * scenarios.kv_tokens_per_request,
-        adapters=_adapters_in_step(cycle, running) + own_adapter,
-        skipped=jnp.where(cycle.slots_taken, queue.mean_waiting * skipped_share, 0.0),
-        queued=queue.mean_waiting,
-        loaded=problem.adapters.sum(axis=0),
-        max_loras=scenarios.max_loras,
-        max_lora_rank=scenarios.max_lora_rank,
-        small_share=_small_step_share(running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens),
+    prompts = running * (problem.tokens_per_sequence - 1.0)
+
+    def time_s(sequences: Array, prefill_tokens: Array, adapters: Array) -> Float[Array, " configs"]:
+        return step_time_s(
+            problem.costs,
+            tokens=sequences + prefill_tokens,
+            prefill_tokens=prefill_tokens,
+            kv_tokens=sequences * scenarios.kv_tokens_per_request,
+            adapters=adapters,
+            skipped=jnp.where(cycle.slots_taken, queue.mean_waiting * skipped_share, 0.0),
+            queued=queue.mean_waiting,
+            loaded=problem.adapters.sum(axis=0),
+            max_loras=scenarios.max_loras,
+            max_lora_rank=scenarios.max_lora_rank,
+            small_share=_small_step_share(
+                running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens
+            ),
+        )
+
+    adapters = _adapters_in_step(cycle, running) + own_adapter
+    computed_s = time_s(running + own, prompts, adapters)
+    decode_s = time_s(running + own, 0.0 * prompts, adapters)
+    alone_s = time_s(0.0 * running, 0.0 * prompts, 0.0 * adapters)
+    return Step(
+        time_s=computed_s / (1.0 - loads.time_share),
+        decode_s=decode_s,
+        prompt_token_s=(computed_s - decode_s) / jnp.maximum(prompts, TINY),
+        fixed_share=jnp.clip(alone_s / computed_s, _LEAST_FREE_SHARE, 1.0),
     )
-    return step_s / (1.0 - loads.time_share)
 
 
 def _adapters_in_step(cycle: AdapterCycle, running: Float[Array, " configs"]) -> Float[Array, " configs"]:
@@ -274,22 +373,45 @@ def _small_step_share(
 
 
 def _ttft_s(
-    problem: Problem, guess: ServerState, cycle: AdapterCycle, queue: Queue, step_s: Float[Array, " configs"]
+    problem: Problem,
+    guess: ServerState,
+    cycle: AdapterCycle,
+    queue: Queue,
+    step: Step,
+    by_chance: Overflow,
 ) -> Float[Array, " configs"]:
-    """Mean wait of the requests admitted now, half a step until the next begins, and the step of their own prompt.
+    """Mean wait of the requests admitted now, and then for their own prompt among those of others.
 
     In order of arrival the wait is the queue over what is sent per second (Little's law). For a slot the first request
     of a backlog waits in full, those behind it half as long on average.
     """
-    step = problem.costs.step
-    prompt_token_s = step.token_s + step.prefill_token_s + step.lora_token_s
-    prompt_token_s += step.lora_token_rank_s * problem.scenarios.max_lora_rank
     in_order_s = queue.mean_waiting / (problem.offered_per_s * guess.accepted)
     waited = cycle.activations_per_s * cycle.wait_s * (1.0 + 0.5 * cycle.backlog)
-    served_per_s = (cycle.active * cycle.served_per_s).sum(axis=0)
-    for_slot_s = waited.sum(axis=0) / jnp.maximum(served_per_s, TINY)
-    wait_s = jnp.where(cycle.slots_taken, for_slot_s, in_order_s)
-    return wait_s + 1.5 * step_s + prompt_token_s * problem.scenarios.mean_input_tokens
+    served_per_s = jnp.maximum((cycle.active * cycle.served_per_s).sum(axis=0), TINY)
+    wait_s = jnp.where(cycle.slots_taken, waited.sum(axis=0) / served_per_s, in_order_s)
+    held_s = cycle.chance_wait_s * (cycle.activations_per_s * _piled_up(cycle)).sum(axis=0) / served_per_s
+    by_chance_s = held_s + by_chance.by_chance / problem.offered_per_s
+    return wait_s + by_chance_s + _prompt_s(problem, queue.completed_per_s, step)
+
+
+def _prompt_s(
+    problem: Problem, completed_per_s: Float[Array, " configs"], step: Step
+) -> Float[Array, " configs"]:
+    """Mean time from admission to the first token: the rest of a step, and the steps of the prompt.
+
+    A request comes rather into a long step, one with prompts, and is computed with all that come meanwhile: the gate of
+    a queue whose service is the prompts' own time. One that exceeds the token budget takes as many steps more as it
+    has further chunks, by exponential lengths.
+
+    Source: M/G/1 with gated service by Takagi, Analysis of Polling Systems (1986), without switch-over times.
+    """
+    scenarios = problem.scenarios
+    room = jnp.maximum(scenarios.max_num_batched_tokens - problem.most_running / scenarios.mean_output_tokens, 1.0)
+    chunks = 1.0 / jnp.expm1(jnp.minimum(room / scenarios.mean_input_tokens, _MOST_PROMPTS))
+    prompt_s = scenarios.mean_input_tokens * step.prompt_token_s + chunks * step.decode_s
+    load = jnp.minimum(completed_per_s * prompt_s, _MOST_PROMPT_LOAD)
+    among_others_s = 0.5 * (1.0 + problem.input_cv**2) * load * prompt_s * (1.0 + 2.0 * load) / (1.0 - load**2)
+    return 1.5 * step.time_s + among_others_s + prompt_s
 
 
 def _next_guess(
@@ -298,7 +420,8 @@ def _next_guess(
     cycle: AdapterCycle,
     queue: Queue,
     loads: Loads,
-    step_s: Float[Array, " configs"],
+    step: Step,
+    held: Float[Array, " configs"],
 ) -> ServerState:
     """State to iterate from: step time and accepted share halfway to their new values, on a logarithmic scale.
 
@@ -311,7 +434,11 @@ def _next_guess(
         active=cycle.active,
         loaded_once=loads.loaded_once,
         waiting=jnp.maximum(queue.waiting, TINY),
-        step_s=jnp.sqrt(guess.step_s * step_s),
+        held=held,
+        step_s=jnp.sqrt(guess.step_s * step.time_s),
+        batch_free_share=step.fixed_share,
+        held_share=0.5 * (guess.held_share + cycle.held_share),
+        held_s=0.5 * (guess.held_s + cycle.chance_wait_s / jnp.maximum(cycle.held_share, _LEAST_HELD)),
         accepted=jnp.sqrt(guess.accepted * accepted),
         admitted=jnp.where(cycle.slots_taken, 1.0, jnp.minimum(1.0, queue.completed_per_s / sent_per_s)),
     )

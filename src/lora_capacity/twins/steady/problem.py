@@ -19,6 +19,9 @@ Source: mean of the overloaded runs of the published H100 measurements (arXiv 25
 TINY = 1e-9
 """Keeps quotients finite; far below any rate, count or queue that matters."""
 
+_LEAST_PEAKEDNESS = 0.5
+"""That of arrivals like clockwork, over stays that outlast their gaps."""
+
 _LRU_LOG_SECONDS = (-6.0, 18.0)
 """Logarithms of the seconds between which an LRU slot's characteristic time is sought: 2 ms to 2 years."""
 
@@ -46,6 +49,9 @@ class Problem(NamedTuple):
         most_waiting: Requests that clients hold besides a full batch.
         disk_load_s: Time to load one adapter from disk.
         resident_share: See `resident_share`.
+        arrival_cv: Coefficient of variation of the gaps between an adapter's requests.
+        input_cv: Coefficient of variation of the prompt lengths.
+        residence_cv2: Squared coefficient of variation of the residence.
     """
 
     costs: Costs
@@ -60,6 +66,9 @@ class Problem(NamedTuple):
     most_waiting: Float[Array, " configs"]
     disk_load_s: Float[Array, "classes configs"]
     resident_share: Float[Array, "classes configs"]
+    arrival_cv: Float[Array, " configs"]
+    input_cv: Float[Array, " configs"]
+    residence_cv2: Float[Array, " *configs"]
 
     @classmethod
     def of(cls, costs: Costs, scenarios: Scenarios, residence: ResidenceTime) -> Self:
@@ -87,11 +96,37 @@ class Problem(NamedTuple):
             most_waiting=jnp.maximum(scenarios.max_pending - most_running, 0.0),
             disk_load_s=jnp.asarray(costs.loads.disk_s + costs.loads.disk_rank_s * scenarios.class_rank.T),
             resident_share=resident_share(adapters, rate_per_s, scenarios.max_loras),
+            arrival_cv=_given_or_one(scenarios.arrival_cv, scenarios.horizon_s),
+            input_cv=_given_or_one(scenarios.input_cv, scenarios.horizon_s),
+            residence_cv2=residence.cv2,
         )
+
+    def peakedness(self, rate_per_s: Float[Array, "*shape"], time_s: Float[Array, " configs"]) -> Array:
+        """Variance over mean of the requests of one source, an adapter, were each to stay for ``time_s``.
+
+        ``1 / (1 − φ(1/time)) − rate · time`` with the transform ``φ(s) = (1 + s · cv² / rate)^{−1/cv²}`` of gamma
+        gaps: 1 for Poisson arrivals, and for others from 1 for short stays to ``(1 + cv²) / 2`` for long ones.
+
+        Source: GI/M/∞ by Takács, Introduction to the Theory of Queues (1962), chapter 3.
+        """
+        load = rate_per_s * time_s
+        cv2 = self.arrival_cv**2
+        short = -jnp.expm1(-jnp.log1p(cv2 / jnp.maximum(load, TINY)) / cv2)
+        return jnp.clip(1.0 / short - load, _LEAST_PEAKEDNESS, jnp.maximum(1.0, 0.5 * (1.0 + cv2)))
+
+    def peakedness_of_batch(self, time_s: Float[Array, " configs"]) -> Float[Array, " configs"]:
+        """`peakedness` of the requests of all sources, which are independent."""
+        each = self.adapters * self.rate_per_s * self.peakedness(self.rate_per_s, time_s)
+        base_per_s = self.scenarios.base_rate_per_s
+        return (each.sum(axis=0) + base_per_s * self.peakedness(base_per_s, time_s)) / self.offered_per_s
 
     def residence_s(self, state: "ServerState") -> Float[Array, " configs"]:
         """Mean residence of a request in the batch: a step for each output token."""
         return self.scenarios.mean_output_tokens * state.step_s
+
+
+def _given_or_one(values: Array | None, like: Float[Array, " configs"]) -> Float[Array, " configs"]:
+    return jnp.ones_like(like) if values is None else values
 
 
 class ServerState(NamedTuple):
@@ -101,7 +136,11 @@ class ServerState(NamedTuple):
         active: Adapters that have requests in the batch, of each class.
         loaded_once: Adapters loaded from disk so far, of each class.
         waiting: Requests in the queue.
+        held: Requests that wait by chance for a slot.
         step_s: Step time.
+        batch_free_share: Share of the step time that does not depend on the batch.
+        held_share: Share of the adapters becoming active that find no slot free by chance.
+        held_s: How long those then wait.
         accepted: Share of the offered requests that clients send, less than 1 once they hold all that they may.
         admitted: Share of those sent that enter the batch, less than 1 while a full batch keeps requests queued.
     """
@@ -109,7 +148,11 @@ class ServerState(NamedTuple):
     active: Float[Array, "classes configs"]
     loaded_once: Float[Array, "classes configs"]
     waiting: Float[Array, " configs"]
+    held: Float[Array, " configs"]
     step_s: Float[Array, " configs"]
+    batch_free_share: Float[Array, " configs"]
+    held_share: Float[Array, " configs"]
+    held_s: Float[Array, " configs"]
     accepted: Float[Array, " configs"]
     admitted: Float[Array, " configs"]
 
@@ -118,7 +161,8 @@ class ServerState(NamedTuple):
         """Return a server that has just started: nothing runs, a step takes its least time."""
         none, no_adapter = jnp.zeros_like(problem.offered_per_s), jnp.zeros_like(problem.rate_per_s)
         step = problem.costs.step
-        return cls(no_adapter, no_adapter, none, none + step.base_s + step.lora_s, none + 1.0, none + 1.0)
+        step_s, one = none + step.base_s + step.lora_s, none + 1.0
+        return cls(no_adapter, no_adapter, none, none, step_s, one, none, none, one, one)
 
 
 class Interval(NamedTuple):
@@ -127,11 +171,13 @@ class Interval(NamedTuple):
     Attributes:
         start: The server at its start.
         duration_s: Its length.
+        end_s: Its end, seconds from the start of the horizon.
         overfilled_share: Share of it in which the backlogs that come with the slots overfill the batch.
     """
 
     start: ServerState
     duration_s: Float[Array, " configs"]
+    end_s: Float[Array, " configs"]
     overfilled_share: Float[Array, " configs"]
 
 

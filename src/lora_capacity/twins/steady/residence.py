@@ -11,7 +11,7 @@ from lora_capacity.workload import LengthDistribution
 _NODES = 8
 """Quadrature nodes: with eight, busy periods are right to 1 %, and to 3 % where lengths have steps (unit tests)."""
 
-_MAX_LOAD = 25.0
+MAX_LOAD = 25.0
 """Mean requests running above which a busy period counts as endless: ``e^25`` stays outlast any horizon."""
 
 
@@ -51,6 +51,11 @@ class ResidenceTime:
             weight=jnp.asarray(weights * root / present[step]),
         )
 
+    @property
+    def cv2(self) -> Array:
+        """Squared coefficient of variation, a number or ``[configs]``: ``E[t²] = 2 ∫ remaining(t) dt``."""
+        return 2.0 * (self.weight * self.remaining).sum(axis=0) - 1.0
+
     def busy_period(self, load: Float[Array, "*shape"], backlog: Float[Array, "*shape"] | None = None) -> Array:
         """Mean time until an M/G/∞ queue is empty that starts with ``1 + Poisson(backlog)`` requests.
 
@@ -69,7 +74,7 @@ class ResidenceTime:
         in the long run, ``e^{−load}``, is the mean first passage. Without a backlog: Takács, Introduction to the
         Theory of Queues (1962).
         """
-        load = jnp.minimum(load, _MAX_LOAD)
+        load = jnp.minimum(load, MAX_LOAD)
         total = jnp.zeros_like(load)
         for node in range(self.weight.shape[0]):
             busy = 1.0 - self.finished[node]

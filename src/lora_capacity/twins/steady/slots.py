@@ -17,7 +17,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Real
 
+from lora_capacity.twins.steady.chance import Overflow, overflow
 from lora_capacity.twins.steady.problem import TINY, Interval, Problem, ServerState
+from lora_capacity.twins.steady.residence import MAX_LOAD
 
 BURST_CV = 1.7
 """Relative spread of the requests that one adapter in a slot keeps running: it comes with a backlog and drains it.
@@ -45,6 +47,22 @@ _HANDOVER_ITERATIONS = 5
 root and never pass it."""
 
 
+_SETTLES_WITHIN = 0.002
+"""Share of the horizon within which waits for slots must settle to count as settled from the start."""
+
+_NEARLY_POISSON = 1e-3
+"""Peakedness this near 1 counts as 1, by the first terms of its series: within rounding of single precision."""
+
+_MOST_ACTIVE = 0.999
+"""Largest share of the time that an adapter may be active: keeps its logarithm finite."""
+
+_FEWEST_SOURCES = 1e-3
+"""Least share of a slot that an adapter asks for: as good as adapters without end."""
+
+_LEAST_SPREAD = 0.02
+"""Least peakedness of the adapters active at once: as good as a fixed number."""
+
+
 class AdapterCycle(NamedTuple):
     """The adapters' cycle in an interval.
 
@@ -55,6 +73,8 @@ class AdapterCycle(NamedTuple):
         open_share: Share of the time in which an active adapter's new requests join its batch.
         backlog: Requests that have piled up behind the first when an adapter gets its slot.
         wait_s: How long the first has then waited.
+        held_share: Share of the adapters becoming active that waited for a slot.
+        chance_wait_s: Mean wait for a slot of all of them that chance adds.
         slots_taken: Whether all slots are in use and adapters wait for one.
     """
 
@@ -64,41 +84,145 @@ class AdapterCycle(NamedTuple):
     open_share: Float[Array, "classes configs"]
     backlog: Float[Array, "classes configs"]
     wait_s: Float[Array, "classes configs"]
+    held_share: Float[Array, " configs"]
+    chance_wait_s: Float[Array, " configs"]
+    wait_cv2: Float[Array, " configs"]
     slots_taken: Bool[Array, " configs"]
 
 
 def adapter_cycle(problem: Problem, interval: Interval, guess: ServerState) -> AdapterCycle:
     """Return the cycle with slots to spare, unless more adapters would then be active than there are slots."""
     max_loras = problem.scenarios.max_loras
-    free = _cycle_slots_free(problem, interval, guess)
+    free, alone, wanted, hold_s = _cycle_slots_free(problem, interval, guess)
     fewer_slots = problem.adapters.sum(axis=0) > max_loras
-    slots_taken = fewer_slots & (free.active.sum(axis=0) > max_loras)
+    slots_taken = fewer_slots & (_settled_wait_s(problem, alone, hold_s) > _SETTLES_WITHIN * problem.scenarios.horizon_s)
+    held = _held_by_chance(problem, interval, guess, wanted, hold_s)
+    hand_over_s = hold_s / jnp.minimum(wanted.sum(axis=0), max_loras)
     taken = _cycle_slots_taken(problem, interval, guess)
-    return AdapterCycle(*(jnp.where(slots_taken, a, b) for a, b in zip(taken, free, strict=True)))
+    cycle = AdapterCycle(*(jnp.where(slots_taken, a, b) for a, b in zip(taken, free, strict=True)))
+    by_chance = fewer_slots & ~slots_taken
+    return cycle._replace(
+        held_share=jnp.where(fewer_slots, held.full_share, 0.0),
+        chance_wait_s=jnp.where(by_chance, held.beyond * hand_over_s, 0.0),
+        wait_cv2=held.by_chance / jnp.maximum(held.beyond, TINY),
+    )
 
 
-def _cycle_slots_free(problem: Problem, interval: Interval, guess: ServerState) -> AdapterCycle:
-    """Slots to spare: an adapter is active from its request to the end of its busy period.
+def _settled_wait_s(
+    problem: Problem, alone: Float[Array, "classes configs"], hold_s: Float[Array, " configs"]
+) -> Float[Array, " configs"]:
+    """Wait for a slot at which adapters that wait ask for no more than there are slots, without the requests piled up.
 
-    ``d active/dt = (adapters − active) · rate − active / period``, by one implicit Euler step.
+    Of equal adapters, each active for a share ``p`` of its time, ``(wanted − slots) / p`` wait then.
+    """
+    wanted, max_loras = alone.sum(axis=0), problem.scenarios.max_loras
+    share = (alone**2 / jnp.maximum(problem.adapters, TINY)).sum(axis=0) / jnp.maximum(wanted, TINY)
+    return jnp.maximum(wanted - max_loras, 0.0) / jnp.maximum(share, TINY) * hold_s / max_loras
+
+
+def _cycle_slots_free(
+    problem: Problem, interval: Interval, guess: ServerState
+) -> tuple[AdapterCycle, Float[Array, "classes configs"], Float[Array, "classes configs"], Float[Array, " configs"]]:
+    """Slots to spare: an adapter is active from its request to the end of its busy period, unless chance holds it up.
+
+    ``d active/dt = (adapters − active) · due − active / period``, by one implicit Euler step. Requests in bursts share
+    busy periods: of as many as Pascal's law with their peakedness ``z`` has, an adapter is idle for a share
+    ``z^{−load/(z−1)}`` of the time and for ``z / rate`` at a time.
+
+    Returns:
+        The cycle; the adapters that would be active if none waited, and if as many did without keeping others waiting;
+        how long one keeps its slot.
     """
     start, duration_s = interval.start, interval.duration_s
     admitted_per_s = problem.rate_per_s * guess.accepted * guess.admitted
     none = jnp.zeros_like(admitted_per_s)
     residence_s = problem.residence_s(guess)
-    period_s = residence_s * problem.residence.busy_period(admitted_per_s * residence_s)
-    active = (start.active + duration_s * problem.adapters * admitted_per_s) / (
-        1.0 + duration_s * (1.0 / period_s + admitted_per_s)
-    )
-    return AdapterCycle(
+    load = admitted_per_s * residence_s
+    peakedness = problem.peakedness(problem.rate_per_s, residence_s)
+    merged = _merged_share(load, peakedness)
+    alone_s = merged * residence_s * problem.residence.busy_period(load)
+    backlog = admitted_per_s * guess.held_s
+    held_s = merged * residence_s * problem.residence.busy_period(load, backlog)
+    period_s = alone_s + guess.held_share * (held_s - alone_s)
+    idle_rate_per_s = admitted_per_s / peakedness
+    alone = _euler(problem, interval, idle_rate_per_s, alone_s)
+    wanted = _euler(problem, interval, idle_rate_per_s, period_s)
+    due_per_s = idle_rate_per_s / (1.0 + idle_rate_per_s * guess.held_share * guess.held_s)
+    active = _euler(problem, interval, due_per_s, period_s)
+    active *= jnp.minimum(1.0, problem.scenarios.max_loras / jnp.maximum(active.sum(axis=0), TINY))
+    activations_per_s = jnp.maximum(active / period_s + (active - start.active) / duration_s, 0.0)
+    hold_s = (activations_per_s * period_s).sum(axis=0) / jnp.maximum(activations_per_s.sum(axis=0), TINY)
+    cycle = AdapterCycle(
         active=active,
-        activations_per_s=(problem.adapters - active) * admitted_per_s,
-        served_per_s=1.0 / period_s + admitted_per_s,
+        activations_per_s=activations_per_s,
+        served_per_s=(peakedness + guess.held_share * backlog) / period_s + admitted_per_s,
         open_share=none + 1.0,
-        backlog=none,
+        backlog=backlog,
         wait_s=none,
+        held_share=guess.held_share,
+        chance_wait_s=none[0],
+        wait_cv2=none[0],
         slots_taken=jnp.zeros_like(duration_s, dtype=bool),
     )
+    return cycle, alone, wanted, hold_s
+
+
+def _euler(
+    problem: Problem,
+    interval: Interval,
+    due_per_s: Float[Array, "classes configs"],
+    period_s: Float[Array, "classes configs"],
+) -> Float[Array, "classes configs"]:
+    start, duration_s = interval.start, interval.duration_s
+    return (start.active + duration_s * problem.adapters * due_per_s) / (
+        1.0 + duration_s * (1.0 / period_s + due_per_s)
+    )
+
+
+def _merged_share(
+    load: Float[Array, "classes configs"], peakedness: Float[Array, "classes configs"]
+) -> Float[Array, "classes configs"]:
+    """Busy period of requests in bursts over that of Poisson arrivals, by Pascal's law of those present."""
+    load = jnp.clip(load, TINY, MAX_LOAD)
+    excess = peakedness - 1.0
+    near = jnp.abs(excess) < _NEARLY_POISSON
+    exponent = jnp.where(near, 1.0 - 0.5 * excess, jnp.log(peakedness) / jnp.where(near, 1.0, excess))
+    return peakedness * jnp.expm1(load * exponent) / jnp.expm1(load)
+
+
+def _held_by_chance(
+    problem: Problem,
+    interval: Interval,
+    guess: ServerState,
+    wanted: Float[Array, "classes configs"],
+    hold_s: Float[Array, " configs"],
+) -> Overflow:
+    """How often all slots are in use by chance, and how many adapters wait then.
+
+    Each adapter is active with a chance of its own, and all of them more at once while the batch, and with it the
+    residence, is larger than on average. An adapter that waits becomes active no second time.
+    """
+    max_loras = problem.scenarios.max_loras
+    chance = jnp.clip(wanted / jnp.maximum(problem.adapters, TINY), 0.0, _MOST_ACTIVE)
+    mean = jnp.maximum(wanted.sum(axis=0), TINY)
+    own = (problem.adapters * chance * (1.0 - chance)).sum(axis=0)
+    with_residence = -(problem.adapters * (1.0 - chance) * jnp.log1p(-chance)).sum(axis=0)
+    common = (with_residence * (1.0 - guess.batch_free_share)) ** 2 * _batch_variance(problem, guess)
+    peakedness = jnp.maximum((own + common) / mean, _LEAST_SPREAD)
+    ratio = jnp.maximum(1.0 + (mean - max_loras) / (peakedness * max_loras), TINY)
+    sources = jnp.maximum(1.0 - own / mean, _FEWEST_SOURCES) / (jnp.maximum(own / mean, _LEAST_SPREAD) * max_loras)
+    # The ratio falls along a line, its logarithm here too: both are 1 and 0 for the same number beyond.
+    excess = ratio - 1.0
+    near = jnp.abs(excess) < _NEARLY_POISSON
+    bend = jnp.where(near, 1.0 - 0.5 * excess, jnp.log(ratio) / jnp.where(near, 1.0, excess))
+    return overflow(mean, peakedness, max_loras, ratio, sources * bend, 0.5 * (1.0 + problem.residence_cv2))
+
+
+def _batch_variance(problem: Problem, guess: ServerState) -> Float[Array, " configs"]:
+    """Squared coefficient of variation of the requests in the batch: arrivals, and longer steps that hold them."""
+    residence_s = problem.residence_s(guess)
+    running = jnp.maximum(problem.offered_per_s * residence_s, 1.0)
+    return problem.peakedness_of_batch(residence_s) / (guess.batch_free_share * running)
 
 
 def _cycle_slots_taken(problem: Problem, interval: Interval, guess: ServerState) -> AdapterCycle:
@@ -134,6 +258,9 @@ def _cycle_slots_taken(problem: Problem, interval: Interval, guess: ServerState)
         open_share=jnp.broadcast_to(1.0 - closed_share, backlog.shape),
         backlog=backlog,
         wait_s=jnp.broadcast_to(wait_s, backlog.shape),
+        held_share=jnp.ones_like(interval.duration_s),
+        chance_wait_s=jnp.zeros_like(interval.duration_s),
+        wait_cv2=jnp.zeros_like(interval.duration_s),
         slots_taken=jnp.ones_like(interval.duration_s, dtype=bool),
     )
 

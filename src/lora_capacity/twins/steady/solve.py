@@ -60,10 +60,10 @@ def simulate_steady(costs: Costs, scenarios: Scenarios, stays: ResidenceTime) ->
     edges_s = fractions[:, None] * scenarios.horizon_s
     durations_s = jnp.diff(edges_s, axis=0)
 
-    def settle(start: ServerState, duration_s: Array) -> tuple[ServerState, Observed]:
-        return _balance(problem, start, duration_s)
+    def settle(start: ServerState, times_s: tuple[Array, Array]) -> tuple[ServerState, Observed]:
+        return _balance(problem, Interval(start, *times_s, overfilled_share(problem, start)))
 
-    _, observed = jax.lax.scan(settle, ServerState.empty(problem), durations_s)
+    _, observed = jax.lax.scan(settle, ServerState.empty(problem), (durations_s, edges_s[1:]))
     results = _average(problem, durations_s, observed)
     client = seen_by_clients(costs.front_end, scenarios, results)
     attainment = _attainment(scenarios, results, client.ttft_s - results.answered_ttft_s)
@@ -71,17 +71,14 @@ def simulate_steady(costs: Costs, scenarios: Scenarios, stays: ResidenceTime) ->
     return seen
 
 
-def _balance(
-    problem: Problem, start: ServerState, duration_s: Float[Array, " configs"]
-) -> tuple[ServerState, Observed]:
+def _balance(problem: Problem, interval: Interval) -> tuple[ServerState, Observed]:
     """Find the balance of one interval by damped fixed-point iteration on step time, queue and accepted share."""
-    interval = Interval(start, duration_s, overfilled_share(problem, start))
 
     def iterate(guess: ServerState, _: None) -> tuple[ServerState, tuple[ServerState, Observed]]:
         state, observed = follow(problem, interval, guess)
         return state, (state, observed)
 
-    guess = start._replace(waiting=jnp.maximum(start.waiting, TINY))
+    guess = interval.start._replace(waiting=jnp.maximum(interval.start.waiting, TINY))
     _, (states, observed) = jax.lax.scan(iterate, guess, length=_ITERATIONS)
     # Where the iteration ends in a cycle of two, its middle is the best answer.
     middle: tuple[ServerState, Observed] = jax.tree.map(_middle_of_last_two, (states, observed))
