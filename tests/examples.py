@@ -76,6 +76,7 @@ def make_scenarios(count: Any, rate_per_s: Any, **changes: Any) -> Scenarios:
         "kv_cache_tokens": 1e8,
         "block_size": 16,
         "status": Status.OK,
+        "arrival_cv": 1.0,
     } | {name: value for name, value in changes.items() if name != "class_rank"}
     columns = np.broadcast_arrays(*map(np.atleast_1d, fields.values()), np.ones(np.shape(count)[:-1]))[:-1]
     shape = (columns[0].size, np.shape(count)[-1])

@@ -1,8 +1,8 @@
 """What chance adds to the balance: how often all places of a server are taken, and how many wait then.
 
-Places are slots, taken by adapters, or the places of the batch, taken by requests. How many would be taken, were there
-no limit, has a mean and a *peakedness*, its variance over its mean: 1 for Poisson numbers, less where few adapters share
-the load, more where arrivals come in bursts or a longer step brings a larger batch.
+Places are slots, taken by adapters, or those of the batch, taken by requests. How many would be taken without a limit
+has a mean and a *peakedness*, its variance over its mean: 1 for Poisson numbers, less where few adapters share the
+load, more where arrivals come in bursts or a longer step brings a larger batch.
 """
 
 from typing import NamedTuple
@@ -42,7 +42,7 @@ def overflow(
     places: Float[Array, " configs"],
     ratio: Float[Array, " configs"],
     curvature: Float[Array, " configs"],
-    variability: Float[Array, " configs"] | float = 1.0,
+    variability: Float[Array, " configs"],
 ) -> Overflow:
     """Return how often places are all taken, and the mean number that waits then.
 
@@ -96,7 +96,8 @@ def erlang_b(places: Float[Array, "*shape"], load: Float[Array, "*shape"]) -> Fl
 def _truncated_normal_mean(slope: Float[Array, "*shape"], curvature: Float[Array, "*shape"]) -> Array:
     """Mean of a variable above 0 whose density goes like ``e^{slope·x − curvature·x²/2}``.
 
-    Source: inverse Mills ratio by Boyd, Inequalities for Mills' ratio (1959), within 1 %."""
+    Source: inverse Mills ratio by Boyd, Inequalities for Mills' ratio (1959), within 1 %.
+    """
     width = jnp.sqrt(curvature)
     below = -slope / width
     far = jnp.abs(below)

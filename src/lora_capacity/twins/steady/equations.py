@@ -125,7 +125,7 @@ def follow(problem: Problem, interval: Interval, guess: ServerState) -> tuple[Se
     by_chance = _full_by_chance(problem, interval, guess, demand, running, step.fixed_share)
     return _next_guess(problem, guess, cycle, queue, loads, step, held), Observed(
         running=running,
-        waiting=queue.mean_waiting + 0.5 * (interval.start.held + held),
+        waiting=jnp.minimum(queue.mean_waiting + 0.5 * (interval.start.held + held), problem.most_waiting),
         completed_per_s=queue.completed_per_s,
         ttft_s=_ttft_s(problem, guess, cycle, queue, step, by_chance),
         step_s=step.time_s,
@@ -163,7 +163,8 @@ def _held(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Float[Ar
     piled_up = cycle.chance_wait_s * (cycle.activations_per_s * _piled_up(cycle)).sum(axis=0)
     arrived = interval.duration_s * cycle.held_share * problem.offered_per_s
     # What arrives also runs: a pile does not grow, nor shrink, as fast as requests come.
-    return jnp.clip(piled_up, interval.start.held - 0.5 * arrived, interval.start.held + 0.5 * arrived)
+    piled_up = jnp.clip(piled_up, interval.start.held - 0.5 * arrived, interval.start.held + 0.5 * arrived)
+    return jnp.minimum(piled_up, problem.most_waiting)
 
 
 def _piled_up(cycle: AdapterCycle) -> Float[Array, "classes configs"]:
@@ -326,9 +327,7 @@ def _step(problem: Problem, cycle: AdapterCycle, queue: Queue, running: Float[Ar
             loaded=problem.adapters.sum(axis=0),
             max_loras=scenarios.max_loras,
             max_lora_rank=scenarios.max_lora_rank,
-            small_share=_small_step_share(
-                running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens
-            ),
+            small_share=_small_step_share(running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens),
         )
 
     adapters = _adapters_in_step(cycle, running) + own_adapter
@@ -390,13 +389,11 @@ def _ttft_s(
     served_per_s = jnp.maximum((cycle.active * cycle.served_per_s).sum(axis=0), TINY)
     wait_s = jnp.where(cycle.slots_taken, waited.sum(axis=0) / served_per_s, in_order_s)
     held_s = cycle.chance_wait_s * (cycle.activations_per_s * _piled_up(cycle)).sum(axis=0) / served_per_s
-    by_chance_s = held_s + by_chance.by_chance / problem.offered_per_s
+    by_chance_s = held_s + jnp.minimum(by_chance.by_chance, problem.most_waiting) / problem.offered_per_s
     return wait_s + by_chance_s + _prompt_s(problem, queue.completed_per_s, step)
 
 
-def _prompt_s(
-    problem: Problem, completed_per_s: Float[Array, " configs"], step: Step
-) -> Float[Array, " configs"]:
+def _prompt_s(problem: Problem, completed_per_s: Float[Array, " configs"], step: Step) -> Float[Array, " configs"]:
     """Mean time from admission to the first token: the rest of a step, and the steps of the prompt.
 
     A request comes rather into a long step, one with prompts, and is computed with all that come meanwhile: the gate of

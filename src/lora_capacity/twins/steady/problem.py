@@ -68,7 +68,7 @@ class Problem(NamedTuple):
     resident_share: Float[Array, "classes configs"]
     arrival_cv: Float[Array, " configs"]
     input_cv: Float[Array, " configs"]
-    residence_cv2: Float[Array, " *configs"]
+    residence_cv2: Float[Array, " configs"]
 
     @classmethod
     def of(cls, costs: Costs, scenarios: Scenarios, residence: ResidenceTime) -> Self:
@@ -98,7 +98,7 @@ class Problem(NamedTuple):
             resident_share=resident_share(adapters, rate_per_s, scenarios.max_loras),
             arrival_cv=_given_or_one(scenarios.arrival_cv, scenarios.horizon_s),
             input_cv=_given_or_one(scenarios.input_cv, scenarios.horizon_s),
-            residence_cv2=residence.cv2,
+            residence_cv2=jnp.broadcast_to(residence.cv2, scenarios.horizon_s.shape),
         )
 
     def peakedness(self, rate_per_s: Float[Array, "*shape"], time_s: Float[Array, " configs"]) -> Array:

@@ -95,7 +95,9 @@ def adapter_cycle(problem: Problem, interval: Interval, guess: ServerState) -> A
     max_loras = problem.scenarios.max_loras
     free, alone, wanted, hold_s = _cycle_slots_free(problem, interval, guess)
     fewer_slots = problem.adapters.sum(axis=0) > max_loras
-    slots_taken = fewer_slots & (_settled_wait_s(problem, alone, hold_s) > _SETTLES_WITHIN * problem.scenarios.horizon_s)
+    slots_taken = fewer_slots & (
+        _settled_wait_s(problem, alone, hold_s) > _SETTLES_WITHIN * problem.scenarios.horizon_s
+    )
     held = _held_by_chance(problem, interval, guess, wanted, hold_s)
     hand_over_s = hold_s / jnp.minimum(wanted.sum(axis=0), max_loras)
     taken = _cycle_slots_taken(problem, interval, guess)

@@ -5,12 +5,13 @@ batch follows from Little's law, the step time from the batch, the number of dif
 stays busy (`lora_capacity.twins.steady.equations`). From one interval to the next the queue, the active adapters and
 the adapters loaded so far are carried by implicit Euler steps, which are stable however long the interval.
 
-While slots are free nothing waits for one. When all are in use, a slot goes to the adapter whose oldest request has
+While slots are free on average, chance still makes adapters wait for one, and requests for a place in the batch
+(`lora_capacity.twins.steady.chance`). When all are in use for long, a slot goes to the adapter whose oldest request has
 waited longest, with its whole backlog (`lora_capacity.twins.steady.slots`). While the batch is full, requests are
 admitted in the order of arrival.
 
-What it leaves out: chance fluctuations around the balance, so that nothing waits for a slot while the mean demand is
-below the slots; preemptions; the start-up of the batch itself.
+What it leaves out: that chance may push a server from one balance into another, a worse one; preemptions; the start-up
+of the batch itself.
 """
 
 import dataclasses
