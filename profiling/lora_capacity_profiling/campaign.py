@@ -15,6 +15,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field
 
+from lora_capacity.engines import FlagValue
 from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.schema import Count, Model, validated
 from lora_capacity.workload.files import load_mapping
@@ -28,7 +29,6 @@ from lora_capacity_profiling.points import (
     Prefill,
     ServingRun,
 )
-from lora_capacity_profiling.server import FlagValue
 
 _GRIDS: Mapping[str, type[Point]] = {
     "kv_capacity": KvCapacity,

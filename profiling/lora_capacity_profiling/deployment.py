@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from lora_capacity.engines import ServerConfig
+from lora_capacity.engines import FlagValue, ServerConfig
 from lora_capacity.errors import InputError
-from lora_capacity.models import ModelShape, expand_target_modules
+from lora_capacity.models import ModelShape
 from lora_capacity.schema import read_json
 from lora_capacity.workload import Workload
 from lora_capacity_profiling.material import write_adapter
-from lora_capacity_profiling.server import SECRET, FlagValue, OnStop, Progress, Server, offline_variables
+from lora_capacity_profiling.server import SECRET, OnStop, Progress, Server, offline_variables
 
 SERVER_COLUMNS = (
     "max_loras",
@@ -25,7 +25,6 @@ SERVER_COLUMNS = (
 """Settings that every server is started with, whether or not they equal a default, and that its runs are told by."""
 
 _SETTINGS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization", "block_size")
-_IF_CHANGED = ("gpu_memory_utilization", "block_size")
 _SHAPE = ("num_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -88,15 +87,7 @@ class Deployment:
         names = adapter_names(workload, config.max_cpu_loras)
         _, ranks = workload.adapters.deal(config.max_cpu_loras)
         folders = {rank: self._adapter(rank, config) for rank in sorted(set(ranks.tolist()))}
-        flags: dict[str, FlagValue] = {"served_model_name": self.shape.name, "enable_lora": True}
-        flags |= {name: getattr(config, name) for name in SERVER_COLUMNS}
-        flags |= {
-            name: getattr(config, name) for name in _IF_CHANGED if getattr(config, name) != config.defaults.get(name)
-        }
-        if config.reserved_modules != "all-linear":
-            flags["lora_target_modules"] = list(expand_target_modules(config.reserved_modules))
-        # Random prompts begin alike now and then; what the twins predict has no prefix in common.
-        flags["enable_prefix_caching"] = False
+        flags: dict[str, FlagValue] = {"served_model_name": self.shape.name} | config.flags
         flags |= self.flags
         flags["lora_modules"] = [f"{name}={folders[rank]}" for name, rank in zip(names, ranks.tolist(), strict=True)]
         return Server.launch(

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from lora_capacity.engines import FlagValue
 from lora_capacity_profiling.campaign import Campaign
 from lora_capacity_profiling.points import SPEEDS, Point
-from lora_capacity_profiling.server import FlagValue
 
 
 @dataclass(frozen=True)

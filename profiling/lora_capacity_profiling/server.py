@@ -17,13 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from lora_capacity.engines import FlagValue, flag_words
 from lora_capacity.errors import InputError, check_number
 from lora_capacity_profiling import _processes
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
 from lora_capacity_profiling.startlog import StartReport, plain
 
-FlagValue = str | int | float | bool | list[str] | tuple[str, ...]
 Progress = Callable[[float, str], None]
 """Told, a few times a second while a server starts, the seconds since and the last line of its log."""
 OnStop = Callable[[float, int], None]
@@ -32,7 +32,9 @@ OnStop = Callable[[float, int], None]
 SECRET = "(secret)"
 """What stands in a record for the value of a variable that may be a secret."""
 
-_ENTRY_POINT = ("-m", "vllm.entrypoints.openai.api_server")
+_ENTRY_POINT = ("-m", "vllm.entrypoints.cli.main", "serve")
+"""What `vllm serve` runs; the script of that name need not be on the path."""
+
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)  # in the name of a variable
 _POLL_S = 0.25
 """How often a start is looked at: often against the seconds that it takes, and far from busy."""
@@ -51,25 +53,6 @@ _LOG_TAIL_LINES = 20
 
 _LOG_READ_BYTES = 4 * 1024**2
 """Of a log, from either end: a start fits, hours of serving need not."""
-
-
-def flag_words(flags: Mapping[str, FlagValue]) -> list[str]:
-    """Return flags as words of a command line.
-
-    ``{"max_loras": 4, "enable_lora": True, "enable_prefix_caching": False}`` becomes ``--max-loras 4 --enable-lora
-    --no-enable-prefix-caching``; a list gives several words after its flag.
-
-    Args:
-        flags: Values by vLLM's names, with underscores.
-    """
-    words = []
-    for name, value in flags.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *(value if isinstance(value, list | tuple) else [str(value)])]
-    return words
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
@@ -148,7 +131,7 @@ class Server:
 
         Args:
             model: Name or folder of the model.
-            flags: Further flags by vLLM's names, see :func:`flag_words`.
+            flags: Further flags by vLLM's names, see `lora_capacity.engines.flag_words`.
             log: File for the server's output; replaced if it exists.
             python: Interpreter of the environment that has vLLM.
             environment: Variables to add to this process's own.
@@ -164,7 +147,7 @@ class Server:
         """
         _check_launch(model, flags, Path(python))
         port = _free_port(host) if port is None else _checked_port(host, port)
-        command = [str(python), *_ENTRY_POINT, "--model", str(model), "--host", host, "--port", str(port)]
+        command = [str(python), *_ENTRY_POINT, str(model), "--host", host, "--port", str(port)]
         command += flag_words(flags)
         environment = dict(environment or {})
         server = cls(

@@ -3,7 +3,7 @@ import shlex
 import pytest
 import yaml
 
-from lora_capacity.engines import ENVIRONMENT, FORMS, ServerConfig, emitted
+from lora_capacity.engines import ENVIRONMENT, FORMS, ServerConfig, emitted, flag_words
 from tests.examples import make_calibration
 
 CALIBRATION = make_calibration(vllm_version="0.33.0")
@@ -18,6 +18,12 @@ def words_of(config: dict[str, object]) -> list[str]:
         if value is not True:
             words += map(str, value) if isinstance(value, list) else [str(value)]
     return words
+
+
+def test_flags_become_words() -> None:
+    flags = {"max_loras": 4, "enable_lora": True, "enable_prefix_caching": False, "lora_modules": ["a=x", "b=y"]}
+    words = "--max-loras 4 --enable-lora --no-enable-prefix-caching --lora-modules a=x b=y"
+    assert flag_words(flags) == words.split()
 
 
 def test_all_forms_start_the_same_server() -> None:

@@ -55,7 +55,7 @@ def test_server_is_started_with_its_settings_and_adapters(model_dir: Path, tmp_p
         assert server.adapters == ("a0", "a1", "a2")
     assert (flags["max_loras"], flags["max_cpu_loras"], flags["max_model_len"]) == (2, 3, 512)
     assert (flags["gpu_memory_utilization"], flags["enable_prefix_caching"], flags["dtype"]) == (0.5, False, "bfloat16")
-    assert "block_size" not in flags  # vLLM's own
+    assert flags["block_size"] == 16  # what the prediction rests on, though it may be vLLM's own
     modules = flags["lora_modules"]
     assert isinstance(modules, list)
     folders = [Path(module.partition("=")[2]) for module in modules]

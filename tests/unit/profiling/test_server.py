@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lora_capacity_profiling import _processes
 from lora_capacity_profiling.errors import ServerError
-from lora_capacity_profiling.server import Server, flag_words
+from lora_capacity_profiling.server import Server
 
 from lora_capacity.errors import InputError
 from tests.unit.profiling.conftest import FAKE, WAIT_S, fake_environment
@@ -49,12 +49,6 @@ def listens(port: int) -> bool:
 def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server
-
-
-def test_flags_become_words() -> None:
-    flags = {"max_loras": 4, "enable_lora": True, "enable_prefix_caching": False, "lora_modules": ["a=x", "b=y"]}
-    words = "--max-loras 4 --enable-lora --no-enable-prefix-caching --lora-modules a=x b=y"
-    assert flag_words(flags) == words.split()
 
 
 def test_server_starts_tells_about_itself_and_stops(launch: Launch) -> None:
@@ -260,7 +254,7 @@ def test_attaching_to_an_ill_server_is_refused(
 ) -> None:
     port = listener.getsockname()[1]
     listener.close()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(command, env={**os.environ, **fake_environment(mode)}) as process:
         try:
             assert wait_until(lambda: listens(port))

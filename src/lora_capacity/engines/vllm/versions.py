@@ -78,9 +78,19 @@ scheduler are seen in the schedules of 0.8.5, 0.13, 0.14, 0.26, 0.32 and 0.33. F
 back in reverse order, which is left out."""
 
 ON_DEVICE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"gpu": MappingProxyType({}), "cpu": MappingProxyType({"scheduler.async_scheduling": False})}
+    {
+        "gpu": MappingProxyType({}),
+        "cpu": MappingProxyType(
+            {
+                "scheduler.async_scheduling": False,
+                "block_size": 128,
+                "batch_budgets": (BatchBudget(0, 2048, 128),),
+            }
+        ),
+    }
 )
-"""Rules that a device overrides: vLLM's platform for CPUs (platforms/cpu.py) turns asynchronous scheduling off."""
+"""Rules that a device overrides. On CPUs vLLM turns asynchronous scheduling off (platforms/cpu.py of 0.32.0), tells
+blocks of 128 tokens in its metrics (seen of 0.32.0), and has batch limits of its own (engine/arg_utils.py there)."""
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,9 @@ def check_ranks(options: argparse.Namespace) -> None:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    names = ("model", "host", "dtype", "max-loras", "max-cpu-loras", "max-lora-rank", "served-model-name")
+    parser.add_argument("verb", choices=["serve"])
+    parser.add_argument("model", nargs="?")
+    names = ("host", "dtype", "max-loras", "max-cpu-loras", "max-lora-rank", "served-model-name")
     for name in (*names, *LIMITS, *MEMORY):
         parser.add_argument(f"--{name}")
     parser.add_argument("--port", type=int)
