@@ -35,7 +35,8 @@ COUNT, RATE = [10, 20, 30], [0.2, 0.1, 0.04]
 
 def columns(results: Results) -> dict[str, np.ndarray]:
     """All predictions by name."""
-    return {name: np.asarray(value) for name, value in vars(results).items() if value is not None}
+    told = {name: value for name, value in vars(results).items() if name not in ("client", "events")}
+    return {name: np.asarray(value) for name, value in told.items()}
 
 
 def numbers(results: Results) -> dict[str, np.ndarray]:

@@ -4,8 +4,6 @@ Read `follow` first: adapters in slots, requests that want to run, the queue and
 Each depends on those before it; what an earlier one needs of a later one it takes from the guess.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -14,7 +12,9 @@ from jaxtyping import Bool, Float, Int
 from lora_capacity.costs import step_time_s
 from lora_capacity.costs.kernels import SMALL_STEP_TOKENS
 from lora_capacity.scenarios.results import Bottleneck
+from lora_capacity.twins.steady.balance import Demand, Loads, Observed, Queue, Step
 from lora_capacity.twins.steady.chance import Overflow, overflow
+from lora_capacity.twins.steady.first_token import first_token, piled_up
 from lora_capacity.twins.steady.problem import TINY, Interval, Problem, ServerState
 from lora_capacity.twins.steady.slots import AdapterCycle, adapter_cycle, burst_width
 
@@ -29,12 +29,6 @@ guess does not lead the iteration away."""
 _LEAST_FREE_SHARE = 0.05
 """Least share of a step that does not depend on the batch: its feedback then makes the batch vary twenty times more."""
 
-_MOST_PROMPTS = 20.0
-"""Prompts in a budget from which on none is cut, ``e^{-20}`` of them."""
-
-_MOST_PROMPT_LOAD = 0.95
-"""Most of the time that prompts take: beyond, the batch is full and they wait in the queue."""
-
 _LEAST_VARIABILITY = 0.01
 """Least variability of arrivals and residence: as good as clockwork."""
 
@@ -46,71 +40,6 @@ _LEAST_HELD = 1e-6
 
 _KV_CACHE = 0
 """Place of the KV cache in `Problem.most_running_by`, which has the order of `Bottleneck`."""
-
-
-class Demand(NamedTuple):
-    """The requests that want to run.
-
-    Attributes:
-        by_class: Those of each class, on average.
-        total: All of them and the base model's, on average.
-        fitting: Mean of what fits into the batch.
-        overfull_share: Chance that they do not all fit.
-    """
-
-    by_class: Float[Array, "classes configs"]
-    total: Float[Array, " configs"]
-    fitting: Float[Array, " configs"]
-    overfull_share: Float[Array, " configs"]
-
-
-class Queue(NamedTuple):
-    """The queue of an interval, and what leaves it.
-
-    Attributes:
-        waiting: Requests that wait at the end of the interval.
-        mean_waiting: The same on average over the interval.
-        clients_full: Whether clients hold all that ``max_pending`` lets them.
-        batch_full_share: Share of the time in which the batch is full.
-        completed_per_s: Requests completed per second.
-    """
-
-    waiting: Float[Array, " configs"]
-    mean_waiting: Float[Array, " configs"]
-    clients_full: Bool[Array, " configs"]
-    batch_full_share: Float[Array, " configs"]
-    completed_per_s: Float[Array, " configs"]
-
-
-class Loads(NamedTuple):
-    """Adapters loaded from disk by the end of an interval, loads into slots per second, and their share of the time."""
-
-    loaded_once: Float[Array, "classes configs"]
-    per_s: Float[Array, " configs"]
-    time_share: Float[Array, " configs"]
-
-
-class Step(NamedTuple):
-    """A step: its time, its time without prompts, that of each prompt token, and the share that no request adds to."""
-
-    time_s: Float[Array, " configs"]
-    decode_s: Float[Array, " configs"]
-    prompt_token_s: Float[Array, " configs"]
-    fixed_share: Float[Array, " configs"]
-
-
-class Observed(NamedTuple):
-    """What an interval tells of the server, to be averaged over the horizon."""
-
-    running: Float[Array, " configs"]
-    waiting: Float[Array, " configs"]
-    completed_per_s: Float[Array, " configs"]
-    ttft_s: Float[Array, " configs"]
-    step_s: Float[Array, " configs"]
-    active_adapters: Float[Array, " configs"]
-    loads_per_s: Float[Array, " configs"]
-    bottleneck: Int[Array, " configs"]
-    class_completed_per_s: Float[Array, "classes configs"]
 
 
 def follow(problem: Problem, interval: Interval, guess: ServerState) -> tuple[ServerState, Observed]:
@@ -127,7 +56,7 @@ def follow(problem: Problem, interval: Interval, guess: ServerState) -> tuple[Se
         running=running,
         waiting=jnp.minimum(queue.mean_waiting + 0.5 * (interval.start.held + held), problem.most_waiting),
         completed_per_s=queue.completed_per_s,
-        ttft_s=_ttft_s(problem, guess, cycle, queue, step, by_chance),
+        first_token=first_token(problem, guess, cycle, queue, step, by_chance),
         step_s=step.time_s,
         active_adapters=_adapters_in_step(cycle, running),
         loads_per_s=loads.per_s,
@@ -160,20 +89,11 @@ def _clipped_log_normal(
 
 def _held(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Float[Array, " configs"]:
     """Requests that wait by chance for a slot, by Little's law, as far as they have come by the end of the interval."""
-    piled_up = cycle.chance_wait_s * (cycle.activations_per_s * _piled_up(cycle)).sum(axis=0)
+    settled = cycle.chance_wait_s * (cycle.activations_per_s * piled_up(cycle)).sum(axis=0)
     arrived = interval.duration_s * cycle.held_share * problem.offered_per_s
     # What arrives also runs: a pile does not grow, nor shrink, as fast as requests come.
-    piled_up = jnp.clip(piled_up, interval.start.held - 0.5 * arrived, interval.start.held + 0.5 * arrived)
-    return jnp.minimum(piled_up, problem.most_waiting)
-
-
-def _piled_up(cycle: AdapterCycle) -> Float[Array, "classes configs"]:
-    """Mean wait of an adapter's requests for a slot, added up, over that of the first of them.
-
-    Requests come evenly while the first waits. Where that is an exponential time they wait as long as it on average,
-    where it is constant half as long.
-    """
-    return 1.0 + 0.5 * (1.0 + cycle.wait_cv2) * cycle.backlog
+    settled = jnp.clip(settled, interval.start.held - 0.5 * arrived, interval.start.held + 0.5 * arrived)
+    return jnp.minimum(settled, problem.most_waiting)
 
 
 def _queue(
@@ -369,46 +289,6 @@ def _small_step_share(
     room = SMALL_STEP_TOKENS - running
     below = jax.scipy.stats.norm.cdf(room / jnp.sqrt(running + 1.0))
     return below * jnp.exp(-prefills * jnp.exp(-jnp.maximum(room, 0.0) / mean_input_tokens))
-
-
-def _ttft_s(
-    problem: Problem,
-    guess: ServerState,
-    cycle: AdapterCycle,
-    queue: Queue,
-    step: Step,
-    by_chance: Overflow,
-) -> Float[Array, " configs"]:
-    """Mean wait of the requests admitted now, and then for their own prompt among those of others.
-
-    In order of arrival the wait is the queue over what is sent per second (Little's law). For a slot the first request
-    of a backlog waits in full, those behind it half as long on average.
-    """
-    in_order_s = queue.mean_waiting / (problem.offered_per_s * guess.accepted)
-    waited = cycle.activations_per_s * cycle.wait_s * (1.0 + 0.5 * cycle.backlog)
-    served_per_s = jnp.maximum((cycle.active * cycle.served_per_s).sum(axis=0), TINY)
-    wait_s = jnp.where(cycle.slots_taken, waited.sum(axis=0) / served_per_s, in_order_s)
-    held_s = cycle.chance_wait_s * (cycle.activations_per_s * _piled_up(cycle)).sum(axis=0) / served_per_s
-    by_chance_s = held_s + jnp.minimum(by_chance.by_chance, problem.most_waiting) / problem.offered_per_s
-    return wait_s + by_chance_s + _prompt_s(problem, queue.completed_per_s, step)
-
-
-def _prompt_s(problem: Problem, completed_per_s: Float[Array, " configs"], step: Step) -> Float[Array, " configs"]:
-    """Mean time from admission to the first token: the rest of a step, and the steps of the prompt.
-
-    A request comes rather into a long step, one with prompts, and is computed with all that come meanwhile: the gate of
-    a queue whose service is the prompts' own time. One that exceeds the token budget takes as many steps more as it
-    has further chunks, by exponential lengths.
-
-    Source: M/G/1 with gated service by Takagi, Analysis of Polling Systems (1986), without switch-over times.
-    """
-    scenarios = problem.scenarios
-    room = jnp.maximum(scenarios.max_num_batched_tokens - problem.most_running / scenarios.mean_output_tokens, 1.0)
-    chunks = 1.0 / jnp.expm1(jnp.minimum(room / scenarios.mean_input_tokens, _MOST_PROMPTS))
-    prompt_s = scenarios.mean_input_tokens * step.prompt_token_s + chunks * step.decode_s
-    load = jnp.minimum(completed_per_s * prompt_s, _MOST_PROMPT_LOAD)
-    among_others_s = 0.5 * (1.0 + problem.input_cv**2) * load * prompt_s * (1.0 + 2.0 * load) / (1.0 - load**2)
-    return 1.5 * step.time_s + among_others_s + prompt_s
 
 
 def _next_guess(

@@ -26,7 +26,9 @@ from lora_capacity.scenarios.results import ClientView, Results
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.clients import seen_by_clients
-from lora_capacity.twins.steady.equations import Observed, follow
+from lora_capacity.twins.steady.balance import FirstToken, Observed
+from lora_capacity.twins.steady.equations import follow
+from lora_capacity.twins.steady.first_token import within
 from lora_capacity.twins.steady.problem import TINY, Interval, Problem, ServerState
 from lora_capacity.twins.steady.residence import ResidenceTime
 from lora_capacity.twins.steady.slots import overfilled_share
@@ -67,7 +69,9 @@ def simulate_steady(costs: Costs, scenarios: Scenarios, stays: ResidenceTime) ->
     _, observed = jax.lax.scan(settle, ServerState.empty(problem), (durations_s, edges_s[1:]))
     results = _average(problem, durations_s, observed)
     client = seen_by_clients(costs.front_end, scenarios, results)
-    attainment = _attainment(scenarios, results, client.ttft_s - results.answered_ttft_s)
+    attainment = _attainment(
+        scenarios, results, durations_s, observed.first_token, client.ttft_s - results.answered_ttft_s
+    )
     seen: Results = dataclasses.replace(results, client=client, attainment=attainment)
     return seen
 
@@ -105,7 +109,7 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
     tokens_per_request = scenarios.mean_input_tokens + scenarios.mean_output_tokens
     # Gaps between tokens, each seen by every running request.
     itl_s = running / mean(observed.running / observed.step_s)
-    ttft_s = mean(observed.ttft_s * observed.completed_per_s) / completed
+    ttft_s = mean(observed.first_token.mean_s * observed.completed_per_s) / completed
     return Results(
         throughput_tokens_per_s=told(completed * tokens_per_request),
         offered_tokens_per_s=problem.offered_per_s * tokens_per_request,
@@ -129,12 +133,22 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
     )
 
 
-def _attainment(scenarios: Scenarios, results: Results, later_s: Float[Array, " configs"]) -> Float[Array, " configs"]:
-    """Share of arriving requests that keep their bounds, with exponential times to the first token.
+def _attainment(
+    scenarios: Scenarios,
+    results: Results,
+    durations_s: Float[Array, "intervals configs"],
+    first: FirstToken,
+    later_s: Float[Array, " configs"],
+) -> Float[Array, " configs"]:
+    """Share of arriving requests that keep their bounds: of each interval's, those whose first token comes in time.
+
+    What it leaves out: that answers differ in length, of which a bound of the whole time takes the mean.
 
     Args:
         scenarios: The configurations.
         results: What the engine does; its attainment is the share served.
+        durations_s: The intervals.
+        first: The time to first token in each, ``[intervals, configs]``.
         later_s: What clients wait longer for the first token than the engine takes.
     """
     if scenarios.bounds is None:
@@ -142,8 +156,9 @@ def _attainment(scenarios: Scenarios, results: Results, later_s: Float[Array, " 
     bounds = scenarios.bounds.earlier(later_s)
     whole_s = bounds.e2el_s - results.tpot_s * (scenarios.mean_output_tokens - 1.0)
     most_ttft_s = jnp.maximum(jnp.minimum(bounds.ttft_s, whole_s), 0.0)
-    within = 1.0 - jnp.exp(-most_ttft_s / jnp.maximum(results.ttft_s, TINY))
-    return results.attainment * within * (results.tpot_s <= bounds.tpot_s)
+    in_time = within(first, jnp.broadcast_to(most_ttft_s, durations_s.shape))
+    share = (in_time * durations_s).sum(axis=0) / scenarios.horizon_s
+    return jnp.minimum(share, results.attainment) * (results.tpot_s <= bounds.tpot_s)
 
 
 def _class_service(
