@@ -24,6 +24,7 @@ from lora_capacity.run.events import Source, run_events
 from lora_capacity.run.requests import pack_requests
 from lora_capacity.run.steady import with_classes
 from lora_capacity.scenarios import Bottleneck, Results, Scenarios, build_scenarios
+from lora_capacity.scenarios.scenarios import LatencyBounds
 from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import Workload
 
