@@ -291,11 +291,12 @@ def _hand_over(
     return active, handed * due_per_s * (adapters - active) / duration_s
 
 
-def overfilled_share(problem: Problem, start: ServerState) -> Float[Array, " configs"]:
+def overfilled_share(problem: Problem, start: ServerState, end_s: Float[Array, " configs"]) -> Float[Array, " configs"]:
     """Share of an interval in which the backlogs of the adapters that get a slot overfill the batch.
 
     An adapter that brings a backlog keeps ``(1 + backlog) / drain`` requests running on average (Little's law), all
-    slots together a log-normal number; the batch stays full once its median lies well above what fits.
+    slots together a log-normal number; the batch stays full once its median lies well above what fits. It comes to that
+    when the first slot changes hands, which takes long where all that have one are always busy.
     """
     rate_per_s = problem.rate_per_s
     inactive = jnp.maximum(problem.adapters - start.active, 0.0)
@@ -308,7 +309,10 @@ def overfilled_share(problem: Problem, start: ServerState) -> Float[Array, " con
     width = burst_width(max_loras)
     wanted = jnp.maximum(max_loras * running_per_slot, TINY)
     excess = jnp.log(wanted / problem.most_running) / width - 0.5 * width
-    return jax.nn.sigmoid((excess - BURST_MARGIN) / BURST_WIDTH)
+    residence_s = problem.residence_s(start)
+    held_s = residence_s * problem.residence.busy_period(rate_per_s * start.accepted * residence_s)
+    handed_over = -jnp.expm1(-end_s * (start.active / held_s).sum(axis=0))
+    return handed_over * jax.nn.sigmoid((excess - BURST_MARGIN) / BURST_WIDTH)
 
 
 def burst_width(max_loras: Real[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:

@@ -64,7 +64,7 @@ def simulate_steady(costs: Costs, scenarios: Scenarios, stays: ResidenceTime) ->
     durations_s = jnp.diff(edges_s, axis=0)
 
     def settle(start: ServerState, times_s: tuple[Array, Array]) -> tuple[ServerState, Observed]:
-        return _balance(problem, Interval(start, *times_s, overfilled_share(problem, start)))
+        return _balance(problem, Interval(start, *times_s, overfilled_share(problem, start, times_s[1])))
 
     _, observed = jax.lax.scan(settle, ServerState.empty(problem), (durations_s, edges_s[1:]))
     results = _average(problem, durations_s, observed)
