@@ -31,7 +31,7 @@ from lora_capacity.fitting import fit_calibration
 from lora_capacity.measurements import read_profile, smape
 from lora_capacity.run import simulate
 from lora_capacity.scenarios import build_scenarios
-from lora_capacity.search import recommend
+from lora_capacity.search import Objective, recommend
 from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import Workload
 
@@ -299,6 +299,7 @@ def regret(grid: list[dict[str, Any]], calibration: Calibration, fixed: Mapping[
             max_num_batched_tokens=[fixed["max_num_batched_tokens"]],
             risk=risk,
             engine=engine,
+            objective=Objective("throughput"),
             settings={**others, "max_lora_rank": 8},
         ).server
         pair = next(p for p in pairs if (p["adapters"], p["max_loras"]) == (server.max_cpu_loras, server.max_loras))

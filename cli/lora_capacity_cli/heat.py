@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _SHADES = " ░▒▓█"
 """No throughput to the most of the map."""
 
-_SIGNS = {"starved": "·", "risky": ":", "too_slow": "'", "no_kv_cache": "x", "oom": "x"}
+_SIGNS = {"starved": "·", "falls_behind": "·", "risky": ":", "misses_bounds": "'", "no_kv_cache": "x", "oom": "x"}
 _LEGEND = {sign: spoken(verdict) for verdict, sign in _SIGNS.items()} | {"x": "does not start", "o": "recommended"}
 _CELL = 2
 """Characters of a cell, which make it about square."""

@@ -19,6 +19,9 @@ MAX_GRID_VALUES = 10_000
 _EVENT_ONLY = ("seed", "seeds", "warmup_s", "samples", "drain")
 """Options that the event twin alone hears of: the steady twin draws no requests and follows no time."""
 
+_BOUNDED = {key: key for key in ("ttft", "tpot", "e2el")}
+"""What ``--goodput`` bounds, by vLLM's keys."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -67,6 +70,27 @@ class Modules(click.ParamType):
         if isinstance(value, tuple) or "," not in value:
             return value
         return tuple(name.strip() for name in value.split(","))
+
+
+class Bound(click.ParamType):
+    """A latency bound as in ``vllm bench serve --goodput``: ``ttft:1000``."""
+
+    name = "bound"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return how help shows it."""
+        return "KEY:MS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """Return the key and the milliseconds."""
+        if isinstance(value, tuple):
+            return value
+        key, _, bound_ms = value.partition(":")
+        try:
+            return _BOUNDED[key], float(bound_ms)
+        except (KeyError, ValueError):
+            allowed = "ttft:MS, tpot:MS or e2el:MS with milliseconds, such as ttft:1000"
+            self.fail(f"{value!r} is not allowed; allowed: {allowed}", param, ctx)
 
 
 GRID = Grid()
@@ -121,12 +145,37 @@ def refuse_given(names: Iterable[str], beside: str, remedy: str) -> None:
             raise InputError(param.opts[-1], ctx.params[param.name], f"nothing beside {beside}", remedy)
 
 
-def engine_options(command: Command, *, reference: bool = False) -> Command:
+def goodput_options(command: Command) -> Command:
+    """Add ``--goodput`` and ``--attainment``; the command gets them as ``bounds``, for `read_workload`."""
+
+    @functools.wraps(command)
+    def with_bounds(**given: Any) -> Any:
+        bounds = {name: given.pop(name) for name in ("goodput", "attainment")}
+        return command(**given, bounds=bounds)
+
+    goodput = click.option(
+        "--goodput",
+        type=Bound(),
+        multiple=True,
+        help="Latency bound of a request, as in `vllm bench serve`: ttft, tpot or e2el and milliseconds; again for "
+        "several. [default: the workload's, or ttft:2000]",
+    )
+    attainment = click.option(
+        "--attainment",
+        type=float,
+        help="Share of the arriving requests that should keep all bounds. [default: the workload's, or 0.95]",
+    )
+    decorated: Any = goodput(attainment(with_bounds))
+    return decorated
+
+
+def engine_options(command: Command, *, reference: bool = False, default: str = "steady") -> Command:
     """Add ``--engine`` and ``--seed``; options of the event twin are refused beside the steady one.
 
     Args:
         command: What gets them.
         reference: Whether the engine can be the plain-Python reference.
+        default: The engine where none is given.
     """
 
     @functools.wraps(command)
@@ -138,7 +187,7 @@ def engine_options(command: Command, *, reference: bool = False) -> Command:
     engine = click.option(
         "--engine",
         type=click.Choice(["steady", "event", *["reference"] * reference]),
-        default="steady",
+        default=default,
         show_default=True,
         help="Which twin predicts: steady (averages, instant) or event (every engine step, takes longer)"
         + (", or the plain-Python reference of the latter (some minutes)." if reference else "."),

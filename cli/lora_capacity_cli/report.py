@@ -24,7 +24,7 @@ SUFFIXES = (".html",)
 @click.command(
     epilog=examples(
         "lora-capacity report examples/many_idle.yaml -o many_idle.html",
-        "lora-capacity report examples/few_busy.yaml --max-ttft-ms 500 -o few_busy.html --figures figures",
+        "lora-capacity report examples/few_busy.yaml --goodput ttft:500 -o few_busy.html --figures figures",
     )
 )
 @search_options

@@ -1,11 +1,15 @@
 """What a command sets up before it calls the library: JAX's compilation cache, and progress on stderr."""
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_capacity.workload import Workload
 
 Progress = Callable[[int, int], None]
 
@@ -35,6 +39,31 @@ def prepare(*, on_cpu: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             enable_compilation_cache(folder)
+
+
+def read_workload(path: Path, bounds: dict[str, Any]) -> "Workload":
+    """Read a workload file, with latency bounds that were given in place of its own.
+
+    Args:
+        path: The file.
+        bounds: What `goodput_options` gathered.
+
+    Raises:
+        InputError: If the file or a bound cannot be used.
+    """
+    from lora_capacity.errors import InputError
+    from lora_capacity.workload import Goodput, Workload
+
+    workload = Workload.from_file(path)
+    asked = workload.goodput
+    bounds_ms = dict(bounds["goodput"])
+    if len(bounds_ms) < len(bounds["goodput"]):
+        raise InputError("--goodput", " ".join(key for key, _ in bounds["goodput"]), "each key once")
+    if bounds_ms:
+        asked = Goodput.from_ms(bounds_ms, asked.attainment)
+    if bounds["attainment"] is not None:
+        asked = dataclasses.replace(asked, attainment=bounds["attainment"])
+    return dataclasses.replace(workload, goodput=asked)
 
 
 def join_processes(address: str | None) -> bool:

@@ -14,6 +14,7 @@ from lora_capacity_cli.options import (
     engine_options,
     examples,
     format_option,
+    goodput_options,
     server_options,
     workload_argument,
 )
@@ -28,7 +29,7 @@ from lora_capacity_cli.output import (
     shown,
     spoken,
 )
-from lora_capacity_cli.runtime import prepare
+from lora_capacity_cli.runtime import prepare, read_workload
 
 if TYPE_CHECKING:
     from lora_capacity.scenarios import EventDetails, Results
@@ -60,6 +61,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 )
 @workload_argument
 @calibration_option
+@goodput_options
 @click.option("--adapters", type=int, required=True, metavar="A", help="Adapters served (max_cpu_loras).")
 @click.option("--max-loras", type=int, required=True, metavar="S", help="Slots.")
 @functools.partial(engine_options, reference=True)
@@ -81,6 +83,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 def simulate(
     workload: Path,
     calibration: str,
+    bounds: dict[str, Any],
     adapters: int,
     max_loras: int,
     engine: str,
@@ -102,9 +105,8 @@ def simulate(
     from lora_capacity.errors import InfeasibleError
     from lora_capacity.run import simulate as run
     from lora_capacity.scenarios import build_scenarios, extrapolations, table
-    from lora_capacity.workload import Workload
 
-    asked = Workload.from_file(workload)
+    asked = read_workload(workload, bounds)
     known = load_calibration(calibration)
     scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
     results = run(known, scenarios, asked, engine=engine, seed=seed, warmup_s=warmup_s, samples=samples, drain=drain)
@@ -125,6 +127,9 @@ def simulate(
         "model": known.model.name,
         "engine": engine,
         **resolved,
+        "goodput": asked.goodput.to_ms(),
+        "attainment": asked.goodput.attainment,
+        "keeps_bounds": row["attainment"] >= asked.goodput.attainment,
         "prediction": row,
         "client": client,
         "classes": _classes(asked, adapters, results),
@@ -193,7 +198,7 @@ def _print(document: dict[str, Any]) -> None:
             "offered load": f"{shown(row['offered_tokens_per_s'])} tokens/s, {starved}{percent(row['service'])} served",
             "inter-token latency": f"{duration(row['itl_s'])}; clients see {duration(client['itl_s'])}",
             "time to first token": f"{duration(row['ttft_s'])}; clients see {duration(client['ttft_s'])}",
-            "requests within bounds": percent(row["attainment"]),
+            "requests within bounds": f"{percent(row['attainment'])}, {percent(document['attainment'])} asked",
             "step time": duration(row["step_time_s"]),
             "requests running, waiting": f"{shown(row['mean_running'])}, {shown(row['mean_waiting'])}",
             "adapters in a batch": shown(row["active_adapters"]),

@@ -14,12 +14,13 @@ from lora_capacity_cli.options import (
     engine_options,
     examples,
     format_option,
+    goodput_options,
     seeds_option,
     server_options,
     workload_argument,
 )
-from lora_capacity_cli.output import print_facts, print_json
-from lora_capacity_cli.runtime import join_processes, prepare, progress_bar
+from lora_capacity_cli.output import print_facts, print_json, spoken
+from lora_capacity_cli.runtime import join_processes, prepare, progress_bar, read_workload
 from lora_capacity_cli.tables import check_output, parts_folder, write_table
 
 
@@ -31,6 +32,7 @@ from lora_capacity_cli.tables import check_output, parts_folder, write_table
 )
 @workload_argument
 @calibration_option
+@goodput_options
 @click.option("--adapters", type=GRID, required=True, help="Numbers of adapters (max_cpu_loras).")
 @click.option("--max-loras", type=GRID, required=True, help="Numbers of slots; those above the adapters are left out.")
 @click.option(
@@ -49,6 +51,7 @@ from lora_capacity_cli.tables import check_output, parts_folder, write_table
 def sweep(
     workload: Path,
     calibration: str,
+    bounds: dict[str, Any],
     adapters: tuple[int, ...],
     max_loras: tuple[int, ...],
     output: Path,
@@ -75,9 +78,8 @@ def sweep(
     from lora_capacity.run import engine_named, simulate
     from lora_capacity.run.steady import grid
     from lora_capacity.scenarios import build_scenarios, table
-    from lora_capacity.workload import Workload
 
-    asked = Workload.from_file(workload)
+    asked = read_workload(workload, bounds)
     known = load_calibration(calibration)
     axes = {name: values for name, values in settings.items() if name in ("max_num_seqs", "max_num_batched_tokens")}
     fixed = {name: value for name, value in settings.items() if name not in axes}
@@ -113,6 +115,7 @@ def sweep(
         "configurations": len(columns["status"]),
         "started": sum(status not in REFUSALS for status in columns["status"].tolist()),
         "starved": int(columns["starved"].sum()),
+        "keep_bounds": int((columns["attainment"] >= asked.goodput.attainment).sum()),
         "columns": list(columns),
     }
     if output_format == "json":
@@ -120,5 +123,5 @@ def sweep(
     else:
         print_facts(
             f"{output}",
-            {name: f"{summary[name]:,}" for name in ("configurations", "started", "starved")},
+            {spoken(name): f"{summary[name]:,}" for name in ("configurations", "started", "starved", "keep_bounds")},
         )

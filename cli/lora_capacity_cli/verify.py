@@ -12,7 +12,7 @@ from lora_capacity.errors import InputError, LoraCapacityError
 from lora_capacity_cli.comparison import compare, print_comparison
 from lora_capacity_cli.options import FILE, examples, format_option, refuse_given
 from lora_capacity_cli.output import print_json
-from lora_capacity_cli.runtime import prepare
+from lora_capacity_cli.runtime import prepare, read_workload
 from lora_capacity_cli.search import SEARCH_ONLY, recommend, search_options
 from lora_capacity_cli.servers import HOW_STARTED, stages, start_options
 
@@ -216,9 +216,11 @@ def _points(
     refuse_given(SEARCH_ONLY, "--url" if url else "both --adapters and --max-loras", "it is for a search")
     from lora_capacity.calibration import load_calibration
     from lora_capacity.run.steady import grid
-    from lora_capacity.workload import Workload
 
-    workload, calibration = Workload.from_file(question["workload"]), load_calibration(question["calibration"])
+    workload, calibration = (
+        read_workload(question["workload"], question["bounds"]),
+        load_calibration(question["calibration"]),
+    )
     columns = grid(adapters, slots)
     pairs = zip(columns["adapters"].tolist(), columns["max_loras"].tolist(), strict=True)
     given = [{"max_cpu_loras": count, "max_loras": slot} for count, slot in pairs]

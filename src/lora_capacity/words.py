@@ -25,7 +25,8 @@ LABELS = {
     "acceptable": "keeps up",
     "risky": "risky",
     "starved": "starved",
-    "too_slow": "too slow",
+    "falls_behind": "falls behind",
+    "misses_bounds": "misses its bounds",
     "impossible": "more slots than adapters",
 }
 """Labels that are not simply words with underscores, and what they mean."""

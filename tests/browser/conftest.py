@@ -55,7 +55,7 @@ def report_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A report in a file of its own."""
     workload = Workload.from_file(REPOSITORY / "examples" / "mixed_ranks.yaml")
     calibration = load_calibration("llama-3.1-8b-instruct-h100-64gb")
-    report = build_report(workload, calibration, recommend(workload, calibration))
+    report = build_report(workload, calibration, recommend(workload, calibration, engine="steady"))
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(report.html(note="mixed_ranks.yaml"), encoding="utf-8")
     return path.as_uri()

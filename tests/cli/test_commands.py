@@ -80,8 +80,14 @@ def test_server_settings_have_the_names_of_vllms_flags(run: Run, command: str) -
 
 def test_optimize_json(run: Run, workload: Path) -> None:
     found = answer(run("optimize", workload, "--format", "json"))
-    best = found["predicted"]
+    best, played = found["predicted"], found["played"]
     assert found["max_cpu_loras"] == best["max_cpu_loras"] >= found["max_loras"] == best["max_loras"] >= 1
+    settings = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
+    assert found["recommended"] == {name: best[name] for name in settings} == {name: played[name] for name in settings}
+    assert played["seeds"] == [0, 1, 2, 3]
+    assert played["attainment"] >= found["attainment"] == 0.95
+    assert played["served"] >= 0.99
+    assert found["headroom"] >= 1.0
     assert best["throughput_tokens_per_s"] > 0.9 * best["offered_tokens_per_s"] > 0
     assert found["margin"]["starving_probability"] <= found["risk"] == 0.05
     assert found["margin"]["spare_bytes"] > 0
@@ -120,7 +126,8 @@ def test_one_adapter_is_a_workload(run: Run, workload: Path) -> None:
 def test_simulate_json(run: Run, workload: Path) -> None:
     found = answer(run("simulate", workload, "--adapters", 16, "--max-loras", 8, "--format", "json"))
     settings = ["max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"]
-    others = ["prediction", "client", "classes", "memory", "warnings", "serve_command", "serve_environment"]
+    others = ["goodput", "attainment", "keeps_bounds", "prediction", "client", "classes", "memory", "warnings"]
+    others += ["serve_command", "serve_environment"]
     assert list(found) == ["calibration", "model", "engine", *settings, *others]
     assert [found[name] for name in settings] == [16, 8, 16, 256, 2048]
     of_clients = {"ttft_s", "tpot_s", "itl_s"}

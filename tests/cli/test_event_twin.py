@@ -188,13 +188,13 @@ def test_compare(run: Run, minute: Path) -> None:
     assert "nan" not in text.stdout
 
 
-def test_optimize_by_the_event_twin(run: Run, minute: Path) -> None:
-    # What is still running after a minute is not completed.
-    lenient = ("--starvation-threshold", 0.4)
-    command = ("optimize", minute, *lenient, "--adapters", "12,15", "--max-loras", 8, "--engine", "event", "--seeds", 1)
-    found = answer(run(*command, "--format", "json"))
-    assert found["engine"] == "event"
-    assert found["second_opinion"]["seeds"] == 1
-    text = run(*command)
+def test_optimize_is_played_unless_told_otherwise(run: Run, minute: Path) -> None:
+    command = ("optimize", minute, "--adapters", "12,15", "--max-loras", 8)
+    found = answer(run(*command, "--seeds", 1, "--format", "json"))
+    assert (found["engine"], found["played"]["seeds"]) == ("event", [0])
+    text = run(*command, "--seeds", 1)
     assert text.exit_code == 0
-    assert "The event twin decided" in text.stdout
+    assert "The event twin played it with seed 0" in text.stdout
+    alone = run(*command, "--engine", "steady")
+    assert "Nothing was played" in alone.stdout
+    assert answer(run(*command, "--engine", "steady", "--format", "json"))["played"] is None

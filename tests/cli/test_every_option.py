@@ -35,7 +35,8 @@ PROFILE = Path(__file__).parents[1] / "data" / "profile-cpu"
 MINUTE = WORKLOAD.replace("horizon_s: 3600", "horizon_s: 60").replace("[0.4, 0.2]", "[0.2, 0.1]")
 SPACE = "rates_per_s: {min: 0.1, max: 0.4}\nranks: [8, 16]\n"
 EVENT = ("--engine", "event")
-SEARCHED = ("w.yaml", "--adapters", "8,16", "--max-loras", "4,8", "--format", "json")
+STEADY = ("--engine", "steady")
+SEARCHED = ("w.yaml", "--adapters", "8,16", "--max-loras", "4,8", *STEADY, "--format", "json")
 POINT = ("w.yaml", "--adapters", "16", "--max-loras", "8", "--format", "json")
 TRIED = ("--model", "tiny", "--calibration", "calibration.json", "--predict-with", "steady", "--format", "json")
 RUNNING = ("--url", "http://127.0.0.1:1")
@@ -101,17 +102,20 @@ UNTRAINED = {
     "--target-modules": refused("attention"),
 }
 """Settings that surrogates are not trained for."""
+BOUNDS: dict[str, Given | list[Given]] = {
+    "--goodput": [given("ttft:50"), refused("ttft:5", "--goodput", "ttft:6"), refused("itl:5"), refused("ttft=5")],
+    "--attainment": [given(1), refused(1.5)],
+}
 SEARCH: dict[str, Given | list[Given]] = {
     "--calibration": given(QWEN),
     "--adapters": given("8"),
     "--max-loras": given("4"),
     "--objective": given("fewest-slots"),
     "--within": [given(0.5, "--objective", "fewest-slots"), refused(0.5)],
-    "--max-itl-ms": given(5),
-    "--max-ttft-ms": given(5),
-    "--starvation-threshold": given(0.001),
+    **BOUNDS,
+    "--starvation-threshold": [given(0.001, "--objective", "throughput"), refused(0.001)],
     "--risk": given(0.2),
-    "--engine": given("event", "--seeds", "1"),
+    "--engine": given("event"),
     "--seed": [given(7, *EVENT), refused(7)],
     "--seeds": [given(1, *EVENT), refused(3)],
     **SETTINGS,
@@ -125,9 +129,12 @@ STARTED = {
 }
 CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     "optimize": SEARCH | {"--report": given("page.html")},
-    "report": SEARCH | {"--output": given("other.html"), "--figures": given("figures")},
+    "report": SEARCH
+    | {"--goodput": given("ttft:50"), "--attainment": given(1)}  # what is handed on is not looked at here
+    | {"--output": given("other.html"), "--figures": given("figures")},
     "simulate": {
         "--calibration": given(QWEN),
+        **BOUNDS,
         "--adapters": given(12),
         "--max-loras": given(4),
         "--engine": given("event"),
@@ -140,6 +147,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     },
     "sweep": {
         "--calibration": given(QWEN),
+        **BOUNDS,
         "--adapters": given("8"),
         "--max-loras": given("4"),
         "--output": given("grid.parquet"),
@@ -211,13 +219,13 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
             for option, case in {
                 "--objective": given("fewest-slots"),
                 "--within": given(0.5, "--objective", "fewest-slots"),
-                "--max-itl-ms": given(5),
-                "--max-ttft-ms": given(5),
-                "--starvation-threshold": given(0.001),
+                "--goodput": given("ttft:50"),
+                "--attainment": given(0.9),
+                "--starvation-threshold": given(0.001, "--objective", "throughput"),
                 "--risk": given(0.2),
-                "--engine": given("event"),
-                "--seed": given(7, *EVENT),
-                "--seeds": given(1, *EVENT),
+                "--engine": given("steady"),
+                "--seed": given(7),
+                "--seeds": given(1),
             }.items()
         },
         **SETTINGS,
@@ -496,4 +504,4 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @functools.cache
 def _recommendation(calibration: str) -> tuple[Any, Any]:
     known = load_calibration(calibration)
-    return known, recommend(Workload.from_file("w.yaml"), known, adapters=(4,), max_loras=(2, 4))
+    return known, recommend(Workload.from_file("w.yaml"), known, adapters=(4,), max_loras=(2, 4), engine="steady")

@@ -34,13 +34,13 @@ def test_optimize_writes_the_same_page_and_answers_as_ever(run: Run, workload: P
     assert Path("page.html").read_bytes() == Path("other.html").read_bytes()
 
 
-def test_a_long_wait_is_warned_of_on_the_terminal_in_json_and_on_the_page(run: Run, workload: Path) -> None:
-    (warning,) = json.loads(run("optimize", workload, "--format", "json", "--report", "page.html").stdout)["warnings"]
-    assert "first token" in warning
-    assert "--max-ttft-ms" in warning
-    assert f"warning: {warning}" in run("optimize", workload).stdout.splitlines()
+def test_an_overloaded_server_is_warned_of_on_the_terminal_in_json_and_on_the_page(run: Run, workload: Path) -> None:
+    asked = ("optimize", workload, "--objective", "throughput", "--engine", "steady")
+    (warning,) = json.loads(run(*asked, "--format", "json", "--report", "page.html").stdout)["warnings"]
+    assert "overloaded" in warning
+    assert f"warning: {warning}" in run(*asked).stdout.splitlines()
     assert warning in Path("page.html").read_text(encoding="utf-8")
-    bound = run("optimize", workload, "--max-ttft-ms", 1000, "--format", "json")
+    bound = run("optimize", workload, "--engine", "steady", "--goodput", "ttft:1000", "--format", "json")
     assert json.loads(bound.stdout)["warnings"] == []
 
 

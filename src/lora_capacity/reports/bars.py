@@ -23,7 +23,7 @@ def class_words(each: ClassService) -> str:
 
 
 def service_figure(classes: tuple[ClassService, ...], threshold: float) -> str:
-    """Return the share of requests served of adapters of each rate and rank, now and at the load that starves."""
+    """Return the share of requests served of adapters of each rate and rank, now and at the load at which it fails."""
     shares = [share for each in classes for share in (each.service, each.service_beyond) if math.isfinite(share)]
     # From the next lower tenth, at most 80 %, so that small differences show.
     low = min(max(math.floor(10.0 * (min(shares, default=0.0) - 0.02)) / 10.0, 0.0), 0.8)
@@ -40,7 +40,7 @@ def service_figure(classes: tuple[ClassService, ...], threshold: float) -> str:
         if not math.isfinite(each.service):
             continue
         here, beyond = across(100.0 * each.service), across(100.0 * each.service_beyond)
-        told = f"{class_words(each)}: {percent(each.service)}, starving {percent(each.service_beyond)}"
+        told = f"{class_words(each)}: {percent(each.service)}, where it fails {percent(each.service_beyond)}"
         marks = svg.path("link", f"M{beyond:.1f} {y:.1f}H{here:.1f}") + svg.circle("hollow", beyond, y, 4.0)
         parts.append(svg.element("g", svg.element("title", told), marks, svg.circle("dot", here, y, 4.5)))
     worst = min(classes, key=lambda each: each.service, default=None)
@@ -49,7 +49,7 @@ def service_figure(classes: tuple[ClassService, ...], threshold: float) -> str:
 
 
 def change_figure(changes: tuple[Change, ...], critical_load: float) -> str:
-    """Return what each change does to the load at which the server starves."""
+    """Return what each change does to the load at which the server fails."""
     told = sorted((each for each in changes if math.isfinite(each.margin)), key=lambda each: each.margin)
     bottom = _TOP + _ROW * len(told)
     left, right = WIDTH * 0.49, WIDTH - 14.0
@@ -59,7 +59,7 @@ def change_figure(changes: tuple[Change, ...], critical_load: float) -> str:
     across = svg.Scale(low - pad, max(high, 0.0) + pad, left, right)
     zero = across(0.0)
     parts = [
-        svg.axis_x(across, bottom, "change of the margin to starvation, points", 5, _TOP),
+        svg.axis_x(across, bottom, "change of the headroom, points", 5, _TOP),
         svg.path("zero", f"M{zero:.1f} {_TOP:.0f}V{bottom:.1f}"),
     ]
     for i, each in enumerate(told):
@@ -70,7 +70,7 @@ def change_figure(changes: tuple[Change, ...], critical_load: float) -> str:
             svg.rect(f"bar {kind}", min(x, zero), y - 6.0, max(abs(x - zero), 0.6), 12.0, rx=1.5),
             svg.text(points(each.margin), x + outside, y + 4.0, class_="num", text_anchor=anchor),
         ]
-    title = f"Points of margin; it starves at {shown(critical_load)} times the load now"
+    title = f"Points of headroom; it fails at {shown(critical_load)} times the load now"
     return svg.drawing(WIDTH, bottom + _BELOW, "What small changes would do", title, *parts)
 
 

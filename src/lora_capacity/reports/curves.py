@@ -9,7 +9,7 @@ from jaxtyping import Float
 from lora_capacity.reports import svg
 from lora_capacity.reports.plan_grid import Curve
 from lora_capacity.reports.quantities import STARVING, Quantity
-from lora_capacity.words import shown
+from lora_capacity.words import shown, spoken
 
 WIDTH, HEIGHT = 420.0, 260.0
 """Size of a panel in CSS pixels, two of which stand side by side on the page."""
@@ -81,11 +81,11 @@ class Panel:
 
         Args:
             slots: Number of slots, for the description.
-            risk: Accepted chance of starving, drawn where that is shown.
+            risk: Accepted chance of failing, drawn where that is shown.
         """
         name = f"{self.quantity.name} against the number of adapters, with {slots} slots"
         parts = (
-            self._starved(),
+            self._failing(),
             svg.axis_y(self.up, _LEFT, 5, _RIGHT),
             svg.axis_x(self.across, _BOTTOM, "adapters A", 6),
             self._band(),
@@ -99,17 +99,19 @@ class Panel:
         told = {"class_": "fig panel", "data_key": self.quantity.key}
         return svg.drawing(WIDTH, HEIGHT, name, self._describe(), *parts, **told)
 
-    def _starved(self) -> str:
-        """Return a wash over the numbers of adapters that starve."""
-        starved, xs = np.flatnonzero(self.curve.verdict == "starved"), self.xs
-        if not starved.size:
+    def _failing(self) -> str:
+        """Return a wash over the numbers of adapters that fail."""
+        fails = ("starved", "falls_behind", "misses_bounds")
+        failing, xs = np.flatnonzero(np.isin(self.curve.verdict.astype(str), fails)), self.xs
+        words = spoken(str(self.curve.verdict[failing[-1]])) if failing.size else ""
+        if not failing.size:
             return ""
-        first, last = int(starved[0]), int(starved[-1])
+        first, last = int(failing[0]), int(failing[-1])
         left = 0.5 * (xs[first - 1] + xs[first]) if first else xs[0]
         wash = svg.rect("wash", left, _TOP, xs[last] - left, _BOTTOM - _TOP)
-        if xs[last] - left <= svg.width_of("starved") + 10.0:
+        if xs[last] - left <= svg.width_of(words) + 10.0:
             return wash
-        return wash + svg.text("starved", xs[last] - 6.0, 0.4 * _TOP + 0.6 * _BOTTOM, class_="note", text_anchor="end")
+        return wash + svg.text(words, xs[last] - 6.0, 0.4 * _TOP + 0.6 * _BOTTOM, class_="note", text_anchor="end")
 
     def _band(self) -> str:
         if not self.interval:

@@ -18,7 +18,7 @@ class ClassService:
         rate_per_s: Requests per second of one of them, mean.
         rank: Their rank, mean.
         service: Share of their requests that is completed.
-        service_beyond: The same at the load at which the server starves.
+        service_beyond: The same at the load at which the server fails.
     """
 
     adapters: int

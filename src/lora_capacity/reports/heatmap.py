@@ -17,13 +17,20 @@ from lora_capacity.words import shown, spoken
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom."""
 
-REGIONS = ("impossible", "oom", "no_kv_cache", "starved", "risky", "too_slow", "acceptable")
+REGIONS = ("impossible", "oom", "no_kv_cache", "starved", "falls_behind", "misses_bounds", "risky", "acceptable")
 """Verdicts, in the order in which their names are placed on a map while there is room."""
 
 BOTTLENECKS = ("none", "slots", "sequences", "kv_cache", "token_budget", "no_kv_cache", "oom")
 """Bottlenecks, by the labels of `PlanGrid.bottleneck`, in the order in which they are told."""
 
-_HATCHES = {"starved": (45, 7), "risky": (45, 14), "too_slow": (90, 7), "no_kv_cache": (-45, 5), "oom": (0, 4)}
+_HATCHES = {
+    "starved": (45, 7),
+    "falls_behind": (45, 7),
+    "misses_bounds": (90, 7),
+    "risky": (45, 14),
+    "no_kv_cache": (-45, 5),
+    "oom": (0, 4),
+}
 """Angle in degrees and distance of the lines over each verdict, told apart in black and white too."""
 
 _LEFT, _RIGHT, _BOTTOM = 40.0, 12.0, 44.0

@@ -31,7 +31,7 @@ class Change:
 
     Attributes:
         words: What is changed.
-        margin: Difference in the load at which the server starves, in times the offered load.
+        margin: Difference in the load at which the server fails, in times the offered load.
         itl_s: Difference in the mean inter-token latency.
         ttft_s: Difference in the mean time to first token.
         throughput_tokens_per_s: Difference in throughput.
@@ -86,7 +86,7 @@ def changes(problem: Problem, best: Candidate) -> tuple[Change, ...]:
         problem.calibration,
         host.replace(kv_cache_tokens=kv_cache_tokens),
         problem.workload,
-        threshold=problem.threshold,
+        needed=problem.needed,
         risk=problem.risk,
         loads=_LOADS,
     )

@@ -34,7 +34,7 @@ def map_table(grid: PlanGrid) -> tuple[list[str], list[list[str]]]:
 
 
 def curve_rows(curve: Curve) -> list[list[str]]:
-    """Return some points of the curves: adapters, three quantities with their intervals, the chance of starving."""
+    """Return some points of the curves: adapters, three quantities with their intervals, the chance of failing."""
 
     def told(i: int, key: str, scale: float) -> str:
         value, low, high = (shown(scale * float(each[key][i])) for each in (curve.values, curve.low, curve.high))

@@ -1,7 +1,7 @@
 """The best numbers of adapters and slots on one GPU."""
 
 from lora_capacity.search.margin import assess, load_headroom, starving_probability
-from lora_capacity.search.objective import GOALS, Objective, choose, judge
+from lora_capacity.search.objective import GOALS, Needed, Objective, choose, judge
 from lora_capacity.search.recommend import recommend
 from lora_capacity.search.recommendation import Candidate, MemoryMargin, Neighbour, Recommendation
 
@@ -9,6 +9,7 @@ __all__ = [
     "GOALS",
     "Candidate",
     "MemoryMargin",
+    "Needed",
     "Neighbour",
     "Objective",
     "Recommendation",

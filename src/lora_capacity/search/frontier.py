@@ -5,23 +5,28 @@ best, the event twin's refinement and the labels' sustained loads all do so. It 
 does not make a configuration acceptable again, as the walk over measured grids does.
 
 `search` looks at configurations on a grid over adapters and slots. The slots start as a coarse geometric grid, refined
-around the best throughput and around the choice (of near equals, not always the same) until the slots next to these are
-known too: the frontier has one summit over the slots, but for what a coarse step hides.
+around the best value of the objective and around the choice (of near equals, not always the same) until the slots next
+to these are known too: the frontier has one summit over the slots, but for what a coarse step hides.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from lora_capacity.search.objective import Columns
+from lora_capacity.run.steady import Progress
+from lora_capacity.search.objective import FLAT, Columns
 from lora_capacity.search.problem import IntArray, Problem
 
 _COARSE, _FINE = 24, 6
 """Points of the first round and of the later ones: 24 leave gaps of a third over three decades, 6 a seventh of a gap.
 More cost predictions that the next round would not ask for; fewer, more rounds, each with an overhead of its own."""
+
+
+_NEVER = 1e9
+"""What puts the headroom of a choice that is not acceptable below every goodput and throughput."""
 
 
 class Bracket(NamedTuple):
@@ -87,12 +92,13 @@ def _spread(low: int, high: int, count: int) -> IntArray:
     return spaced
 
 
-def search(problem: Problem, combination: Mapping[str, int]) -> Columns:
+def search(problem: Problem, combination: Mapping[str, int], near: int | None = None) -> Columns:
     """Return what was predicted of all configurations looked at, the best of them within one adapter and one slot.
 
     Args:
         problem: What to look for, and where.
         combination: Settings besides adapters and slots.
+        near: Number of slots to begin with, within a factor of two; None for a grid over all.
 
     Returns:
         The columns of `lora_capacity.search.assess`, ``[configs]``.
@@ -100,6 +106,9 @@ def search(problem: Problem, combination: Mapping[str, int]) -> Columns:
     slots = problem.allowed_slots
     known = _Known(problem, combination)
     looked_at = _spread(-1, slots.size, _COARSE)
+    if near is not None:
+        first, last = np.searchsorted(slots, [near // 2, 2 * near])
+        looked_at = first + _spread(-1, int(last - first), _FINE)
     new = looked_at
     while new.size:
         known.find_frontiers(slots[new])
@@ -107,6 +116,44 @@ def search(problem: Problem, combination: Mapping[str, int]) -> Columns:
         new = np.unique(np.concatenate([_spread(*gap, _FINE) for gap in _gaps(looked_at, slots.size, centres)]))
         looked_at = np.union1d(looked_at, new)
     return known.columns
+
+
+def search_all(problem: Problem, progress: Progress | None = None) -> Columns:
+    """Return what was predicted of all configurations looked at, with every combination of batch limits worth it.
+
+    A batch limit that is given takes the values given. One that is not goes from vLLM's default up and down by factors
+    of two, for as long as the best gets better by more than what counts as equal: it has one summit, since more room in
+    a batch costs memory and latency.
+    """
+    parts, done, best, near = list[Columns](), list[Mapping[str, int]](), (-np.inf, 0), None
+    new: Sequence[Mapping[str, int]] = problem.combinations
+    while new:
+        total = len(done) + len(new)
+        for combination in new:
+            parts.append(search(problem, combination, near))
+            done.append(combination)
+            if progress is not None:
+                progress(len(done), total)
+        better = _best(problem, parts)
+        if better[0] <= max(best[0], (1.0 + FLAT) * best[0]):
+            break
+        best, near = better, int(_centres(problem, parts[better[1]])[0])
+        new = [each for each in problem.steps_from(done[best[1]]) if each not in done]
+    return join(parts)
+
+
+def _best(problem: Problem, parts: list[Columns]) -> tuple[float, int]:
+    """Return the value of the choice of all parts, or of what comes closest to one, and its part."""
+
+    def value(columns: Columns) -> float:
+        chosen = problem.choose(columns)
+        if chosen is not None:
+            return float(columns[problem.objective.column][chosen])
+        critical = np.nan_to_num(columns["critical_load"])
+        return float(critical.max()) - _NEVER
+
+    values = [value(columns) for columns in parts]
+    return max(values), int(np.argmax(values))
 
 
 class _Known:
@@ -150,11 +197,11 @@ def join(parts: Iterable[Columns]) -> dict[str, NDArray[Any]]:
 
 
 def _centres(problem: Problem, columns: Columns) -> IntArray:
-    """Numbers of slots to look around: the choice's and the best throughput's, or what is least short of acceptable."""
+    """Numbers of slots to look around: the choice's and the best value's, or what is least short of acceptable."""
     chosen = problem.choose(columns)
-    throughput = np.where(problem.judge(columns) == "acceptable", columns["throughput_tokens_per_s"], -np.inf)
+    value = np.where(problem.judge(columns) == "acceptable", columns[problem.objective.column], -np.inf)
     if chosen is not None:
-        rows = [chosen, int(np.argmax(throughput))]
+        rows = [chosen, int(np.argmax(value))]
     elif np.isnan(columns["critical_load"]).all():
         rows = [int(np.argmin(columns["max_loras"]))]
     else:

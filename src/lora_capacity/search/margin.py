@@ -1,8 +1,7 @@
-"""Margin to starvation: the same server under scaled loads, against the calibration's error."""
+"""Margin to failing: the same server under scaled loads, against the calibration's error."""
 
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +10,8 @@ from scipy.stats import norm
 from lora_capacity.calibration import Calibration
 from lora_capacity.run import simulate
 from lora_capacity.run.runner import Traffic
-from lora_capacity.scenarios import STARVED_SHORTFALL, Bottleneck, Scenarios, table
+from lora_capacity.scenarios import Bottleneck, Results, Scenarios, table
+from lora_capacity.search.objective import Needed
 from lora_capacity.twins.steady.slots import burst_width
 
 SWING_ERROR = 1.5
@@ -30,55 +30,73 @@ def assess(
     scenarios: Scenarios,
     traffic: Traffic,
     *,
-    threshold: float = STARVED_SHORTFALL,
+    needed: Needed | None = None,
     risk: float = 0.05,
     loads: int = 3,
 ) -> dict[str, NDArray[Any]]:
-    """Predict configurations and their margin to starvation.
+    """Predict configurations and their margin to failing.
 
-    The first two loads are the offered one and the one at which a configuration must not starve for its chance of
-    starving to be below ``risk``; the others go on from there in equal steps of the logarithm.
+    The first two loads are the offered one and the one at which a configuration must not fail for its chance of failing
+    to be below ``risk``; the others go on from there in equal steps of the logarithm.
 
     Args:
         calibration: Coefficients and the error of the capacity.
         scenarios: The configurations, ``[configs]``.
         traffic: The workload, or the distribution of its output lengths.
-        threshold: Share below the offered load from which throughput counts as starved.
-        risk: Highest acceptable probability of starving, above 0, at most 0.5.
+        needed: What does not fail; not to starve where it is not given.
+        risk: Highest acceptable probability of failing, above 0, at most 0.5.
         loads: Loads to try, at least 2.
 
     Returns:
-        The columns of `table`, and ``critical_load`` (see `load_headroom`), ``starving_probability`` (see the function
-        of this name) and ``limit_beyond``: the bottleneck at the lowest load tried that starves it (label, empty if
-        none does).
+        The columns of `table`; ``served``, the share of arriving requests that are served by the end or in service;
+        ``goodput_per_s``, requests within their bounds per second; ``critical_load`` (see `load_headroom`),
+        ``starving_probability`` (see the function of this name) and ``limit_beyond``: the bottleneck at the lowest load
+        tried at which it fails (label, empty if it fails at none).
     """
+    needed = needed or Needed()
     error = capacity_error(calibration, scenarios)
+    if needed.attainment:  # which counts the chance of few slots itself
+        error = np.full(error.shape, calibration.capacity_error)
     factors = load_factors(error, risk, loads)
-    each = scenarios.take(np.repeat(np.arange(len(scenarios.status)), loads))
-    results = simulate(calibration, each.scaled(factors.ravel()), traffic)
-    service, limits = (np.asarray(values).reshape(-1, loads) for values in (results.service, results.limit))
-    critical = load_headroom(service, factors, threshold)
-    offered, at_offered = jax.tree.map(lambda values: values[::loads], (each, results))
-    return table(offered, at_offered, threshold) | {
+    each = scenarios.take(np.repeat(np.arange(len(scenarios.status)), loads)).scaled(factors.ravel())
+    results = simulate(calibration, each, traffic)
+    told = judged_columns(each, results)
+    reached = needed.reached(told).reshape(-1, loads)
+    critical = load_headroom(reached, factors)
+    return {name: column[::loads] for name, column in told.items()} | {
         "critical_load": critical,
         "starving_probability": starving_probability(critical, error),
-        "limit_beyond": starved_first_by(service, limits, threshold),
+        "limit_beyond": limit_beyond(reached, np.asarray(results.limit).reshape(-1, loads)),
     }
 
 
-def starved_first_by(
-    service: Float[np.ndarray, "configs loads"], limits: Int[np.ndarray, "configs loads"], threshold: float
-) -> NDArray[Any]:
-    """Return the label of the bottleneck at the lowest load that starves each configuration, empty if none does.
+def judged_columns(scenarios: Scenarios, results: Results) -> dict[str, NDArray[Any]]:
+    """Return the columns of `table` with ``served`` and ``goodput_per_s``, see `assess`.
+
+    An engine of steps counts the requests that still wait at the end; how many arrive is chance.
+    """
+    columns = table(scenarios, results)
+    arriving_per_s = np.asarray(scenarios.requests_per_s)
+    arriving = arriving_per_s * np.asarray(scenarios.horizon_s)
+    served = columns["service"] + columns["mean_running"] / arriving
+    if results.events is not None:
+        served = 1.0 - columns["unanswered"] / arriving
+    return columns | {
+        "served": np.where(np.isnan(columns["service"]), np.nan, np.clip(served, 0.0, 1.0)),
+        "goodput_per_s": columns["attainment"] * arriving_per_s,
+    }
+
+
+def limit_beyond(reached: Float[np.ndarray, "configs loads"], limits: Int[np.ndarray, "configs loads"]) -> NDArray[Any]:
+    """Return the label of the bottleneck at the lowest load at which each configuration fails, empty if at none.
 
     Args:
-        service: Throughput as a share of the offered load.
+        reached: What is reached of what is needed.
         limits: Codes of the bottlenecks.
-        threshold: Share below the offered load from which throughput counts as starved.
     """
-    starved: NDArray[np.bool_] = np.asarray(service <= 1.0 - threshold)
-    ever = np.asarray(starved.any(axis=1))
-    first = limits[np.arange(len(limits)), np.argmax(starved, axis=1)]
+    fails: NDArray[np.bool_] = np.asarray(reached < 1.0)
+    ever: NDArray[np.bool_] = np.asarray(fails.any(axis=1))
+    first = limits[np.arange(len(limits)), np.argmax(fails, axis=1)]
     labels = [Bottleneck(code).label if some else "" for code, some in zip(first, ever, strict=True)]
     return np.array(labels, dtype=object)
 
@@ -101,37 +119,35 @@ def load_factors(error: Float[np.ndarray, " configs"], risk: float, loads: int) 
     return factors
 
 
-def load_headroom(service: ArrayLike, factors: ArrayLike, threshold: float = STARVED_SHORTFALL) -> NDArray[np.float64]:
-    """Return the load headroom: the factor of the offered load at which a configuration starves.
+def load_headroom(reached: ArrayLike, factors: ArrayLike) -> NDArray[np.float64]:
+    """Return the load headroom: the factor of the offered load at which a configuration fails.
 
-    Between the last factor that does not starve and the first that does, the service falls linearly in the factor's
-    logarithm. If the smallest factor starves already, its throughput is taken for the capacity.
+    Between the last factor at which it does not fail and the first at which it does, what is reached falls linearly in
+    the factor's logarithm. If it fails at the smallest factor already, the share reached is taken for the capacity.
 
     Args:
-        service: Throughput as a share of the offered load at each factor, ``[configs, factors]``.
+        reached: What is reached of what is needed at each factor, see `Needed.reached`, ``[configs, factors]``.
         factors: Factors, ascending, ``[factors]`` or ``[configs, factors]``.
-        threshold: Share below the offered load from which throughput counts as starved.
 
     Returns:
-        ``[configs]``: the factor; the largest one where none starves, NaN where there are no numbers.
+        ``[configs]``: the factor; the largest one where none fails, NaN where there are no numbers.
     """
-    service = np.asarray(service, np.float64)
-    log_factors = np.broadcast_to(np.log(np.asarray(factors, np.float64)), service.shape)
-    needed = 1.0 - threshold
-    starved = service <= needed
-    first = np.argmax(starved, axis=1)
-    row = np.arange(len(service))
-    low, high = service[row, np.maximum(first - 1, 0)], service[row, first]
+    reached = np.asarray(reached, np.float64)
+    log_factors = np.broadcast_to(np.log(np.asarray(factors, np.float64)), reached.shape)
+    fails = reached < 1.0
+    first = np.argmax(fails, axis=1)
+    row = np.arange(len(reached))
+    low, high = reached[row, np.maximum(first - 1, 0)], reached[row, first]
     step = log_factors[row, first] - log_factors[row, np.maximum(first - 1, 0)]
     with np.errstate(divide="ignore", invalid="ignore"):
-        crossed = log_factors[row, first] - step * (needed - high) / (low - high)
-        already = log_factors[:, 0] + np.log(service[:, 0] / needed)
-    log_load = np.select([~starved.any(axis=1), first == 0], [log_factors[:, -1], already], crossed)
-    return np.where(np.isnan(service[:, 0]), np.nan, np.exp(log_load))
+        crossed = log_factors[row, first] - step * (1.0 - high) / (low - high)
+        already = log_factors[:, 0] + np.log(reached[:, 0])
+    log_load = np.select([~fails.any(axis=1), first == 0], [log_factors[:, -1], already], crossed)
+    return np.where(np.isnan(reached[:, 0]), np.nan, np.exp(log_load))
 
 
 def starving_probability(critical: ArrayLike, error: ArrayLike) -> NDArray[np.float64]:
-    """Return the chance that a configuration starves when its true capacity is lognormal around the predicted one.
+    """Return the chance that a configuration fails when its true capacity is lognormal around the predicted one.
 
     ``Φ(−log(critical) / error)``: a server of ``1/f`` the predicted capacity fares under its load as predicted
     for ``f`` times the load. It leaves out that a smaller capacity need not be smaller in every respect alike.
@@ -140,8 +156,9 @@ def starving_probability(critical: ArrayLike, error: ArrayLike) -> NDArray[np.fl
         critical: Factors from `load_headroom`, ``[configs]``.
         error: Standard deviation of the logarithm of the capacity, one or ``[configs]``.
     """
-    margin, error = np.broadcast_arrays(np.log(np.asarray(critical, np.float64)), np.asarray(error, np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
+        log_critical = np.log(np.asarray(critical, np.float64))
+        margin, error = np.broadcast_arrays(log_critical, np.asarray(error, np.float64))
         probability = norm.cdf(-margin / error)
     certain = np.where(np.isnan(margin), np.nan, margin <= 0)
     return np.asarray(np.where(error == 0, certain, probability), np.float64)

@@ -15,10 +15,14 @@ from lora_capacity.errors import InputError, check_number
 from lora_capacity.run.steady import with_classes
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search.margin import assess
-from lora_capacity.search.objective import Columns, Objective, choose, judge
+from lora_capacity.search.objective import Columns, Needed, Objective, choose, judge
 from lora_capacity.workload import Workload
 
 IntArray = NDArray[np.int64]
+
+LIMITS = {"max_num_seqs": (16, 1024), "max_num_batched_tokens": (256, 16384)}
+"""Batch limits that are searched, each from a small server's to the largest that vLLM takes by itself
+(``EngineArgs._set_default_args`` of 0.8.5)."""
 
 _MOST_CLASSES = 16
 """Different rates and ranks that are told apart: 200 rates over a factor of 24 merged into 16 move the throughput by
@@ -40,11 +44,12 @@ class Problem:
         calibration: Model, GPU and coefficients.
         objective: What to look for.
         settings: Server settings that all configurations share, by vLLM's names.
-        axes: Values to try of other settings, by vLLM's names; every combination is searched.
+        axes: Values to try of the batch limits, by vLLM's names; every combination is searched.
         adapters: Numbers of adapters to consider, None for all that could be served.
         max_loras: Numbers of slots to consider, None for all.
-        threshold: Share below the offered load from which throughput counts as starved.
-        risk: Highest acceptable probability of starving.
+        threshold: Share below the offered load from which throughput counts as starved; for the objective
+            ``throughput``.
+        risk: Highest acceptable probability of failing: of starving, or of falling behind or missing the bounds.
 
     Raises:
         InputError: If a value is not allowed.
@@ -70,6 +75,13 @@ class Problem:
             if name in self.settings:
                 raise InputError(name, self.settings[name], "given once", "leave it out of the other settings")
 
+    @property
+    def needed(self) -> Needed:
+        """What does not fail: for the objective ``throughput`` what does not starve."""
+        if self.objective.goal == "throughput":
+            return Needed(1.0 - self.threshold)
+        return Needed.within(self.workload.goodput)
+
     @cached_property
     def allowed_adapters(self) -> IntArray:
         """Numbers of adapters to consider, ascending, ``[n]``."""
@@ -93,12 +105,28 @@ class Problem:
 
     @cached_property
     def combinations(self) -> tuple[Mapping[str, int], ...]:
-        """Settings of every combination of the axes; those that vLLM refuses are left out if others remain."""
+        """Batch limits of every combination of the axes; those that vLLM refuses are left out if others remain."""
         every = [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
-        good = tuple(combination for combination in every if self._possible(combination))
+        good = tuple(self._limits(combination) for combination in every if self._possible(combination))
         if not good:
             self.server(1, 1, **every[0])
         return good
+
+    def steps_from(self, combination: Mapping[str, int]) -> list[Mapping[str, int]]:
+        """Return combinations with a batch limit twice or half as large, of limits that are not given."""
+        limits = self._limits(combination)
+        free = [name for name in LIMITS if name not in self.settings and name not in self.axes]
+        steps = [
+            {**limits, name: value}
+            for name in free
+            for value in (2 * limits[name], limits[name] // 2)
+            if LIMITS[name][0] <= value <= LIMITS[name][1]
+        ]
+        return [step for step in steps if self._possible(step)]
+
+    def _limits(self, combination: Mapping[str, int]) -> dict[str, int]:
+        server = self.server(1, 1, **combination)
+        return {name: getattr(server, name) for name in LIMITS}
 
     def _possible(self, combination: Mapping[str, int]) -> bool:
         try:
@@ -127,18 +155,18 @@ class Problem:
             self.calibration,
             with_classes(scenarios, self._classes),
             self.workload,
-            threshold=self.threshold,
+            needed=self.needed,
             risk=self.risk,
             loads=loads,
         )
 
     def judge(self, columns: Columns) -> NDArray[Any]:
         """Return a verdict on each configuration; see `lora_capacity.search.judge`."""
-        return judge(columns, self.objective, self.threshold, self.risk)
+        return judge(columns, self.needed, self.risk)
 
     def choose(self, columns: Columns) -> int | None:
         """Return the index of the configuration to take; see `lora_capacity.search.choose`."""
-        return choose(columns, self.objective, self.threshold, self.risk)
+        return choose(columns, self.objective, self.needed, self.risk)
 
     @cached_property
     def _classes(self) -> int:
@@ -147,7 +175,7 @@ class Problem:
 
     @cached_property
     def _most_adapters(self) -> int:
-        """The fewest adapters that starve whatever the slots, or all there are.
+        """The fewest adapters that fail whatever the slots, or all there are.
 
         No server outruns steps that are full and cost nothing but their base and their tokens: ``budget / (base_s +
         budget · token_s)`` tokens per second.
@@ -156,7 +184,7 @@ class Problem:
         budget = max(self.server(1, 1, **combination).max_num_batched_tokens for combination in self.combinations)
         fastest_per_s = budget / max(np.asarray(step.base_s + budget * step.token_s).item(), _LEAST_STEP_S)
         per_request = self.workload.mean_input_tokens + self.workload.mean_output_tokens
-        most_per_s = fastest_per_s / per_request / (1.0 - self.threshold) - self.workload.base_rate_per_s
+        most_per_s = fastest_per_s / per_request / self.needed.service - self.workload.base_rate_per_s
         bound = self.workload.adapters.max_count or _GUARD_ADAPTERS
         count = 1
         while True:

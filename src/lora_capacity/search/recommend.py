@@ -1,11 +1,9 @@
-"""Recommends how many adapters to serve on one GPU, and with how many slots."""
+"""Recommends how many adapters to serve on one GPU, with how many slots and which batch limits."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig
@@ -13,18 +11,18 @@ from lora_capacity.errors import InfeasibleError, InputError, check_number, near
 from lora_capacity.run import TWINS
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import STARVED_SHORTFALL, extrapolations
-from lora_capacity.search.frontier import join, search
+from lora_capacity.search.frontier import join, search_all
 from lora_capacity.search.objective import Columns, Objective
+from lora_capacity.search.play import APART, Plays, Point, point_of, settle
 from lora_capacity.search.problem import Problem
 from lora_capacity.search.recommendation import (
     Candidate,
     MemoryMargin,
     Neighbour,
+    Played,
     Recommendation,
-    SecondOpinion,
 )
-from lora_capacity.search.refine import EventRuns, Point, point_of, refine
-from lora_capacity.words import bottleneck, gibibytes
+from lora_capacity.words import bottleneck, duration, gibibytes, percent
 from lora_capacity.workload import Workload
 
 _LOADS = 13
@@ -32,12 +30,6 @@ _LOADS = 13
 
 _RUNNERS_UP = 5
 """Runners-up that are shown: as many as a screen holds beside the rest."""
-
-_APART = 1.25
-"""Least ratio of slots between runners-up, lest they all be neighbours of the best."""
-
-_LONG_TTFT_S = 10.0
-"""Mean time to first token beyond which the answer warns unless it was bounded: nobody waits longer gladly."""
 
 _NEIGHBOURS = {"one more adapter": (1, 0), "one more slot": (0, 1), "one slot fewer": (0, -1)}
 """Changes told beside the recommendation: adapters and slots more or fewer."""
@@ -55,36 +47,39 @@ def recommend(
     settings: Mapping[str, Any] | None = None,
     starvation_threshold: float = STARVED_SHORTFALL,
     risk: float = 0.05,
-    engine: str = "steady",
+    engine: str = "event",
     seed: int = 0,
-    seeds: int = 2,
+    seeds: int = 4,
     progress: Progress | None = None,
 ) -> Recommendation:
-    """Recommend how many adapters to serve and how many slots to reserve.
+    """Recommend how many adapters to serve, how many slots to reserve and which batch limits to set.
 
-    The steady twin looks everywhere. With the event twin as engine, that one simulates the configurations near the
-    best, and decides among them.
+    The steady twin looks everywhere and proposes. The event twin plays what it proposes, walks to the nearest that
+    holds, and settles the answer with seeds that the search has not seen.
 
     Args:
         workload: Adapters and traffic.
         calibration: Model, GPU and coefficients.
         adapters: Numbers of adapters to consider; all that can make sense if not given.
         max_loras: Numbers of slots to consider; all that can make sense if not given.
-        max_num_batched_tokens: Token budgets to consider; vLLM's default if not given.
-        max_num_seqs: Batch limits to consider; vLLM's default if not given.
-        objective: What to look for; the highest throughput if not given.
+        max_num_batched_tokens: Token budgets to consider; if not given, powers of two up from and down from vLLM's
+            default for as long as that pays.
+        max_num_seqs: Batch limits to consider; if not given, likewise.
+        objective: What to look for; the highest goodput if not given.
         settings: Other server settings by vLLM's names.
-        starvation_threshold: Share below the offered load from which throughput counts as starved, above 0.
-        risk: Highest acceptable probability of starving, given the calibration's error, above 0, at most 0.5.
-        engine: Which twin decides, ``steady`` or ``event``.
-        seed: First seed of the event twin's requests, >= 0.
-        seeds: How many; with 1 the chance of an hour is not known, and left out of the margin to starvation.
-        progress: Called with the combinations of token budget and batch limit done, and their total; then with the
-            configurations simulated and their total, for every round of the event twin.
+        starvation_threshold: Share below the offered load from which throughput counts as starved, above 0; for the
+            objective ``throughput``.
+        risk: Highest acceptable probability of failing, given the calibration's error and, of what is played, the
+            chance of an hour; above 0, at most 0.5.
+        engine: Which twin decides: ``event``, or ``steady`` for an answer at once, of which nothing is played.
+        seed: First seed of the requests that the answer is played with, >= 0.
+        seeds: How many; with 1 the chance of an hour is not known, and left out of the margin.
+        progress: Called with the combinations of token budget and batch limit done, and their total if it is known;
+            then with the configurations played and their total, for every round of the event twin.
 
     Returns:
-        The recommendation: by the steady twin within one adapter and one slot of the best; by the event twin the best
-        of those that it simulated, at most a few percent of adapters from where it begins to starve.
+        The recommendation: by the steady twin within one adapter and one slot of the best; played, at most a few
+        percent of adapters from where it begins to fail.
 
     Raises:
         InputError: If a value is not allowed.
@@ -106,18 +101,21 @@ def recommend(
         raise InputError("engine", engine, ", ".join(TWINS), nearest_hint(engine, TWINS))
     first = int(check_number("seed", seed, minimum=0, integer=True))
     count = int(check_number("seeds", seeds, minimum=1, integer=True))
-    parts = []
-    for done, combination in enumerate(problem.combinations, start=1):
-        parts.append(search(problem, combination))
-        if progress is not None:
-            progress(done, len(problem.combinations))
-    columns = join(parts)
+    columns = search_all(problem, progress)
+    played: Played | None = None
     if engine == "event":
-        return _refined(problem, columns, EventRuns(problem, first, count, progress))
-    chosen = problem.choose(columns)
-    if chosen is None:
-        raise InfeasibleError(_closest(problem, columns))
-    return _recommend(problem, columns, chosen, lambda points: _assess(problem, points))
+        plays = Plays(problem, first, count, progress)
+        found, refused = settle(problem, columns, plays)
+        if found is None:
+            raise InfeasibleError(_closest(problem, join(refused) if refused else columns))
+        best = point_of(found, 0)
+        played = Played(tuple(plays.seeds), Candidate.from_columns(found)[0], found["error"].item(), len(refused))
+    else:
+        chosen = problem.choose(columns)
+        if chosen is None:
+            raise InfeasibleError(_closest(problem, columns))
+        best = point_of(columns, chosen)
+    return _recommend(problem, columns, best, played)
 
 
 def _assess(problem: Problem, points: Sequence[Point]) -> Columns:
@@ -126,38 +124,15 @@ def _assess(problem: Problem, points: Sequence[Point]) -> Columns:
     return problem.assess(adapters, slots, _LOADS, max_num_batched_tokens=budgets, max_num_seqs=seqs)
 
 
-def _refined(problem: Problem, steady: Columns, runs: EventRuns) -> Recommendation:
-    """Let the event twin choose, and the steady twin give its opinion of that."""
-    columns = refine(problem, steady, runs)
-    chosen = problem.choose(columns) if columns else None
-    if chosen is None:
-        raise InfeasibleError(_closest(problem, columns or steady))
-    best = point_of(columns, chosen)
-    found = _recommend(problem, columns, chosen, runs.assess)
-    own = problem.choose(steady)
-    taken = best if own is None else point_of(steady, own)
-    of_best, of_taken = Candidate.from_columns(_assess(problem, [best, taken]))
-    opinion = SecondOpinion(
-        of_best=of_best,
-        chosen=of_taken,
-        chosen_played=Candidate.from_columns(runs.assess([taken]))[0],
-        seeds=len(runs.seeds),
-        spread=float(runs.assess([best])["spread"][0]),
-    )
-    return dataclasses.replace(found, engine="event", second_opinion=opinion)
-
-
-def _recommend(
-    problem: Problem, columns: Columns, chosen: int, assess: Callable[[Sequence[Point]], Columns]
-) -> Recommendation:
+def _recommend(problem: Problem, columns: Columns, point: Point, played: Played | None) -> Recommendation:
     """Look again at what is shown, and put it in words and numbers."""
-    neighbours = _neighbours(problem, columns, chosen)
-    rows = [chosen, *_runners_up(problem, columns, chosen)]
-    adapters, slots, budget, seqs = point_of(columns, chosen)
+    neighbours = _neighbours(problem, point)
+    adapters, slots, budget, seqs = point
+    others = _runners_up(problem, columns, point)
     steps = [_NEIGHBOURS[change] for change in neighbours]
     changed = [(adapters + adapter, slots + slot, budget, seqs) for adapter, slot in steps]
-    found = assess([*(point_of(columns, row) for row in rows), *changed])
-    verdicts, candidates = problem.judge(found), Candidate.from_columns(found)
+    found = _assess(problem, [point, *others, *changed])
+    verdicts, candidates, shown = problem.judge(found), Candidate.from_columns(found), 1 + len(others)
     best = candidates[0]
     server = problem.server(
         best.max_cpu_loras,
@@ -171,6 +146,7 @@ def _recommend(
         calibration=problem.calibration.name,
         model=problem.calibration.model.name,
         objective=problem.objective,
+        goodput=problem.workload.goodput,
         threshold=problem.threshold,
         risk=problem.risk,
         best=best,
@@ -178,19 +154,18 @@ def _recommend(
         memory=_memory_margin(problem.calibration, server),
         neighbours=tuple(
             Neighbour(change, candidate, candidate.throughput_tokens_per_s - best.throughput_tokens_per_s, str(verdict))
-            for change, candidate, verdict in zip(
-                neighbours, candidates[len(rows) :], verdicts[len(rows) :], strict=True
-            )
+            for change, candidate, verdict in zip(neighbours, candidates[shown:], verdicts[shown:], strict=True)
         ),
-        runners_up=tuple(candidates[1 : len(rows)]),
+        runners_up=tuple(candidates[1:shown]),
         counts=dict(zip(labels.tolist(), counts.tolist(), strict=True)),
-        warnings=_warnings(problem, best, server),
+        warnings=_warnings(problem, best if played is None else played.mean, server),
+        played=played,
     )
 
 
-def _neighbours(problem: Problem, columns: Columns, chosen: int) -> list[str]:
+def _neighbours(problem: Problem, point: Point) -> list[str]:
     """The changes by one that this workload and these settings allow."""
-    adapters, slots = int(columns["max_cpu_loras"][chosen]), int(columns["max_loras"][chosen])
+    adapters, slots, *_ = point
     changes = [change for change, (_, slot) in _NEIGHBOURS.items() if slot and 1 <= slots + slot <= adapters]
     available = problem.workload.adapters.max_count
     if available is not None and adapters == available:
@@ -200,20 +175,21 @@ def _neighbours(problem: Problem, columns: Columns, chosen: int) -> list[str]:
     return ["one more adapter", *changes] if fits else changes
 
 
-def _runners_up(problem: Problem, columns: Columns, chosen: int) -> list[int]:
-    """The choices if slot counts near those already taken were not to be had; best first."""
+def _runners_up(problem: Problem, columns: Columns, best: Point) -> list[Point]:
+    """The steady twin's choices if slot counts near those already taken were not to be had; best first."""
     slots = columns["max_loras"]
-    combination = np.stack([columns["max_num_batched_tokens"], columns["max_num_seqs"]], axis=1)
-    apart = _APART if problem.max_loras is None else 1.0 + 1e-9
-    taken, left = [chosen], np.arange(slots.size)
+    apart = APART if problem.max_loras is None else 1.0 + 1e-9
+    taken, left = [best], np.arange(slots.size)
     while len(taken) <= _RUNNERS_UP:
-        ratio = slots[left] / slots[taken[-1]]
-        near = np.maximum(ratio, 1.0 / ratio) < apart
-        left = left[~(near & (combination[left] == combination[taken[-1]]).all(axis=1))]
+        ratio = slots[left] / taken[-1][1]
+        same = (columns["max_num_batched_tokens"][left] == taken[-1][2]) & (
+            columns["max_num_seqs"][left] == taken[-1][3]
+        )
+        left = left[~((np.maximum(ratio, 1.0 / ratio) < apart) & same)]
         found = problem.choose({name: column[left] for name, column in columns.items()}) if left.size else None
         if found is None:
             break
-        taken.append(int(left[found]))
+        taken.append(point_of(columns, int(left[found])))
     return taken[1:]
 
 
@@ -228,32 +204,33 @@ def _warnings(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[
     available = problem.workload.adapters.max_count
     if best.max_cpu_loras == available:
         warnings.append(f"all {available} adapters of the workload are served: the server may have room for more")
-    if best.ttft_s > _LONG_TTFT_S and problem.objective.max_ttft_s is None:
+    if problem.objective.goal == "throughput":
         warnings.append(
-            f"requests wait {best.ttft_s:.0f} s for a first token on average, since throughput alone is highest where "
-            "queues are long: bound that time with max_ttft_s (--max-ttft-ms)"
+            f"this is an overloaded server, as the highest throughput takes: requests wait {duration(best.ttft_s)} for "
+            "a first token on average; the objective goodput keeps bounds"
         )
     return tuple(warnings)
 
 
 def _closest(problem: Problem, columns: Columns) -> str:
-    """Say in one line why nothing is acceptable, and what came closest."""
-    verdicts = problem.judge(columns)
-    started = ~np.isnan(columns["throughput_tokens_per_s"])
-    if not started.any():
+    """Say in one line why nothing is acceptable, what came closest, and what to relax."""
+    if np.isnan(columns["throughput_tokens_per_s"]).all():
         return _does_not_start(problem, columns)
-    slow = np.flatnonzero(verdicts == "too_slow")
-    if slow.size:
-        return _too_slow(problem, columns, slow)
     row = int(np.nanargmax(columns["critical_load"]))
     best = {name: column[row] for name, column in columns.items()}
-    offered_per_s = best["offered_tokens_per_s"]
-    then = f"; bottleneck: {bottleneck(best['limit_beyond'])}" if best["limit_beyond"] else ""
+    where = f"max_cpu_loras {best['max_cpu_loras']} with max_loras {best['max_loras']} comes closest"
+    then = f"; bottleneck: {bottleneck(best['limit_beyond'])}" if best["limit_beyond"] not in ("", "none") else ""
+    chance = f"a chance of failing of {best['starving_probability']:.2g} (accepted: {problem.risk:g})"
+    served = f"{best['service']:.1%} of the {best['offered_tokens_per_s']:.0f} tokens/s offered"
+    if problem.objective.goal == "throughput":
+        return f"no configuration keeps up with its load: {where}, completes {served} with {chance}{then}"
+    goodput = problem.workload.goodput
+    bounds = " ".join(f"{key}:{bound_ms:g}" for key, bound_ms in goodput.to_ms().items())
     return (
-        f"no configuration keeps up with its load: max_cpu_loras {best['max_cpu_loras']} with max_loras "
-        f"{best['max_loras']} comes closest, completes {best['throughput_tokens_per_s'] / offered_per_s:.1%} of the "
-        f"{offered_per_s:.0f} tokens/s offered and starves with a chance of {best['starving_probability']:.2g} "
-        f"(accepted: {problem.risk:g}){then}"
+        f"no configuration keeps up within its bounds: {where}, completes {served}, "
+        f"{percent(best['attainment'])} of the requests within {bounds} ms ({percent(goodput.attainment)} asked) and "
+        f"first tokens after {duration(best['ttft_s'])}, {duration(best['tpot_s'])} a token on average, with "
+        f"{chance}{then}; relax --goodput, --attainment or --risk"
     )
 
 
@@ -267,17 +244,4 @@ def _does_not_start(problem: Problem, columns: Columns) -> str:
         f"no configuration starts: max_loras {slots} at max_lora_rank {settings['max_lora_rank']} lacks {lacking} "
         f"({columns['status'][row]}); change gpu_memory_utilization, or lower max_model_len, max_lora_rank or "
         "max_num_batched_tokens"
-    )
-
-
-def _too_slow(problem: Problem, columns: Columns, rows: NDArray[np.int64]) -> str:
-    bounds = {"itl_s": problem.objective.max_itl_s, "ttft_s": problem.objective.max_ttft_s}
-    excess = [columns[name][rows] / bound for name, bound in bounds.items() if bound is not None]
-    row = rows[np.argmin(np.max(excess, axis=0))]
-    told = ", ".join(
-        f"{name} {columns[name][row]:.3g} (at most {bound:g})" for name, bound in bounds.items() if bound is not None
-    )
-    return (
-        f"no configuration that keeps up is fast enough: max_cpu_loras {columns['max_cpu_loras'][row]} with max_loras "
-        f"{columns['max_loras'][row]} comes closest with {told}"
     )

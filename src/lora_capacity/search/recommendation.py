@@ -7,9 +7,18 @@ from typing import Any, Self
 
 from lora_capacity.engines import ServerConfig
 from lora_capacity.search.objective import Columns, Objective
-from lora_capacity.words import bottleneck, gibibytes, spoken
+from lora_capacity.words import bottleneck, gibibytes, percent, plural, spoken
+from lora_capacity.workload import Goodput
 
-_COMPARED = ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "kv_usage")
+_COMPARED = {
+    "throughput_tokens_per_s": "throughput",
+    "itl_s": "inter-token latency",
+    "ttft_s": "time to first token",
+    "attainment": "requests within bounds",
+}
+"""Figures in which the twins are compared, and their names."""
+
+_SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,12 @@ class Candidate:
         kv_cache_tokens: Tokens that the KV cache holds.
         throughput_tokens_per_s: Input plus output tokens of completed requests per second.
         offered_tokens_per_s: Arriving tokens per second.
+        service: Throughput as a share of the offered load.
+        served: Share of arriving requests that are served by the end or in service.
+        attainment: Share of arriving requests that keep the workload's bounds.
+        goodput_per_s: Requests per second that do.
         itl_s: Mean inter-token latency.
+        tpot_s: Mean over requests of their time per output token after the first.
         ttft_s: Mean time to first token.
         mean_running: Requests in the batch.
         mean_waiting: Requests waiting.
@@ -33,9 +47,10 @@ class Candidate:
         kv_usage: Share of the KV cache in use.
         loads_per_s: Adapter loads into GPU slots per second.
         limit: Bottleneck at the offered load (`Bottleneck` label; ``none`` while it keeps up).
-        limit_beyond: Bottleneck at the load at which it starves; empty if no load tried starves it.
-        critical_load: Times the offered load at which it starves; the highest load tried if that does not starve it.
-        starving_probability: Chance that it starves, given the calibration's error.
+        limit_beyond: Bottleneck at the load at which it fails; empty if it fails at no load tried.
+        critical_load: Headroom: times the offered load at which it fails, which is to starve with the objective
+            ``throughput``, else to fall behind or miss the bounds; the highest load tried if it does not fail there.
+        starving_probability: Chance that it fails, given the calibration's error.
         status: `Status` label.
     """
 
@@ -47,7 +62,12 @@ class Candidate:
     kv_cache_tokens: int
     throughput_tokens_per_s: float
     offered_tokens_per_s: float
+    service: float
+    served: float
+    attainment: float
+    goodput_per_s: float
     itl_s: float
+    tpot_s: float
     ttft_s: float
     mean_running: float
     mean_waiting: float
@@ -76,8 +96,7 @@ class Neighbour:
         change: ``one more adapter``, ``one more slot`` or ``one slot fewer``.
         candidate: The configuration.
         gain_tokens_per_s: Throughput that it brings over the recommended one; negative: costs; NaN: does not start.
-        verdict: ``acceptable``, ``risky``, ``starved``, ``too_slow`` (beyond a latency bound), ``no_kv_cache`` or
-            ``oom``.
+        verdict: Label of `judge`.
     """
 
     change: str
@@ -102,35 +121,33 @@ class MemoryMargin:
 
 
 @dataclass(frozen=True)
-class SecondOpinion:
-    """What the steady twin says where the event twin has decided.
+class Played:
+    """What the event twin says of the recommended configuration.
 
     Attributes:
-        of_best: The recommended configuration as the steady twin predicts it.
-        chosen: The configuration that the steady twin would take, as it predicts it.
-        chosen_played: The same as the event twin simulates it.
-        seeds: How often the event twin simulated each configuration at each load.
-        spread: Standard deviation over seeds of the logarithm of the throughput, of configurations with the
-            recommended slots: with the calibration's error what the margin to starvation is held against.
+        seeds: Seeds that it was played with, none of which the search has seen.
+        mean: Means over them; ``critical_load`` and ``starving_probability`` with the chance of an hour, which
+            is what they differ by.
+        error: Standard deviation of the logarithm of the capacity, of the seeds and the calibration together.
+        refused: How many configurations these seeds refused.
     """
 
-    of_best: Candidate
-    chosen: Candidate
-    chosen_played: Candidate
-    seeds: int
-    spread: float
+    seeds: tuple[int, ...]
+    mean: Candidate
+    error: float
+    refused: int
 
-    def differences(self, best: Candidate) -> dict[str, float]:
-        """Return how far the steady twin's figures of the recommended configuration lie from the event twin's.
+    def differences(self, steady: Candidate) -> dict[str, float]:
+        """Return how far the steady twin's figures lie from these.
 
         Args:
-            best: The recommended configuration as the event twin simulates it.
+            steady: The same configuration as the steady twin predicts it.
 
         Returns:
-            Shares of the event twin's figures, by name; positive where the steady twin says more.
+            Shares of these figures, by name; positive where the steady twin says more.
         """
-        pairs = {name: (getattr(self.of_best, name), getattr(best, name)) for name in _COMPARED}
-        return {name: steady / event - 1.0 if event else math.nan for name, (steady, event) in pairs.items()}
+        pairs = {name: (getattr(steady, name), getattr(self.mean, name)) for name in _COMPARED}
+        return {name: other / own - 1.0 if own else math.nan for name, (other, own) in pairs.items()}
 
 
 @dataclass(frozen=True)
@@ -141,22 +158,23 @@ class Recommendation:
         calibration: Name of the calibration.
         model: Name of the model.
         objective: What was looked for.
+        goodput: The workload's bounds.
         threshold: Share below the offered load that counts as starved.
-        risk: Highest acceptable probability of starving.
-        best: The recommended configuration.
+        risk: Highest acceptable probability of failing.
+        best: The recommended configuration as the steady twin predicts it.
         server: Its settings under vLLM's names; ``server.serve_command(model)`` is the command line.
         memory: How far it is from not starting.
-        neighbours: One adapter or slot more or less.
-        runners_up: The best of other slot counts and settings, best first, at most five.
-        counts: Configurations looked at, by verdict (`Neighbour.verdict`).
+        neighbours: One adapter or slot more or less, by the steady twin.
+        runners_up: The best of other slot counts and settings by the steady twin, best first, at most five.
+        counts: Configurations that the steady twin looked at, by verdict (`Neighbour.verdict`).
         warnings: What the user should know, one sentence each.
-        engine: The twin whose predictions these are, ``steady`` or ``event``.
-        second_opinion: What the steady twin says, if the event twin has decided.
+        played: What the event twin says of the recommended configuration; None if it was not asked.
     """
 
     calibration: str
     model: str
     objective: Objective
+    goodput: Goodput
     threshold: float
     risk: float
     best: Candidate
@@ -166,55 +184,58 @@ class Recommendation:
     runners_up: tuple[Candidate, ...]
     counts: Mapping[str, int]
     warnings: tuple[str, ...]
-    engine: str = "steady"
-    second_opinion: SecondOpinion | None = None
+    played: Played | None = None
+
+    @property
+    def engine(self) -> str:
+        """The twin that decided, ``steady`` or ``event``."""
+        return "steady" if self.played is None else "event"
+
+    @property
+    def told(self) -> Candidate:
+        """The recommended configuration as the twin that decided sees it."""
+        return self.best if self.played is None else self.played.mean
 
     @property
     def explanation(self) -> tuple[str, ...]:
         """Why this configuration, in sentences."""
         return (
-            *self._load_margin(),
+            self._load_margin(),
+            *self._as_played(),
             f"Memory: the KV cache holds {self.memory.kv_cache_tokens} tokens, {self.memory.spare_kv_cache_tokens} "
             f"more than vLLM needs to start; {gibibytes(self.memory.spare_bytes, 1)} of the GPU stay free.",
             *map(self._told, self.neighbours),
             f"Of {sum(self.counts.values())} configurations looked at: "
             + ", ".join(f"{spoken(verdict)} {count}" for verdict, count in sorted(self.counts.items()))
             + ".",
-            *self._compared(),
         )
 
-    def _compared(self) -> tuple[str, ...]:
-        """Which twin said what."""
-        other, best = self.second_opinion, self.best
-        if other is None:
-            return ()
-        off = other.differences(best)
-        told = (
-            f"The event twin decided, with {other.seeds} seeds that differ by {other.spread:.1%} in throughput. Of "
-            f"the same configuration the steady twin predicts {off['throughput_tokens_per_s']:+.1%} throughput, "
-            f"{off['itl_s']:+.1%} inter-token latency and {off['ttft_s']:+.1%} time to first token"
-        )
-        taken = (other.chosen.max_cpu_loras, other.chosen.max_loras)
-        if taken == (best.max_cpu_loras, best.max_loras):
-            return (f"{told}, and would take it too.",)
-        simulated = other.chosen_played
-        return (
-            f"{told}.",
-            f"The steady twin would take {taken[0]} adapters with {taken[1]} slots for "
-            f"{other.chosen.throughput_tokens_per_s:.0f} tokens/s; simulated, it completes "
-            f"{simulated.throughput_tokens_per_s:.0f} of {simulated.offered_tokens_per_s:.0f} tokens/s, and its chance "
-            f"of starving is {simulated.starving_probability:.2g}.",
-        )
-
-    def _load_margin(self) -> tuple[str, ...]:
-        best = self.best
-        chance = f"chance {best.starving_probability:.2g}, accepted {self.risk:g}"
+    def _load_margin(self) -> str:
+        best, starves = self.told, self.objective.goal == "throughput"
+        chance = f"chance of failing {best.starving_probability:.2g}, accepted {self.risk:g}"
         if not best.limit_beyond:
-            return (f"It keeps up with at least {best.critical_load:.3g} times the offered load.",)
-        return (
-            f"It starves at {best.critical_load:.3g} times the offered load ({chance}); its bottleneck is then "
-            f"{bottleneck(best.limit_beyond)}.",
-        )
+            doing = "does not starve up to" if starves else "keeps its bounds up to"
+            return f"It {doing} at least {best.critical_load:.3g} times this load."
+        then = "" if best.limit_beyond == "none" else f"; its bottleneck is then {bottleneck(best.limit_beyond)}"
+        doing = "starves at" if starves else "keeps its bounds up to"
+        return f"It {doing} {best.critical_load:.3g} times this load ({chance}){then}."
+
+    def _as_played(self) -> tuple[str, ...]:
+        """What the event twin saw, and where the steady twin differs by more than the error."""
+        played = self.played
+        if played is None:
+            return ("Nothing was played: these are the steady twin's averages.",)
+        seeds = f"seeds {played.seeds[0]} to {played.seeds[-1]}" if len(played.seeds) > 1 else f"seed {played.seeds[0]}"
+        refused = f"; it refused {plural(played.refused, 'larger one')}" if played.refused else ""
+        off = {name: share for name, share in played.differences(self.best).items() if abs(share) > played.error}
+        sentences = [
+            f"The event twin played it with {seeds}: {percent(played.mean.attainment)} of the requests kept their "
+            f"bounds, {percent(played.mean.served)} were served{refused}."
+        ]
+        if off:
+            told = ", ".join(f"{share:+.1%} {_COMPARED[name]}" for name, share in off.items())
+            sentences.append(f"Of the same configuration the steady twin predicts {told}.")
+        return tuple(sentences)
 
     def _told(self, neighbour: Neighbour) -> str:
         where = (
@@ -223,38 +244,51 @@ class Recommendation:
         if math.isnan(neighbour.gain_tokens_per_s):
             return f"{where} does not start: {spoken(neighbour.verdict)}."
         beyond = neighbour.candidate.limit_beyond
-        then = f"; bottleneck: {bottleneck(beyond)}" if beyond else ""
+        then = f"; bottleneck: {bottleneck(beyond)}" if beyond not in ("", "none") else ""
         return (
             f"{where}: {neighbour.gain_tokens_per_s:+.0f} tokens/s, {spoken(neighbour.verdict)}; chance of "
-            f"starving {neighbour.candidate.starving_probability:.2g}{then}."
+            f"failing {neighbour.candidate.starving_probability:.2g}{then}."
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the recommendation as a JSON object; what is NaN becomes null.
 
-        ``{"model", "calibration", "objective": {"goal", "within", "max_itl_s", "max_ttft_s"}, "starvation_threshold",
-        "risk", "max_cpu_loras", "max_loras", "predicted": {Candidate}, "margin": {"critical_load",
-        "starving_probability", "limit_beyond", "kv_cache_tokens", "spare_kv_cache_tokens", "spare_bytes"},
-        "neighbours": [{"change", "verdict", "gain_tokens_per_s", "candidate": {Candidate}}], "runners_up":
-        [{Candidate}], "looked_at": {verdict: count}, "server": {vLLM's names}, "serve_command", "explanation":
-        [sentences], "warnings": [sentences], "engine", "second_opinion"}``, where ``{Candidate}`` has the fields of
-        `Candidate`; ``second_opinion`` is null or ``{"of_best": {Candidate}, "chosen": {Candidate}, "chosen_played":
-        {Candidate}, "seeds", "spread", "differences": {name: share}}``.
+        ``{"model", "calibration", "objective": {"goal", "within"}, "goodput": {"ttft", …, in ms}, "attainment",
+        "starvation_threshold", "risk", "recommended": {"max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs",
+        "max_num_batched_tokens"}, "max_cpu_loras", "max_loras", "headroom", "predicted": {Candidate}, "played":
+        {"seeds": [numbers], "error", "refused", "differences": {name: share}, fields of Candidate}, "margin":
+        {"critical_load", "starving_probability", "limit_beyond", "kv_cache_tokens", "spare_kv_cache_tokens",
+        "spare_bytes"}, "neighbours": [{"change", "verdict", "gain_tokens_per_s", "candidate": {Candidate}}],
+        "runners_up": [{Candidate}], "looked_at": {verdict: count}, "server": {vLLM's names}, "serve_command",
+        "explanation": [sentences], "warnings": [sentences], "engine"}``, where ``{Candidate}`` has the fields of
+        `Candidate` by the steady twin; ``played`` is the event twin's, null if it was not asked.
         """
-        best = self.best
+        best, told, played = self.best, self.told, self.played
         content = {
             "model": self.model,
             "calibration": self.calibration,
             "objective": asdict(self.objective),
+            "goodput": self.goodput.to_ms(),
+            "attainment": self.goodput.attainment,
             "starvation_threshold": self.threshold,
             "risk": self.risk,
+            "recommended": {name: getattr(best, name) for name in _SETTINGS},
             "max_cpu_loras": best.max_cpu_loras,
             "max_loras": best.max_loras,
+            "headroom": told.critical_load,
             "predicted": asdict(best),
+            "played": played
+            and {
+                "seeds": played.seeds,
+                "error": played.error,
+                "refused": played.refused,
+                "differences": played.differences(best),
+                **asdict(played.mean),
+            },
             "margin": {
-                "critical_load": best.critical_load,
-                "starving_probability": best.starving_probability,
-                "limit_beyond": best.limit_beyond,
+                "critical_load": told.critical_load,
+                "starving_probability": told.starving_probability,
+                "limit_beyond": told.limit_beyond,
                 **asdict(self.memory),
             },
             "neighbours": [asdict(neighbour) for neighbour in self.neighbours],
@@ -269,8 +303,6 @@ class Recommendation:
             "explanation": list(self.explanation),
             "warnings": list(self.warnings),
             "engine": self.engine,
-            "second_opinion": self.second_opinion
-            and asdict(self.second_opinion) | {"differences": self.second_opinion.differences(best)},
         }
         plain: dict[str, Any] = _without_nan(content)
         return plain

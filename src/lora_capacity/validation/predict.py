@@ -13,7 +13,7 @@ from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
 from lora_capacity.run import TWINS, LengthSample, engine_named, simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Scenarios, pack_scenarios
-from lora_capacity.search import assess
+from lora_capacity.search import Needed, assess
 from lora_capacity.status import STARVED_SHORTFALL, Status
 from lora_capacity.workload import LengthDistribution, RunLengths
 
@@ -148,7 +148,7 @@ def _predict(runs: Runs, rows: Int[np.ndarray, " rows"], calibration: Calibratio
     produced = runs.mean_input_tokens[rows] + runs.mean_output_tokens[rows] * lengths.output_share
     # Models that stop early fall short of the offered load even when every request is completed.
     share = _filled(produced / asked, 1.0).mean()
-    columns = assess(calibration, scenarios, output_lengths, threshold=1.0 - (1.0 - STARVED_SHORTFALL) / share)
+    columns = assess(calibration, scenarios, output_lengths, needed=Needed((1.0 - STARVED_SHORTFALL) / share))
     columns |= {name: columns[f"client_{name}"] for name in _OF_CLIENTS}
     return columns | {"offered_tokens_per_s": runs.arrival_rate_per_s(lengths.max_pending)[rows] * asked}
 

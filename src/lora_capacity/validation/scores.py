@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.measurements.runs import Runs
 from lora_capacity.measurements.scores import is_starved, mape, smape
-from lora_capacity.search import Objective, choose
-from lora_capacity.status import STARVED_SHORTFALL, Status
+from lora_capacity.search import Needed, Objective, choose
+from lora_capacity.status import Status
 from lora_capacity.validation.predict import Predictions
 
 OPTIMUM_SET = "optimum"
@@ -146,7 +146,7 @@ def _chosen(runs: Runs, predictions: Predictions, rows: Int[np.ndarray, " rows"]
     columns = {field.name: getattr(predictions, field.name)[rows] for field in fields(predictions)}
     settings = ("max_cpu_loras", "max_loras", "max_num_seqs", "max_num_batched_tokens")
     columns |= {name: getattr(runs, name)[rows] for name in settings}
-    found = choose(columns, Objective(), threshold=STARVED_SHORTFALL)
+    found = choose(columns, Objective("throughput"), Needed())
     return None if found is None else int(rows[found])
 
 

@@ -23,7 +23,7 @@ def workload() -> Workload:
 
 @pytest.fixture(scope="package")
 def found(workload: Workload) -> Recommendation:
-    return recommend(workload, load_calibration("llama-3.1-8b-instruct-h100-64gb"), settings=SETTINGS)
+    return recommend(workload, load_calibration("llama-3.1-8b-instruct-h100-64gb"), settings=SETTINGS, engine="steady")
 
 
 @pytest.fixture(scope="package")
