@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from lora_capacity.errors import InputError, check_number, nearest_hint
-from lora_capacity.status import STARVED_SHORTFALL
+from lora_capacity.scenarios import STARVED_SHORTFALL
 from lora_capacity.workload import Goodput
 
 Columns = Mapping[str, NDArray[Any]]
