@@ -43,6 +43,10 @@ _FARTHER = 1.5
 """How far beyond the load of the margin an answer is played, in its logarithm, so that the headroom lies between."""
 
 
+_LEAST_HEADROOM = 1e-3
+"""Floor under the headroom of one play: where no request keeps its bounds it is 0, which has no logarithm."""
+
+
 class Plays:
     """What the event twin plays of a problem.
 
@@ -103,7 +107,7 @@ class Plays:
         factors = [1.0, self._margin, self._margin**_FARTHER]
         played, limits = self._play([point], factors, self.seeds)
         reached = self.problem.needed.reached(played)[0]
-        log_headroom = np.log(load_headroom(reached.T, factors))
+        log_headroom = np.log(np.maximum(load_headroom(reached.T, factors), _LEAST_HEADROOM))
         spread = log_headroom.std(ddof=1) if log_headroom.size > 1 else 0.0
         critical, error = (
             np.exp([log_headroom.mean()]),
