@@ -333,12 +333,12 @@ def test_clients_hold_as_many_requests_as_they_may_while_the_server_is_overloade
 
 
 INTERIOR: dict[str, Any] = {
-    "max_loras": [61.0, 59.0, 20.0, 61.0, 20.0],
+    "max_loras": [61.0, 40.0, 20.0, 61.0, 20.0],
     "max_num_seqs": [1e5, 1e5, 1e5, 40.0, 1e5],
     "max_pending": [np.inf, np.inf, np.inf, np.inf, 800.0],
     "horizon_s": 3600.0,
 }
-"""Slots to spare, just enough, few; a full batch; few slots and a bounded queue: away from the edges between them."""
+"""Slots to spare, too few, few; a full batch; few slots and a bounded queue: away from the edges between them."""
 
 INPUTS = ("class_rate_per_s", "mean_output_tokens", "max_loras", "base_s", "token_s", "adapter_s")
 
