@@ -44,7 +44,8 @@ class LatencyBounds:
     @classmethod
     def of(cls, goodput: Goodput, configs: int) -> "LatencyBounds":
         """Return the same bounds for so many configurations."""
-        return cls(*(jnp.full(configs, bound) for bound in (goodput.ttft_s, goodput.tpot_s, goodput.e2el_s)))
+        bounds_s = (goodput.ttft_s, goodput.tpot_s, goodput.e2el_s)
+        return cls(*(jnp.asarray(np.full(configs, bound_s, dtype=float)) for bound_s in bounds_s))
 
 
 @struct.dataclass
@@ -189,15 +190,18 @@ def build_scenarios(
         **settings,
     )
     check_lengths(workload, calibration, settings.get("max_model_len"))
-    beyond = calibration.outside(**_asked(workload, scenarios.requests_per_s)) & (scenarios.status == Status.OK)
-    configs = scenarios.status.shape[0]
+    # By NumPy: JAX would compile each of these for every number of configurations.
+    host = scenarios.take(slice(None))
+    status = np.asarray(host.status)
+    beyond = calibration.outside(**_asked(workload, host.requests_per_s)) & (status == Status.OK)
+    configs = status.size
     input_cv = np.sqrt(max(workload.second_moment_input_tokens / workload.mean_input_tokens**2 - 1.0, 0.0))
     completed: Scenarios = dataclasses.replace(
         scenarios,
         bounds=LatencyBounds.of(workload.goodput, configs),
-        arrival_cv=jnp.full(configs, workload.arrival_cv),
-        input_cv=jnp.full(configs, input_cv),
-        status=jnp.where(beyond, Status.OUTSIDE_CALIBRATION, scenarios.status),
+        arrival_cv=jnp.asarray(np.full(configs, workload.arrival_cv, dtype=float)),
+        input_cv=jnp.asarray(np.full(configs, input_cv)),
+        status=jnp.asarray(np.where(beyond, Status.OUTSIDE_CALIBRATION, status).astype(np.int32)),
     )
     return completed
 
@@ -274,7 +278,7 @@ def pack_scenarios(
     return Scenarios(
         **leaves,
         kv_cache_tokens=jnp.asarray(plan.kv_cache_tokens.astype(float)),
-        block_size=jnp.full(served.shape, config.block_size, jnp.int32),
+        block_size=jnp.asarray(np.full(served.shape, config.block_size, np.int32)),
         status=jnp.asarray(status.astype(np.int32)),
     )
 

@@ -54,9 +54,10 @@ def assess(
         tried at which it fails (label, empty if it fails at none).
     """
     needed = needed or Needed()
-    error = capacity_error(calibration, scenarios)
     if needed.attainment:  # which counts the chance of few slots itself
-        error = np.full(error.shape, calibration.capacity_error)
+        error = np.full(scenarios.status.shape, calibration.capacity_error)
+    else:
+        error = capacity_error(calibration, scenarios)
     factors = load_factors(error, risk, loads)
     each = scenarios.take(np.repeat(np.arange(len(scenarios.status)), loads)).scaled(factors.ravel())
     results = simulate(calibration, each, traffic)
