@@ -9,7 +9,7 @@ from lora_capacity.units import MS_PER_S
 from lora_capacity.words import plural
 from lora_capacity_cli.files import check_output
 from lora_capacity_cli.heat import print_map
-from lora_capacity_cli.options import FILE, examples, format_option
+from lora_capacity_cli.options import FILE, emit_option, examples, format_option
 from lora_capacity_cli.output import (
     duration,
     gibibytes,
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 )
 @search_options
 @click.option("--report", "page", type=FILE, metavar="FILE.html", help="Also write the report, see `report`.")
+@emit_option
 @format_option
-def optimize(question: dict[str, Any], page: Path | None, output_format: str) -> None:
+def optimize(question: dict[str, Any], page: Path | None, emit: str | None, output_format: str) -> None:
     """Recommend how many adapters to serve, how many slots to reserve and which batch limits to set.
 
     Among servers that keep up within the bounds of --goodput, the one that answers the most requests. The steady twin
@@ -52,7 +53,11 @@ def optimize(question: dict[str, Any], page: Path | None, output_format: str) ->
     workload, calibration, found = recommend(question)
     if page is not None:
         write_report("--report", page, question, workload, calibration, found)
-    if output_format == "json":
+    if emit is not None:
+        from lora_capacity.engines import emitted
+
+        click.echo(emitted(found.server, found.served_as, emit))
+    elif output_format == "json":
         print_json(found.to_json())
     else:
         from lora_capacity.reports import survey
@@ -95,7 +100,7 @@ def _print_recommendation(found: "Recommendation", grid: "PlanGrid") -> None:
     print_map(grid)
     print_table("Runners-up by the steady twin, each with other slots", [_row(each) for each in found.runners_up])
     print_warnings(found.warnings)
-    click.echo(found.server.serve_command(found.model))
+    click.echo(found.serve_command)
 
 
 def _row(candidate: "Candidate") -> dict[str, Any]:

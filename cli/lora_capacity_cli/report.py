@@ -54,7 +54,7 @@ def report(question: dict[str, Any], output: Path, figures: Path | None, output_
         "figures": [str(path) for path in written],
         "max_cpu_loras": found.best.max_cpu_loras,
         "max_loras": found.best.max_loras,
-        "serve_command": found.server.serve_command(found.model),
+        "serve_command": found.serve_command,
     }
     if output_format == "json":
         print_json(summary)

@@ -128,7 +128,7 @@ STARTED = {
     "--start-timeout": given(7),
 }
 CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
-    "optimize": SEARCH | {"--report": given("page.html")},
+    "optimize": SEARCH | {"--report": given("page.html"), "--emit": given("k8s")},
     "report": SEARCH
     | {"--goodput": given("ttft:50"), "--attainment": given(1)}  # what is handed on is not looked at here
     | {"--output": given("other.html"), "--figures": given("figures")},

@@ -62,7 +62,7 @@ def page(report: ReportData, title: str, note: str) -> str:
         script=resource("page.js"),
         data=_data(report),
         best=found.best,
-        command=found.server.serve_command(found.model),
+        command=found.serve_command,
         tokens_per_request=report.workload.mean_input_tokens + report.workload.mean_output_tokens,
         between=lambda key: _between(report, key),
         metrics=MAPPED,

@@ -150,6 +150,7 @@ def _recommend(problem: Problem, columns: Columns, point: Point, played: Played 
         threshold=problem.threshold,
         risk=problem.risk,
         best=best,
+        served_as=problem.calibration.model.served_as,
         server=server,
         memory=_memory_margin(problem.calibration, server),
         neighbours=tuple(

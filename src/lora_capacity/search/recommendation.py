@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from lora_capacity.engines import ServerConfig
+from lora_capacity.engines import ENVIRONMENT, ServerConfig
 from lora_capacity.search.objective import Columns, Objective
 from lora_capacity.words import bottleneck, gibibytes, percent, plural, spoken
 from lora_capacity.workload import Goodput
@@ -162,7 +162,8 @@ class Recommendation:
         threshold: Share below the offered load that counts as starved.
         risk: Highest acceptable probability of failing.
         best: The recommended configuration as the steady twin predicts it.
-        server: Its settings under vLLM's names; ``server.serve_command(model)`` is the command line.
+        served_as: What the server is told to load: the model's Hugging Face id, or its name.
+        server: Its settings under vLLM's names.
         memory: How far it is from not starting.
         neighbours: One adapter or slot more or less, by the steady twin.
         runners_up: The best of other slot counts and settings by the steady twin, best first, at most five.
@@ -178,6 +179,7 @@ class Recommendation:
     threshold: float
     risk: float
     best: Candidate
+    served_as: str
     server: ServerConfig
     memory: MemoryMargin
     neighbours: tuple[Neighbour, ...]
@@ -195,6 +197,11 @@ class Recommendation:
     def told(self) -> Candidate:
         """The recommended configuration as the twin that decided sees it."""
         return self.best if self.played is None else self.played.mean
+
+    @property
+    def serve_command(self) -> str:
+        """The ``vllm serve`` line that starts the server."""
+        return self.server.serve_command(self.served_as)
 
     @property
     def explanation(self) -> tuple[str, ...]:
@@ -260,8 +267,8 @@ class Recommendation:
         {"critical_load", "starving_probability", "limit_beyond", "kv_cache_tokens", "spare_kv_cache_tokens",
         "spare_bytes"}, "neighbours": [{"change", "verdict", "gain_tokens_per_s", "candidate": {Candidate}}],
         "runners_up": [{Candidate}], "looked_at": {verdict: count}, "server": {vLLM's names}, "serve_command",
-        "explanation": [sentences], "warnings": [sentences], "engine"}``, where ``{Candidate}`` has the fields of
-        `Candidate` by the steady twin; ``played`` is the event twin's, null if it was not asked.
+        "serve_environment", "explanation": [sentences], "warnings": [sentences], "engine"}``, where ``{Candidate}`` has
+        the fields of `Candidate` by the steady twin; ``played`` is the event twin's, null if it was not asked.
         """
         best, told, played = self.best, self.told, self.played
         content = {
@@ -299,7 +306,8 @@ class Recommendation:
                 for entry in fields(self.server)
                 if entry.name != "defaults"
             },
-            "serve_command": self.server.serve_command(self.model),
+            "serve_command": self.serve_command,
+            "serve_environment": ENVIRONMENT,
             "explanation": list(self.explanation),
             "warnings": list(self.warnings),
             "engine": self.engine,

@@ -98,7 +98,7 @@ def test_data_tells_every_cell(report: Report, checked: Checker) -> None:
 def test_page_tells_the_recommendation_and_its_command(report: Report, page: str) -> None:
     best = report.found.best
     assert f"<h1>Serve <b>{best.max_cpu_loras} adapters</b> with <b>{best.max_loras} slots</b></h1>" in page
-    assert report.found.server.serve_command(report.found.model) in page
+    assert report.found.serve_command in page
     assert report.calibration.provenance["source"] in page
     for warning in report.found.warnings:
         assert html.escape(warning) in page
