@@ -5,8 +5,11 @@ accelerator a batch is run at once, and its loop goes on until its last server i
 do go together. Sizes are rounded up, so that batches share what was compiled.
 """
 
+import contextlib
 import dataclasses
 import functools
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -45,6 +48,14 @@ MEMORY_SHARE = 0.5
 
 _LAYOUT_STEP = 1024
 """Requests that tables are laid out in steps of."""
+
+_COMPILED: set[Any] = set()
+_COMPILING = threading.Lock()
+"""What has been compiled, and whoever compiles: one at a time, since a compilation takes seconds of all cores."""
+
+_CLASSES = 64
+"""Classes that configurations are laid out in steps of, more than most workloads have, so that few shapes are compiled:
+they only serve to tell results apart."""
 
 _COSTS: tuple[Any, ...] = (StepCosts, LoadCosts, LoraKernels)
 
@@ -201,10 +212,8 @@ class Batches:
         return (_devices() * min(_power(share), WIDTH_ACCELERATOR),) * 2
 
     def _room(self, rows: NDArray[np.int64]) -> int:
-        """Return the most requests of any, rounded up by an eighth at most, so that few shapes are compiled."""
-        most = int(self.most[rows].max(initial=0)) + _LAYOUT_STEP
-        unit = max(_LAYOUT_STEP, _power(most) // 16)
-        return -(-most // unit) * unit
+        """Return a power of two of requests that all have room in, so that few shapes are compiled."""
+        return max(_LAYOUT_STEP, 1 << int(self.most[rows].max(initial=0)).bit_length())
 
     def _bytes(self, requests: int, adapters: int) -> float:
         return bytes_per_configuration(requests, adapters, self.longest_output)
@@ -224,11 +233,15 @@ class Batches:
         padded = _padded(tables, batch, self.longest_output)
         simulate = compiled_twin(self.rules, batch.block_size, self.observation.samples)
         warmup_s = np.float32(self.observation.warmup_s)
-        found: Any = simulate(self.calibration.costs, warmup_s, part.filled_up(batch.width), padded)
+        filled = _with_room_for_classes(part.filled_up(batch.width))
+        shape = self.rules, self.observation.samples, self.longest_output, filled.class_count.shape, padded.table.shape
+        with _compiled_once((*shape, batch.adapters, batch.block_size)):
+            found: Any = simulate(self.calibration.costs, warmup_s, filled, padded)
         results: Any = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], found)
         class_of = np.asarray(tables.class_of)
         class_of = np.pad(class_of, [(0, 0), (0, batch.adapters - class_of.shape[1])], constant_values=-1)
         by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), axis=1, kind="stable")
+        results = dataclasses.replace(results, class_service=results.class_service[:, : part.class_count.shape[1]])
         details = dataclasses.replace(
             results.events,
             **{name: self._by_adapter(getattr(results.events, name), by_class) for name in _OF_ADAPTERS},
@@ -240,6 +253,28 @@ class Batches:
         """Return values of adapters in another order, as wide as for the configuration with the most."""
         missing = int(self.adapters.max()) - values.shape[1]
         return np.pad(np.take_along_axis(values, order, axis=1), [(0, 0), (0, missing)])
+
+
+@contextlib.contextmanager
+def _compiled_once(shape: Any) -> Iterator[None]:
+    """Let others wait while the first call of a shape compiles it, who would else compile it too."""
+    if shape in _COMPILED:
+        yield
+        return
+    with _COMPILING:
+        yield
+        _COMPILED.add(shape)
+
+
+def _with_room_for_classes(part: Scenarios) -> Scenarios:
+    """Return configurations with classes of no adapters up to a multiple of `_CLASSES`."""
+    missing = -part.class_count.shape[1] % _CLASSES
+    columns: Any = {
+        name: np.pad(np.asarray(getattr(part, name)), [(0, 0), (0, missing)])
+        for name in ("class_count", "class_rate_per_s", "class_rank")
+    }
+    wider: Scenarios = dataclasses.replace(part, **columns)
+    return wider
 
 
 def _devices() -> int:
