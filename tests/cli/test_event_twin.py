@@ -106,7 +106,8 @@ def test_validate_by_the_event_twin(run: Run) -> None:
     found = json.loads(first.stdout)
     assert found["engine"] == "event"
     assert found["models"][0]["runs"] == 1
-    assert all(math.isfinite(value) for name, value in found["models"][0].items() if name != "model")
+    unknown = {"model", "tpot_smape", "ttft_smape_keeping_up"}  # not measured; the run does not keep up
+    assert all(math.isfinite(value) for name, value in found["models"][0].items() if name not in unknown)
     assert found["models"] != answer(run("validate", "runs.csv", "--format", "json"))["models"]
 
 

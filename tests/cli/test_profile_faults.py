@@ -43,7 +43,7 @@ def start(model: Path, mode: str = "ok", **limits: int) -> "subprocess.Popen[str
 
 
 def servers(model: Path) -> list[str]:
-    return [line for line in command_lines().values() if f"--model {model} " in line]
+    return [line for line in command_lines().values() if f" serve {model} " in line]
 
 
 def finished(model: Path) -> list[str]:

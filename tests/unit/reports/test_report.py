@@ -60,7 +60,7 @@ def test_more_load_longer_outputs_and_dearer_slots_cost_margin(report: Report) -
     assert margin["one more request per second"] < -0.01
     assert margin["outputs 10 % longer"] < -0.01
     assert margin["one more adapter"] < 0
-    assert margin["the next rank, 128"] < 0
+    assert not margin["the next rank, 128"] >= 0  # or the server does not start
 
 
 def test_changed_load_agrees_with_a_workload_of_that_load(report: Report, workload: Workload) -> None:

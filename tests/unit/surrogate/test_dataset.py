@@ -86,7 +86,7 @@ def test_a_server_without_room_for_a_slot_has_no_optimum(calibration):
 def test_what_the_event_twin_plays_changes_the_labels(calibration):
     space = dataclasses.replace(Space(), horizon_s=120.0, rates_per_s=(0.2, 3.0))
     steady, played = (label(calibration, space, 6, played=each) for each in (0, 3))
-    assert played.about["plays"]["configurations"] >= 3
+    assert played.about["plays"]["configurations"] >= 1
     assert not np.any(steady.correction)
     assert np.any(played.correction)
     np.testing.assert_array_equal(steady.surfaces.slots, played.surfaces.slots)

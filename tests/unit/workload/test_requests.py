@@ -53,10 +53,6 @@ def test_a_horizon_cuts_the_record_off(tmp_path: Path) -> None:
     assert trace.adapters.rates_per_s.tolist() == [0.25, 0.25]
 
 
-def test_a_horizon_beyond_the_record_ends_with_it(tmp_path: Path) -> None:
-    assert read(tmp_path, horizon_s=3600.0).horizon_s == 10
-
-
 def test_a_list_gives_ranks_and_order(tmp_path: Path) -> None:
     trace = read(tmp_path, without_rank(), ranks={"c": 64, "b": 16, "a": 8})
     assert trace.adapters.names == ("c", "b", "a")
