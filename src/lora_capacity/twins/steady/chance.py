@@ -17,7 +17,6 @@ from lora_capacity.twins.steady.problem import TINY
 _LEAST, _MOST = 1e-6, 1e6
 """Bounds of peakedness, ratios and curvatures: keep quotients and logarithms finite."""
 
-
 _LEAST_MEAN = 0.02
 """Mean below which nobody waits, ``e^{-50}`` of a person: keeps exponentials finite."""
 
@@ -79,18 +78,25 @@ def overflow(
 def erlang_b(places: Float[Array, "*shape"], load: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Chance that a Poisson number is ``places``, given that it is no more: Erlang's loss formula, places not whole.
 
-    ``P(N > n) = P(Γ(n + 1) < load)`` by Wilson and Hilferty's cube root, ``P(N = n)`` by Stirling's formula: within
-    2 % where it is above 1 % (unit test).
+    ``P(N > n) = P(Γ(n + 1) < load)`` by `gamma_deviate`, ``P(N = n)`` by Stirling's formula: within 2 % where it is
+    above 1 % (unit test).
     """
     places, load = jnp.maximum(places, _LEAST), jnp.maximum(load, TINY)
     log_equal = places - load - places * jnp.log(places / load)
     equal = jnp.exp(log_equal) / jnp.sqrt(2.0 * jnp.pi * (places + 1.0 / 6.0))
     shape = places + 1.0
-    cube_root = (jnp.cbrt(load / shape) - 1.0 + 1.0 / (9.0 * shape)) * 3.0 * jnp.sqrt(shape)
-    no_more = jax.scipy.stats.norm.cdf(-cube_root)
+    no_more = jax.scipy.stats.norm.cdf(-gamma_deviate(load / shape, shape))
     # At least what is lost were all places always taken, at most what a single place of their rate loses.
     at_least, at_most = jnp.maximum(1.0 - places / load, TINY), load / (load + places)
     return jnp.clip(equal / jnp.maximum(no_more, TINY), at_least, at_most)
+
+
+def gamma_deviate(value: Float[Array, "*shape"], shape: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Standard normal deviate as likely to be exceeded as a value of the gamma law of a shape and of mean 1.
+
+    Source: the cube root is nearly normal, by Wilson and Hilferty, The distribution of chi-square (PNAS, 1931).
+    """
+    return (jnp.cbrt(value) - 1.0 + 1.0 / (9.0 * shape)) * 3.0 * jnp.sqrt(shape)
 
 
 def _truncated_normal_mean(slope: Float[Array, "*shape"], curvature: Float[Array, "*shape"]) -> Array:

@@ -6,7 +6,7 @@ from jax import Array
 from jaxtyping import Float
 
 from lora_capacity.twins.steady.balance import FirstToken, Queue, Step
-from lora_capacity.twins.steady.chance import Overflow
+from lora_capacity.twins.steady.chance import Overflow, gamma_deviate
 from lora_capacity.twins.steady.problem import TINY, Problem, ServerState
 from lora_capacity.twins.steady.slots import AdapterCycle
 
@@ -70,13 +70,9 @@ def within(first: FirstToken, bound_s: Float[Array, "*shape"]) -> Float[Array, "
 def _gamma_cdf(
     value: Float[Array, "*shape"], mean: Float[Array, "*shape"], variance: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """Distribution function of the gamma law, by the cube root that is nearly normal.
-
-    Source: Wilson and Hilferty, The distribution of chi-square (PNAS, 1931).
-    """
+    """Distribution function of the gamma law of a mean and a variance."""
     shape = mean**2 / jnp.maximum(variance, _LEAST_CV2 * mean**2)
-    cube_root = jnp.cbrt(jnp.maximum(value, 0.0) / mean)
-    return jax.scipy.stats.norm.cdf((cube_root - 1.0 + 1.0 / (9.0 * shape)) * 3.0 * jnp.sqrt(shape))
+    return jax.scipy.stats.norm.cdf(gamma_deviate(jnp.maximum(value, 0.0) / mean, shape))
 
 
 def piled_up(cycle: AdapterCycle) -> Float[Array, "classes configs"]:
