@@ -33,7 +33,7 @@ from lora_capacity.twins.events.state import (
     Seconds,
     State,
 )
-from lora_capacity.twins.events.statistics import delay_histogram
+from lora_capacity.twins.events.statistics import delay_histogram, place_among_bins
 
 
 def summarise(scenario: Scenarios, server: Server, s: State) -> Results:
@@ -185,7 +185,7 @@ def _attainment(server: Server, s: State) -> Float[Array, ""]:
     First tokens are all counted; whether a request whose first token came in time keeps the other bounds too is told by
     the traced ones.
     """
-    _, prompt, _, traced, good = s.statistics.kept_bounds
+    _, prompt, traced, good = s.statistics.kept_bounds
     arrival = server.requests.arrival
     arrived = ((arrival >= server.warmup) & (arrival < server.horizon)).sum()
     bounded = jnp.isfinite(server.max_tpot_s) | jnp.isfinite(server.max_e2el_s)
@@ -199,8 +199,7 @@ def _still_within(histogram: Int[Array, " bins"], bound_s: Seconds, later_s: Sec
     reached = jnp.append(0, jnp.cumsum(histogram)).astype(jnp.float32)
 
     def within(most_s: Seconds) -> Seconds:
-        place = jnp.log2(jnp.maximum(most_s, SHORTEST_S) / SHORTEST_S) * BINS_PER_DOUBLING
-        return jnp.interp(place, edges, reached)
+        return jnp.interp(place_among_bins(most_s), edges, reached)
 
     kept = within(bound_s)
     return jnp.where(jnp.isfinite(bound_s) & (kept > 0), within(bound_s - later_s) / jnp.maximum(kept, 1.0), 1.0)

@@ -43,7 +43,7 @@ COMPUTING, LOADING, RUNNING, WAITING, KV_BLOCKS, ADAPTERS, STREAMING, SCHEDULING
 REQUESTS, TOKENS, NEXT_TOKENS, STEPS, HOST_LOADS, DISK_LOADS, PREEMPTIONS = range(7)
 """Places of ``Statistics.counts``."""
 
-ANSWERED, PROMPT, TRACED_ENDED, TRACED_PROMPT, TRACED_GOOD = range(5)
+ANSWERED, PROMPT, TRACED_PROMPT, TRACED_GOOD = range(4)
 """Places of ``Statistics.kept_bounds``."""
 
 FIRST_TOKEN, LATER_TOKENS, WHOLE_OUTPUT = range(3)
@@ -307,8 +307,8 @@ class Statistics(NamedTuple):
         worst_wait: Longest wait of each adapter's requests for their admission, ticks, ``[adapters + 1]``.
         admitted_by_adapter: Fresh requests admitted, ``[adapters + 1]``.
         most: Most running requests, adapters of a step and KV blocks in use, ``[3]``.
-        kept_bounds: First tokens until the horizon, those that came in time; traced requests that have ended, those of
-            them whose first token came in time, and those that have kept all bounds, ``[5]``.
+        kept_bounds: First tokens until the horizon, those that came in time; traced requests that have ended and whose
+            first token came in time, and those of them that have kept all bounds, ``[4]``.
         sums: Integrals over time and sums of times, s, float32 ``[10]``.
         sums_lost: What rounding took off them, float32 ``[10]``.
         series: Time and what had added up by then, at the last step to end in each of as many equal parts of the
@@ -322,7 +322,7 @@ class Statistics(NamedTuple):
     worst_wait: Int[Array, " adapters+1"]
     admitted_by_adapter: Int[Array, " adapters+1"]
     most: Int[Array, "3"]
-    kept_bounds: Int[Array, "5"]
+    kept_bounds: Int[Array, "4"]
     sums: Float[Array, "10"]
     sums_lost: Float[Array, "10"]
     series: Float[Array, "samples 7"]

@@ -22,7 +22,7 @@ from lora_capacity.twins.events.state import (
     TOKENS,
     TPOT,
     TRACED,
-    TRACED_ENDED,
+    TRACED_PROMPT,
     TTFT,
     WAITING,
     WHOLE_OUTPUT,
@@ -157,14 +157,19 @@ def _record_traced(
 
     def noted(r: Statistics) -> Statistics:
         histogram = _add_each(r.histogram, streamed, _bin(later_s, LATER_TOKENS))
-        ended = jnp.stack([told.sum(), prompt.sum(), good.sum()]).astype(jnp.int32)
+        kept = jnp.stack([prompt.sum(), good.sum()]).astype(jnp.int32)
         return r._replace(
             histogram=_add_each(histogram, told, _bin(whole_s, WHOLE_OUTPUT)),
-            kept_bounds=r.kept_bounds.at[TRACED_ENDED:].add(ended),
+            kept_bounds=r.kept_bounds.at[TRACED_PROMPT:].add(kept),
             sums=r.sums.at[TPOT].add(jnp.where(streamed, later_s, 0.0).sum()),
         )
 
     return seldom(told.any(), noted, r), f._replace(first_end=first_end, request=jnp.where(ends, -1, f.request))
+
+
+def place_among_bins(time_s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return how many bins lie below a time, the part of its own included."""
+    return jnp.log2(jnp.maximum(time_s, SHORTEST_S) / SHORTEST_S) * BINS_PER_DOUBLING
 
 
 def delay_histogram(times_s: Float[Array, " times"], weights: Float[Array, " times"]) -> Float[Array, " bins"]:
@@ -179,7 +184,7 @@ def _add_each(histogram: Array, when: Array, place: Array) -> Array:
 
 
 def _bin(time_s: Float[Array, "*shape"], which: int) -> Int[Array, "*shape"]:
-    place = jnp.log2(jnp.maximum(time_s, SHORTEST_S) / SHORTEST_S) * BINS_PER_DOUBLING
+    place = place_among_bins(time_s)
     return which * BINS + jnp.minimum(place.astype(jnp.int32), BINS - 1)
 
 
