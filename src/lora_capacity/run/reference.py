@@ -200,6 +200,47 @@ class _Steps:
         return [number for each, inside in zip(lists, self.inside, strict=True) if inside for number in each]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Answers:
+    """The times of the requests, and which of them count; arrays ``[requests]``, times NaN where there is none.
+
+    Attributes:
+        ttft_s: Time to first token.
+        tpot_s: Mean time per token after it.
+        whole_s: Time to the last token.
+        begun: Whether the first token comes by the horizon.
+        finished: Whether a step inside finishes it.
+        streamed: Whether that holds for more than one token without a preemption.
+        waited_s: Time that those sent without a first token have waited by the horizon, ``[unanswered]``.
+    """
+
+    ttft_s: FloatArray
+    tpot_s: FloatArray
+    whole_s: FloatArray
+    begun: NDArray[np.bool_]
+    finished: NDArray[np.bool_]
+    streamed: NDArray[np.bool_]
+    waited_s: FloatArray
+
+    @classmethod
+    def of(cls, requests: Requests, simulation: Simulation, steps: _Steps, horizon_s: float) -> Self:
+        """Tell them of a simulation."""
+        sent_s, first_s, finished_s = simulation.sent_s, simulation.first_token_s, simulation.finished_s
+        number = np.arange(len(requests))
+        finished = np.isin(number, steps.among(steps.finished))
+        preempted = np.isin(number, [each for state in steps.states for each in state.preempted])
+        begun = first_s <= horizon_s
+        return cls(
+            ttft_s=first_s - sent_s,
+            tpot_s=(finished_s - first_s) / np.maximum(requests.output_tokens - 1, 1),
+            whole_s=finished_s - sent_s,
+            begun=begun,
+            finished=finished,
+            streamed=finished & ~preempted & (requests.output_tokens > 1),
+            waited_s=horizon_s - sent_s[(sent_s < horizon_s) & ~begun],
+        )
+
+
 def _summarise(
     scenario: Any,
     tables: RequestTables,
@@ -216,13 +257,11 @@ def _summarise(
     first_s = simulation.first_token_s
     streamed_s = np.fmin(simulation.finished_s, horizon_s) - np.maximum(first_s, warmup_s)
     later_tokens = len(sampled) - int(np.isin(first_s, steps.end_s[steps.inside]).sum())
-    ttft_s = (first_s - simulation.sent_s)[(first_s <= horizon_s) & (first_s > warmup_s)]
-    waited_s = horizon_s - simulation.sent_s[(simulation.sent_s < horizon_s) & ~(first_s <= horizon_s)]
-    later_s = _later_s(requests, simulation, steps)
-    events = _details(tables, config, requests, simulation, steps, horizon_s) | {
-        "tpot_quantiles_s": _quantiles(later_s),
-        "quantile_requests": np.array([ttft_s.size + waited_s.size, later_s.size, len(finished)], np.int32),
-        "unanswered": np.asarray(waited_s.size, np.int32),
+    answers = _Answers.of(requests, simulation, steps, horizon_s)
+    observed = answers.begun & (first_s > warmup_s)
+    ttft_s, waited_s, tpot_s = answers.ttft_s[observed], answers.waited_s, answers.tpot_s[answers.streamed]
+    events = _details(tables, config, requests, simulation, steps, answers, horizon_s) | {
+        "quantile_requests": np.array([ttft_s.size + waited_s.size, tpot_s.size, len(finished)], np.int32)
     }
     member = np.sort(tables.class_of[tables.class_of >= 0])[:, np.newaxis] == np.arange(scenario.class_count.size)
     arrived, completed = (
@@ -238,7 +277,7 @@ def _summarise(
         "mean_waiting": steps.mean("waiting"),
         "step_time_s": _ratio(steps.observed_s.sum(), steps.inside.sum()),
         "itl_s": _ratio(np.maximum(np.nan_to_num(streamed_s), 0.0).sum(), later_tokens),
-        "tpot_s": _ratio(later_s.sum(), later_s.size),
+        "tpot_s": _ratio(tpot_s.sum(), tpot_s.size),
         "ttft_s": _ratio(ttft_s.sum() + waited_s.sum(), ttft_s.size + waited_s.size),
         "answered_ttft_s": _ratio(ttft_s.sum(), ttft_s.size),
         "active_adapters": steps.mean("adapters"),
@@ -260,7 +299,8 @@ def _summarise(
     }
     results = Results(**untold | means | known)
     client = jax.tree.map(np.asarray, seen_by_clients(step_time.costs.front_end, scenario, results))
-    attainment = _attainment(scenario, requests, simulation, steps, warmup_s, client.ttft_s - results.answered_ttft_s)
+    arrived = ((requests.arrival_s >= warmup_s) & (requests.arrival_s < horizon_s)).sum()
+    attainment = _attainment(scenario, answers, observed, arrived, client.ttft_s - results.answered_ttft_s)
     told: dict[str, Any] = {"client": client, "attainment": np.asarray(attainment + nan, np.float32)}
     return dataclasses.replace(results, **told)
 
@@ -271,19 +311,18 @@ def _details(
     requests: Requests,
     simulation: Simulation,
     steps: _Steps,
+    answers: _Answers,
     horizon_s: float,
 ) -> dict[str, Any]:
     """Return the fields of `EventDetails` but the series, as if the server started."""
     class_of = tables.class_of
     by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), kind="stable")
-    sent_s, first_s, finished_s = simulation.sent_s, simulation.first_token_s, simulation.finished_s
-    finished = np.isin(np.arange(len(requests)), steps.among(steps.finished))
-    waited_s = horizon_s - sent_s[(sent_s < horizon_s) & ~(first_s <= horizon_s)]
-    ttft_s, ttft_at_least = _lower_bounds((first_s - sent_s)[first_s <= horizon_s], waited_s)
-    e2e_s, e2e_at_least = _lower_bounds((finished_s - sent_s)[finished], waited_s)
+    ttft_s, ttft_at_least = _lower_bounds(answers.ttft_s[answers.begun], answers.waited_s)
+    e2e_s, e2e_at_least = _lower_bounds(answers.whole_s[answers.finished], answers.waited_s)
     whole = {
         "adapter_arrived": _count(requests.adapter, class_of.size)[by_class],
-        "adapter_completed": _count(requests.adapter[~np.isnan(finished_s)], class_of.size)[by_class],
+        "adapter_completed": _count(requests.adapter[~np.isnan(answers.whole_s)], class_of.size)[by_class],
+        "unanswered": answers.waited_s.size,
         "max_running": steps.most("running"),
         "max_adapters": steps.most("adapters"),
         "disk_loads": steps.column("disk_loads")[steps.inside].sum(),
@@ -294,6 +333,7 @@ def _details(
     return {
         **{name: np.asarray(value, np.int32) for name, value in whole.items()},
         "ttft_quantiles_s": ttft_s,
+        "tpot_quantiles_s": _quantiles(answers.tpot_s[answers.streamed]),
         "e2e_quantiles_s": e2e_s,
         "ttft_at_least": ttft_at_least,
         "e2e_at_least": e2e_at_least,
@@ -305,37 +345,26 @@ def _details(
     }
 
 
-def _later_s(requests: Requests, simulation: Simulation, steps: _Steps) -> FloatArray:
-    """Mean time per token after the first of each request that finishes inside and was never preempted."""
-    number = np.arange(len(requests))
-    finished = np.isin(number, steps.among(steps.finished))
-    preempted = np.isin(number, [each for state in steps.states for each in state.preempted])
-    streamed = finished & ~preempted & (requests.output_tokens > 1)
-    streaming_s = simulation.finished_s - simulation.first_token_s
-    later_s: FloatArray = streaming_s[streamed] / (requests.output_tokens - 1)[streamed]
-    return later_s
-
-
 def _attainment(
-    scenario: Any, requests: Requests, simulation: Simulation, steps: _Steps, warmup_s: float, later_s: Any
+    scenario: Any, answers: _Answers, observed: NDArray[np.bool_], arrived: int, client_s: Any
 ) -> NDArray[Any]:
     """Share of arriving requests that keep their bounds; of those still streaming, as many as of the finished ones.
 
-    Clients see first and last tokens so much later than the engine.
+    Args:
+        scenario: The configuration.
+        answers: The requests' times.
+        observed: Whether a request's first token comes in the time observed.
+        arrived: Requests that arrive in it.
+        client_s: How much later clients see first and last tokens than the engine.
     """
-    horizon_s = float(scenario.horizon_s)
-    bounds = None if scenario.bounds is None else scenario.bounds.earlier(np.nan_to_num(later_s))
+    bounds = None if scenario.bounds is None else scenario.bounds.earlier(np.nan_to_num(client_s))
     max_ttft_s, max_tpot_s, max_e2el_s = (
         (np.inf,) * 3 if bounds is None else (bounds.ttft_s, bounds.tpot_s, bounds.e2el_s)
     )
-    ttft_s, whole_s = (each - simulation.sent_s for each in (simulation.first_token_s, simulation.finished_s))
-    tpot_s = (whole_s - ttft_s) / np.maximum(requests.output_tokens - 1, 1)
-    prompt = ttft_s <= max_ttft_s
-    inside = (simulation.first_token_s <= horizon_s) & (simulation.first_token_s > warmup_s)
-    finished = np.isin(np.arange(len(requests)), steps.among(steps.finished)) & prompt
-    good = finished & (tpot_s <= max_tpot_s) & (whole_s <= max_e2el_s)
-    arrived = (requests.arrival_s >= warmup_s) & (requests.arrival_s < horizon_s)
-    share = _ratio((prompt & inside).sum(), arrived.sum())
+    prompt = answers.ttft_s <= max_ttft_s
+    finished = answers.finished & prompt
+    good = finished & (answers.tpot_s <= max_tpot_s) & (answers.whole_s <= max_e2el_s)
+    share = _ratio((prompt & observed).sum(), arrived)
     return np.asarray(np.minimum(share, 1.0) * (good.sum() / finished.sum() if finished.any() else 1.0))
 
 
