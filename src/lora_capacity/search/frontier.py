@@ -1,8 +1,8 @@
 """Search for frontiers: the last number of adapters before the first that is not acceptable, for many slots at once.
 
-A frontier is found by brackets that every round narrows, for many problems at once; the steady twin's search for the
-best, the event twin's refinement and the labels' sustained loads all do so. It takes for granted that adding adapters
-does not make a configuration acceptable again, as the walk over measured grids does.
+A frontier is found by brackets that every round narrows, for many problems at once: in the steady twin's search for the
+best, and for the labels' sustained loads. It takes for granted that adding adapters does not make a configuration
+acceptable again, as the walk over measured grids does.
 
 `search` looks at configurations on a grid over adapters and slots. The slots start as a coarse geometric grid, refined
 around the best value of the objective and around the choice (of near equals, not always the same) until the slots next

@@ -7,17 +7,22 @@ margin's, to the most adapters that are acceptable. What the seeds differ by, th
 of the capacity beside the calibration's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from lora_capacity.run import simulate
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import build_scenarios
-from lora_capacity.search.margin import judged_columns, limit_beyond, load_headroom, starving_probability
+from lora_capacity.search.margin import (
+    judged_columns,
+    limit_beyond,
+    load_factors,
+    load_headroom,
+    starving_probability,
+)
 from lora_capacity.search.objective import FLAT, Columns
 from lora_capacity.search.problem import IntArray, Problem
 
@@ -42,7 +47,6 @@ _FINALISTS = 3
 _FARTHER = 1.5
 """How far beyond the load of the margin an answer is played, in its logarithm, so that the headroom lies between."""
 
-
 _LEAST_HEADROOM = 1e-3
 """Floor under the headroom of one play: where no request keeps its bounds it is 0, which has no logarithm."""
 
@@ -57,7 +61,6 @@ class Plays:
 
     def __init__(self, problem: Problem, seed: int, seeds: int, progress: Progress | None) -> None:
         self.problem, self.seeds, self._progress = problem, range(seed, seed + seeds), progress
-        self._held: dict[Point, bool] = {}
 
     def _play(
         self, points: Sequence[Point], loads: Sequence[float], seeds: Sequence[int]
@@ -82,21 +85,17 @@ class Plays:
         limits = np.asarray(results.limit).reshape(shape)
         return {name: column.reshape(shape) for name, column in columns.items()}, limits
 
-    def hold(self, points: Iterable[Point]) -> list[bool]:
+    def hold(self, points: Sequence[Point]) -> list[bool]:
         """Return whether configurations do not fail at the load of the margin, in a few plays each."""
-        points = list(points)
-        new = [point for point in dict.fromkeys(points) if point not in self._held]
-        if new:
-            seeds = range(self.seeds.stop, self.seeds.stop + _SCREENED)
-            columns, _ = self._play(new, [self._margin], seeds)
-            holds = self.problem.needed.reached(columns).mean(axis=(1, 2)) >= 1.0
-            self._held |= dict(zip(new, holds.tolist(), strict=True))
-        return [self._held[point] for point in points]
+        columns, _ = self._play(points, [self._margin], range(self.seeds.stop, self.seeds.stop + _SCREENED))
+        holds: list[bool] = (self.problem.needed.reached(columns).mean(axis=(1, 2)) >= 1.0).tolist()
+        return holds
 
     @property
     def _margin(self) -> float:
         """The load at which a configuration must not fail for the calibration's error to be within the risk."""
-        return float(np.exp(norm.ppf(1.0 - self.problem.risk) * self.problem.calibration.capacity_error))
+        error = np.array([self.problem.calibration.capacity_error])
+        return float(load_factors(error, self.problem.risk, 2)[0, 1])
 
     def assess(self, point: Point) -> Columns:
         """Return what `lora_capacity.search.assess` does of one configuration, with all seeds.
@@ -109,10 +108,8 @@ class Plays:
         reached = self.problem.needed.reached(played)[0]
         log_headroom = np.log(np.maximum(load_headroom(reached.T, factors), _LEAST_HEADROOM))
         spread = log_headroom.std(ddof=1) if log_headroom.size > 1 else 0.0
-        critical, error = (
-            np.exp([log_headroom.mean()]),
-            float(np.hypot(self.problem.calibration.capacity_error, spread)),
-        )
+        critical = np.exp([log_headroom.mean()])
+        error = float(np.hypot(self.problem.calibration.capacity_error, spread))
         return {name: _mean(column[:, 0]) for name, column in played.items()} | {
             "critical_load": critical,
             "starving_probability": starving_probability(critical, error),
@@ -165,7 +162,7 @@ def _screen(problem: Problem, frontiers: "list[_Frontier]", plays: Plays) -> lis
     """
     every = list(frontiers)
     while tried := [(each, point) for each in frontiers if (point := each.next()) is not None]:
-        for (frontier, point), holds in zip(tried, plays.hold(point for _, point in tried), strict=True):
+        for (frontier, point), holds in zip(tried, plays.hold([point for _, point in tried]), strict=True):
             frontier.narrow(point, holds)
         held = [each.held for each in every if each.held is not None]
         frontiers = [each for each in frontiers if all(_near(problem, each.most, point) for point in held)]
@@ -197,19 +194,45 @@ def _better(problem: Problem, point: Point, other: Point) -> bool:
     return _asked_per_s(problem, point) > _asked_per_s(problem, other)
 
 
-def proposals(problem: Problem, steady: Columns, count: int = PROPOSALS) -> list[Point]:
-    """Return the choice of the steady twin, and those if slots near the ones already taken were not to be had.
+def choices(
+    problem: Problem, steady: Columns, count: int, *, after: Point | None = None, apart: float, by_limits: bool
+) -> list[Point]:
+    """Return the steady twin's choices if slots near those already taken were not to be had, best first.
 
-    Where it finds nothing acceptable, what comes closest.
+    Args:
+        problem: What to look for.
+        steady: Configurations and what the steady twin says of them.
+        count: How many, at most.
+        after: A configuration taken before them.
+        apart: Least ratio between numbers of slots.
+        by_limits: Whether slots may be near those of a choice with other batch limits.
     """
-    slots, left, found = steady["max_loras"], np.arange(steady["max_loras"].size), list[Point]()
-    while left.size and len(found) < count:
-        row = problem.choose({name: column[left] for name, column in steady.items()})
+    taken, left = [] if after is None else [after], np.arange(steady["max_loras"].size)
+    for _ in range(count):
+        if taken:
+            left = left[~_near_slots(steady, left, taken[-1], apart, by_limits=by_limits)]
+        row = problem.choose({name: column[left] for name, column in steady.items()}) if left.size else None
         if row is None:
             break
-        found.append(point_of(steady, int(left[row])))
-        ratio = slots[left] / found[-1][1]
-        left = left[np.maximum(ratio, 1.0 / ratio) >= APART]
+        taken.append(point_of(steady, int(left[row])))
+    return taken if after is None else taken[1:]
+
+
+def _near_slots(
+    columns: Columns, rows: NDArray[np.int64], point: Point, apart: float, *, by_limits: bool
+) -> NDArray[np.bool_]:
+    """Whether rows have about as many slots as a configuration, and its batch limits too if these are told apart."""
+    _, slots, *limits = point
+    ratio = columns["max_loras"][rows] / slots
+    near = np.maximum(ratio, 1.0 / ratio) < apart
+    if by_limits:
+        near &= np.all([columns[name][rows] == limit for name, limit in zip(POINT[2:], limits, strict=True)], axis=0)
+    return np.asarray(near)
+
+
+def proposals(problem: Problem, steady: Columns) -> list[Point]:
+    """Return what the steady twin proposes to play; where it finds nothing acceptable, what comes closest."""
+    found = choices(problem, steady, PROPOSALS, apart=APART, by_limits=False)
     if not found and not np.isnan(steady["critical_load"]).all():
         found = [point_of(steady, int(np.nanargmax(steady["critical_load"])))]
     return found

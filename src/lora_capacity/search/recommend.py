@@ -13,7 +13,7 @@ from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import STARVED_SHORTFALL, extrapolations
 from lora_capacity.search.frontier import join, search_all
 from lora_capacity.search.objective import Columns, Objective
-from lora_capacity.search.play import APART, Plays, Point, point_of, settle
+from lora_capacity.search.play import APART, Plays, Point, choices, point_of, settle
 from lora_capacity.search.problem import Problem
 from lora_capacity.search.recommendation import (
     Candidate,
@@ -128,7 +128,8 @@ def _recommend(problem: Problem, columns: Columns, point: Point, played: Played 
     """Look again at what is shown, and put it in words and numbers."""
     neighbours = _neighbours(problem, point)
     adapters, slots, budget, seqs = point
-    others = _runners_up(problem, columns, point)
+    apart = APART if problem.max_loras is None else 1.0 + 1e-9
+    others = choices(problem, columns, _RUNNERS_UP, after=point, apart=apart, by_limits=True)
     steps = [_NEIGHBOURS[change] for change in neighbours]
     changed = [(adapters + adapter, slots + slot, budget, seqs) for adapter, slot in steps]
     found = _assess(problem, [point, *others, *changed])
@@ -174,24 +175,6 @@ def _neighbours(problem: Problem, point: Point) -> list[str]:
     rank = problem.settings.get("max_lora_rank")
     fits = rank is None or problem.workload.adapters.max_rank([adapters + 1])[0] <= rank
     return ["one more adapter", *changes] if fits else changes
-
-
-def _runners_up(problem: Problem, columns: Columns, best: Point) -> list[Point]:
-    """The steady twin's choices if slot counts near those already taken were not to be had; best first."""
-    slots = columns["max_loras"]
-    apart = APART if problem.max_loras is None else 1.0 + 1e-9
-    taken, left = [best], np.arange(slots.size)
-    while len(taken) <= _RUNNERS_UP:
-        ratio = slots[left] / taken[-1][1]
-        same = (columns["max_num_batched_tokens"][left] == taken[-1][2]) & (
-            columns["max_num_seqs"][left] == taken[-1][3]
-        )
-        left = left[~((np.maximum(ratio, 1.0 / ratio) < apart) & same)]
-        found = problem.choose({name: column[left] for name, column in columns.items()}) if left.size else None
-        if found is None:
-            break
-        taken.append(point_of(columns, int(left[found])))
-    return taken[1:]
 
 
 def _memory_margin(calibration: Calibration, server: ServerConfig) -> MemoryMargin:
