@@ -105,21 +105,25 @@ def simulate(
     from lora_capacity.errors import InfeasibleError
     from lora_capacity.run import simulate as run
     from lora_capacity.scenarios import build_scenarios, extrapolations, table
+    from lora_capacity.status import Status
 
     asked = read_workload(workload, bounds)
     known = load_calibration(calibration)
     scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
+    resolved = {"max_cpu_loras": adapters} | {name: int(getattr(scenarios, name)[0]) for name in _SETTINGS[1:]}
+    server = known.server(**settings | resolved)
+    if emit is not None:
+        status = Status(int(scenarios.status[0])).label
+        if status in REFUSALS:
+            raise InfeasibleError(FAILURES[status])
+        click.echo(emitted(server, known.model.served_as, emit))
+        return
     results = run(known, scenarios, asked, engine=engine, seed=seed, warmup_s=warmup_s, samples=samples, drain=drain)
     row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
     events = {} if results.events is None else {"events": _events(row, asked, adapters, seed, results.events)}
-    resolved = {name: row.pop(name) for name in _SETTINGS}
+    for name in resolved:
+        del row[name]
     client = {name: row.pop(f"client_{name}") for name in ("ttft_s", "tpot_s", "itl_s")}
-    server = known.server(**settings | resolved)
-    if emit is not None:
-        if row["status"] in REFUSALS:
-            raise InfeasibleError(FAILURES[row["status"]])
-        click.echo(emitted(server, known.model.served_as, emit))
-        return
     plan = known.plan_memory(server)
     failure = [FAILURES[row["status"]]] if row["status"] in FAILURES else []
     document = {

@@ -217,10 +217,8 @@ def _points(
     from lora_capacity.calibration import load_calibration
     from lora_capacity.run.steady import grid
 
-    workload, calibration = (
-        read_workload(question["workload"], question["bounds"]),
-        load_calibration(question["calibration"]),
-    )
+    workload = read_workload(question["workload"], question["bounds"])
+    calibration = load_calibration(question["calibration"])
     columns = grid(adapters, slots)
     pairs = zip(columns["adapters"].tolist(), columns["max_loras"].tolist(), strict=True)
     given = [{"max_cpu_loras": count, "max_loras": slot} for count, slot in pairs]

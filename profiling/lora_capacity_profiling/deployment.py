@@ -22,7 +22,7 @@ SERVER_COLUMNS = (
     "max_num_batched_tokens",
     "max_model_len",
 )
-"""Settings that every server is started with, whether or not they equal a default, and that its runs are told by."""
+"""Settings by which the runs of a server are told."""
 
 _SETTINGS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization", "block_size")
 _SHAPE = ("num_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")

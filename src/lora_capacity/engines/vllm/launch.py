@@ -40,11 +40,12 @@ def emitted(server: ServerConfig, model: str, form: str) -> str:
 
 
 def _config(server: ServerConfig, model: str) -> dict[str, FlagValue]:
-    """Flags by name; vLLM leaves a flag out that is false, so that a switch is turned off by its own flag."""
-    negated = {
-        f"no_{name}" if value is False else name: value is False or value for name, value in server.flags.items()
-    }
-    return {"model": model} | {name.replace("_", "-"): value for name, value in negated.items()}
+    """Flags by name; older vLLM leaves a flag out that is false, so that a switch is turned off by its own flag."""
+    document: dict[str, FlagValue] = {"model": model}
+    for name, value in server.flags.items():
+        flag = name.replace("_", "-")
+        document |= {f"no-{flag}": True} if value is False else {flag: value}
+    return document
 
 
 def _deployment(server: ServerConfig, model: str) -> dict[str, Any]:
