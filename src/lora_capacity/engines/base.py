@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lora_capacity.errors import InputError
+from lora_capacity.hardware.gpu import Gpu
 
 DEVICES = ("gpu", "cpu")
 """What a server computes on, which decides what its step time is made of."""
@@ -16,11 +17,18 @@ class BatchBudget:
         min_memory_bytes: Smallest GPU memory that these limits are for, bytes.
         max_num_batched_tokens: Most tokens in a step.
         max_num_seqs: Most requests in a step.
+        not_on: Words in the names of GPUs that are left out, in lower case.
     """
 
     min_memory_bytes: int
     max_num_batched_tokens: int
     max_num_seqs: int
+    not_on: tuple[str, ...] = ()
+
+    def holds_on(self, gpu: Gpu) -> bool:
+        """Whether these limits are for a GPU."""
+        name = gpu.name.lower()
+        return gpu.memory_bytes >= self.min_memory_bytes and not any(word in name for word in self.not_on)
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,16 @@ class EngineBehaviour:
         max_lora_ranks: Allowed values of ``max_lora_rank``, ascending.
         lora_extra_vocab_tokens: Tokens by which each slot may extend the vocabulary.
         embedding_architectures: Models in which slots are reserved for the embedding and the output head too.
-        counts_cuda_graphs: Whether the memory of CUDA graphs is taken off the KV cache.
+        adapts_experts: Whether slots are reserved for the experts of a mixture.
         restricts_target_modules: Whether slots can be reserved for chosen modules only (``lora_target_modules``).
+        lora_graph_captures: How often CUDA graphs are captured with LoRA: once, or with and without adapters.
+        specializes_active_lora: Whether graphs and kernels can follow the adapters in a step
+            (``specialize_active_lora``).
+        counts_cuda_graphs: Whether the memory of CUDA graphs is taken off the KV cache.
+        hybrid_kv_cache: Whether layers that see a window of tokens keep only that window.
+        logs_kv_tokens_as_concurrency: Whether the KV cache is logged as concurrent requests of ``max_model_len`` times
+            that length; otherwise as blocks of every group of layers.
+        has_watermark: Whether a share of the KV blocks can be kept free when requests are admitted (``watermark``).
         scheduler: Rules of the scheduler.
     """
 
@@ -74,13 +90,19 @@ class EngineBehaviour:
     max_lora_ranks: tuple[int, ...]
     lora_extra_vocab_tokens: int
     embedding_architectures: tuple[str, ...]
-    counts_cuda_graphs: bool
+    adapts_experts: bool
     restricts_target_modules: bool
+    lora_graph_captures: int
+    specializes_active_lora: bool
+    counts_cuda_graphs: bool
+    hybrid_kv_cache: bool
+    logs_kv_tokens_as_concurrency: bool
+    has_watermark: bool
     scheduler: SchedulerRules
 
-    def batch_budget(self, gpu_memory_bytes: int) -> BatchBudget:
-        """Return the default batch limits on a GPU of this memory, bytes."""
-        return next(budget for budget in self.batch_budgets if gpu_memory_bytes >= budget.min_memory_bytes)
+    def batch_budget(self, gpu: Gpu) -> BatchBudget:
+        """Return the default batch limits of a server on a GPU."""
+        return next(budget for budget in self.batch_budgets if budget.holds_on(gpu))
 
 
 def smallest_max_lora_rank(rank: int, behaviour: EngineBehaviour) -> int:

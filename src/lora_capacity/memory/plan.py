@@ -103,7 +103,7 @@ def plan_memory(
 ) -> MemoryPlan:
     """Plan the GPU's memory as a starting vLLM server does.
 
-    KV bytes = utilization · memory − (weights + slots) − activations − other (− CUDA graphs, from 0.21), or what the
+    KV bytes = utilization · memory − (weights + slots) − activations − other (− CUDA graphs, from 0.20), or what the
     server is told. Every slot is reserved in full, at ``max_lora_rank``, whatever the adapters' ranks. The server runs
     out of memory when what comes before the KV cache exceeds the GPU's memory, or else utilization · memory plus CUDA
     graphs not counted in it does.

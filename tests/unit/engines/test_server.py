@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from lora_capacity.engines import EngineBehaviour, SchedulerRules, ServerConfig, VllmBehaviour, smallest_max_lora_rank
+from lora_capacity.engines import (
+    DEVICES,
+    EngineBehaviour,
+    SchedulerRules,
+    ServerConfig,
+    VllmBehaviour,
+    smallest_max_lora_rank,
+)
 from lora_capacity.engines.vllm.versions import CHANGES
 from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu
@@ -87,8 +94,17 @@ def test_qwen2_always_biases_attention_and_others_when_told():
 def test_the_architecture_is_listed_or_follows_from_the_model_type():
     assert MODEL.architecture == "LlamaForCausalLM"
     assert ModelShape.from_hf_config(QWEN3, "model").architecture == "Qwen3ForCausalLM"
-    assert {"LlamaForCausalLM", "MistralForCausalLM"} == set(OLD.embedding_architectures)
-    assert {"LlamaForCausalLM", "Qwen3ForCausalLM"} == set(NEW.embedding_architectures)
+
+
+def test_embeddings_are_adapted_by_architecture_and_version():
+    def adapted(version):
+        return set(VllmBehaviour.for_version(version).embedding_architectures)
+
+    always = {"LlamaForCausalLM", "MixtralForCausalLM", "GraniteForCausalLM", "NemotronForCausalLM"}
+    assert always <= adapted("0.8.5") & adapted("0.33.0")
+    assert "MistralForCausalLM" in adapted("0.14.1") - adapted("0.15.0")
+    assert "Qwen3ForCausalLM" in adapted("0.16.0") - adapted("0.15.1")
+    assert not adapted("0.33.0") & {"Qwen2ForCausalLM", "GemmaForCausalLM", "Gemma3ForCausalLM"}
 
 
 @pytest.mark.parametrize(
@@ -211,37 +227,51 @@ def test_unknown_target_modules_are_told(given, words):
 
 
 @pytest.mark.parametrize(
-    ("version", "memory_gib", "expected"),
+    ("version", "gpu", "memory_gib", "expected"),
     [
-        ("0.8.5", 63, (2048, 256, 0.9)),
-        ("v0.8.5.post1", 80, (8192, 1024, 0.9)),
-        ("0.8.5", 180, (8192, 1024, 0.9)),
-        ("0.32.0rc1", 180, (16384, 1024, 0.92)),
-        ("1.0", 24, (2048, 256, 0.92)),
+        ("0.8.5", "H100-64GB", 63, (2048, 256, 0.9)),
+        ("v0.8.5.post1", "A100-SXM4-80GB", 79, (8192, 1024, 0.9)),
+        ("0.9.0", "NVIDIA A100-SXM4-80GB", 79, (2048, 256, 0.9)),
+        ("0.9.0", "H100", 80, (8192, 1024, 0.9)),
+        ("0.27.1", "B200", 180, (8192, 1024, 0.92)),
+        ("0.28.0rc1", "B200", 180, (16384, 1024, 0.92)),
+        ("0.32.0", "NVIDIA GB10", 120, (8192, 1024, 0.92)),
+        ("0.33.0", "NVIDIA GB10", 120, (2048, 256, 0.92)),
+        ("1.0", "L4", 22, (2048, 256, 0.92)),
     ],
 )
-def test_defaults_follow_version_and_gpu(version, memory_gib, expected):
+def test_defaults_follow_version_and_gpu(version, gpu, memory_gib, expected):
     behaviour = VllmBehaviour.for_version(version)
-    config = ServerConfig.with_defaults(behaviour, Gpu("gpu", memory_gib * BYTES_PER_GIB), MODEL)
+    config = ServerConfig.with_defaults(behaviour, Gpu(gpu, memory_gib * BYTES_PER_GIB), MODEL)
     assert (config.max_num_batched_tokens, config.max_num_seqs, config.gpu_memory_utilization) == expected
     assert (config.max_loras, config.max_cpu_loras, config.max_lora_rank, config.max_model_len) == (1, 1, 16, 131072)
 
 
 def test_rules_change_at_their_versions():
     changes = {
-        "scheduler.async_scheduling": 14,
-        "scheduler.full_prompt_must_fit": 19,
-        "counts_cuda_graphs": 21,
-        "restricts_target_modules": 32,
-        "scheduler.running_adapters_in_use": 33,
+        "hybrid_kv_cache": "0.9.0 0.9.1",
+        "adapts_experts": "0.11.0 0.11.1",
+        "scheduler.async_scheduling": "0.13.0 0.14.0",
+        "specializes_active_lora": "0.15.1 0.16.0",
+        "restricts_target_modules": "0.18.1 0.19.0",
+        "scheduler.full_prompt_must_fit": "0.18.1 0.19",
+        "counts_cuda_graphs": "0.19.1 0.20.0",
+        "logs_kv_tokens_as_concurrency": "0.20.2 0.21",
+        "has_watermark": "0.23.0 0.24.0",
+        "scheduler.running_adapters_in_use": "0.32.0 0.33.0",
     }
-    for rule, minor in changes.items():
-        holds = attrgetter(rule)
-        assert not holds(VllmBehaviour.for_version(f"0.{minor - 1}.9"))
-        assert holds(VllmBehaviour.for_version(f"0.{minor}.0"))
+    for rule, versions in changes.items():
+        before, since = map(VllmBehaviour.for_version, versions.split())
+        assert (attrgetter(rule)(before), attrgetter(rule)(since)) == (False, True), rule
     assert VllmBehaviour.for_version("0.8.5").scheduler == SchedulerRules()
     first = [VllmBehaviour.for_version(f"0.{minor}.1").scheduler.skipped_first for minor in (17, 18, 30, 31)]
     assert first == [False, True, True, False]
+    assert [VllmBehaviour.for_version(f"0.11.{patch}").max_lora_ranks[0] for patch in (0, 1)] == [8, 1]
+
+
+def test_a_cpu_has_batch_limits_of_its_own():
+    budgets = [VllmBehaviour.for_version(version, "cpu").batch_budget(GPU) for version in ("0.9.2", "0.10.0", "0.33.0")]
+    assert [(each.max_num_batched_tokens, each.max_num_seqs) for each in budgets] == [(2048, 32), *[(2048, 128)] * 2]
 
 
 def test_a_cpu_is_never_scheduled_asynchronously():
@@ -264,8 +294,11 @@ def test_changes_ascend_and_every_rule_is_there_from_the_first():
     assert all(change.source for change in CHANGES)
     scheduler = {f"scheduler.{entry.name}" for entry in fields(SchedulerRules)}
     own = {entry.name for entry in fields(EngineBehaviour)} - {"engine", "version", "device", "scheduler"}
+    own -= {"embedding_architectures"}
     assert {change.rule for change in CHANGES} == own | scheduler
-    assert own <= {change.rule for change in CHANGES if change.since == releases[0]}
+    for device in DEVICES:
+        first = {change.rule for change in CHANGES if change.since == releases[0] and device in change.devices}
+        assert own <= first
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_settings_broadcast_over_the_configurations_and_default_to_vllm_s() -> N
     scenarios = build(8, [1, 4], max_num_seqs=[64, 128], max_num_batched_tokens=4096)
     np.testing.assert_array_equal(scenarios.max_num_seqs, [64, 128])
     np.testing.assert_array_equal(scenarios.max_num_batched_tokens, [4096, 4096])
-    budget = CALIBRATION.behaviour.batch_budget(CALIBRATION.gpu.memory_bytes)
+    budget = CALIBRATION.behaviour.batch_budget(CALIBRATION.gpu)
     defaults = build(8, [1, 4])
     np.testing.assert_array_equal(defaults.max_num_seqs, [budget.max_num_seqs] * 2)
     np.testing.assert_array_equal(defaults.max_num_batched_tokens, [budget.max_num_batched_tokens] * 2)

@@ -106,7 +106,7 @@ class ServerConfig:
 
         Args:
             behaviour: The vLLM version.
-            gpu: The GPU, whose memory decides the batch limits.
+            gpu: The GPU, whose memory and name decide the batch limits.
             model: The base model, which decides the longest sequence.
             **given: Any of the fields but ``vllm_version``, ``device`` and ``defaults``; None counts as not given.
 
@@ -115,7 +115,7 @@ class ServerConfig:
         """
         given = {name: value for name, value in given.items() if value is not None}
         check_keys("", given, [entry.name for entry in fields(cls) if entry.name not in _OF_THE_ENGINE])
-        budget = behaviour.batch_budget(gpu.memory_bytes)
+        budget = behaviour.batch_budget(gpu)
         defaults = {
             "max_loras": 1,
             "max_cpu_loras": given.get("max_loras", 1),
