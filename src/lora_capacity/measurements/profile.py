@@ -10,8 +10,7 @@ from jaxtyping import Float
 
 from lora_capacity.engines import DEVICES, VllmBehaviour
 from lora_capacity.errors import InputError, nearest_hint
-from lora_capacity.hardware import Gpu
-from lora_capacity.hardware.catalogue import H100_64GB
+from lora_capacity.hardware import Gpu, find_gpu
 from lora_capacity.measurements.runs import FloatArray, IntArray, take_rows
 from lora_capacity.measurements.schemas import PROFILE_TABLES, TableSchema
 from lora_capacity.models import ModelShape
@@ -194,7 +193,7 @@ def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[st
             raise InputError("model", None, f"one of {known}", f"{folder} has no profile.json, so say which model")
         if model not in _PUBLISHED_MODELS:
             raise InputError("model", model, f"one of {known}", nearest_hint(model, _PUBLISHED_MODELS))
-        return _PUBLISHED_MODELS[model], H100_64GB.gpu, dict(_PUBLISHED_SERVER), "gpu"
+        return _PUBLISHED_MODELS[model], find_gpu("H100-64GB").gpu, dict(_PUBLISHED_SERVER), "gpu"
     content = load_mapping(path)
     for key in _REQUIRED_KEYS:
         if key not in content:
