@@ -112,7 +112,7 @@ def _campaign(given: Mapping[str, Any], machine: "Machine") -> "Campaign":
 
 
 def _profiler(given: Mapping[str, Any], campaign: "Campaign", machine: "Machine", folder: Any) -> "Profiler":
-    from lora_capacity_profiling.material import write_model
+    from lora_capacity_profiling.material import check_profiled, write_model
     from lora_capacity_profiling.profiler import Launch, Profiler
     from lora_capacity_profiling.server import offline_variables
 
@@ -145,6 +145,7 @@ def _profiler(given: Mapping[str, Any], campaign: "Campaign", machine: "Machine"
         running=running,
     )
     shape = ModelShape.from_file(config)
+    check_profiled(shape)
     command = _command_line(given["environment"])
     return Profiler(folder, campaign, shape, machine, launch, command=command, watcher=_watcher())
 

@@ -116,10 +116,12 @@ def write_adapter(
         The folder.
 
     Raises:
-        InputError: If the rank or a module is not allowed, the model cannot be read, or the folder cannot be written.
+        InputError: If the rank or a module is not allowed, the model cannot be read or is no dense decoder of Llama's
+            modules, or the folder cannot be written.
     """
     check_number("rank", rank, minimum=1, integer=True)
     shape = model if isinstance(model, ModelShape) else ModelShape.from_file(model)
+    check_profiled(shape)
     modules = _unfused(target_modules)
     tensors = list(_adapter_tensors(shape, rank, modules))
     try:
@@ -144,6 +146,18 @@ def write_adapter(
     except OSError as error:
         raise _unwritable(folder, error, sum(map(_tensor_bytes, tensors))) from None
     return folder
+
+
+def check_profiled(shape: ModelShape) -> None:
+    """Refuse a model that no adapters can be written for, and whose step times nothing is known of.
+
+    Raises:
+        InputError: If it is not a dense decoder of Llama's modules.
+    """
+    parts = {module.name: module.parts or (module.name,) for module in shape.linear_modules}
+    if not shape.is_dense_decoder or parts != {name: layers for name, (_, layers) in _PARTS.items()}:
+        allowed = "a dense decoder with 16-bit weights whose layers are called as Llama's"
+        raise InputError(f"model {shape.name}, architecture", shape.architecture, allowed)
 
 
 def _unfused(target_modules: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from scipy.optimize import least_squares
 from lora_capacity.hardware import Gpu
 from lora_capacity.measurements import CapacityRows
 from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory
-from lora_capacity.memory.plan import activation_bytes, other_bytes
+from lora_capacity.memory.fitted import activation_bytes, other_bytes
 from lora_capacity.models import ModelShape
 from lora_capacity.units import BYTES_PER_GIB, BYTES_PER_MIB
 

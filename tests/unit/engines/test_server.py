@@ -60,10 +60,10 @@ OLD = VllmBehaviour.for_version("0.8.5")
 NEW = VllmBehaviour.for_version("0.32.0")
 
 
-# Parameter counts as published with the models; Qwen 3's norms of queries and keys (256 a layer) are left out.
+# Parameter counts as published with the models.
 @pytest.mark.parametrize(
     ("config", "parameters"),
-    [(LLAMA, 8_030_261_248), (QWEN2, 7_615_616_512), (QWEN3, 596_049_920 - 28 * 256)],
+    [(LLAMA, 8_030_261_248), (QWEN2, 7_615_616_512), (QWEN3, 596_049_920)],
 )
 def test_weights_from_shapes_are_the_published_parameter_counts(config, parameters):
     assert ModelShape.from_hf_config(config, "model").weight_bytes == 2 * parameters
@@ -123,14 +123,19 @@ def test_rotary_scaling_sets_the_longest_sequence(scaling, tokens):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "mixtures of experts"),
-        ({"architectures": None, "model_type": "gpt2"}, "LlamaForCausalLM"),
+        ({"architectures": ["MixtralForCausalLM"]}, "config.json num_experts: 'missing'"),
+        ({"architectures": None, "model_type": "gpt2"}, "config.json model_type: 'gpt2'"),
+        ({"architectures": ["LLaMAForCausalLM"]}, "did you mean 'LlamaForCausalLM'?"),
         ({"hidden_size": None}, "config.json hidden_size: 'missing'"),
         ({"num_hidden_layers": "many"}, "config.json num_hidden_layers: 'many'"),
         ({"num_attention_heads": 30}, "a divisor of hidden_size 4096"),
         ({"num_key_value_heads": 5}, "model.num_key_value_heads: 5"),
-        ({"quantization_config": {"bits": 4}}, "use the unquantized model"),
-        ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, "sliding-window attention"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method: 'missing'"),
+        ({"quantization_config": {"quant_method": "gguf"}}, "quantization_config.quant_method: 'gguf'"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors"}},
+            "quantization_config.config_groups: 'missing'",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_used_names_the_key(change, words):
