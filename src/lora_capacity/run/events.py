@@ -17,7 +17,7 @@ from lora_capacity.run.batches import Batch, Batches, Observation
 from lora_capacity.run.checkpoint import Checkpoint, Part
 from lora_capacity.run.distributed import any_process, gather, own_share
 from lora_capacity.run.requests import draw_requests, pack_requests
-from lora_capacity.run.steady import Progress, run_steady
+from lora_capacity.run.steady import Progress, run_steady, with_classes
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.events import RequestTables
 from lora_capacity.twins.steady import ResidenceTime
@@ -25,6 +25,9 @@ from lora_capacity.workload import LengthDistribution, Requests, Workload
 
 _CACHED_REQUESTS = 2**23
 """Requests kept of the samples drawn last: about 200 MB at 24 bytes each."""
+
+_MOST_CLASSES = 16
+"""Classes that the steady twin tells apart to say how much there is to do: every other number is compiled anew."""
 
 _Draw = Callable[[Scenarios, Sequence[int], NDArray[np.int64]], RequestTables]
 """Returns the requests of some configurations, given their indices and the most requests of each."""
@@ -162,7 +165,8 @@ def run_events(
     """
     host: Any = jax.tree.map(np.asarray, scenarios)
     observation.check(host.horizon_s)
-    steady = run_steady(calibration, scenarios, source.stays)
+    classes = min(host.class_count.shape[1], _MOST_CLASSES)
+    steady = run_steady(calibration, with_classes(host, classes), source.stays)
     batches = Batches.plan(calibration, host, steady, source.longest_output, observation)
     question = (
         calibration.costs,

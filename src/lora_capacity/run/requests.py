@@ -1,8 +1,8 @@
 """Requests for the event twin: drawn or given, packed into tables of one shape."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -104,7 +104,7 @@ def pack_requests(
     table = np.zeros((configs, size, 3), dtype=np.int16 if largest <= np.iinfo(np.int16).max else np.int32)
     following = np.zeros((configs, size), dtype=np.int32)
     head = np.full((configs, adapters + 1), TICKS, dtype=np.int32)
-    rank, class_of = np.zeros((configs, adapters)), np.full((configs, adapters), -1, dtype=np.int32)
+    rank, class_of = np.zeros((configs, adapters), dtype=np.float32), np.full((configs, adapters), -1, dtype=np.int32)
     arrived = np.zeros((configs, adapters), dtype=np.int32)
     indices = range(configs) if indices is None else indices
     for i, (index, given, own) in enumerate(zip(indices, requests, map(np.asarray, classes), strict=True)):
@@ -124,16 +124,16 @@ def pack_requests(
         arrived[i] = np.bincount(adapter, minlength=adapters + 1)[:adapters]
         class_of[i, : own.size] = own[order]
         rank[i, : own.size] = np.asarray(scenarios.class_rank)[i][own[order]]
-    return RequestTables(
-        arrival=jnp.asarray(arrival),
-        table=jnp.asarray(table),
-        following=jnp.asarray(following),
-        head=jnp.asarray(head),
-        rank=jnp.asarray(rank),
-        class_of=jnp.asarray(class_of),
-        arrived=jnp.asarray(arrived),
-        longest_output=longest,
-    )
+    columns: dict[str, Any] = {
+        "arrival": arrival,
+        "table": table,
+        "following": following,
+        "head": head,
+        "rank": rank,
+        "class_of": class_of,
+        "arrived": arrived,
+    }
+    return RequestTables(**columns, longest_output=longest)
 
 
 def _following(adapter: np.ndarray) -> np.ndarray:

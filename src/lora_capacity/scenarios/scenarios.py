@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
@@ -45,7 +44,7 @@ class LatencyBounds:
     def of(cls, goodput: Goodput, configs: int) -> "LatencyBounds":
         """Return the same bounds for so many configurations."""
         bounds_s = (goodput.ttft_s, goodput.tpot_s, goodput.e2el_s)
-        return cls(*(jnp.asarray(np.full(configs, bound_s, dtype=float)) for bound_s in bounds_s))
+        return cls(*(_leaf(np.full(configs, bound_s)) for bound_s in bounds_s))
 
 
 @struct.dataclass
@@ -190,18 +189,16 @@ def build_scenarios(
         **settings,
     )
     check_lengths(workload, calibration, settings.get("max_model_len"))
-    # By NumPy: JAX would compile each of these for every number of configurations.
-    host = scenarios.take(slice(None))
-    status = np.asarray(host.status)
-    beyond = calibration.outside(**_asked(workload, host.requests_per_s)) & (status == Status.OK)
+    status = np.asarray(scenarios.status)
+    beyond = calibration.outside(**_asked(workload, scenarios.requests_per_s)) & (status == Status.OK)
     configs = status.size
     input_cv = np.sqrt(max(workload.second_moment_input_tokens / workload.mean_input_tokens**2 - 1.0, 0.0))
     completed: Scenarios = dataclasses.replace(
         scenarios,
         bounds=LatencyBounds.of(workload.goodput, configs),
-        arrival_cv=jnp.asarray(np.full(configs, workload.arrival_cv, dtype=float)),
-        input_cv=jnp.asarray(np.full(configs, input_cv)),
-        status=jnp.asarray(np.where(beyond, Status.OUTSIDE_CALIBRATION, status).astype(np.int32)),
+        arrival_cv=_leaf(np.full(configs, workload.arrival_cv)),
+        input_cv=_leaf(np.full(configs, input_cv)),
+        status=_leaf(np.where(beyond, Status.OUTSIDE_CALIBRATION, status), np.int32),
     )
     return completed
 
@@ -274,13 +271,17 @@ def pack_scenarios(
     shape = np.broadcast_shapes(np.shape(class_count), (served.shape[0], 1))
     classes = {"class_count": class_count, "class_rate_per_s": class_rate_per_s, "class_rank": class_rank}
     numbers = {name: np.broadcast_to(values, shape) for name, values in classes.items()} | columns | batch
-    leaves: dict[str, Any] = {name: jnp.asarray(np.asarray(values, dtype=float)) for name, values in numbers.items()}
     return Scenarios(
-        **leaves,
-        kv_cache_tokens=jnp.asarray(plan.kv_cache_tokens.astype(float)),
-        block_size=jnp.asarray(np.full(served.shape, config.block_size, np.int32)),
-        status=jnp.asarray(status.astype(np.int32)),
+        **{name: _leaf(values) for name, values in numbers.items()},
+        kv_cache_tokens=_leaf(plan.kv_cache_tokens),
+        block_size=_leaf(np.full(served.shape, config.block_size), np.int32),
+        status=_leaf(status, np.int32),
     )
+
+
+def _leaf(values: ArrayLike, kind: Any = float) -> Any:
+    """Return an array of what JAX would make of it, by NumPy: JAX compiles something for every new shape."""
+    return np.asarray(values, dtype=jax.dtypes.canonicalize_dtype(kind))
 
 
 def extrapolations(workload: Workload, calibration: Calibration, server: ServerConfig) -> list[str]:

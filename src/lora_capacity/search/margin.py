@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.run import simulate
@@ -114,7 +114,7 @@ def capacity_error(calibration: Calibration, scenarios: Scenarios) -> Float[np.n
 
 def load_factors(error: Float[np.ndarray, " configs"], risk: float, loads: int) -> Float[np.ndarray, "configs loads"]:
     """Return the factors of the offered load that `assess` tries, ascending from 1."""
-    safe = norm.ppf(1.0 - risk) * error[:, np.newaxis]
+    safe = ndtri(1.0 - risk) * error[:, np.newaxis]
     later = safe + np.maximum(safe, _SMALLEST_STEP) * np.arange(loads - 1)
     factors: Float[np.ndarray, "configs loads"] = np.exp(np.concatenate([np.zeros_like(safe), later], axis=1))
     return factors
@@ -160,6 +160,6 @@ def starving_probability(critical: ArrayLike, error: ArrayLike) -> NDArray[np.fl
     with np.errstate(divide="ignore", invalid="ignore"):
         log_critical = np.log(np.asarray(critical, np.float64))
         margin, error = np.broadcast_arrays(log_critical, np.asarray(error, np.float64))
-        probability = norm.cdf(-margin / error)
+        probability = ndtr(-margin / error)
     certain = np.where(np.isnan(margin), np.nan, margin <= 0)
     return np.asarray(np.where(error == 0, certain, probability), np.float64)

@@ -1,5 +1,6 @@
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,6 +35,19 @@ PLAIN: dict[str, Any] = {
 
 def build(adapters: Any = 8, max_loras: Any = 4, **settings: Any) -> Scenarios:
     return build_scenarios(WORKLOAD, CALIBRATION, adapters, max_loras, **settings)
+
+
+def test_laying_out_compiles_nothing() -> None:
+    """A search lays out hundreds of different numbers of configurations: JAX would compile something for each."""
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **more: compiled.append(name) if "backend_compile" in name else None
+    )
+    jax.jit(lambda x: x + 1)(np.ones(13))
+    assert compiled  # so compilations are heard of
+    compiled.clear()
+    build(np.full(23, 8), np.full(23, 4)).scaled(np.full(23, 1.1))
+    assert not compiled
 
 
 def test_a_workload_is_laid_out_class_by_class() -> None:

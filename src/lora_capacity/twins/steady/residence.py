@@ -1,5 +1,8 @@
 """How long an adapter keeps its slot: the busy period of an M/G/∞ queue, for any distribution of output lengths."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -45,11 +48,8 @@ class ResidenceTime:
         present = 1.0 - np.concatenate([[0.0], np.cumsum(lengths.probability[:-1])])
         left = np.cumsum(present * np.diff(lengths.tokens, prepend=0) / lengths.mean)
         step = np.minimum(np.searchsorted(left, 1.0 - root**2), present.size - 1)
-        return cls(
-            finished=jnp.asarray(1.0 - present[step]),
-            remaining=jnp.asarray(root**2),
-            weight=jnp.asarray(weights * root / present[step]),
-        )
+        columns: Any = (1.0 - present[step], root**2, weights * root / present[step])
+        return cls(*(values.astype(jax.dtypes.canonicalize_dtype(float)) for values in columns))
 
     @property
     def cv2(self) -> Array:
