@@ -64,9 +64,10 @@ def test_server_that_dies_midway_keeps_the_runs_before(run: Run, site: Site, tmp
     # Of two configurations the first was measured while the server lived.
     died = site.verify("--adapters", 2, "--max-loras", "1,2", "--seconds", 2)
     script = tmp_path / "python"
+    # Started with -m it is a server; before that it is asked (-c) whether it has vLLM's command.
     script.write_text(
-        f"#!/bin/sh\n[ -e {tmp_path}/second ] && export FAKE_VLLM=oom\n"
-        f'touch {tmp_path}/second\nexec {sys.executable} "$@"\n'
+        f'#!/bin/sh\nif [ "$1" = -m ]; then\n[ -e {tmp_path}/second ] && export FAKE_VLLM=oom\n'
+        f'touch {tmp_path}/second\nfi\nexec {sys.executable} "$@"\n'
     )
     script.chmod(0o755)
     words = [str(script) if word == sys.executable else word for word in died]
