@@ -153,7 +153,7 @@ def test_bad_option_of_optimize(run: Run, workload: Path, options, fragments: li
 
 def test_nothing_feasible_is_another_exit_code(run: Run, workload: Path) -> None:
     workload.write_text(WORKLOAD.replace("[0.4, 0.2]", "[500]"), encoding="utf-8")
-    result = run("optimize", "workload.yaml")
+    result = run("optimize", "workload.yaml", "--engine", "steady")
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.startswith("error: no ")

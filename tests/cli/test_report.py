@@ -7,6 +7,8 @@ import pytest
 
 from tests.cli.conftest import Run
 
+STEADY = ("--engine", "steady")
+
 
 def test_report_is_a_page_and_names_the_choice(run: Run, workload: Path) -> None:
     result = run("report", workload, "-o", "page.html", "--figures", "figures", "--format", "json")
@@ -21,26 +23,26 @@ def test_report_is_a_page_and_names_the_choice(run: Run, workload: Path) -> None
 
 
 def test_report_in_words(run: Run, workload: Path) -> None:
-    result = run("report", workload)
+    result = run("report", workload, *STEADY)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("report.html\n  recommended  ")
     assert Path("report.html").stat().st_size < 2_000_000
 
 
 def test_optimize_writes_the_same_page_and_answers_as_ever(run: Run, workload: Path) -> None:
-    alone = run("optimize", workload, "--format", "json").stdout
-    assert run("optimize", workload, "--format", "json", "--report", "page.html").stdout == alone
-    assert run("report", workload, "-o", "other.html").exit_code == 0
+    alone = run("optimize", workload, *STEADY, "--format", "json").stdout
+    assert run("optimize", workload, *STEADY, "--format", "json", "--report", "page.html").stdout == alone
+    assert run("report", workload, *STEADY, "-o", "other.html").exit_code == 0
     assert Path("page.html").read_bytes() == Path("other.html").read_bytes()
 
 
 def test_an_overloaded_server_is_warned_of_on_the_terminal_in_json_and_on_the_page(run: Run, workload: Path) -> None:
-    asked = ("optimize", workload, "--objective", "throughput", "--engine", "steady")
+    asked = ("optimize", workload, "--objective", "throughput", *STEADY)
     (warning,) = json.loads(run(*asked, "--format", "json", "--report", "page.html").stdout)["warnings"]
     assert "overloaded" in warning
     assert f"warning: {warning}" in run(*asked).stdout.splitlines()
     assert warning in Path("page.html").read_text(encoding="utf-8")
-    bound = run("optimize", workload, "--engine", "steady", "--goodput", "ttft:1000", "--format", "json")
+    bound = run("optimize", workload, *STEADY, "--goodput", "ttft:1000", "--format", "json")
     assert json.loads(bound.stdout)["warnings"] == []
 
 
@@ -64,8 +66,8 @@ def test_what_cannot_be_written_is_refused_in_one_line(
 
 
 def test_optimize_draws_a_map_without_colours_where_there_is_no_terminal(run: Run, workload: Path) -> None:
-    found = json.loads(run("optimize", workload, "--format", "json").stdout)
-    lines = run("optimize", workload).stdout.splitlines()
+    found = json.loads(run("optimize", workload, *STEADY, "--format", "json").stdout)
+    lines = run("optimize", workload, *STEADY).stdout.splitlines()
     start = lines.index("Throughput by adapters, across, and slots, up")
     end = next(i for i in range(start, len(lines)) if "tokens/s;" in lines[i])
     rows = {int(line[:8].replace(",", "")): line[8:] for line in lines[start + 1 : end - 1]}

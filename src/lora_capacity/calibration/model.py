@@ -195,7 +195,7 @@ class Calibration:
         fields = dict(validated(CalibrationFile, content, f"{source}:"))
         del fields["schema_version"]
         coefficients, model = fields.pop("coefficients"), fields["model"]
-        VllmBehaviour.for_version(fields["vllm_version"])
+        VllmBehaviour.for_version(fields["vllm_version"], fields["device"])
         costs = Costs(**dict(coefficients), kernels=LoraKernels.of_model(model))
         return cls(costs=costs, **fields)
 
