@@ -36,11 +36,12 @@ def test_every_bundled_calibration_has_a_small_surrogate_with_good_scores(name):
 
 
 # Labels made now are the steady twin's alone; what is bundled has learnt the event twin's corrections too, of 3 % of
-# the load on average (``about["plays"]``), half of which a SMAPE is. The rest is the chance of 48 workloads: by another
-# seed scores differ by up to a fifth.
+# the load on average (``about["plays"]``), half of which a SMAPE is. The rest is the chance of 48 workloads: over six
+# seeds the SMAPE of the slots was 8.0 with a standard deviation of 1.0 (Qwen, boosting), of which the bound leaves
+# room for three.
 FRESH = {
-    "best": {"adapters_smape": 3.0, "slots_smape": 9.0, "throughput_smape": 3.2, "starved_macro_f1": 0.94},
-    "tree": {"adapters_smape": 4.0, "slots_smape": 11.0, "throughput_smape": 4.0, "starved_macro_f1": 0.88},
+    "best": {"adapters_smape": 3.0, "slots_smape": 11.0, "throughput_smape": 3.2, "starved_macro_f1": 0.94},
+    "tree": {"adapters_smape": 4.0, "slots_smape": 13.0, "throughput_smape": 4.0, "starved_macro_f1": 0.88},
 }
 
 
