@@ -1,4 +1,4 @@
-"""``lora-capacity fit``: a calibration from measurements."""
+"""``lora-capacity fit``: a calibration from measurements, or memory terms from the starts of servers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import click
 
 from lora_capacity.errors import InputError
 from lora_capacity_cli.options import FILE, examples, format_option
-from lora_capacity_cli.output import print_json, print_table
+from lora_capacity_cli.output import print_facts, print_json, print_table
 from lora_capacity_cli.runtime import prepare, progress_bar
 
 
@@ -16,9 +16,10 @@ from lora_capacity_cli.runtime import prepare, progress_bar
     epilog=examples(
         "lora-capacity fit my_profile -o calibration.json",
         "lora-capacity fit my_profile --runs my_profile/serving_runs.csv -o calibration.json",
+        "lora-capacity fit startups.csv --models models.csv -o terms.json",
     )
 )
-@click.argument("profile_dir", type=FILE)
+@click.argument("measured", type=FILE, metavar="PROFILE_DIR|STARTUPS.csv")
 @click.option("--model", metavar="NAME", help="Model to fit, where the tables hold several.")
 @click.option(
     "--runs",
@@ -27,23 +28,47 @@ from lora_capacity_cli.runtime import prepare, progress_bar
     help="Serving runs to fit to as well, each workload also held back in turn. [default: microbenchmarks alone]",
 )
 @click.option("--name", help="Name of the calibration. [default: model and GPU]")
-@click.option("-o", "--output", type=FILE, required=True, metavar="FILE.json", help="Calibration file to write.")
+@click.option(
+    "--models",
+    type=FILE,
+    metavar="MODELS.csv",
+    help="Where the config.json of each model of STARTUPS.csv is: see `validate --startup`.",
+)
+@click.option(
+    "--from-nothing", is_flag=True, help="Fit memory terms to STARTUPS.csv alone. [default: correct the bundled ones]"
+)
+@click.option("--source", default="", metavar="TEXT", help="Where the starts are from, for the file of terms.")
+@click.option("-o", "--output", type=FILE, required=True, metavar="FILE.json", help="File to write.")
 @format_option
 def fit(
-    profile_dir: Path, model: str | None, runs: Path | None, name: str | None, output: Path, output_format: str
+    measured: Path,
+    model: str | None,
+    runs: Path | None,
+    name: str | None,
+    models: Path | None,
+    from_nothing: bool,
+    source: str,
+    output: Path,
+    output_format: str,
 ) -> None:
-    """Estimate the coefficients of a calibration from measured tables.
+    """Estimate the coefficients of a calibration from measured tables, or memory terms from starts of servers.
 
     PROFILE_DIR holds kv_capacity.csv, backbone_latency.csv, adapter_latency.csv, adapter_loading.csv and profile.json,
-    which tells model, GPU and vLLM version.
+    which tells model, GPU and vLLM version. STARTUPS.csv holds a start a row, as `observe --startup-log` makes them;
+    the terms fitted to them tell the memory that shapes do not.
     """
     if output.is_dir() or not output.parent.is_dir():
         raise InputError("--output", str(output), "a file in a folder that exists")
     prepare()
+    if models is not None:
+        _fit_terms(measured, models, output, output_format, from_nothing=from_nothing, source=source)
+        return
+    if from_nothing or source:
+        raise InputError("--from-nothing" if from_nothing else "--source", True, "together with --models MODELS.csv")
     from lora_capacity.fitting import fit_calibration
 
     with progress_bar("fitting") as progress:
-        report = fit_calibration(profile_dir, model=model, runs=runs, name=name, progress=progress)
+        report = fit_calibration(measured, model=model, runs=runs, name=name, progress=progress)
     try:
         report.calibration.save(output)
     except OSError as error:
@@ -53,6 +78,31 @@ def fit(
     else:
         print_table(f"{report.calibration.name}, written to {output}", report.table())
         _print_accuracy(report.calibration.accuracy)
+
+
+def _fit_terms(
+    startups: Path, models: Path, output: Path, output_format: str, *, from_nothing: bool, source: str
+) -> None:
+    from lora_capacity.fitting import FIRST_GUESS, fit_terms
+    from lora_capacity.measurements import read_startups
+    from lora_capacity.memory import EstimatedTerms
+
+    begin = FIRST_GUESS if from_nothing else EstimatedTerms.bundled()
+    terms = fit_terms(read_startups(startups, models), begin, source)
+    try:
+        terms.save(output)
+    except OSError as error:
+        raise InputError("--output", str(output), f"a file that can be written ({error.strerror})") from None
+    if output_format == "json":
+        print_json(terms.to_json())
+    else:
+        print_facts(
+            f"Memory terms, written to {output}", {name: f"{value:.4g}" for name, value in _numbers(terms.to_json())}
+        )
+
+
+def _numbers(content: Mapping[str, Any]) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in content.items() if not isinstance(value, str)]
 
 
 def _print_accuracy(accuracy: Mapping[str, Any]) -> None:

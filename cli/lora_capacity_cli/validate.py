@@ -1,10 +1,11 @@
-"""``lora-capacity validate``: predictions against measured runs."""
+"""``lora-capacity validate``: predictions against measured runs, and against the starts of servers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lora_capacity.errors import InputError
 from lora_capacity_cli.options import FILE, engine_options, examples, format_option, seeds_option
 from lora_capacity_cli.output import print_facts, print_json, print_table
 from lora_capacity_cli.runtime import prepare, progress_bar
@@ -27,9 +28,10 @@ _TITLES = {
     epilog=examples(
         "lora-capacity validate serving_runs.csv --format json",
         "lora-capacity validate serving_runs.csv --engine event --seeds 3",
+        "lora-capacity validate --startup startups.csv --models models.csv --format json",
     )
 )
-@click.argument("runs", type=FILE)
+@click.argument("runs", type=FILE, required=False)
 @click.option(
     "--calibration",
     "given",
@@ -37,16 +39,59 @@ _TITLES = {
     multiple=True,
     help="Calibration of the runs' model; once per model. [default: the bundled one of each model]",
 )
+@click.option("--startup", type=FILE, metavar="STARTUPS.csv", help="Starts of servers, in place of runs.")
+@click.option(
+    "--models",
+    type=FILE,
+    metavar="MODELS.csv",
+    help="With --startup: columns model_as_written_in_table and config_file, a file in model_configs beside the table.",
+)
+@click.option(
+    "--terms", type=FILE, metavar="FILE.json", help="With --startup: memory terms. [default: the bundled ones]"
+)
+@click.option(
+    "--leave-out",
+    type=click.Choice(["gpu", "family"]),
+    help="With --startup: predict every kind of GPU, or family of models, by terms fitted to the others.",
+)
 @engine_options
 @seeds_option(1)
 @format_option
-def validate(runs: Path, given: tuple[str, ...], engine: str, seed: int, seeds: int, output_format: str) -> None:
-    """Compare predictions with measured runs.
+def validate(
+    runs: Path | None,
+    given: tuple[str, ...],
+    startup: Path | None,
+    models: Path | None,
+    terms: Path | None,
+    leave_out: str | None,
+    engine: str,
+    seed: int,
+    seeds: int,
+    output_format: str,
+) -> None:
+    """Compare predictions with measured runs, or with the starts of servers.
 
     RUNS is a CSV file, one serving run a row. Errors are in percent: SMAPE is 100/n · Σ |p − m| / (|p| + |m|).
     Latencies are compared as clients see them; of the time to first token, also over the servers that keep up, those
     that did not starve.
+
+    STARTUPS.csv holds one start a row: what a server was told, and the memory that it logged. Its KV cache is predicted
+    with an interval that nine of ten servers lie in.
     """
+    if startup is not None:
+        if runs is not None:
+            raise InputError("RUNS", str(runs), "either runs or --startup")
+        if models is None:
+            raise InputError("--models", None, "a table of the models' config.json")
+        if terms is not None and leave_out is not None:
+            raise InputError("--terms", str(terms), "not together with --leave-out, which fits terms itself")
+        prepare()
+        _validate_startups(startup, models, terms, leave_out, output_format)
+        return
+    if runs is None:
+        raise InputError("RUNS", None, "a table of runs, or --startup and a table of starts")
+    if models or terms or leave_out:
+        raise InputError("--startup", None, "a table of starts, which --models, --terms and --leave-out go with")
     prepare()
     from lora_capacity.measurements import read_runs
     from lora_capacity.validation import predict_runs, score_runs
@@ -62,10 +107,50 @@ def validate(runs: Path, given: tuple[str, ...], engine: str, seed: int, seeds: 
         _print(scores)
 
 
+def _validate_startups(
+    startup: Path, models: Path, terms: Path | None, leave_out: str | None, output_format: str
+) -> None:
+    from lora_capacity import fitting
+    from lora_capacity.measurements import read_startups
+    from lora_capacity.memory import EstimatedTerms
+    from lora_capacity.validation import predict_startup, score_startups
+
+    startups = read_startups(startup, models)
+    if leave_out is None:
+        known = EstimatedTerms.bundled() if terms is None else EstimatedTerms.from_file(terms)
+        predicted = [predict_startup(each, known) for each in startups]
+    else:
+        predicted = fitting.leave_out(startups, lambda each: each.gpu_kind if leave_out == "gpu" else each.family)
+    scores = score_startups(startups, predicted)
+    if output_format == "json":
+        print_json({"left_out": leave_out, "rows": [each.to_json() for each in predicted], "summary": scores})
+        return
+    groups = {"all": scores} | {f"{key} {value}": row for key in _BY for value, row in scores[_BY[key]].items()}
+    print_table("Starts of servers, errors of the KV cache", [_startup_row(key, row) for key, row in groups.items()])
+
+
+_BY = {"GPU": "by_gpu", "quantization": "by_quantization", "TP": "by_tensor_parallel_size", "": "by_lora"}
+
+
+def _startup_row(what: str, scores: dict[str, Any]) -> dict[str, Any]:
+    def share(name: str) -> str | None:
+        return None if scores[name] is None else f"{100 * scores[name]:.1f} %"
+
+    return {
+        "starts": what.strip(),
+        "rows": scores["rows"],
+        "answered": scores["answered"],
+        "median": share("kv_median_error"),
+        "within 5 %": share("kv_within_5_percent"),
+        "within 15 %": share("kv_within_15_percent"),
+        "in the interval": share("kv_inside_interval"),
+        "outcomes right": f"{scores['outcomes_right']} of {scores['outcomes']}",
+    }
+
+
 def _calibrations(models: set[str], given: tuple[str, ...]) -> dict[str, "Calibration"]:
     """Return a calibration by model: those given, else the bundled ones."""
     from lora_capacity.calibration import bundled_names, load_calibration
-    from lora_capacity.errors import InputError
 
     found = {calibration.model.name: calibration for calibration in map(load_calibration, bundled_names())}
     for name in given:

@@ -85,6 +85,10 @@ def test_memory_rules(version: str) -> None:
     kv_cache = "\n".join(file.read_text("utf-8") for file in (folder / "v1" / "core").glob("kv_cache_*.py"))
     assert behaviour.hybrid_kv_cache == ("disable_hybrid_kv_cache_manager" in kv_cache)
     assert behaviour.logs_kv_tokens_as_concurrency == ("max_concurrency * max_model_len" in kv_cache)
+    assert behaviour.keeps_expert_workspace == (folder / "v1" / "worker" / "workspace.py").exists()
+    has_kernel = (folder / "v1" / "sample" / "ops" / "topk_topp_triton.py").exists()
+    # Older images bring a FlashInfer that their sampler takes; from 0.9 on it asks for another.
+    assert behaviour.samples_by_sorting == (not has_kernel and not version.startswith("0.8."))
     lora = "\n".join(file.read_text("utf-8") for file in (folder / "lora").rglob("*.py"))
     assert behaviour.adapts_experts == ("class FusedMoEWithLoRA" in lora)
 

@@ -72,6 +72,8 @@ class EngineBehaviour:
         lora_graph_captures: How often CUDA graphs are captured with LoRA: once, or with and without adapters.
         specializes_active_lora: Whether graphs and kernels can follow the adapters in a step
             (``specialize_active_lora``).
+        samples_by_sorting: Whether top-k and top-p sort the logits when a step is profiled, which takes copies of them.
+        keeps_expert_workspace: Whether the workspace of a mixture's experts stays allocated while tokens are sampled.
         counts_cuda_graphs: Whether the memory of CUDA graphs is taken off the KV cache.
         hybrid_kv_cache: Whether layers that see a window of tokens keep only that window.
         logs_kv_tokens_as_concurrency: Whether the KV cache is logged as concurrent requests of ``max_model_len`` times
@@ -94,6 +96,8 @@ class EngineBehaviour:
     restricts_target_modules: bool
     lora_graph_captures: int
     specializes_active_lora: bool
+    samples_by_sorting: bool
+    keeps_expert_workspace: bool
     counts_cuda_graphs: bool
     hybrid_kv_cache: bool
     logs_kv_tokens_as_concurrency: bool

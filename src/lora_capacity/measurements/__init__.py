@@ -5,19 +5,23 @@ from lora_capacity.measurements.profile import CapacityRows, Profile, read_profi
 from lora_capacity.measurements.runs import Runs, read_runs
 from lora_capacity.measurements.scores import is_starved, mape, smape
 from lora_capacity.measurements.series import TimeMeans, read_time_means
+from lora_capacity.measurements.startups import STARTUP_COLUMNS, Startup, read_startups
 from lora_capacity.workload import RunLengths
 
 __all__ = [
+    "STARTUP_COLUMNS",
     "CapacityRows",
     "Profile",
     "RunLengths",
     "Runs",
+    "Startup",
     "TimeMeans",
     "is_starved",
     "length_pairs",
     "mape",
     "read_profile",
     "read_runs",
+    "read_startups",
     "read_time_means",
     "smape",
 ]

@@ -3,6 +3,7 @@
 from lora_capacity.memory.allocator import AllocatedMemory, allocate
 from lora_capacity.memory.buffers import resident_memory, slot_bytes
 from lora_capacity.memory.deployment import Amounts, Deployment, MemoryTerms, Start
+from lora_capacity.memory.estimated import EstimatedTerms
 from lora_capacity.memory.fitted import MemoryModel
 from lora_capacity.memory.plan import MemoryPlan, plan_memory
 
@@ -10,6 +11,7 @@ __all__ = [
     "AllocatedMemory",
     "Amounts",
     "Deployment",
+    "EstimatedTerms",
     "MemoryModel",
     "MemoryPlan",
     "MemoryTerms",

@@ -256,6 +256,7 @@ def test_rules_change_at_their_versions():
     changes = {
         "hybrid_kv_cache": "0.9.0 0.9.1",
         "adapts_experts": "0.11.0 0.11.1",
+        "keeps_expert_workspace": "0.12.0 0.13.0",
         "scheduler.async_scheduling": "0.13.0 0.14.0",
         "specializes_active_lora": "0.15.1 0.16.0",
         "restricts_target_modules": "0.18.1 0.19.0",

@@ -1,0 +1,262 @@
+"""Starts of servers as people log them: what was asked for, and what vLLM said of the memory."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_capacity.engines import VllmBehaviour
+from lora_capacity.errors import InputError
+from lora_capacity.hardware import Gpu, catalogue, find_gpu
+from lora_capacity.memory import Deployment
+from lora_capacity.models import ModelShape
+from lora_capacity.tables import Column, read_table
+from lora_capacity.units import BYTES_PER_GIB
+
+_TEXT, _NUMBER = Column("text", required=False, blank=True), Column(required=False, blank=True)
+_COLUMNS = {
+    "id": Column("text"),
+    "vllm_version": _TEXT,
+    "engine": _TEXT,
+    "gpu": _TEXT,
+    "gpu_memory_gib": _NUMBER,
+    "num_gpus_tp": _NUMBER,
+    "pp": _NUMBER,
+    "model": _TEXT,
+    "dtype": _TEXT,
+    "quantization": _TEXT,
+    "kv_cache_dtype": _TEXT,
+    "max_model_len": _NUMBER,
+    "gpu_memory_utilization": _NUMBER,
+    "max_num_seqs": _NUMBER,
+    "max_num_batched_tokens": _NUMBER,
+    "enforce_eager": _TEXT,
+    "enable_lora": _TEXT,
+    "max_loras": _NUMBER,
+    "max_lora_rank": _NUMBER,
+    "model_load_gib": _NUMBER,
+    "activation_peak_gib": _NUMBER,
+    "non_torch_gib": _NUMBER,
+    "cuda_graph_gib": _NUMBER,
+    "kv_cache_gib": _NUMBER,
+    "kv_cache_tokens": _NUMBER,
+    "num_gpu_blocks": _NUMBER,
+    "block_size": _NUMBER,
+    "outcome": _TEXT,
+}
+STARTUP_COLUMNS = tuple(_COLUMNS)
+"""Columns of a table of starts; what a log does not tell stays blank."""
+
+_MAP_COLUMNS = {"model_as_written_in_table": Column("text"), "config_file": _TEXT}
+_CONFIGS = "model_configs"
+"""Folder of configurations beside the map."""
+
+_NEWEST = "0.33.0"
+"""Version that is taken where a log does not tell it."""
+_OLDEST = "0.8.0"
+"""Version whose rules are taken for older ones, whose default engine was another."""
+_V0_PROMPT_TOKENS = 32768
+"""Longest sequence up to which V0 computed prompts whole, in a step of as many tokens (``config.py`` of 0.8.5)."""
+_V0_STEP_TOKENS, _V0_SEQS = 2048, 256  # its batch limits otherwise
+_REPORTED_SHARE = 0.97
+"""Memory that drivers report, as a share of what is printed on a card that is not in the catalogue: from 0.92 (L4, with
+error correction) to 1 (H100)."""
+
+_SCHEMES = {
+    "nvfp4": "nvfp4",
+    "mxfp4": "mxfp4",
+    "fp8": "fp8",
+    "awq": "awq",
+    r"w4a16|int4|auto-?round": "w4a16",
+    "gptq": "gptq",
+    r"bitsandbytes|bnb": "bitsandbytes",
+    r"w8a8|w8a16|int8": "int8",
+}
+"""Schemes of quantized weights by words that people have for them, the most telling first."""
+
+
+@dataclass(frozen=True)
+class Startup:
+    """One start of a server: what it was told, and what it logged (GiB per GPU; NaN: not seen).
+
+    Attributes:
+        id: Its name in the table.
+        model: The model as the table writes it.
+        engine: ``V0`` or ``V1``.
+        vllm_version: As logged.
+        gpu_text: The GPU as the table writes it.
+        quantization: As the table writes it.
+        lora: Whether adapters were enabled.
+        settings: Settings that were told, by vLLM's names.
+        deployment: How the model was laid out.
+        dtype: Type of the weights that are not quantized.
+        gpu_memory_gib: Memory that vLLM saw.
+        logged: Columns of what was logged, by name.
+        outcome: ``ok``, ``no_kv_cache``, ``oom``, or other words.
+        config: Content of the model's ``config.json``; None where the map has none.
+    """
+
+    id: str
+    model: str
+    engine: str
+    vllm_version: str
+    gpu_text: str
+    quantization: str
+    lora: bool
+    settings: Mapping[str, float]
+    deployment: Deployment
+    dtype: str
+    gpu_memory_gib: float
+    logged: Mapping[str, float]
+    outcome: str
+    config: Mapping[str, Any] | None
+
+    @property
+    def family(self) -> str:
+        """Kind of model: its ``model_type``, or empty."""
+        return str((self.config or {}).get("model_type", ""))
+
+    @property
+    def behaviour(self) -> VllmBehaviour:
+        """Rules of the version, or of the nearest one that has the V1 engine."""
+        found = re.search(r"\b0\.(\d+)(?:\.(\d+))?", self.vllm_version)
+        version = found[0] if found else _NEWEST
+        older = found is not None and int(found[1]) < int(_OLDEST.split(".")[1])
+        behaviour = VllmBehaviour.for_version(_OLDEST if older else version)
+        return dataclasses.replace(behaviour, samples_by_sorting=True) if self.is_v0 else behaviour
+
+    @property
+    def is_v0(self) -> bool:
+        """Whether the older engine ran, which had other batch limits."""
+        return self.engine.startswith("V0")
+
+    @property
+    def gpu_kind(self) -> str:
+        """Name of the GPU in the catalogue, or as the table has it."""
+        words = re.sub(r"\(.*?\)", "", self.gpu_text).replace("-class", "").strip()
+        names = sorted(catalogue(), key=len, reverse=True)
+        for each in (words, *re.split(r"[/,]", words)):
+            try:
+                return find_gpu(each.strip()).name
+            except InputError:
+                continue
+        return next((name for name in names if _plain(name) in _plain(words)), words or "unnamed")
+
+    @property
+    def gpu(self) -> Gpu:
+        """The GPU, with the memory that was logged, or else that of the catalogue or of the card's name.
+
+        Raises:
+            InputError: If none of these tells it.
+        """
+        kind = self.gpu_kind
+        if not math.isnan(self.gpu_memory_gib):
+            return Gpu(kind, int(self.gpu_memory_gib * BYTES_PER_GIB))
+        if kind in catalogue():
+            return catalogue()[kind].gpu
+        printed = re.search(r"(\d+) ?GB", self.gpu_text)
+        if printed is None:
+            raise InputError(f"{self.id}: gpu", self.gpu_text, "a GPU of the catalogue, or a memory in gpu_memory_gib")
+        return Gpu(kind, int(int(printed[1]) * _REPORTED_SHARE * BYTES_PER_GIB))
+
+    @property
+    def shape(self) -> ModelShape:
+        """Layer shapes of the model.
+
+        Raises:
+            InputError: If the map has no configuration of it, or that is not supported.
+        """
+        if self.config is None:
+            raise InputError(f"{self.id}: model", self.model, "a model whose config.json the map names")
+        shape = ModelShape.from_hf_config(self.config, self.model, quantization=self._scheme)
+        return dataclasses.replace(shape, dtype_bytes=4) if self.dtype == "float32" else shape
+
+    @property
+    def _scheme(self) -> str | None:
+        words = f"{self.quantization} {self.model if self.quantization else ''}".lower()
+        return next((scheme for pattern, scheme in _SCHEMES.items() if re.search(pattern, words)), None)
+
+    def plan_settings(self, shape: ModelShape, gpu: Gpu) -> dict[str, Any]:
+        """Return the settings of `plan_memory`, by name, with vLLM's defaults for those not told."""
+        told, behaviour = self.settings, self.behaviour
+        length = int(told.get("max_model_len", shape.max_position_embeddings))
+        budget = behaviour.batch_budget(gpu)
+        tokens, seqs = budget.max_num_batched_tokens, budget.max_num_seqs
+        if self.is_v0:
+            seqs = _V0_SEQS
+            tokens = max(_V0_STEP_TOKENS, length if length <= _V0_PROMPT_TOKENS else 0)
+        return {
+            "max_loras": int(told.get("max_loras", 1)) if self.lora else 0,
+            "max_lora_rank": int(told.get("max_lora_rank", behaviour.max_lora_rank)),
+            "max_num_seqs": int(told.get("max_num_seqs", seqs)),
+            "max_num_batched_tokens": int(told.get("max_num_batched_tokens", tokens)),
+            "gpu_memory_utilization": told.get("gpu_memory_utilization", behaviour.gpu_memory_utilization),
+            "max_model_len": length,
+            "block_size": behaviour.block_size,
+            "behaviour": behaviour,
+            "deployment": self.deployment,
+        }
+
+
+def read_startups(facts: str | Path, models: str | Path) -> list[Startup]:
+    """Read a table of starts.
+
+    Args:
+        facts: CSV file, one start a row, with columns of `STARTUP_COLUMNS`; of these only ``id`` must be there.
+        models: CSV file with the columns ``model_as_written_in_table`` and ``config_file``; the files lie in the folder
+            ``model_configs`` beside it.
+
+    Raises:
+        InputError: If a file cannot be read, or a cell does not hold what it should.
+    """
+    models = Path(models)
+    table = read_table(models, _MAP_COLUMNS)
+    files = dict(zip(table["model_as_written_in_table"], table["config_file"], strict=True))
+    columns = read_table(Path(facts), _COLUMNS)
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return [_startup(row, models.parent / _CONFIGS, files) for row in rows]
+
+
+_SETTINGS = (
+    *("max_model_len", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "max_loras"),
+    "max_lora_rank",
+)
+_LOGGED = (
+    *("model_load_gib", "activation_peak_gib", "non_torch_gib", "cuda_graph_gib", "kv_cache_gib", "kv_cache_tokens"),
+    *("num_gpu_blocks", "block_size"),
+)
+
+
+def _startup(row: Mapping[str, Any], configs: Path, files: Mapping[str, str]) -> Startup:
+    file = files.get(row["model"])
+    cache = str(row["kv_cache_dtype"]).lower()
+    one = {name: 1 if math.isnan(row[name]) else int(row[name]) for name in ("num_gpus_tp", "pp")}
+    return Startup(
+        id=row["id"],
+        model=row["model"],
+        engine=row["engine"],
+        vllm_version=row["vllm_version"],
+        gpu_text=row["gpu"],
+        quantization=row["quantization"],
+        lora=row["enable_lora"] == "True",
+        settings={name: row[name] for name in _SETTINGS if not math.isnan(row[name])},
+        deployment=Deployment(
+            tensor_parallel_size=one["num_gpus_tp"],
+            pipeline_parallel_size=one["pp"],
+            kv_cache_dtype="fp8" if cache.startswith("fp8") else "auto",
+            enforce_eager=row["enforce_eager"] == "True",
+        ),
+        dtype=row["dtype"],
+        gpu_memory_gib=row["gpu_memory_gib"],
+        logged={name: row[name] for name in _LOGGED},
+        outcome=row["outcome"],
+        config=json.loads((configs / file).read_text("utf-8")) if file else None,
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
