@@ -1,7 +1,8 @@
-"""``lora-capacity observe``: a serving run from the metrics of a server that is not to be loaded."""
+"""``lora-capacity observe``: a serving run from a server's metrics, or the memory that it logged at its start."""
 
 import datetime
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +60,26 @@ class Time(click.ParamType):
         "lora-capacity observe http://127.0.0.1:8000 --workload my_workload.yaml --model my-model --adapters 24 \\",
         "    --max-lora-rank 16 --max-num-seqs 256 --max-num-batched-tokens 2048 --window 10m -o runs.csv",
         "lora-capacity observe at-1200.txt at-1210.txt --window 10m --max-loras 8 ... -o runs.csv",
+        "lora-capacity observe --startup-log vllm.log --gpu L4 -o startups.csv",
     )
 )
-@click.argument("sources", nargs=-1, required=True, metavar="URL|DUMP...")
-@click.option("--workload", type=FILE, required=True, help="Rates and ranks of the adapters, and the lengths.")
-@click.option("--model", required=True, metavar="NAME", help="Name of the model, as its calibration or profile has it.")
+@click.argument("sources", nargs=-1, metavar="URL|DUMP...")
+@click.option(
+    "--startup-log",
+    type=FILE,
+    metavar="LOG",
+    help="Log of a vLLM server, whose start becomes a row of a table for `validate --startup` and `fit`.",
+)
+@click.option("--workload", type=FILE, help="Rates and ranks of the adapters, and the lengths.")
+@click.option("--model", metavar="NAME", help="Name of the model, as its calibration or profile has it.")
 @click.option("--gpu", default="", metavar="NAME", help="Name of the GPU.")
-@click.option("--adapters", type=click.IntRange(min=1), required=True, metavar="A", help="Adapters served.")
+@click.option("--adapters", type=click.IntRange(min=1), metavar="A", help="Adapters served.")
 @click.option(
     "--max-loras", type=click.IntRange(min=1), metavar="S", help="Slots. [default: what the server says of itself]"
 )
-@click.option("--max-lora-rank", type=click.IntRange(min=1), required=True, help="Rank that slots are reserved for.")
-@click.option("--max-num-seqs", type=click.IntRange(min=1), required=True, help="Most requests in a step.")
-@click.option("--max-num-batched-tokens", type=click.IntRange(min=1), required=True, help="Most tokens in a step.")
+@click.option("--max-lora-rank", type=click.IntRange(min=1), help="Rank that slots are reserved for.")
+@click.option("--max-num-seqs", type=click.IntRange(min=1), help="Most requests in a step.")
+@click.option("--max-num-batched-tokens", type=click.IntRange(min=1), help="Most tokens in a step.")
 @click.option("--max-model-len", type=click.IntRange(min=1), help="Longest sequence. [default: the model's own]")
 @click.option(
     "--window",
@@ -86,17 +94,20 @@ class Time(click.ParamType):
     "--output",
     type=FILE,
     required=True,
-    metavar="RUNS.csv",
-    help="Table that the run is added to; made if absent.",
+    metavar="TABLE.csv",
+    help="Table that the run, or the start, is added to; made if absent.",
 )
 @format_option
+@click.pass_context
 def observe(
+    context: click.Context,
     sources: tuple[str, ...],
-    workload: Path,
+    startup_log: Path | None,
+    workload: Path | None,
     window_s: float | None,
     output: Path,
     output_format: str,
-    adapters: int,
+    adapters: int | None,
     max_loras: int | None,
     **settings: Any,
 ) -> None:
@@ -109,7 +120,19 @@ def observe(
     requests running and waiting, KV cache in use. They do not tell which adapters are resident, how often each is
     asked for, or the limits the server was started with. So say what was running: the workload gives the adapters'
     rates, of which only the proportions count, since they are scaled to the requests that came.
+
+    With --startup-log the log of a start is read instead; debug messages (VLLM_LOGGING_LEVEL=DEBUG) tell most.
     """
+    if startup_log is not None:
+        others = {"sources": sources, "--workload": workload, "--adapters": adapters, "--max-loras": max_loras}
+        beside = next((name for name, value in others.items() if value), None)
+        if beside is not None:
+            raise InputError("--startup-log", str(startup_log), f"without {beside}, which goes with metrics")
+        _observe_start(startup_log, settings, output, output_format)
+        return
+    _require(context)
+    assert workload is not None
+    assert adapters is not None
     from lora_capacity_profiling.runs import append_runs, run_row
     from lora_capacity_profiling.serving import traffic_columns
 
@@ -147,6 +170,33 @@ def observe(
     if interrupted:
         click.echo(f"interrupted: the run is shorter, and is in {output}", err=True)
         raise click.Abort
+
+
+def _require(context: click.Context) -> None:
+    """Ask for what an observation of metrics needs, as click does for required parameters."""
+    needed = ("sources", "workload", "model", "adapters", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
+    for param in context.command.params:
+        if param.name in needed and context.params[param.name] in (None, ()):
+            raise click.MissingParameter(ctx=context, param=param)
+
+
+def _observe_start(log: Path, settings: Mapping[str, Any], output: Path, output_format: str) -> None:
+    """Add the start that a log tells of to a table; what is given goes before what the log says."""
+    from lora_capacity_profiling.startups import append_startup, startup_row
+
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(str(log), error.strerror or str(error), "a readable log of a vLLM server") from None
+    told = {name: value for name, value in settings.items() if value not in (None, "")}
+    row = startup_row(text, log.stem) | told
+    if "model_load_gib" not in row and "kv_cache_gib" not in row:
+        raise InputError(str(log), "no memory of a start", "the log of a vLLM server from its first line on")
+    append_startup(output, row)
+    if output_format == "json":
+        print_json({"startups_file": str(output), "row": row})
+    else:
+        print_facts(f"Start added to {output}", {name: str(value) for name, value in row.items()})
 
 
 def _observe(sources: tuple[str, ...], window_s: float | None) -> "tuple[Observation, bool]":

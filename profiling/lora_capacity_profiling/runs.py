@@ -44,23 +44,37 @@ def append_runs(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         InputError: If the file is no table of serving runs, or cannot be written. The rows are then the note of the
             exception, lest they be lost.
     """
+    append_rows(path, rows, SERVING_RUNS.names, "max_cpu_loras", "a table of serving runs")
+
+
+def append_rows(
+    path: Path, rows: Sequence[Mapping[str, object]], names: Sequence[str], needs: str, allowed: str
+) -> None:
+    """Add rows to a table, as `append_runs` does.
+
+    Args:
+        path: The table, CSV.
+        rows: The rows.
+        names: Columns that the table shall have.
+        needs: A column that tells such a table from others.
+        allowed: What the file must be, in words.
+
+    Raises:
+        InputError: If the file is no such table, or cannot be written; as of `append_runs`.
+    """
     try:
-        _append(path, rows)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.parent):
+                columns, lines = _read(path, needs, allowed)
+                columns += [name for name in names if name not in columns]
+                write_whole(path, as_csv([*lines, *rows], columns))
+        except OSError as error:
+            raise InputError(str(path), error.strerror or str(error), "a table that can be written") from None
     except InputError as error:
         if rows:
-            error.add_note(f"not saved:\n{as_csv(rows)}")
+            error.add_note(f"not saved:\n{as_csv(rows, names)}")
         raise
-
-
-def _append(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
-            columns, lines = _read(path)
-            columns += [name for name in SERVING_RUNS.names if name not in columns]
-            write_whole(path, as_csv([*lines, *rows], columns))
-    except OSError as error:
-        raise InputError(str(path), error.strerror or str(error), "a table that can be written") from None
 
 
 @contextlib.contextmanager
@@ -85,9 +99,8 @@ def as_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = SERVIN
     return text.getvalue()
 
 
-def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _read(path: Path, needs: str, allowed: str) -> tuple[list[str], list[dict[str, str]]]:
     """Return columns and rows of a table; none where there is no file."""
-    allowed = "a table of serving runs"
     if not path.exists():
         return [], []
     if not path.is_file():  # writing would put a file in place of a device
@@ -99,7 +112,7 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(str(path), getattr(error, "strerror", None) or str(error), allowed) from None
     columns = list(reader.fieldnames or [])
-    if columns and "max_cpu_loras" not in columns:
+    if columns and needs not in columns:
         raise InputError(str(path), f"columns {', '.join(columns)}", allowed, "give another file")
     if any(None in row or None in row.values() for row in rows):
         raise InputError(str(path), "rows of different lengths", allowed)

@@ -209,6 +209,8 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--engine": given("event"),
         "--seed": [given(7, *EVENT), refused(7)],
         "--seeds": [given(2, *EVENT), refused(2)],
+        **{option: refused("x.csv") for option in ("--startup", "--models", "--terms")},
+        "--leave-out": refused("gpu"),
     },
     "verify": {
         "--adapters": given("2"),
@@ -257,6 +259,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--max-model-len": given(512),
         "--window": given("60s"),
         "--output": given("other.csv"),
+        "--startup-log": refused("x.log"),
     },
     "profile": {
         "--output": given("other"),
@@ -279,6 +282,9 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--runs": refused("none.csv"),
         "--name": given("mine"),
         "--output": given("other.json"),
+        "--models": refused("none.csv"),
+        "--from-nothing": refused(),
+        "--source": refused("logs"),
     },
     "calibrations": {},
     "calibrations show": {},

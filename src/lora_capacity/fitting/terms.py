@@ -96,10 +96,14 @@ def fit_terms(startups: Sequence[Startup], begin: EstimatedTerms = FIRST_GUESS, 
     Raises:
         InputError: If no start tells any of the terms.
     """
-    seen = [each for startup in startups if (each := _observe(startup, begin)) is not None]
+    return _fit([_observe(each, begin) for each in startups], begin, source)
+
+
+def _fit(observed: Sequence[_Observation | None], begin: EstimatedTerms, source: str = "") -> EstimatedTerms:
+    seen = [each for each in observed if each is not None]
     if not any(np.isfinite(_errors(each, begin)).any() for each in seen):
         raise InputError(
-            "startups", f"{len(startups)} rows", "a start that tells activations, memory outside PyTorch or graphs"
+            "startups", f"{len(observed)} rows", "a start that tells activations, memory outside PyTorch or graphs"
         )
     sizes = Counter(each.group for each in seen)
     weights = np.array([sizes[each.group] ** -0.5 for each in seen])
@@ -133,10 +137,8 @@ def leave_out(
         kind: What is left out together: the GPU's kind, or the model's family.
         begin: Where the fits begin.
     """
-    terms = {
-        left: fit_terms([each for each in startups if kind(each) != left], begin)
-        for left in sorted({kind(each) for each in startups})
-    }
+    seen = [(kind(each), _observe(each, begin)) for each in startups]
+    terms = {left: _fit([each for other, each in seen if other != left], begin) for left in {kind for kind, _ in seen}}
     return [predict_startup(each, terms[kind(each)]) for each in startups]
 
 

@@ -117,8 +117,11 @@ class Startup:
 
     @property
     def family(self) -> str:
-        """Kind of model: its ``model_type``, or empty."""
-        return str((self.config or {}).get("model_type", ""))
+        """Architecture of the model, as vLLM calls it; empty where its shape is not known."""
+        try:
+            return self.shape.architecture
+        except InputError:
+            return ""
 
     @property
     def behaviour(self) -> VllmBehaviour:
