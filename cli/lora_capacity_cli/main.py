@@ -11,6 +11,7 @@ from lora_capacity_cli.calibrations import calibrations
 from lora_capacity_cli.compare import compare
 from lora_capacity_cli.fit import fit
 from lora_capacity_cli.label import label
+from lora_capacity_cli.memory import memory
 from lora_capacity_cli.observe import observe
 from lora_capacity_cli.optimize import optimize
 from lora_capacity_cli.options import examples
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 COMMANDS = (
-    *(optimize, report, simulate, sweep, compare),
+    *(memory, optimize, report, simulate, sweep, compare),
     *(label, train, rules, predict),
     *(validate, verify, observe, profile, fit, calibrations),
 )

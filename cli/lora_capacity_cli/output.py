@@ -20,11 +20,18 @@ __all__ = [
     "print_warnings",
     "shown",
     "spoken",
+    "stacked_bar",
     "terminal",
 ]
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_BAR_WIDTH = 72
+"""Characters of a bar: it fits a terminal of 80."""
+
+_PIECES = (("█", "blue"), ("▓", "magenta"), ("▒", "cyan"), ("░", "yellow"), ("▚", "white"), ("▞", "green"))
+"""Characters and colours of a bar's pieces, told apart without colours too."""
 
 _PLAIN_WIDTH = 132
 """Columns of a table in a file or pipe: room for the widest one without folding."""
@@ -73,6 +80,31 @@ def print_facts(title: str, facts: Mapping[str, str]) -> None:
     for name, value in facts.items():
         table.add_row(f"  {name}", value)
     _print(table)
+    click.echo()
+
+
+def stacked_bar(title: str, shares: Mapping[str, float], limit: float) -> None:
+    """Print parts of a whole as one bar, and what each piece of it is.
+
+    Args:
+        title: What is above it.
+        shares: Share of the whole by name.
+        limit: Share up to which the parts may reach; it is marked.
+    """
+    from rich.text import Text
+
+    bar, legend, end = Text("  "), Text("  "), 0.0
+    for place, (name, share) in enumerate(shares.items()):
+        letter, colour = _PIECES[place % len(_PIECES)]
+        width = round((end + share) * _BAR_WIDTH) - round(end * _BAR_WIDTH)
+        bar.append(letter * width, style=colour)
+        legend.append(f"{letter} ", style=colour)
+        legend.append(f"{name} {share:.0%}  ")
+        end += share
+    bar.append("·" * (_BAR_WIDTH - round(end * _BAR_WIDTH)), style="dim")
+    mark = Text(" " * (2 + round(limit * _BAR_WIDTH)) + f"^ {limit:.0%}", style="dim")
+    for line in (Text(title, style="bold"), bar, mark, legend):
+        _print(line)
     click.echo()
 
 

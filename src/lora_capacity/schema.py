@@ -261,7 +261,7 @@ def check_column(field: str, values: ArrayLike, each: Number, *, whole: bool = F
         InputError: If one of them is not such a number; tells the smallest such.
     """
     given = np.atleast_1d(np.asarray(values, np.float64))
-    for number in np.unique(given).tolist():
+    for number in sorted(set(given.ravel().tolist())):
         check_number(field, number, integer=whole, **dataclasses.asdict(each))
     return given
 

@@ -18,7 +18,7 @@ from lora_capacity.costs.coefficients import unit_of
 from lora_capacity.engines import ServerConfig, VllmBehaviour, smallest_max_lora_rank
 from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.hardware import Gpu
-from lora_capacity.memory import MemoryModel, MemoryPlan, plan_memory, slot_bytes
+from lora_capacity.memory import MemoryModel, MemoryPlan, Remedy, plan_memory, remedies, slot_bytes
 from lora_capacity.models import ModelShape
 from lora_capacity.schema import JsonModel, NotNegative, read_json, validated
 from lora_capacity.workload import RunLengths
@@ -35,8 +35,11 @@ RENAMED_IN_2 = {
     "host_s": "host_to_gpu_load_s",
 }
 
-_PLANNED = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
-"""Settings that decide how a GPU's memory is shared out, and that a search varies."""
+_PLANNED = (
+    *("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"),
+    *("gpu_memory_utilization", "max_model_len"),
+)
+"""Settings that decide how a GPU's memory is shared out."""
 
 
 @dataclass(frozen=True)
@@ -136,17 +139,24 @@ class Calibration:
             The plan, ``[configs]``; ``[1]`` for one server.
         """
         memory_bytes = self.gpu.memory_bytes if gpu_memory_bytes is None else int(np.asarray(gpu_memory_bytes))
-        varying = {name: getattr(server, name) for name in _PLANNED} | columns
+        varying = {name: getattr(server, name) for name in _PLANNED}
         return plan_memory(
             self.model,
             dataclasses.replace(self.gpu, memory_bytes=memory_bytes),
             self.memory,
             behaviour=self.behaviour,
-            max_model_len=server.max_model_len,
-            target_modules=server.reserved_modules,
             block_size=server.block_size,
-            **varying,
+            **varying | {"target_modules": server.reserved_modules} | columns,
         )
+
+    def remedies(self, server: ServerConfig, given: Mapping[str, Any]) -> list[Remedy]:
+        """Return what makes room for a server, one value of each setting, those first with which it starts.
+
+        Args:
+            server: Its settings.
+            given: Those that may be changed, as `lora_capacity.memory.remedies` takes them.
+        """
+        return remedies(lambda changes: self.plan_memory(server, **changes), given)
 
     def slot_bytes(self, max_lora_rank: ArrayLike) -> np.ndarray:
         """Return the bytes of one adapter slot, before the allocator's rounding, in the shape of ``max_lora_rank``."""

@@ -2,11 +2,14 @@
 
 from lora_capacity.engines.base import DEVICES, BatchBudget, EngineBehaviour, SchedulerRules, smallest_max_lora_rank
 from lora_capacity.engines.vllm import ENVIRONMENT, FORMS, FlagValue, ServerConfig, VllmBehaviour, emitted, flag_words
+from lora_capacity.engines.vllm.serve_line import read_serve_config, read_serve_line
+from lora_capacity.engines.vllm.versions import NEWEST
 
 __all__ = [
     "DEVICES",
     "ENVIRONMENT",
     "FORMS",
+    "NEWEST",
     "BatchBudget",
     "EngineBehaviour",
     "FlagValue",
@@ -15,5 +18,7 @@ __all__ = [
     "VllmBehaviour",
     "emitted",
     "flag_words",
+    "read_serve_config",
+    "read_serve_line",
     "smallest_max_lora_rank",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_capacity.engines import VllmBehaviour
+from lora_capacity.engines import NEWEST, VllmBehaviour
 from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu, catalogue, find_gpu
 from lora_capacity.memory import Deployment
@@ -55,8 +55,6 @@ _MAP_COLUMNS = {"model_as_written_in_table": Column("text"), "config_file": _TEX
 _CONFIGS = "model_configs"
 """Folder of configurations beside the map."""
 
-_NEWEST = "0.33.0"
-"""Version that is taken where a log does not tell it."""
 _OLDEST = "0.8.0"
 """Version whose rules are taken for older ones, whose default engine was another."""
 _V0_PROMPT_TOKENS = 32768
@@ -127,7 +125,7 @@ class Startup:
     def behaviour(self) -> VllmBehaviour:
         """Rules of the version, or of the nearest one that has the V1 engine."""
         found = re.search(r"\b0\.(\d+)(?:\.(\d+))?", self.vllm_version)
-        version = found[0] if found else _NEWEST
+        version = found[0] if found else NEWEST  # where a log does not tell it
         older = found is not None and int(found[1]) < int(_OLDEST.split(".")[1])
         behaviour = VllmBehaviour.for_version(_OLDEST if older else version)
         return dataclasses.replace(behaviour, samples_by_sorting=True) if self.is_v0 else behaviour

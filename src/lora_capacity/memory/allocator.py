@@ -1,5 +1,6 @@
 """What PyTorch's caching allocator sets aside for buffers that are allocated once and kept."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,10 +53,11 @@ def allocate(buffers: list[Int[np.ndarray, "..."]]) -> AllocatedMemory:
     Source: PyTorch, ``c10/cuda/CUDACachingAllocator.cpp`` (``get_allocation_size``, ``should_split``), defaults.
     """
     configs = np.broadcast_shapes(*(size.shape for size in buffers))
-    holes = np.zeros((*configs, _MAX_HOLES), np.int64)
-    small_free, small_reserved, small_allocated, allocated, reserved = np.zeros((5, *configs), np.int64)
+    count = math.prod(configs)
+    holes, rows = np.zeros((count, _MAX_HOLES), np.int64), np.arange(count)
+    small_free, small_reserved, small_allocated, allocated, reserved = np.zeros((5, count), np.int64)
     for raw in buffers:
-        size = np.broadcast_to(-(-raw // _ROUND_BYTES) * _ROUND_BYTES, configs)
+        size = np.broadcast_to(-(-raw // _ROUND_BYTES) * _ROUND_BYTES, configs).reshape(-1)
         is_small = size <= _SMALL_BYTES
         if is_small.any():
             small = np.where(is_small, size, 0)
@@ -64,32 +66,36 @@ def allocate(buffers: list[Int[np.ndarray, "..."]]) -> AllocatedMemory:
             small_reserved += opens * _SMALL_SEGMENT_BYTES
             small_allocated += small
         if not is_small.all():
-            taken, opened = _take(np.where(is_small, 0, size), holes)
+            taken, opened = _take(np.where(is_small, 0, size), holes, rows)
             allocated += taken
             reserved += opened
-    return AllocatedMemory(allocated + small_allocated, reserved + small_reserved)
+    return AllocatedMemory((allocated + small_allocated).reshape(configs), (reserved + small_reserved).reshape(configs))
 
 
 def _take(
-    size: Int[np.ndarray, "*configs"], holes: Int[np.ndarray, "*configs holes"]
-) -> tuple[Int[np.ndarray, "*configs"], Int[np.ndarray, "*configs"]]:
+    size: Int[np.ndarray, " configs"], holes: Int[np.ndarray, "configs holes"], rows: Int[np.ndarray, " configs"]
+) -> tuple[Int[np.ndarray, " configs"], Int[np.ndarray, " configs"]]:
     """Place one buffer above 1 MiB (or none, where 0) per configuration; updates ``holes`` in place.
+
+    Args:
+        size: Bytes of the buffer.
+        holes: Free pieces.
+        rows: The number of each configuration.
 
     Returns:
         Bytes handed out and bytes newly taken from the GPU, each ``[configs]``.
     """
     own_segment = -(-size // _LARGE_ROUND_BYTES) * _LARGE_ROUND_BYTES
     segment = np.where(size < _MEDIUM_BYTES, _MEDIUM_SEGMENT_BYTES, own_segment)
-    fitting = np.where(holes >= size[..., None], holes, np.iinfo(np.int64).max)
-    best = fitting.argmin(axis=-1)[..., None]
-    hole = np.take_along_axis(holes, best, axis=-1)[..., 0]
+    best = np.where(holes >= size[:, None], holes, np.iinfo(np.int64).max).argmin(axis=1)
+    hole = holes[rows, best]
     reuses = hole >= size
     piece = np.where(reuses, hole, segment)
     remainder = np.where(piece - size > _SMALL_BYTES, piece - size, 0)
     # The remainder takes the place of the hole used up, or else of the smallest hole, if it is larger than that one.
-    place = np.where(reuses[..., None], best, holes.argmin(axis=-1)[..., None])
-    kept = np.where(reuses, remainder, np.maximum(remainder, np.take_along_axis(holes, place, axis=-1)[..., 0]))
+    place = np.where(reuses, best, holes.argmin(axis=1))
+    old = holes[rows, place]
+    kept = np.where(reuses, remainder, np.maximum(remainder, old))
     placed = size > 0
-    old = np.take_along_axis(holes, place, axis=-1)[..., 0]
-    np.put_along_axis(holes, place, np.where(placed, kept, old)[..., None], axis=-1)
+    holes[rows, place] = np.where(placed, kept, old)
     return np.where(placed, piece - remainder, 0), np.where(placed & ~reuses, segment, 0)

@@ -72,19 +72,17 @@ def resident_memory(
         Allocated bytes (vLLM's log: "Model loading took ... GiB") and reserved bytes, ``[configs]``.
     """
     shard = as_shard(model)
+    pairs = np.stack(np.broadcast_arrays(max_loras, max_lora_rank), axis=-1).reshape(-1, 2).tolist()
     # Configurations that differ elsewhere (in A, in max_num_seqs, ...) share one replay.
-    pairs = np.stack(np.broadcast_arrays(max_loras, max_lora_rank), axis=-1)
-    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
-    wanted = [(slots, rank) for slots, rank in unique.tolist()]
     known = _replayed(shard, behaviour, target_modules, fully_sharded_loras)
-    missing = [pair for pair in wanted if pair not in known]
+    missing = [pair for pair in dict.fromkeys(map(tuple, pairs)) if pair not in known]
     if missing:
         slots, rank = np.array(missing, np.int64).T
         adapters = _slot_buffers(shard, behaviour, slots, rank, target_modules, fully_sharded_loras)
         found = allocate(_weight_buffers(shard, behaviour, slots) + adapters)
         amounts = zip(found.allocated_bytes.tolist(), found.reserved_bytes.tolist(), strict=True)
         known.update(zip(missing, amounts, strict=True))
-    allocated, reserved = np.array([known[pair] for pair in wanted], np.int64).T[:, inverse.reshape(-1)]
+    allocated, reserved = np.array([known[slots, rank] for slots, rank in pairs], np.int64).T
     return AllocatedMemory(allocated, reserved)
 
 

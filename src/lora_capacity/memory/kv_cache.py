@@ -48,6 +48,10 @@ class KvCacheLayout:
     block_bytes: int
     by_concurrency: bool
 
+    @property
+    def _counts_every_token(self) -> bool:
+        return len(self.groups) == 1 and self.groups[0].tables == 1 and self.groups[0].kind in ("full", "latent")
+
     def request_blocks(
         self, max_model_len: Int[np.ndarray, " configs"], step_tokens: Int[np.ndarray, " configs"]
     ) -> Int[np.ndarray, " configs"]:
@@ -67,6 +71,14 @@ class KvCacheLayout:
             blocks += group.tables * (-(-tokens // group.block_tokens) + beside)
         return blocks
 
+    def bytes_per_token(
+        self, max_model_len: Int[np.ndarray, " configs"], step_tokens: Int[np.ndarray, " configs"]
+    ) -> Float[np.ndarray, " configs"]:
+        """Return the bytes of a token; where layers keep only a part of a sequence, of one of ``max_model_len``."""
+        if self._counts_every_token:
+            return np.full(max_model_len.shape, self.block_bytes / self.groups[0].block_tokens)
+        return np.asarray(self.request_blocks(max_model_len, step_tokens) * self.block_bytes / max_model_len)
+
     def tokens(
         self,
         pool_bytes: Float[np.ndarray, " configs"],
@@ -75,7 +87,7 @@ class KvCacheLayout:
     ) -> Int[np.ndarray, " configs"]:
         """Return the tokens that vLLM says the cache holds; 0 where nothing is left."""
         blocks = np.maximum(pool_bytes // self.block_bytes, 0).astype(np.int64)
-        if len(self.groups) == 1 and self.groups[0].tables == 1 and not self.groups[0].window:
+        if self._counts_every_token:
             return np.asarray(blocks * self.groups[0].block_tokens, np.int64)
         if self.by_concurrency:
             return np.asarray(blocks * max_model_len // self.request_blocks(max_model_len, step_tokens), np.int64)

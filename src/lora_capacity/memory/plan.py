@@ -28,6 +28,8 @@ class MemoryPlan:
         kv_cache_tokens: Tokens that the KV cache holds, as vLLM logs them; 0 where nothing is left. Where the server
             does not start this is what would have been left.
         kv_cache_requests: Requests of ``max_model_len`` that it holds at once.
+        kv_bytes_per_token: Bytes that a token takes in it; where layers keep only a part of a sequence, on average over
+            one of ``max_model_len``.
         kv_cache_bytes: Memory left for the KV cache, negative where memory is short.
         weight_bytes: The base model, or what a GPU holds of it, its rotary table and the segments around them.
         slot_bytes: All adapter slots, with the segments around them.
@@ -41,6 +43,7 @@ class MemoryPlan:
     status: IntArray
     kv_cache_tokens: IntArray
     kv_cache_requests: FloatArray
+    kv_bytes_per_token: FloatArray
     kv_cache_bytes: FloatArray
     weight_bytes: FloatArray
     slot_bytes: FloatArray
@@ -153,6 +156,7 @@ def _plan_stage(
         status=np.select([spare < 0, spare_kv < 0], [Status.OOM, Status.NO_KV_CACHE], Status.OK).astype(np.int64),
         kv_cache_tokens=cache.tokens(kv_bytes, start.max_model_len, start.max_num_batched_tokens),
         kv_cache_requests=np.maximum(kv_bytes // cache.block_bytes, 0) / request_blocks,
+        kv_bytes_per_token=cache.bytes_per_token(start.max_model_len, start.max_num_batched_tokens),
         kv_cache_bytes=kv_bytes,
         weight_bytes=np.broadcast_to(bare, slots.shape).astype(np.float64),
         slot_bytes=(resident - bare).astype(np.float64),

@@ -219,13 +219,26 @@ def _closest(problem: Problem, columns: Columns) -> str:
 
 
 def _does_not_start(problem: Problem, columns: Columns) -> str:
+    """Say what the smallest server lacks, and which setting makes it start."""
     row = int(np.lexsort((columns["max_cpu_loras"], columns["max_loras"]))[0])
     names = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
-    slots, settings = int(columns["max_loras"][row]), {name: int(columns[name][row]) for name in names}
-    plan = problem.calibration.plan_memory(problem.server(int(columns["max_cpu_loras"][row]), slots, **settings))
+    adapters, settings = int(columns["max_cpu_loras"][row]), {name: int(columns[name][row]) for name in names}
+    server = problem.server(adapters, int(columns["max_loras"][row]), **settings)
+    plan = problem.calibration.plan_memory(server)
     lacking = gibibytes(-min(plan.headroom_no_kv_cache_bytes.item(), plan.headroom_oom_bytes.item()))
-    return (
-        f"no configuration starts: max_loras {slots} at max_lora_rank {settings['max_lora_rank']} lacks {lacking} "
-        f"({columns['status'][row]}); change gpu_memory_utilization, or lower max_model_len, max_lora_rank or "
-        "max_num_batched_tokens"
-    )
+    smallest = f"max_loras {server.max_loras} at max_lora_rank {server.max_lora_rank}"
+    what = f"no configuration starts: {smallest} lacks {lacking} ({columns['status'][row]})"
+    found = problem.calibration.remedies(server, _changeable(problem, server))
+    starting = [f"{each.flag} {each.value:g}" for each in found if each.starts]
+    if starting:
+        return f"{what}; it starts with {' or '.join(starting)}"
+    most = ", ".join(f"{each.flag} {each.value:g} makes room for {gibibytes(each.room_bytes)}" for each in found)
+    return f"{what}; no single setting is enough: {most}" if most else what
+
+
+def _changeable(problem: Problem, server: ServerConfig) -> dict[str, Any]:
+    """Settings with which the same adapters are served; step times are known for all modules and CUDA graphs only."""
+    names = ("max_loras", "max_lora_rank", "gpu_memory_utilization", "max_model_len", "max_num_batched_tokens")
+    needed = int(problem.workload.adapters.max_rank([server.max_cpu_loras])[0])
+    ranks = [rank for rank in problem.calibration.behaviour.max_lora_ranks if rank >= needed]
+    return {name: getattr(server, name) for name in (*names, "max_num_seqs")} | {"max_lora_ranks": ranks}

@@ -38,6 +38,9 @@ class Change:
 _OLDEST = (0, 8, 0)
 """First release whose default engine is V1, the one described here; read in 0.8.5."""
 
+NEWEST = "0.33.0"
+"""Newest release whose sources were read."""
+
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of ``max_lora_rank`` that 0.8.5 allows (``LoRAConfig`` in ``config.py``)."""
 

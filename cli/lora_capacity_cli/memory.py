@@ -1,0 +1,294 @@
+"""``lora-capacity memory``: whether a server fits its GPUs, and how many slots."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_capacity.errors import InputError
+from lora_capacity.units import BYTES_PER_GIB
+from lora_capacity.words import REFUSALS, plural
+from lora_capacity_cli.options import FILE, Modules, examples, format_option
+from lora_capacity_cli.output import (
+    gibibytes,
+    print_facts,
+    print_json,
+    print_table,
+    print_warnings,
+    shown,
+    stacked_bar,
+)
+
+if TYPE_CHECKING:
+    from lora_capacity.hardware import Gpu
+    from lora_capacity.memory import MemoryAnswer, MemoryQuestion
+
+_PER_GPU = {
+    "weights_bytes": ("weight_bytes", "weights"),
+    "slots_bytes": ("slot_bytes", "adapter slots"),
+    "activation_bytes": ("activation_bytes", "activations"),
+    "cuda_graph_bytes": ("cuda_graph_bytes", "CUDA graphs"),
+    "other_bytes": ("other_bytes", "context, libraries"),
+    "kv_cache_bytes": ("kv_cache_bytes", "KV cache"),
+}
+"""Keys of ``per_gpu``, the fields of a plan that they are, and what they are called."""
+
+_DEPLOYED = (
+    *("tensor_parallel_size", "pipeline_parallel_size", "kv_cache_dtype"),
+    *("enforce_eager", "fully_sharded_loras", "specialize_active_lora"),
+)
+_FLAG_NAMES = {"target_modules": "lora_target_modules"}
+"""vLLM's names of settings that are called otherwise here."""
+
+_NEEDS = {"lora_target_modules": "restricts_target_modules", "specialize_active_lora": "specializes_active_lora"}
+"""Flags that only some versions have, and the rule that says so."""
+
+_OPTIONS: dict[str, tuple[Any, str]] = {
+    "tensor_parallel_size": (int, "GPUs that share every layer."),
+    "pipeline_parallel_size": (int, "Stages of GPUs that share the layers out."),
+    "quantization": (str, "How weights are stored, where the model's files do not say: fp8, awq, gptq, int8, ..."),
+    "kv_cache_dtype": (str, "Type of the KV cache: auto, fp8, ..."),
+    "max_loras": (int, "Slots; 0 for a server without LoRA."),
+    "max_cpu_loras": (int, "Adapters in host memory. [default: --max-loras]"),
+    "max_lora_rank": (int, "Rank that slots are reserved for."),
+    "lora_target_modules": (Modules(), "Modules that slots are reserved for, with commas between."),
+    "max_num_seqs": (int, "Most requests in a step."),
+    "max_num_batched_tokens": (int, "Most tokens in a step."),
+    "gpu_memory_utilization": (float, "Share of the GPU memory that the server plans with."),
+    "max_model_len": (int, "Longest sequence, prompt and output together, in tokens."),
+    "block_size": (int, "Tokens of a KV block."),
+    "enforce_eager": (bool, "No CUDA graphs."),
+    "fully_sharded_loras": (bool, "Divide adapters over the GPUs as far as they can be."),
+    "specialize_active_lora": (bool, "CUDA graphs for every power of two of active adapters."),
+    "enable_lora": (bool, "Whether the server has slots for adapters at all. [default: yes, or as the line says]"),
+}
+"""vLLM's flags, their types, and what they are for."""
+
+
+def _flag_options(command: Any) -> Any:
+    """Add vLLM's flags to the command, which gets those given as ``flags``."""
+    for name, (kind, text) in reversed(_OPTIONS.items()):
+        flag = f"--{name.replace('_', '-')}"
+        words = f"{flag}/--no-{flag.removeprefix('--')}" if kind is bool else flag
+        default = {"default": None} if kind is bool else {}
+        command = click.option(words, name, type=None if kind is bool else kind, help=text, **default)(command)
+    return command
+
+
+@click.command(
+    epilog=examples(
+        "lora-capacity memory --model Qwen3-8B --gpu L4 --max-loras 4 --max-lora-rank 16",
+        'lora-capacity memory --gpu A10G --serve-line "vllm serve Qwen/Qwen3-8B --enable-lora --max-model-len 4096"',
+    )
+)
+@click.option("--model", metavar="DIR|NAME", help="A model's folder or config.json, or the name of a well-known model.")
+@click.option("--gpu", metavar="NAME", help="The GPU: RTX 4090, L4, A100-80GB, H100, ...")
+@click.option("--gpu-memory-gib", type=float, metavar="GIB", help="Its memory as the driver reports it.")
+@click.option("--vllm-version", metavar="VERSION", help="vLLM's version. [default: the newest that is known]")
+@click.option("--serve-line", metavar="LINE", help="Settings as in this `vllm serve ...`; other options override it.")
+@click.option("--config", type=FILE, metavar="FILE", help="Settings as in this file for `vllm serve --config`.")
+@click.option(
+    "--adapter", type=FILE, metavar="DIR", help="An adapter, whose adapter_config.json tells rank and modules."
+)
+@click.option("--layouts", type=FILE, metavar="FILE", help="Layouts of architectures besides those that are known.")
+@_flag_options
+@format_option
+def memory(
+    model: str | None,
+    gpu: str | None,
+    gpu_memory_gib: float | None,
+    vllm_version: str | None,
+    serve_line: str | None,
+    config: Path | None,
+    adapter: Path | None,
+    layouts: Path | None,
+    output_format: str,
+    **flags: Any,
+) -> None:
+    """Say whether a server fits its GPUs, where their memory goes, and how many adapter slots have room.
+
+    Needs no calibration: weights, slots and KV cache follow from the model's shape; what does not is estimated, and the
+    answer says how far that may be off.
+    """
+    from lora_capacity.memory import answer_memory
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    told, ignored = _told(serve_line, config)
+    given = told | given | ({"model": model} if model is not None else {})
+    question = _question(given, _gpu(gpu, gpu_memory_gib), vllm_version, adapter, layouts, lora=not told)
+    answer = answer_memory(question)
+    document = _document(question, answer) | {"not_looked_at": ignored}
+    if output_format == "json":
+        print_json(document)
+    else:
+        _print(question, answer, document)
+
+
+def _told(serve_line: str | None, config: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """Return what a line or file says, and the flags in it that have nothing to do with memory."""
+    from lora_capacity.engines import read_serve_config, read_serve_line
+
+    if serve_line is not None and config is not None:
+        raise InputError("--config", str(config), "nothing beside --serve-line", "write its flags into the line")
+    if serve_line is not None:
+        return read_serve_line(serve_line)
+    return ({}, []) if config is None else read_serve_config(config)
+
+
+def _gpu(name: str | None, memory_gib: float | None) -> "Gpu":
+    from lora_capacity.errors import check_number
+    from lora_capacity.hardware import Gpu, find_gpu
+
+    if name is None and memory_gib is None:
+        raise InputError("--gpu", "nothing", "a GPU's name, or --gpu-memory-gib")
+    known = find_gpu(name).gpu if name is not None else Gpu("GPU", 1)
+    if memory_gib is None:
+        return known
+    gib = check_number("--gpu-memory-gib", memory_gib, minimum=0, exclusive=True)
+    return Gpu(name or f"GPU of {gib:g} GiB", round(gib * BYTES_PER_GIB))
+
+
+def _question(
+    given: dict[str, Any], gpu: "Gpu", version: str | None, adapter: Path | None, layouts: Path | None, *, lora: bool
+) -> "MemoryQuestion":
+    from lora_capacity.engines import NEWEST, ServerConfig, VllmBehaviour, smallest_max_lora_rank
+    from lora_capacity.memory import Deployment, EstimatedTerms, MemoryQuestion
+    from lora_capacity.models import find_shape, read_adapter
+
+    behaviour = VllmBehaviour.for_version(version or NEWEST)
+    for flag, rule in _NEEDS.items():
+        if given.get(flag) and not getattr(behaviour, rule):
+            raise InputError(
+                f"--{flag.replace('_', '-')}", given[flag], f"nothing: vLLM {behaviour.version} has no such flag"
+            )
+    if "model" not in given:
+        raise InputError("--model", "nothing", "a model's folder, config.json or name")
+    shape = find_shape(given["model"], given.get("quantization"), layouts)
+    enabled = bool(given.get("enable_lora", lora)) and given.get("max_loras") != 0
+    if not enabled and any(given.get(name) for name in ("max_loras", "max_lora_rank", "lora_target_modules")):
+        raise InputError("--enable-lora", "off", "on, for a server with slots for adapters")
+    settings = {name: value for name, value in given.items() if name not in ("model", "quantization", "enable_lora")}
+    deployed = {name: settings.pop(name) for name in _DEPLOYED if name in settings}
+    if settings.get("max_loras") == 0:
+        del settings["max_loras"]
+    if "lora_target_modules" in settings:
+        settings["target_modules"] = settings.pop("lora_target_modules")
+    modules: tuple[str, ...] = ()
+    if adapter is not None:
+        found = read_adapter(adapter, settings.get("max_lora_rank") or behaviour.max_lora_ranks[-1])
+        settings.setdefault("max_lora_rank", smallest_max_lora_rank(found.rank, behaviour))
+        modules = found.target_modules
+    server = ServerConfig.with_defaults(behaviour, gpu, shape, **settings)
+    return MemoryQuestion(shape, gpu, EstimatedTerms.bundled(), server, Deployment(**deployed), enabled, modules)
+
+
+def _document(question: "MemoryQuestion", answer: "MemoryAnswer") -> dict[str, Any]:
+    plan, server = answer.plans["expected"], question.server
+    status = answer.status()
+    lacks = f" (a GPU lacks {gibibytes(answer.lacking_bytes)})"
+    return {
+        "model": question.model.name,
+        "gpu": question.gpu.name,
+        "gpu_memory_bytes": question.gpu.memory_bytes,
+        "vllm_version": server.vllm_version,
+        "status": status.label,
+        "reason": REFUSALS[status.label] + lacks if status.label in REFUSALS else None,
+        "status_range": {name: answer.status(name).label for name in answer.plans},
+        "settings": _settings(question),
+        "per_gpu": {name: float(getattr(plan, field)[0]) for name, (field, _) in _PER_GPU.items()}
+        | {"slot_bytes": answer.slot_bytes},
+        "kv_bytes_per_token": float(plan.kv_bytes_per_token[0]),
+        "kv_cache_tokens": {name: int(each.kv_cache_tokens[0]) for name, each in answer.plans.items()},
+        "kv_cache_requests": {name: float(each.kv_cache_requests[0]) for name, each in answer.plans.items()},
+        "most_max_loras": dict(answer.most_max_loras),
+        "most_max_loras_by_rank": {str(rank): most for rank, (most, _) in answer.slots_by_rank.items()},
+        "host_bytes_per_adapter": answer.host_bytes_per_adapter,
+        "host_bytes": answer.host_bytes,
+        "remedies": [dataclasses.asdict(each) | {"flag": _flag(each.flag)} for each in answer.remedies],
+    }
+
+
+def _flag(name: str) -> str:
+    return f"--{_FLAG_NAMES.get(name, name).replace('_', '-')}"
+
+
+def _settings(question: "MemoryQuestion") -> dict[str, Any]:
+    server = question.server
+    names = ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "max_model_len", "block_size")
+    slots = ("max_loras", "max_cpu_loras", "max_lora_rank")
+    found = {name: getattr(server, name) for name in (*slots * question.enable_lora, *names)}
+    deployed = {name: getattr(question.deployment, name) for name in _DEPLOYED}
+    return (
+        {"enable_lora": question.enable_lora} | found | deployed | {"quantization": question.model.quantization or None}
+    )
+
+
+def _print(question: "MemoryQuestion", answer: "MemoryAnswer", document: dict[str, Any]) -> None:
+    plan, gpu = answer.plans["expected"], question.gpu
+    starts = "starts" if document["reason"] is None else document["reason"]
+    title = f"{question.model.name} on {_gpus(question)}, vLLM {question.server.vllm_version}: {starts}"
+    counted = question.behaviour.counts_cuda_graphs
+    share = question.server.gpu_memory_utilization
+    parts = {
+        label: max(float(getattr(plan, field)[0]), 0.0)
+        for name, (field, label) in _PER_GPU.items()
+        if field != "cuda_graph_bytes" or counted
+    }
+    stacked_bar(title, {label: size / gpu.memory_bytes for label, size in parts.items()}, share)
+    low, expected, high = (document["kv_cache_tokens"][name] for name in ("low", "expected", "high"))
+    requests = document["kv_cache_requests"]
+    facts = {label: gibibytes(float(getattr(plan, field)[0])) for field, label in _PER_GPU.values()}
+    if not counted:
+        facts["CUDA graphs"] += ", beside the share that is planned with"
+    facts["KV cache"] += f", {shown(document['kv_bytes_per_token'])} bytes a token"
+    facts["KV tokens"] = f"{expected:,} ({low:,} to {high:,} on nine of ten servers)"
+    length = question.server.max_model_len
+    facts[f"requests of {length:,} tokens at once"] = (
+        f"{shown(requests['expected'])} ({shown(requests['low'])} to {shown(requests['high'])})"
+    )
+    if question.enable_lora:
+        most = answer.most_max_loras
+        facts["one slot"] = f"{gibibytes(answer.slot_bytes)} at rank {question.server.max_lora_rank}"
+        facts["most slots"] = f"{most['expected']:,} ({most['low']:,} to {most['high']:,})"
+        facts["host memory"] = (
+            f"{gibibytes(answer.host_bytes)} for {plural(question.server.max_cpu_loras, 'adapter')}, "
+            f"{gibibytes(answer.host_bytes_per_adapter)} each"
+        )
+    print_facts("Each GPU", facts)
+    if question.enable_lora:
+        rows = [
+            {"max_lora_rank": rank, "one slot": gibibytes(size), "most max_loras": most}
+            for rank, (most, size) in answer.slots_by_rank.items()
+        ]
+        print_table("Slots by rank", rows)
+    rows = [
+        {
+            "flag": f"{_flag(each.flag)} {'' if each.value is True else shown_value(each.value)}".strip(),
+            "room on a GPU": gibibytes(each.room_bytes),
+            "KV tokens": each.kv_cache_tokens,
+            "starts": each.starts,
+        }
+        for each in answer.remedies
+    ]
+    print_table("What makes room", rows)
+    print_warnings(_warnings(answer, document))
+
+
+def shown_value(value: Any) -> str:
+    """Return a flag's value as it is written."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _gpus(question: "MemoryQuestion") -> str:
+    count = question.deployment.tensor_parallel_size * question.deployment.pipeline_parallel_size
+    return question.gpu.name if count == 1 else f"{count} x {question.gpu.name}"
+
+
+def _warnings(answer: "MemoryAnswer", document: dict[str, Any]) -> list[str]:
+    found = []
+    if document["status"] == "ok" and document["status_range"]["low"] != "ok":
+        found.append("it is close: on one of twenty servers it would not start")
+    if document["not_looked_at"]:
+        found.append(f"not looked at, as it says nothing of memory: {', '.join(document['not_looked_at'])}")
+    return found

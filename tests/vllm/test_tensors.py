@@ -1,0 +1,150 @@
+"""Weights and adapter slots from shapes, to the byte, against the tensors of vLLM's own models of small dimensions."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_capacity.engines import VllmBehaviour
+from lora_capacity.memory import slot_bytes
+from lora_capacity.models import ModelShape, split_model
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+REPOSITORY = Path(__file__).parents[2]
+GIVEN_PYTHON = os.environ.get("LORA_CAPACITY_VLLM_PYTHON")
+PYTHON = Path(GIVEN_PYTHON or REPOSITORY / ".venv-vllm" / "bin" / "python")
+TIMEOUT_S = 300
+SLOTS, RANK = 2, 8
+BEHAVIOUR = VllmBehaviour.for_version("0.32.0")
+
+BASE = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 128,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+SHARED = {"shared_expert_intermediate_size": 32, "decoder_sparse_step": 1, "mlp_only_layers": []}
+LATENT = {
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "num_key_value_heads": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
+}
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 2,
+    "partial_rotary_factor": 0.25,
+}
+
+
+def case(architecture: str, model_type: str, **changes: Any) -> dict[str, Any]:
+    config = {**BASE, "architectures": [architecture], "model_type": model_type, **changes}
+    return {key: value for key, value in config.items() if value is not None or key == "q_lora_rank"}
+
+
+CASES = {
+    "llama": case("LlamaForCausalLM", "llama", tie_word_embeddings=True),
+    "mistral": case("MistralForCausalLM", "mistral", sliding_window=None),
+    "qwen2": case("Qwen2ForCausalLM", "qwen2", head_dim=None),
+    "qwen3": case("Qwen3ForCausalLM", "qwen3"),
+    "qwen2_moe": case("Qwen2MoeForCausalLM", "qwen2_moe", head_dim=None, **EXPERTS, **SHARED),
+    "qwen3_moe": case("Qwen3MoeForCausalLM", "qwen3_moe", **EXPERTS, decoder_sparse_step=1, mlp_only_layers=[]),
+    "qwen3_next": case("Qwen3NextForCausalLM", "qwen3_next", **EXPERTS, **SHARED, **DELTA),
+    "gemma": case("GemmaForCausalLM", "gemma", tie_word_embeddings=True, hidden_act="gelu_pytorch_tanh"),
+    "gemma2": case("Gemma2ForCausalLM", "gemma2", tie_word_embeddings=True, sliding_window=16),
+    "gemma3": case("Gemma3ForCausalLM", "gemma3_text", tie_word_embeddings=True, sliding_window=16),
+    "phi3": case("Phi3ForCausalLM", "phi3", head_dim=None, original_max_position_embeddings=64),
+    "granite": case("GraniteForCausalLM", "granite", head_dim=None, tie_word_embeddings=True),
+    "granitemoe": case(
+        "GraniteMoeForCausalLM", "granitemoe", head_dim=None, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "falcon": case(
+        "FalconForCausalLM",
+        "falcon",
+        head_dim=None,
+        multi_query=True,
+        new_decoder_architecture=False,
+        parallel_attn=True,
+        bias=False,
+        alibi=False,
+        intermediate_size=None,
+        num_key_value_heads=None,
+        tie_word_embeddings=True,
+    ),
+    "nemotron": case("NemotronForCausalLM", "nemotron", norm_eps=1e-5, hidden_act="relu2"),
+    "exaone4": case("Exaone4ForCausalLM", "exaone4"),
+    "glm4": case("Glm4ForCausalLM", "glm4", attention_bias=True),
+    "glm4_moe": case("Glm4MoeForCausalLM", "glm4_moe", **{**LATENT, "num_key_value_heads": 2}, use_qk_norm=False),
+    "deepseek_v2": case("DeepseekV2ForCausalLM", "deepseek_v2", head_dim=None, **LATENT, q_lora_rank=None),
+    "deepseek_v3": case(
+        "DeepseekV3ForCausalLM", "deepseek_v3", head_dim=None, **LATENT, q_lora_rank=48, topk_method="noaux_tc"
+    ),
+    "mixtral": case("MixtralForCausalLM", "mixtral", num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+    "gpt_oss": case(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=16,
+        intermediate_size=64,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if not PYTHON.exists():
+        pytest.skip(f"no {PYTHON}: run tests/vllm/make_environment.sh, or set LORA_CAPACITY_VLLM_PYTHON")
+    folder = tmp_path_factory.mktemp("tensors")
+    (folder / "cases.json").write_text(
+        json.dumps({name: {"config": config, "slots": SLOTS, "rank": RANK} for name, config in CASES.items()})
+    )
+    script = Path(__file__).with_name("count_tensors.py")
+    words = [PYTHON, script, folder / "cases.json", folder / "counts.json"]
+    ran = subprocess.run(words, check=False, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return json.loads((folder / "counts.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_and_slots_are_vllms_own_to_the_byte(counts, name):
+    found = counts[name]
+    assert "error" not in found, found
+    shape = ModelShape.from_hf_config(CASES[name], name)
+    assert split_model(shape)[0].weight_bytes - _copies(shape) == found["weights"]
+    assert SLOTS * slot_bytes(shape, BEHAVIOUR, RANK) == found["slots"], found["layers"]
+
+
+def _copies(shape: ModelShape) -> int:
+    """Bytes that only stand beside the parameters once weights are loaded: the unfolded latent projection."""
+    modules = [module for layer in shape.layers for module in layer.modules if not module.name]
+    return sum(module.weight_bytes(1, shape.dtype_bytes) for module in modules)
