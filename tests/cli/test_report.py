@@ -38,12 +38,12 @@ def test_optimize_writes_the_same_page_and_answers_as_ever(run: Run, workload: P
 
 def test_an_overloaded_server_is_warned_of_on_the_terminal_in_json_and_on_the_page(run: Run, workload: Path) -> None:
     asked = ("optimize", workload, "--objective", "throughput", *STEADY)
-    (warning,) = json.loads(run(*asked, "--format", "json", "--report", "page.html").stdout)["warnings"]
-    assert "overloaded" in warning
+    warnings = json.loads(run(*asked, "--format", "json", "--report", "page.html").stdout)["warnings"]
+    (warning,) = (each for each in warnings if "overloaded" in each)
     assert f"warning: {warning}" in run(*asked).stdout.splitlines()
     assert warning in Path("page.html").read_text(encoding="utf-8")
     bound = run("optimize", workload, *STEADY, "--goodput", "ttft:1000", "--format", "json")
-    assert json.loads(bound.stdout)["warnings"] == []
+    assert not any("overloaded" in each for each in json.loads(bound.stdout)["warnings"])
 
 
 @pytest.mark.parametrize(

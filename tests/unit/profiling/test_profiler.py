@@ -75,7 +75,8 @@ def test_campaign_gives_a_folder_that_fit_reads(tmp_path: Path, model_dir: Path)
     assert (profile.device, profile.gpu, profile.server["max_num_seqs"]) == ("cpu", MACHINE.gpu, 8)
     assert profile.server["block_size"] == 16
     assert profile.decode["batch"].tolist() == [1, 8]
-    assert (profile.decode["step_s"] >= 0.005).all()
+    # The fake server sleeps 5 ms a step; a client that reads the first token late sees the others come sooner.
+    assert (profile.decode["step_s"] >= 0.0025).all()
     assert profile.prefill["input_tokens"].tolist() == [8, 32]
     assert sorted(profile.adapters["max_lora_rank"].tolist()) == [8] * 3 + [16] * 3
     assert sorted(profile.loading["rank"].tolist()) == [8, 8, 16]
