@@ -1,5 +1,6 @@
 """The event twin: laying out requests, what it refuses, what it leaves blank."""
 
+import functools
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from lora_capacity.status import Status
 from lora_capacity.twins.events import simulate_events, simulation
 from lora_capacity.twins.events.requests import TICKS
 from lora_capacity.workload import BASE_MODEL, Requests
-from tests.examples import make_costs
+from tests.examples import compiled_once, make_costs
 
 COSTS = make_costs(base_s=0.01, host_to_gpu_load_s=0.005, disk_s=0.02, disk_rank_s=0.001)
 REQUESTS = Requests(
@@ -51,7 +52,8 @@ def scenarios(configs: int = 1, **changes: Any) -> Scenarios:
 
 def simulated(given: Scenarios, requests: Requests = REQUESTS, **options: SchedulerRules) -> Results:
     tables = pack_requests(given, [requests], [[0, 1]], seed=None)
-    return jax.jit(simulate_events, static_argnames=tuple(options))(COSTS, given, tables, **options)
+    results: Results = compiled_once(functools.partial(simulate_events, **options))(COSTS, given, tables)
+    return results
 
 
 def test_requests_of_an_adapter_are_chained_and_the_given_ones_left_alone() -> None:
