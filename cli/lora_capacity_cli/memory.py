@@ -176,7 +176,7 @@ def _question(
         settings["target_modules"] = settings.pop("lora_target_modules")
     modules: tuple[str, ...] = ()
     if adapter is not None:
-        found = read_adapter(adapter, settings.get("max_lora_rank") or behaviour.max_lora_ranks[-1])
+        found = read_adapter(adapter, settings.get("max_lora_rank") or behaviour.max_lora_ranks[-1], shape)
         settings.setdefault("max_lora_rank", smallest_max_lora_rank(found.rank, behaviour))
         modules = found.target_modules
     server = ServerConfig.with_defaults(behaviour, gpu, shape, **settings)
@@ -277,6 +277,8 @@ def _print(question: "MemoryQuestion", answer: "MemoryAnswer", document: dict[st
 
 def shown_value(value: Any) -> str:
     """Return a flag's value as it is written."""
+    if isinstance(value, tuple):
+        return " ".join(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

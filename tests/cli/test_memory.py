@@ -53,8 +53,9 @@ def test_remedies_do_what_they_say(run: Run) -> None:
     assert [each["starts"] for each in before["remedies"]] == sorted(
         (e["starts"] for e in before["remedies"]), reverse=True
     )
-    for flag in ("--max-model-len", "--max-loras", "--kv-cache-dtype"):
-        after = ask(run, *base, flag, tried[flag]["value"])
+    for flag in ("--max-model-len", "--max-loras", "--kv-cache-dtype", "--lora-target-modules"):
+        value = tried[flag]["value"]
+        after = ask(run, *base, flag, ",".join(value) if isinstance(value, list) else value)
         assert (after["status"] == "ok") == tried[flag]["starts"]
         assert after["kv_cache_tokens"]["expected"] == tried[flag]["kv_cache_tokens"]
 
@@ -124,6 +125,7 @@ def test_an_adapter_tells_rank_and_modules(run: Run, tmp_path: Path) -> None:
         ({"bias": "all"}, "biases of the base model"),
         ({"r": 1024}, "at most 512, the largest max_lora_rank"),
         ({"r": "many"}, "r: 'many'"),
+        ({"target_modules": ["q_prj"]}, "did you mean 'q_proj'?"),
     ],
 )
 def test_adapters_that_vllm_refuses_are_told(run: Run, tmp_path: Path, change: dict, words: str) -> None:

@@ -13,7 +13,7 @@ from lora_capacity.memory.buffers import slot_bytes
 from lora_capacity.memory.deployment import Deployment, MemoryTerms
 from lora_capacity.memory.plan import MemoryPlan, plan_memory
 from lora_capacity.memory.room import Remedy, most_slots, remedies
-from lora_capacity.models import ModelShape, is_targeted, split_model
+from lora_capacity.models import ModelShape, split_model, targeted_modules
 from lora_capacity.status import Status
 
 QUANTILES = {"low": 0.95, "expected": 0.5, "high": 0.05}
@@ -101,12 +101,15 @@ class MemoryQuestion:
 
         The process of every GPU that shares a layer holds all of the layer's adapter.
         """
-        wanted = self.adapter_modules or self.server.reserved_modules
+        modules = [module for layer in self.model.layers for module in layer.modules]
+        wanted = targeted_modules(set(modules), self.server.reserved_modules)
+        names = set(self.adapter_modules)
         elements = sum(
             sum(map(sum, module.adapter_elements(1, fully_sharded_loras=False)))
-            for layer in self.model.layers
-            for module in layer.modules
-            if is_targeted(module, wanted) and (self.behaviour.adapts_experts or not module.experts)
+            for module in modules
+            if module in wanted
+            and (not names or names & module.adapter_names)
+            and (self.behaviour.adapts_experts or not module.experts)
         )
         copies = self.deployment.tensor_parallel_size
         return elements * self.server.max_lora_rank * self.model.dtype_bytes * copies
@@ -126,7 +129,10 @@ class MemoryQuestion:
             given |= {name: getattr(server, name) for name in ("max_loras", "max_lora_rank")}
             given["max_lora_ranks"] = self.behaviour.max_lora_ranks
             if self.behaviour.restricts_target_modules and server.target_modules == "all-linear":
-                choices["target_modules"] = "attention"
+                layers = (module for layer in dict.fromkeys(self.model.layers) for module in layer.modules)
+                attention = [module for module in layers if module.adapted and module.kind == "attention"]
+                parts = (name for module in attention for name in module.parts or (module.name,))
+                choices["target_modules"] = tuple(dict.fromkeys(parts))
             if deployment.tensor_parallel_size > 1 and not deployment.fully_sharded_loras:
                 choices["fully_sharded_loras"] = True
         twice = 2 * deployment.tensor_parallel_size

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.engines import VllmBehaviour
 from lora_capacity.memory.allocator import AllocatedMemory, allocate
-from lora_capacity.models import ModelShape, ModelShard, is_targeted, padded_rows, split_model
+from lora_capacity.models import ModelShape, ModelShard, padded_rows, split_model, targeted_modules
 
 IntArray = NDArray[np.int64]
 
@@ -135,15 +135,17 @@ def _slot_buffers(
     Source: vLLM 0.8.5, ``lora/layers.py`` (``create_lora_weights`` of each layer); 0.32.0, ``lora/layers/``.
     """
     per_rank = slots * rank * shard.dtype_bytes
+    blocks = set(shard.layers)
+    wanted = targeted_modules((module for block in blocks for module in block.modules), target_modules)
     kinds = {
         block: [
             per_rank * elements
             for module in block.modules
-            if is_targeted(module, target_modules) and (behaviour.adapts_experts or not module.experts)
+            if module in wanted and (behaviour.adapts_experts or not module.experts)
             for matrices in module.adapter_elements(shard.tensor_parallel_size, fully_sharded_loras=fully_sharded_loras)
             for elements in matrices
         ]
-        for block in set(shard.layers)
+        for block in blocks
     }
     layers = [size for layer in shard.layers for size in kinds[layer]]
     if shard.model.architecture not in behaviour.embedding_architectures or target_modules != "all-linear":

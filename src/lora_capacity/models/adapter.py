@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_capacity.errors import InputError, check_number
+from lora_capacity.errors import InputError, check_number, nearest_hint
+from lora_capacity.models.shape import ModelShape
 from lora_capacity.schema import read_json
 
 _REFUSED = {
@@ -17,6 +18,9 @@ _REFUSED = {
     "alora_invocation_tokens": "activated LoRA",
 }
 """What vLLM refuses to load, by key (``PEFTHelper`` in ``lora/peft_helper.py`` of 0.32.0)."""
+
+_EMBEDDINGS = ("embed_tokens", "lm_head")
+"""What adapters call the embedding and the output head."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,13 @@ class AdapterConfig:
     target_modules: tuple[str, ...]
 
 
-def read_adapter(path: Path, largest_rank: int) -> AdapterConfig:
+def read_adapter(path: Path, largest_rank: int, model: ModelShape) -> AdapterConfig:
     """Read an ``adapter_config.json``, or that in a folder.
 
     Args:
         path: The file or folder.
         largest_rank: The largest ``max_lora_rank`` that the vLLM version takes.
+        model: The model that it adapts.
 
     Raises:
         InputError: If the file cannot be read, or vLLM refuses to load the adapter.
@@ -59,4 +64,11 @@ def read_adapter(path: Path, largest_rank: int) -> AdapterConfig:
     targets = content.get("target_modules") or ()
     if isinstance(targets, str):
         targets = ()
-    return AdapterConfig(rank, tuple(str(each).rpartition(".")[2] for each in targets))
+    names = tuple(str(each).rpartition(".")[2] for each in targets)
+    modules = {module for layer in model.layers for module in layer.modules if module.adapted}
+    known = set(_EMBEDDINGS).union(*(module.adapter_names for module in modules))
+    for name in names:
+        if name not in known:
+            allowed = f"layers of {model.name}: {', '.join(sorted(known))}"
+            raise InputError(f"{file}: target_modules", name, allowed, nearest_hint(name, known))
+    return AdapterConfig(rank, names)

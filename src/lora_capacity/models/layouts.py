@@ -6,7 +6,7 @@ A layout says which modules a model has, and of which keys of its ``config.json`
 import functools
 import importlib.resources
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -274,13 +274,25 @@ def expand_target_modules(target_modules: str | tuple[str, ...]) -> tuple[str, .
     return tuple(name for name in dict.fromkeys((*FUSED, *layers.values())) if name in wanted)
 
 
-def is_targeted(module: LinearModule, target_modules: str | tuple[str, ...]) -> bool:
-    """Return whether slots are reserved for a layer: in full when any of its parts is a target.
+def targeted_modules(modules: Iterable[LinearModule], target_modules: str | tuple[str, ...]) -> frozenset[LinearModule]:
+    """Return the layers of a model that slots are reserved for: in full when any of their parts is a target.
+
+    Args:
+        modules: Its linear layers.
+        target_modules: As `expand_target_modules` takes them, or names that only this model has.
+
+    Raises:
+        InputError: If neither the model nor any bundled layout has a layer of that name, or there is no name.
 
     Source: ``is_in_target_modules`` in vLLM 0.32.0, ``lora/utils.py``.
     """
+    adapted = frozenset(module for module in modules if module.adapted)
     if target_modules == "all-linear":
-        return module.adapted
+        return adapted
     if target_modules == "attention":
-        return module.adapted and module.kind == "attention"
-    return module.adapted and module.name in expand_target_modules(target_modules)
+        return frozenset(module for module in adapted if module.kind == "attention")
+    names = {target_modules} if isinstance(target_modules, str) else set(target_modules)
+    own = {name for module in adapted for name in (module.name, *module.parts)}
+    if not names <= own:
+        expand_target_modules(tuple(sorted(names - own)))
+    return frozenset(module for module in adapted if names.intersection((module.name, *module.parts)))

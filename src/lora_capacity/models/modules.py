@@ -11,6 +11,9 @@ from lora_capacity.schema import Count, Document, NotNegative, Number
 
 D = TypeVar("D", bound=Document)
 
+_EXPERT_NAMES = frozenset({"experts", "gate_proj", "up_proj", "down_proj", "gate_up_proj"})
+"""What adapters call the layers of experts."""
+
 Natural = Annotated[int, Number(minimum=0)]
 """A whole number from 0 on."""
 
@@ -81,6 +84,11 @@ class LinearModule(Document):
     adapted: bool = True
 
     where: ClassVar[str] = "module"
+
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """What adapters call it, or its parts."""
+        return _EXPERT_NAMES if self.experts else frozenset((self.name, *self.parts))
 
     def local_input(self, tensor_parallel_size: int) -> int:
         """Return the width of the input that one GPU holds weights for."""
