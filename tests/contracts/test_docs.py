@@ -64,7 +64,7 @@ def test_every_figure_is_drawn_by_the_script_and_shown() -> None:
         assert f"figures/{figure.name})" in pages
 
 
-@pytest.mark.parametrize("name", ["accuracy", "benchmarks", "event_accuracy", "surrogate_accuracy"])
+@pytest.mark.parametrize("name", ["accuracy", "benchmarks", "event_accuracy", "startup_accuracy", "surrogate_accuracy"])
 def test_generated_pages_are_what_their_result_files_say(name: str, tmp_path: Path) -> None:
     for path in DOCS.rglob("*"):
         if path.is_file() and path.suffix in (".md", ".py", ".json"):

@@ -17,11 +17,14 @@ from lora_capacity_profiling.load import at_once, run_load
 from lora_capacity_profiling.material import write_model
 from lora_capacity_profiling.server import Server
 from lora_capacity_profiling.serving import Served, warm_up
+from lora_capacity_profiling.startups import append_startup, startup_row
 
 from tests.cli.fake_site import write_site
 from tests.unit.fitting.test_fit import write_profile
+from tests.unit.measurements.test_startups import LLAMA
 from tests.unit.profiling.conftest import fake_environment, write_packages
 from tests.unit.profiling.test_observing import DUMPS
+from tests.unit.profiling.test_startups import NEW
 
 STEP_S = 0.1  # of servers that are compared with predictions: much longer than a busy machine adds to it
 QUICK_STEP_S = 0.003
@@ -59,6 +62,13 @@ def write_material(folder: Path, page: str) -> None:
         (profile / "profile.json").write_text(json.dumps(about), encoding="utf-8")
     for name, dump in zip(("at-1200.txt", "at-1210.txt"), (DUMPS[0], DUMPS[-1]), strict=True):
         (folder / name).write_bytes(dump.read_bytes())
+    (folder / "vllm.log").write_text(NEW, encoding="utf-8")
+    append_startup(folder / "startups.csv", startup_row(NEW, "first") | {"gpu": "L4"})
+    (folder / "models.csv").write_text(
+        "model_as_written_in_table,config_file\norg/model,llama.json\n", encoding="utf-8"
+    )
+    (folder / "model_configs").mkdir()
+    (folder / "model_configs" / "llama.json").write_text(json.dumps(LLAMA), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from scipy.optimize import least_squares
 from lora_capacity.errors import InputError
 from lora_capacity.measurements import Startup
 from lora_capacity.memory import EstimatedTerms, Start
-from lora_capacity.models import split_model
 from lora_capacity.units import BYTES_PER_GIB, BYTES_PER_MIB
 from lora_capacity.validation import StartupPrediction, kv_error, predict_startup
 
@@ -96,15 +95,16 @@ def fit_terms(startups: Sequence[Startup], begin: EstimatedTerms = FIRST_GUESS, 
     Raises:
         InputError: If no start tells any of the terms.
     """
-    return _fit([_observe(each, begin) for each in startups], begin, source)
+    observed = [_observe(each, begin) for each in startups]
+    if not any(np.isfinite(_errors(each, begin)).any() for each in observed if each is not None):
+        allowed = "a start that tells activations, memory outside PyTorch or graphs"
+        raise InputError("startups", f"{len(startups)} rows", allowed)
+    return dataclasses.replace(_fit(observed, begin), source=source or begin.source)
 
 
-def _fit(observed: Sequence[_Observation | None], begin: EstimatedTerms, source: str = "") -> EstimatedTerms:
+def _fit(observed: Sequence[_Observation | None], begin: EstimatedTerms) -> EstimatedTerms:
+    """Return the terms fitted to what was logged; where that is nothing they stay as they begin."""
     seen = [each for each in observed if each is not None]
-    if not any(np.isfinite(_errors(each, begin)).any() for each in seen):
-        raise InputError(
-            "startups", f"{len(observed)} rows", "a start that tells activations, memory outside PyTorch or graphs"
-        )
     sizes = Counter(each.group for each in seen)
     weights = np.array([sizes[each.group] ** -0.5 for each in seen])
     names = list(_WIDTHS)
@@ -120,11 +120,11 @@ def _fit(observed: Sequence[_Observation | None], begin: EstimatedTerms, source:
         return np.concatenate([errors.reshape(-1), logarithms / widths])
 
     found = terms(least_squares(residuals, np.zeros(len(names)), loss="soft_l1").x)
-    factors = [factor for each in seen if not math.isnan(factor := each.taken_bytes / _expected(each, found))]
+    factors = [factor for each in seen if not math.isnan(factor := each.taken_bytes / _expected(each.start, found))]
     if len(factors) >= _FEWEST:
         least, most = np.percentile(np.maximum(factors, _LEAST_FACTOR), _OUTSIDE)
         found = dataclasses.replace(found, least_factor=float(min(least, 1.0)), most_factor=float(max(most, 1.0)))
-    return dataclasses.replace(found, source=source or begin.source)
+    return found
 
 
 def leave_out(
@@ -150,16 +150,15 @@ def _observe(startup: Startup, terms: EstimatedTerms) -> _Observation | None:
     shape, gpu, logged = startup.shape, startup.gpu, startup.logged
     settings = startup.plan_settings(shape, gpu)
     deployment = startup.deployment
-    shard = split_model(shape, deployment.tensor_parallel_size, deployment.pipeline_parallel_size)[0]
     columns = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
     arrays = {name: np.array([settings[name]], np.int64) for name in columns}
-    start = Start(shard, gpu, settings["behaviour"], deployment, block_size=settings["block_size"], **arrays)
+    start = Start(
+        startup.first_shard(shape), gpu, settings["behaviour"], deployment, block_size=settings["block_size"], **arrays
+    )
     # Where a KV cache was logged in tokens only, they are of as many bytes as those predicted.
     ratio = 1 + kv_error(startup, predicted)
     kv_gib = predicted.kv_cache_gib / ratio if ratio > 0 else math.nan
-    taken_gib = (
-        gpu.memory_bytes * settings["gpu_memory_utilization"] / BYTES_PER_GIB - predicted.model_load_gib - kv_gib
-    )
+    taken_bytes = _expected(start, terms) + (predicted.kv_cache_gib - kv_gib) * BYTES_PER_GIB
     graphs = logged["cuda_graph_gib"]
     return _Observation(
         start,
@@ -167,7 +166,7 @@ def _observe(startup: Startup, terms: EstimatedTerms) -> _Observation | None:
         max(logged["non_torch_gib"], 0.0) * BYTES_PER_GIB,
         graphs * BYTES_PER_GIB if graphs > 0 else math.nan,
         # Stages of a pipeline differ: the tokens are those of the tightest, the sizes those of the first.
-        math.nan if deployment.pipeline_parallel_size > 1 else taken_gib * BYTES_PER_GIB,
+        math.nan if deployment.pipeline_parallel_size > 1 else taken_bytes,
         (gpu.name, startup.model, deployment.tensor_parallel_size),
     )
 
@@ -184,7 +183,7 @@ def _errors(seen: _Observation, terms: EstimatedTerms) -> Float[np.ndarray, " 3"
     )
 
 
-def _expected(seen: _Observation, terms: EstimatedTerms) -> float:
+def _expected(start: Start, terms: EstimatedTerms) -> float:
     """Return what is expected of the memory that is neither weights, slots nor KV cache, bytes."""
-    activations, other, graphs = (each.item() for each in terms.amounts(seen.start, 0.5))
-    return float(activations + other + (graphs if seen.start.behaviour.counts_cuda_graphs else 0.0))
+    activations, other, graphs = (each.item() for each in terms.amounts(start, 0.5))
+    return float(activations + other + (graphs if start.behaviour.counts_cuda_graphs else 0.0))

@@ -13,7 +13,7 @@ from lora_capacity.engines import NEWEST, VllmBehaviour
 from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu, catalogue, find_gpu
 from lora_capacity.memory import Deployment
-from lora_capacity.models import ModelShape
+from lora_capacity.models import ModelShape, ModelShard, split_model
 from lora_capacity.tables import Column, read_table
 from lora_capacity.units import BYTES_PER_GIB
 
@@ -180,6 +180,10 @@ class Startup:
     def _scheme(self) -> str | None:
         words = f"{self.quantization} {self.model if self.quantization else ''}".lower()
         return next((scheme for pattern, scheme in _SCHEMES.items() if re.search(pattern, words)), None)
+
+    def first_shard(self, shape: ModelShape) -> ModelShard:
+        """Return what the first GPU holds of the model, which is the one whose memory a log tells."""
+        return split_model(shape, self.deployment.tensor_parallel_size, self.deployment.pipeline_parallel_size)[0]
 
     def plan_settings(self, shape: ModelShape, gpu: Gpu) -> dict[str, Any]:
         """Return the settings of `plan_memory`, by name, with vLLM's defaults for those not told."""

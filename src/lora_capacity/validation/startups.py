@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lora_capacity.errors import InputError
 from lora_capacity.measurements import Startup
-from lora_capacity.memory import MemoryPlan, MemoryTerms, plan_memory
+from lora_capacity.memory import MemoryPlan, MemoryTerms, plan_memory, resident_memory
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB
 
@@ -30,7 +30,7 @@ class StartupPrediction:
         id: The start's name.
         status: ``ok``, ``no_kv_cache``, ``oom`` or ``unsupported``.
         reason: Why it does not start, or is not answered; empty otherwise.
-        model_load_gib: Weights and slots on a GPU, NaN where not answered.
+        model_load_gib: Weights and slots on the first GPU, NaN where not answered.
         kv_cache_tokens: KV cache as vLLM logs it.
         low: What nine of ten servers reach, with `high`.
         high: What nine of ten servers do not exceed.
@@ -72,6 +72,9 @@ def predict_startup(startup: Startup, terms: MemoryTerms) -> StartupPrediction:
         plan, tight, roomy = (plan_memory(shape, gpu, terms, **settings, quantile=each) for each in (0.5, LOW, HIGH))
     except InputError as error:
         return StartupPrediction(startup.id, _UNSUPPORTED, str(error))
+    slots, rank = (np.array([settings[name]], np.int64) for name in ("max_loras", "max_lora_rank"))
+    # What the first GPU logs: the plan counts the whole segments of the tightest.
+    loaded = resident_memory(startup.first_shard(shape), settings["behaviour"], slots, rank)
     status = Status(plan.status.item())
     tokens = float(plan.kv_cache_tokens.item())
     if status == Status.NO_KV_CACHE and "max_model_len" not in startup.settings and tokens:
@@ -80,7 +83,7 @@ def predict_startup(startup: Startup, terms: MemoryTerms) -> StartupPrediction:
         startup.id,
         _TOLD[status],
         _reason(plan, status),
-        (plan.weight_bytes + plan.slot_bytes).item() / BYTES_PER_GIB,
+        loaded.allocated_bytes.item() / BYTES_PER_GIB,
         tokens,
         float(tight.kv_cache_tokens.item()),
         float(roomy.kv_cache_tokens.item()),
