@@ -44,7 +44,7 @@ def accuracy(data: dict[str, Any]) -> str:
     kinds = sum(scores["kv_rows"] > 0 for scores in bundled["by_gpu"].values())
     load = 100 * bundled["load_median_error"]
     told = f"The answered starts ran on {kinds} kinds of GPUs. Of the {total} with quantized weights {round(close)} are"
-    lines += ["", f"{told} within 15 %. Weights and slots are off by {load:.1f} % in the median."]
+    lines += ["", f"{told} within 15 %. Weights and slots are off by {load:.2f} % in the median."]
     return "\n".join(lines)
 
 

@@ -32,7 +32,7 @@ from lora_capacity_cli.runtime import prepare, progress_bar
     "--models",
     type=FILE,
     metavar="MODELS.csv",
-    help="Where the config.json of each model of STARTUPS.csv is: see `validate --startup`.",
+    help="Where the config.json of each model of STARTUPS.csv is (see `validate`). [default: bundled shapes]",
 )
 @click.option(
     "--from-nothing", is_flag=True, help="Fit memory terms to STARTUPS.csv alone. [default: correct the bundled ones]"
@@ -60,11 +60,15 @@ def fit(
     if output.is_dir() or not output.parent.is_dir():
         raise InputError("--output", str(output), "a file in a folder that exists")
     prepare()
-    if models is not None:
+    if measured.is_file():
+        if model or runs or name:
+            given = next(f"--{key}" for key, value in {"model": model, "runs": runs, "name": name}.items() if value)
+            raise InputError(given, str(model or runs or name), "together with a PROFILE_DIR")
         _fit_terms(measured, models, output, output_format, from_nothing=from_nothing, source=source)
         return
-    if from_nothing or source:
-        raise InputError("--from-nothing" if from_nothing else "--source", True, "together with --models MODELS.csv")
+    for option, value in (("--models", models), ("--from-nothing", from_nothing), ("--source", source)):
+        if value:
+            raise InputError(option, str(value), "together with STARTUPS.csv in place of a PROFILE_DIR")
     from lora_capacity.fitting import fit_calibration
 
     with progress_bar("fitting") as progress:
@@ -81,7 +85,7 @@ def fit(
 
 
 def _fit_terms(
-    startups: Path, models: Path, output: Path, output_format: str, *, from_nothing: bool, source: str
+    startups: Path, models: Path | None, output: Path, output_format: str, *, from_nothing: bool, source: str
 ) -> None:
     from lora_capacity.fitting import FIRST_GUESS, fit_terms
     from lora_capacity.measurements import read_startups

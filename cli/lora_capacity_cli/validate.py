@@ -44,7 +44,8 @@ _TITLES = {
     "--models",
     type=FILE,
     metavar="MODELS.csv",
-    help="With --startup: columns model_as_written_in_table and config_file, a file in model_configs beside the table.",
+    help="With --startup: columns model_as_written_in_table and config_file, a file in model_configs beside the table. "
+    "[default: bundled shapes]",
 )
 @click.option(
     "--terms", type=FILE, metavar="FILE.json", help="With --startup: memory terms. [default: the bundled ones]"
@@ -81,8 +82,6 @@ def validate(
     if startup is not None:
         if runs is not None:
             raise InputError("RUNS", str(runs), "either runs or --startup")
-        if models is None:
-            raise InputError("--models", None, "a table of the models' config.json")
         if terms is not None and leave_out is not None:
             raise InputError("--terms", str(terms), "not together with --leave-out, which fits terms itself")
         prepare()
@@ -108,7 +107,7 @@ def validate(
 
 
 def _validate_startups(
-    startup: Path, models: Path, terms: Path | None, leave_out: str | None, output_format: str
+    startup: Path, models: Path | None, terms: Path | None, leave_out: str | None, output_format: str
 ) -> None:
     from lora_capacity import fitting
     from lora_capacity.measurements import read_startups

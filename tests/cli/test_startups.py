@@ -69,7 +69,7 @@ def test_what_is_left_out_is_told(run: Run) -> None:
     ("words", "told"),
     [
         (("validate",), "RUNS: None"),
-        (("validate", "--startup", "facts.csv"), "--models"),
+        (("validate", "--models", "models.csv"), "RUNS: None"),
         (("validate", "--startup", "none.csv", "--models", "models.csv"), "none.csv"),
         (("validate", "--startup", "models.csv", "--models", "models.csv"), "'id'"),
         (("validate", *NAMES, "--terms", "models.csv"), "models.csv"),
@@ -78,6 +78,8 @@ def test_what_is_left_out_is_told(run: Run) -> None:
         (("observe", "--startup-log", "models.csv", "-o", "facts.csv"), "no memory of a start"),
         (("observe", "dump.txt", "--startup-log", "mine.log", "-o", "facts.csv"), "without sources"),
         (("fit", "facts.csv", "--models", "models.csv", "-o", "none/terms.json"), "--output"),
+        (("fit", "facts.csv", "--name", "mine", "-o", "terms.json"), "--name"),
+        (("fit", ".", "--from-nothing", "-o", "terms.json"), "--from-nothing"),
     ],
 )
 def test_bad_input_is_one_line(run: Run, words: tuple[str, ...], told: str) -> None:

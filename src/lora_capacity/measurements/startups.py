@@ -1,7 +1,6 @@
 """Starts of servers as people log them: what was asked for, and what vLLM said of the memory."""
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,7 +12,8 @@ from lora_capacity.engines import NEWEST, VllmBehaviour
 from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu, catalogue, find_gpu
 from lora_capacity.memory import Deployment
-from lora_capacity.models import ModelShape, ModelShard, split_model
+from lora_capacity.models import ModelShape, ModelShard, find_shape, split_model
+from lora_capacity.models.hf_config import read_config
 from lora_capacity.tables import Column, read_table
 from lora_capacity.units import BYTES_PER_GIB
 
@@ -95,7 +95,7 @@ class Startup:
         gpu_memory_gib: Memory that vLLM saw.
         logged: Columns of what was logged, by name.
         outcome: ``ok``, ``no_kv_cache``, ``oom``, or other words.
-        config: Content of the model's ``config.json``; None where the map has none.
+        config: Content of the model's ``config.json``; None where the map has none, and a bundled shape is looked for.
     """
 
     id: str
@@ -169,12 +169,21 @@ class Startup:
         """Layer shapes of the model.
 
         Raises:
-            InputError: If the map has no configuration of it, or that is not supported.
+            InputError: If neither the map nor the bundled shapes have it, or its configuration is not supported.
         """
-        if self.config is None:
-            raise InputError(f"{self.id}: model", self.model, "a model whose config.json the map names")
-        shape = ModelShape.from_hf_config(self.config, self.model, quantization=self._scheme)
+        if not self.model:
+            raise InputError(f"{self.id}: model", "", "the name of a model")
+        shape = find_shape(self.model, quantization=self._scheme) if self.config is None else self._read(self.config)
         return dataclasses.replace(shape, dtype_bytes=4) if self.dtype == "float32" else shape
+
+    def _read(self, config: Mapping[str, Any]) -> ModelShape:
+        try:
+            return ModelShape.from_hf_config(config, self.model, self._scheme)
+        except InputError:
+            if self._scheme is None or "quantization_config" not in config:
+                raise
+        # A description of quantized weights that is cut short: the table's own word for them counts.
+        return ModelShape.from_hf_config({**config, "quantization_config": None}, self.model, self._scheme)
 
     @property
     def _scheme(self) -> str | None:
@@ -207,23 +216,25 @@ class Startup:
         }
 
 
-def read_startups(facts: str | Path, models: str | Path) -> list[Startup]:
+def read_startups(facts: str | Path, models: str | Path | None = None) -> list[Startup]:
     """Read a table of starts.
 
     Args:
         facts: CSV file, one start a row, with columns of `STARTUP_COLUMNS`; of these only ``id`` must be there.
         models: CSV file with the columns ``model_as_written_in_table`` and ``config_file``; the files lie in the folder
-            ``model_configs`` beside it.
+            ``model_configs`` beside it. None: models are paths, or names of bundled shapes.
 
     Raises:
         InputError: If a file cannot be read, or a cell does not hold what it should.
     """
-    models = Path(models)
-    table = read_table(models, _MAP_COLUMNS)
-    files = dict(zip(table["model_as_written_in_table"], table["config_file"], strict=True))
+    files: dict[str, Path] = {}
+    if models is not None:
+        table = read_table(Path(models), _MAP_COLUMNS)
+        named = zip(table["model_as_written_in_table"], table["config_file"], strict=True)
+        files = {name: Path(models).parent / _CONFIGS / file for name, file in named if file}
     columns = read_table(Path(facts), _COLUMNS)
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    return [_startup(row, models.parent / _CONFIGS, files) for row in rows]
+    return [_startup(row, files.get(row["model"])) for row in rows]
 
 
 _SETTINGS = (
@@ -236,8 +247,7 @@ _LOGGED = (
 )
 
 
-def _startup(row: Mapping[str, Any], configs: Path, files: Mapping[str, str]) -> Startup:
-    file = files.get(row["model"])
+def _startup(row: Mapping[str, Any], config: Path | None) -> Startup:
     cache = str(row["kv_cache_dtype"]).lower()
     one = {name: 1 if math.isnan(row[name]) else int(row[name]) for name in ("num_gpus_tp", "pp")}
     return Startup(
@@ -259,7 +269,7 @@ def _startup(row: Mapping[str, Any], configs: Path, files: Mapping[str, str]) ->
         gpu_memory_gib=row["gpu_memory_gib"],
         logged={name: row[name] for name in _LOGGED},
         outcome=row["outcome"],
-        config=json.loads((configs / file).read_text("utf-8")) if file else None,
+        config=None if config is None else read_config(config)[0],
     )
 
 

@@ -114,6 +114,22 @@ def test_what_cannot_be_answered_is_told_and_not_refused(read):
 NAMELESS = {"gpu": "", "gpu_memory_gib": ""}
 
 
+def test_the_table_s_word_goes_before_a_description_that_is_cut_short(read, tmp_path):
+    cut = LLAMA | {"quantization_config": {"quant_method": "modelopt"}}
+    (tmp_path / "model_configs" / "llama.json").write_text(json.dumps(cut))
+    told, untold = read({"quantization": "nvfp4"}, {})
+    assert told.shape.quantization == "nvfp4"
+    with pytest.raises(InputError, match="quant_algo"):
+        _ = untold.shape
+
+
+# Parameters as published with the model: the map does not know it, the bundled shapes do.
+def test_a_model_that_the_map_lacks_may_be_bundled(read):
+    known, blank = read({"model": "Qwen/Qwen3-8B"}, {"model": ""})
+    assert known.shape.weight_bytes == pytest.approx(2 * 8.19e9, rel=0.001)
+    assert "the name of a model" in predict_startup(blank, FIRST_GUESS).reason
+
+
 def test_outcomes_and_their_reasons(read):
     rows = read({}, {"gpu_memory_gib": 17.5, "gpu": "card"}, {"gpu_memory_gib": 10, "gpu": "card"})
     found = [predict_startup(each, FIRST_GUESS) for each in rows]
