@@ -95,7 +95,7 @@ class Curve:
         """Predict at most so many points of the line, the recommended configuration among them."""
         adapters = _stepped(best.max_cpu_loras, best.max_loras, max(most_adapters, best.max_cpu_loras), points)
         found = problem.assess(adapters, best.max_loras)
-        faster, slower = (_paced(problem, adapters, best.max_loras, sign * Z_90) for sign in (-1.0, 1.0))
+        faster, slower = (_paced(problem, adapters, best.max_loras, found, sign * Z_90) for sign in (-1.0, 1.0))
         # The prediction lies within, even where a quantity does not move one way with the server's speed.
         every = {name: np.stack([found[name], faster[name], slower[name]]) for name in faster}
         low = {name: np.fmin.reduce(each) for name, each in every.items()}
@@ -104,11 +104,12 @@ class Curve:
 
 
 def _paced(
-    problem: Problem, adapters: Int[np.ndarray, " points"], slots: int, deviations: float
+    problem: Problem, adapters: Int[np.ndarray, " points"], slots: int, found: Columns, deviations: float
 ) -> dict[str, Float[np.ndarray, " points"]]:
     """Predict servers that are slower by so many standard deviations of the capacity's error."""
     scenarios = build_scenarios(problem.workload, problem.calibration, adapters, slots, **problem.settings)
-    factor = np.exp(deviations * capacity_error(problem.calibration, scenarios))
+    error = np.hypot(capacity_error(problem.calibration, scenarios), found["extrapolation_error"])
+    factor = np.exp(deviations * error)
     results = run_at(problem, scenarios, factor, factor)
     return {
         "throughput_tokens_per_s": np.asarray(results.throughput_tokens_per_s, np.float64) / factor,

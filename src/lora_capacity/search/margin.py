@@ -11,6 +11,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.run import simulate
 from lora_capacity.run.runner import Traffic
 from lora_capacity.scenarios import Bottleneck, Results, Scenarios, table
+from lora_capacity.search.extrapolation import extrapolation_error
 from lora_capacity.search.objective import Needed
 from lora_capacity.twins.steady.slots import burst_width
 
@@ -50,24 +51,33 @@ def assess(
     Returns:
         The columns of `table`; ``served``, the share of arriving requests that are served by the end or in service;
         ``goodput_per_s``, requests within their bounds per second; ``critical_load`` (see `load_headroom`),
-        ``starving_probability`` (see the function of this name) and ``limit_beyond``: the bottleneck at the lowest load
-        tried at which it fails (label, empty if it fails at none).
+        ``starving_probability`` (see the function of this name); ``limit_beyond``: the bottleneck at the lowest load
+        tried at which it fails (label, empty if it fails at none); and `extrapolation_error`.
     """
     needed = needed or Needed()
     if needed.attainment:  # which counts the chance of few slots itself
         error = np.full(scenarios.status.shape, calibration.capacity_error)
     else:
         error = capacity_error(calibration, scenarios)
+    found = simulate(calibration, scenarios, traffic)
+    told = judged_columns(scenarios, found)
+    beyond = extrapolation_error(calibration, scenarios, told, traffic)
+    error = np.hypot(error, beyond)
     factors = load_factors(error, risk, loads)
-    each = scenarios.take(np.repeat(np.arange(len(scenarios.status)), loads)).scaled(factors.ravel())
-    results = simulate(calibration, each, traffic)
-    told = judged_columns(each, results)
-    reached = needed.reached(told).reshape(-1, loads)
+    reached, limits = np.full(factors.shape, np.nan), np.full(factors.shape, Bottleneck.NONE)
+    reached[:, 0], limits[:, 0] = needed.reached(told), found.limit
+    rows = np.flatnonzero(reached[:, 0] >= 1.0)  # of what fails already higher loads tell nothing
+    if rows.size:
+        each = scenarios.take(np.repeat(rows, loads - 1)).scaled(factors[rows, 1:].ravel())
+        found = simulate(calibration, each, traffic)
+        reached[rows, 1:] = needed.reached(judged_columns(each, found)).reshape(-1, loads - 1)
+        limits[rows, 1:] = np.reshape(found.limit, (-1, loads - 1))
     critical = load_headroom(reached, factors)
-    return {name: column[::loads] for name, column in told.items()} | {
+    return told | {
         "critical_load": critical,
         "starving_probability": starving_probability(critical, error),
-        "limit_beyond": limit_beyond(reached, np.asarray(results.limit).reshape(-1, loads)),
+        "limit_beyond": limit_beyond(reached, limits),
+        "extrapolation_error": beyond,
     }
 
 

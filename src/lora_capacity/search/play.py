@@ -56,22 +56,23 @@ class Plays:
 
     Attributes:
         problem: Whose configurations these are.
+        steady: Configurations and what the steady twin says of them, those that are played among them or beside them.
         seeds: Seeds of the answer; the search for it takes those after them.
     """
 
-    def __init__(self, problem: Problem, seed: int, seeds: int, progress: Progress | None) -> None:
-        self.problem, self.seeds, self._progress = problem, range(seed, seed + seeds), progress
+    def __init__(self, problem: Problem, steady: Columns, seed: int, seeds: int, progress: Progress | None) -> None:
+        self.problem, self.steady, self.seeds, self._progress = problem, steady, range(seed, seed + seeds), progress
 
     def _play(
-        self, points: Sequence[Point], loads: Sequence[float], seeds: Sequence[int]
+        self, points: Sequence[Point], loads: NDArray[np.float64], seeds: Sequence[int]
     ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-        """Return columns and codes of the bottlenecks, each ``[points, loads, seeds]``."""
-        problem, shape = self.problem, (len(points), len(loads), len(seeds))
+        """Return columns and codes of the bottlenecks under loads ``[points, loads]``, ``[points, loads, seeds]``."""
+        problem, shape = self.problem, (*loads.shape, len(seeds))
         adapters, max_loras, budget, seqs = np.array(points).T
         settings = {**problem.settings, "max_num_batched_tokens": budget, "max_num_seqs": seqs}
         scenarios = build_scenarios(problem.workload, problem.calibration, adapters, max_loras, **settings)
-        each = scenarios.take(np.repeat(np.arange(len(points)), len(loads) * len(seeds)))
-        load = np.broadcast_to(np.array(loads)[:, np.newaxis], shape).ravel()
+        each = scenarios.take(np.repeat(np.arange(len(points)), loads.shape[1] * len(seeds)))
+        load = np.broadcast_to(loads[..., np.newaxis], shape).ravel()
         results = simulate(
             problem.calibration,
             each,
@@ -87,33 +88,43 @@ class Plays:
 
     def hold(self, points: Sequence[Point]) -> list[bool]:
         """Return whether configurations do not fail at the load of the margin, in a few plays each."""
-        columns, _ = self._play(points, [self._margin], range(self.seeds.stop, self.seeds.stop + _SCREENED))
+        margins = np.array([[self._margin(point)] for point in points])
+        columns, _ = self._play(points, margins, range(self.seeds.stop, self.seeds.stop + _SCREENED))
         holds: list[bool] = (self.problem.needed.reached(columns).mean(axis=(1, 2)) >= 1.0).tolist()
         return holds
 
-    @property
-    def _margin(self) -> float:
-        """The load at which a configuration must not fail for the calibration's error to be within the risk."""
-        error = np.array([self.problem.calibration.capacity_error])
+    def _margin(self, point: Point) -> float:
+        """The load at which a configuration must not fail for what is known of its capacity to be within the risk."""
+        error = np.array([np.hypot(self.problem.calibration.capacity_error, self._beyond(point))])
         return float(load_factors(error, self.problem.risk, 2)[0, 1])
+
+    def _beyond(self, point: Point) -> float:
+        """What extrapolating adds to the error: the steady twin's, of the nearest number of adapters."""
+        columns = [self.steady[name] for name in POINT]
+        same = np.all([column == value for column, value in zip(columns[1:], point[1:], strict=True)], axis=0)
+        rows = np.flatnonzero(same)
+        nearest = rows[np.argmin(np.abs(columns[0][rows] - point[0]))]
+        return float(self.steady["extrapolation_error"][nearest])
 
     def assess(self, point: Point) -> Columns:
         """Return what `lora_capacity.search.assess` does of one configuration, with all seeds.
 
         Figures are means over the seeds at the offered load. ``spread`` is the standard deviation over seeds of the
-        logarithm of the load at which it fails, ``error`` that with the calibration's.
+        logarithm of the load at which it fails, ``error`` that with the calibration's, wherever it lies.
         """
-        factors = [1.0, self._margin, self._margin**_FARTHER]
-        played, limits = self._play([point], factors, self.seeds)
+        margin, beyond = self._margin(point), self._beyond(point)
+        factors = np.array([1.0, margin, margin**_FARTHER])
+        played, limits = self._play([point], factors[np.newaxis], self.seeds)
         reached = self.problem.needed.reached(played)[0]
         log_headroom = np.log(np.maximum(load_headroom(reached.T, factors), _LEAST_HEADROOM))
         spread = log_headroom.std(ddof=1) if log_headroom.size > 1 else 0.0
         critical = np.exp([log_headroom.mean()])
-        error = float(np.hypot(self.problem.calibration.capacity_error, spread))
+        error = float(np.hypot(np.hypot(self.problem.calibration.capacity_error, beyond), spread))
         return {name: _mean(column[:, 0]) for name, column in played.items()} | {
             "critical_load": critical,
             "starving_probability": starving_probability(critical, error),
             "limit_beyond": limit_beyond(reached.mean(axis=1)[np.newaxis], limits[..., 0]),
+            "extrapolation_error": np.array([beyond]),
             "spread": np.array([spread]),
             "error": np.array([error]),
         }
@@ -124,19 +135,18 @@ def _mean(column: NDArray[Any]) -> NDArray[Any]:
     return column.mean(axis=-1) if column.dtype.kind == "f" else column[..., 0]
 
 
-def settle(problem: Problem, steady: Columns, plays: Plays) -> tuple[Columns | None, list[Columns]]:
+def settle(problem: Problem, plays: Plays) -> tuple[Columns | None, list[Columns]]:
     """Return what the plays say of the best configuration that they find acceptable, and of those that they refuse.
 
     Args:
         problem: What to look for, and where.
-        steady: Configurations and what the steady twin says of them, as `search` returns.
         plays: What plays them.
 
     Returns:
         Columns as of `Plays.assess`, of one configuration each.
     """
     screened = _screen(
-        problem, [_Frontier(problem.allowed_adapters, each) for each in proposals(problem, steady)], plays
+        problem, [_Frontier(problem.allowed_adapters, each) for each in proposals(problem, plays.steady)], plays
     )
     best: Columns | None = None
     refused: list[Columns] = []

@@ -104,8 +104,8 @@ def recommend(
     columns = search_all(problem, progress)
     played: Played | None = None
     if engine == "event":
-        plays = Plays(problem, first, count, progress)
-        found, refused = settle(problem, columns, plays)
+        plays = Plays(problem, columns, first, count, progress)
+        found, refused = settle(problem, plays)
         if found is None:
             raise InfeasibleError(_closest(problem, join(refused) if refused else columns))
         best = point_of(found, 0)
@@ -185,6 +185,13 @@ def _memory_margin(calibration: Calibration, server: ServerConfig) -> MemoryMarg
 
 def _warnings(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[str, ...]:
     warnings = extrapolations(problem.workload, problem.calibration, server)
+    if best.extrapolation_error:
+        within = problem.calibration.capacity_error
+        wider = float(np.hypot(within, best.extrapolation_error))
+        warnings.append(
+            f"the capacity may be off by {percent(wider)} out there, by {percent(within)} within what the calibration "
+            "was fitted over (standard deviations); the margin is wider for it"
+        )
     available = problem.workload.adapters.max_count
     if best.max_cpu_loras == available:
         warnings.append(f"all {available} adapters of the workload are served: the server may have room for more")

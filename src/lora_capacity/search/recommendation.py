@@ -50,7 +50,9 @@ class Candidate:
         limit_beyond: Bottleneck at the load at which it fails; empty if it fails at no load tried.
         critical_load: Headroom: times the offered load at which it fails, which is to starve with the objective
             ``throughput``, else to fall behind or miss the bounds; the highest load tried if it does not fail there.
-        starving_probability: Chance that it fails, given the calibration's error.
+        starving_probability: Chance that it fails, given the calibration's error and the next.
+        extrapolation_error: What lying beyond the ranges that the calibration was fitted over adds to the error of the
+            capacity: a standard deviation of its logarithm; 0 within.
         status: `Status` label.
     """
 
@@ -78,6 +80,7 @@ class Candidate:
     limit_beyond: str
     critical_load: float
     starving_probability: float
+    extrapolation_error: float
     status: str
 
     @classmethod
