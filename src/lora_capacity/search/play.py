@@ -24,7 +24,7 @@ from lora_capacity.search.margin import (
     starving_probability,
 )
 from lora_capacity.search.objective import FLAT, Columns
-from lora_capacity.search.problem import IntArray, Problem
+from lora_capacity.search.problem import Problem
 
 POINT = ("max_cpu_loras", "max_loras", "max_num_batched_tokens", "max_num_seqs")
 """Columns that tell a configuration from the others."""
@@ -36,7 +36,7 @@ PROPOSALS, APART = 6, 1.25
 
 _STEP, _CLOSE = 0.05, 0.01
 """Share of adapters by which a walk goes up or down from where it starts, twice as far each time; and within which of
-the first that fails it ends: an hour's chance hides smaller differences."""
+the first that fails it ends: an hour's chance hides smaller differences. Slots are bisected down to the former."""
 
 _SCREENED = 2
 """Seeds with which proposals are compared: two tell apart what differs by more than the walk's end."""
@@ -99,12 +99,11 @@ class Plays:
         return float(load_factors(error, self.problem.risk, 2)[0, 1])
 
     def _beyond(self, point: Point) -> float:
-        """What extrapolating adds to the error: the steady twin's, of the nearest number of adapters."""
-        columns = [self.steady[name] for name in POINT]
-        same = np.all([column == value for column, value in zip(columns[1:], point[1:], strict=True)], axis=0)
-        rows = np.flatnonzero(same)
-        nearest = rows[np.argmin(np.abs(columns[0][rows] - point[0]))]
-        return float(self.steady["extrapolation_error"][nearest])
+        """What extrapolating adds to the error: the steady twin's, of the nearest adapters and slots."""
+        ratios = [self.steady[name] / value for name, value in zip(POINT, point, strict=True)]
+        apart = np.abs(np.log(ratios[0])) + np.abs(np.log(ratios[1]))
+        same = (ratios[2] == 1.0) & (ratios[3] == 1.0)
+        return float(self.steady["extrapolation_error"][np.argmin(np.where(same, apart, np.inf))])
 
     def assess(self, point: Point) -> Columns:
         """Return what `lora_capacity.search.assess` does of one configuration, with all seeds.
@@ -145,15 +144,15 @@ def settle(problem: Problem, plays: Plays) -> tuple[Columns | None, list[Columns
     Returns:
         Columns as of `Plays.assess`, of one configuration each.
     """
-    screened = _screen(
-        problem, [_Frontier(problem.allowed_adapters, each) for each in proposals(problem, plays.steady)], plays
-    )
+    screened = _screen(problem, [_Frontier(problem, each) for each in proposals(problem, plays.steady)], plays)
+    if problem.objective.goal == "fewest-slots":
+        screened = [*_fewer_slots(problem, screened, plays), *screened]
     best: Columns | None = None
     refused: list[Columns] = []
     for start in screened[:_FINALISTS]:
         if best is not None and not _better(problem, start, point_of(best, 0)):
             break
-        frontier = _Frontier(problem.allowed_adapters, start)
+        frontier = _Frontier(problem, start)
         while (point := frontier.next()) is not None:
             found = plays.assess(point)
             acceptable = problem.judge(found)[0] == "acceptable"
@@ -183,6 +182,28 @@ def _screen(problem: Problem, frontiers: "list[_Frontier]", plays: Plays) -> lis
         order.append(min(near, key=lambda point: (point[1], -point[0])))
         held.remove(order[-1])
     return order or [each.most for each in every]
+
+
+def _fewer_slots(problem: Problem, screened: list[Point], plays: Plays) -> list[Point]:
+    """Return a configuration with fewer slots than the best screened that holds too, if any, by bisection.
+
+    Its adapters are the fewest that may be given up for slots; the numbers of slots screened lie far apart.
+    """
+    chosen, adapters = screened[0], problem.allowed_adapters
+    least = max(_asked_per_s(problem, point) for point in screened) * (1.0 - problem.objective.within)
+    enough = adapters[np.cumsum(problem.workload.adapters.deal(int(adapters[-1]))[0])[adapters - 1] >= least]
+    low, found = max((point[1] for point in screened if point[1] < chosen[1]), default=1), chosen
+    while found[1] > (1.0 + _STEP) * low:
+        between = problem.allowed_slots[(problem.allowed_slots > low) & (problem.allowed_slots < found[1])]
+        if not between.size:
+            break
+        slots = int(between[np.argmin(np.abs(np.log(between**2 / (low * found[1]))))])
+        point = (int(enough[enough >= slots][0]), slots, *chosen[2:])
+        if plays.hold([point])[0]:
+            found = point
+        else:
+            low = slots
+    return [] if found == chosen else [found]
 
 
 def _asked_per_s(problem: Problem, point: Point) -> float:
@@ -255,12 +276,16 @@ def point_of(columns: Columns, row: int) -> Point:
 
 
 class _Frontier:
-    """The most adapters that hold, of one number of slots, between the last known to hold and the first that fails."""
+    """The most adapters that hold, of one number of slots, between the last known to hold and the first that fails.
 
-    def __init__(self, allowed: IntArray, point: Point) -> None:
-        self._allowed, self._rest = allowed, point[1:]
+    Fewer adapters than that have as many slots as they are.
+    """
+
+    def __init__(self, problem: Problem, point: Point) -> None:
+        allowed = problem.allowed_adapters
+        self._allowed, self._slots, self._rest = allowed, problem.allowed_slots, point[1:]
         self._start = int(np.searchsorted(allowed, point[0]))
-        self._least = int(np.searchsorted(allowed, point[1]))
+        self._least = int(np.searchsorted(allowed, self._slots[0]))
         self._low, self._high, self._step = self._least - 1, allowed.size, _STEP
 
     @property
@@ -274,8 +299,9 @@ class _Frontier:
         return self._at(max(self._high - 1, self._least))
 
     def _at(self, place: int) -> Point:
-        slots, budget, seqs = self._rest
-        return int(self._allowed[place]), slots, budget, seqs
+        adapters, (slots, budget, seqs) = int(self._allowed[place]), self._rest
+        fitting = self._slots[self._slots <= min(slots, adapters)]
+        return adapters, int(fitting[-1]), budget, seqs
 
     def next(self) -> Point | None:
         """Return what to play next: the proposal, steps away from it, then the middle; None where it is settled."""
