@@ -1,5 +1,6 @@
 """Predicted and measured side by side, as `verify` answers."""
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -74,12 +75,12 @@ def _outcome(measured: "Measured") -> "Outcome":
         itl_s=row["mean_itl_ms"] / MS_PER_S,
         tpot_s=row["mean_tpot_ms"] / MS_PER_S,
         ttft_s=row["mean_ttft_ms"] / MS_PER_S,
+        attainment=result.attainment(measured.serving.workload.goodput),
     )
 
 
 def _row(outcome: "Outcome") -> dict[str, Any]:
-    names = ("status", "offered_tokens_per_s", "throughput_tokens_per_s", "itl_s", "tpot_s", "ttft_s", "starved")
-    return {name: getattr(outcome, name) for name in names}
+    return {name: getattr(outcome, name) for name in (*(entry.name for entry in fields(outcome)), "starved")}
 
 
 def _seen(measured: "Measured") -> dict[str, Any]:
@@ -137,10 +138,12 @@ def _lines(each: dict[str, Any]) -> list[dict[str, Any]]:
                 "throughput": values["throughput_tokens_per_s"],
                 "ITL ms": values["itl_s"] * MS_PER_S,
                 "TTFT ms": values["ttft_s"] * MS_PER_S,
+                "in bounds %": values["attainment"] * 100.0,
                 "starved": values["starved"],
                 "agrees": each["agrees"] if who == "measured" else "",
             }
         )
     errors = {name: 100.0 * error for name, error in each["error"].items()}
     difference = {"A, S": "", "": "error %", "start": "", "offered tokens/s": None, "throughput": errors["throughput"]}
-    return [*rows, difference | {"ITL ms": errors["itl"], "TTFT ms": errors["ttft"], "starved": "", "agrees": ""}]
+    latencies = {"ITL ms": errors["itl"], "TTFT ms": errors["ttft"], "in bounds %": None}
+    return [*rows, difference | latencies | {"starved": "", "agrees": ""}]

@@ -9,7 +9,7 @@ from lora_capacity.units import MS_PER_S
 from lora_capacity.words import plural
 from lora_capacity_cli.files import check_output
 from lora_capacity_cli.heat import print_map
-from lora_capacity_cli.options import FILE, emit_option, examples, format_option
+from lora_capacity_cli.options import FILE, emit_option, examples, format_option, refuse_given
 from lora_capacity_cli.output import (
     duration,
     gibibytes,
@@ -48,6 +48,8 @@ def optimize(question: dict[str, Any], page: Path | None, emit: str | None, outp
 
     WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
     """
+    if emit is not None:
+        refuse_given(("output_format",), "--emit", "it is for the recommendation itself")
     if page is not None:
         check_output("--report", page, SUFFIXES)
     workload, calibration, found = recommend(question)

@@ -61,7 +61,7 @@ _OPTIONS = {
 }
 _PASSED = ("adapters", "max_loras", "starvation_threshold", "risk", "engine", "seed", "seeds")
 _SHARED = ("workload", "calibration", "bounds", "engine", "seed", "seeds", "settings")
-SEARCH_ONLY = (*_OPTIONS.keys() - {"adapters", "max_loras"}, "goodput", "attainment", "engine", "seed", "seeds")
+SEARCH_ONLY = (*_OPTIONS.keys() - {"adapters", "max_loras"}, "engine", "seed", "seeds")
 """Options that say how to search, which change nothing where the configurations are given."""
 
 

@@ -15,6 +15,7 @@ from lora_capacity_cli.options import (
     examples,
     format_option,
     goodput_options,
+    refuse_given,
     server_options,
     workload_argument,
 )
@@ -46,6 +47,9 @@ _MEMORY = {
     "headroom_no_kv_cache_bytes": "KV cache beyond one request of max_model_len",
     "headroom_oom_bytes": "free at the tightest moment of the start",
 }
+_OF_THE_PREDICTION = ("goodput", "attainment", "engine", "seed", "warmup_s", "samples", "drain", "output_format")
+"""Options that say what is predicted and how it is told, not what server is started."""
+
 _SHOWN = 12
 """Most adapters, or kinds of them, that are told one by one."""
 
@@ -99,6 +103,8 @@ def simulate(
 
     WORKLOAD is a YAML or JSON file of adapters and traffic.
     """
+    if emit is not None:
+        refuse_given(_OF_THE_PREDICTION, "--emit", "it is for the prediction, and none is made")
     prepare()
     from lora_capacity.calibration import load_calibration
     from lora_capacity.engines import ENVIRONMENT, emitted

@@ -163,6 +163,8 @@ def verify(
             "engine": how["twin"],
             "seed": how["traffic_seed"],
             **{name: how[name] for name in ("warm_up_s", "tolerance", "itl_tolerance")},
+            "goodput": workload.goodput.to_ms(),
+            "attainment": workload.goodput.attainment,
             "runs_file": str(table),
             "configurations": len(servers),
             **compare(calibration, servers, predicted, measured, (how["tolerance"], how["itl_tolerance"])),

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.units import MS_PER_S
+from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.requests import BASE_MODEL, Requests
 from lora_capacity_profiling.client import Client, RequestFailed, Response
 from lora_capacity_profiling.endpoint import Endpoint
@@ -118,6 +119,23 @@ class LoadResult:
         """Times between pieces of one output, seconds ``[pieces after the first of completed requests]``."""
         gaps_s = [np.diff(each) for each, completed in zip(self.piece_s, self.completed, strict=False) if completed]
         return np.concatenate(gaps_s) if gaps_s else np.empty(0)
+
+    def attainment(self, goodput: Goodput) -> float:
+        """Return the share of the requests that arrived within the run that kept all bounds; NaN if none arrived.
+
+        One that was not sent, failed, or had no first token at the end has missed them. Of the requests under way then,
+        as many are taken to keep the other bounds as of those that were completed.
+        """
+        arrived = self.requests.arrival_s <= self.duration_s
+        failed = self.outcome == RequestOutcome.FAILED
+        in_time = arrived & ~failed & (self.first_token_s - self.sent_s <= goodput.ttft_s)
+        later_tokens = np.maximum(self.requests.output_tokens - 1, 1)
+        ended = in_time & self.completed
+        good = ended & ((self.last_token_s - self.first_token_s) / later_tokens <= goodput.tpot_s)
+        good &= self.last_token_s - self.sent_s <= goodput.e2el_s
+        if not arrived.any():
+            return float("nan")
+        return float(in_time.sum() / arrived.sum() * (good.sum() / ended.sum() if ended.any() else 1.0))
 
     def summary(self) -> dict[str, float]:
         """Return counts, throughput and latencies by the column names of a table of serving runs; NaN where unknown.

@@ -107,6 +107,7 @@ BOUNDS: dict[str, Given | list[Given]] = {
     "--goodput": [given("ttft:50"), refused("ttft:5", "--goodput", "ttft:6"), refused("itl:5"), refused("ttft=5")],
     "--attainment": [given(1), refused(1.5)],
 }
+EMITTED = [given("k8s", "--unformatted"), refused("k8s", "--format", "table")]
 SEARCH: dict[str, Given | list[Given]] = {
     "--calibration": given(QWEN),
     "--adapters": given("8"),
@@ -129,7 +130,7 @@ STARTED = {
     "--start-timeout": given(7),
 }
 CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
-    "optimize": SEARCH | {"--report": given("page.html"), "--emit": given("k8s")},
+    "optimize": SEARCH | {"--report": given("page.html"), "--emit": EMITTED},
     "report": SEARCH
     | {"--goodput": given("ttft:50"), "--attainment": given(1)}  # what is handed on is not looked at here
     | {"--output": given("other.html"), "--figures": given("figures")},
@@ -142,7 +143,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--seed": [given(7, *EVENT), refused(7)],
         "--warmup-s": [given(20, *EVENT), refused(20)],
         "--samples": [given(4, *EVENT), refused(4)],
-        "--emit": given("config"),
+        "--emit": [*EMITTED, refused("config", "--unformatted", "--drain", *EVENT)],
         "--drain": [given(None, *EVENT, "--max-num-seqs", "2"), refused()],
         **SETTINGS,
     },
@@ -217,13 +218,12 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--adapters": given("2"),
         "--max-loras": given("3"),
         "--calibration": given("other.json"),
+        **BOUNDS,
         **{
             option: [given(case.value, *case.beside, "--searched"), refused(case.value)]
             for option, case in {
                 "--objective": given("fewest-slots"),
                 "--within": given(0.5, "--objective", "fewest-slots"),
-                "--goodput": given("ttft:50"),
-                "--attainment": given(0.9),
                 "--starvation-threshold": given(0.001, "--objective", "throughput"),
                 "--risk": given(0.2),
                 "--engine": given("steady"),
@@ -392,9 +392,9 @@ def test_settings_of_no_workload_are_refused(run: Run, option: str, value: objec
 
 
 def _words(command: str, beside: tuple[str, ...]) -> tuple[str, ...]:
-    """Return base and further words; two of them stand for another base: a search, and a server that runs."""
+    """Return base and further words; three of them stand for another base: a search, a running server, a table."""
     words = (*BASES[command], *beside)
-    dropped = {"--searched": "--max-loras", "--attached": "--model"}
+    dropped = {"--searched": "--max-loras", "--attached": "--model", "--unformatted": "--format"}
     for mark, option in dropped.items():
         if mark in words:
             at = words.index(option)

@@ -210,7 +210,10 @@ def _closest(problem: Problem, columns: Columns) -> str:
     row = int(np.nanargmax(columns["critical_load"]))
     best = {name: column[row] for name, column in columns.items()}
     where = f"max_cpu_loras {best['max_cpu_loras']} with max_loras {best['max_loras']} comes closest"
-    then = f"; bottleneck: {bottleneck(best['limit_beyond'])}" if best["limit_beyond"] not in ("", "none") else ""
+    then = f"; bottleneck: {bottleneck(best['limit_beyond'])}"
+    if best["limit_beyond"] in ("", "none"):
+        waiting, step = best["mean_waiting"], duration(best["step_time_s"])
+        then = f"; bottleneck: no place is short: {waiting:.2g} requests wait on average, and a step takes {step}"
     chance = f"a chance of failing of {best['starving_probability']:.2g} (accepted: {problem.risk:g})"
     served = f"{best['service']:.1%} of the {best['offered_tokens_per_s']:.0f} tokens/s offered"
     if problem.objective.goal == "throughput":

@@ -41,6 +41,9 @@ class Candidate:
         itl_s: Mean inter-token latency.
         tpot_s: Mean over requests of their time per output token after the first.
         ttft_s: Mean time to first token.
+        client_itl_s: Mean inter-token latency as clients see it, behind the server's front end, as the next two.
+        client_tpot_s: Mean over requests of their time per output token after the first.
+        client_ttft_s: Mean time to first token.
         mean_running: Requests in the batch.
         mean_waiting: Requests waiting.
         active_adapters: Different adapters in the batch.
@@ -71,6 +74,9 @@ class Candidate:
     itl_s: float
     tpot_s: float
     ttft_s: float
+    client_itl_s: float
+    client_tpot_s: float
+    client_ttft_s: float
     mean_running: float
     mean_waiting: float
     active_adapters: float
@@ -265,13 +271,14 @@ class Recommendation:
 
         ``{"model", "calibration", "objective": {"goal", "within"}, "goodput": {"ttft", …, in ms}, "attainment",
         "starvation_threshold", "risk", "recommended": {"max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs",
-        "max_num_batched_tokens"}, "max_cpu_loras", "max_loras", "headroom", "predicted": {Candidate}, "played":
-        {"seeds": [numbers], "error", "refused", "differences": {name: share}, fields of Candidate}, "margin":
-        {"critical_load", "starving_probability", "limit_beyond", "kv_cache_tokens", "spare_kv_cache_tokens",
-        "spare_bytes"}, "neighbours": [{"change", "verdict", "gain_tokens_per_s", "candidate": {Candidate}}],
-        "runners_up": [{Candidate}], "looked_at": {verdict: count}, "server": {vLLM's names}, "serve_command",
-        "serve_environment", "explanation": [sentences], "warnings": [sentences], "engine"}``, where ``{Candidate}`` has
-        the fields of `Candidate` by the steady twin; ``played`` is the event twin's, null if it was not asked.
+        "max_num_batched_tokens"}, "max_cpu_loras", "max_loras", "headroom", "client": {"ttft_s", "tpot_s", "itl_s"},
+        "predicted": {Candidate}, "played": {"seeds": [numbers], "error", "refused", "differences": {name: share},
+        fields of Candidate}, "margin": {"critical_load", "starving_probability", "limit_beyond", "kv_cache_tokens",
+        "spare_kv_cache_tokens", "spare_bytes"}, "neighbours": [{"change", "verdict", "gain_tokens_per_s", "candidate":
+        {Candidate}}], "runners_up": [{Candidate}], "looked_at": {verdict: count}, "server": {vLLM's names},
+        "serve_command", "serve_environment", "explanation": [sentences], "warnings": [sentences], "engine"}``, where
+        ``{Candidate}`` has the fields of `Candidate` by the steady twin; ``played`` is the event twin's, null if it was
+        not asked; ``client`` is told by the twin that decided.
         """
         best, told, played = self.best, self.told, self.played
         content = {
@@ -286,6 +293,7 @@ class Recommendation:
             "max_cpu_loras": best.max_cpu_loras,
             "max_loras": best.max_loras,
             "headroom": told.critical_load,
+            "client": {name: getattr(told, f"client_{name}") for name in ("ttft_s", "tpot_s", "itl_s")},
             "predicted": asdict(best),
             "played": played
             and {

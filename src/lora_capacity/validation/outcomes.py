@@ -34,6 +34,7 @@ class Outcome:
         itl_s: Mean inter-token latency, as clients see it, likewise the next two.
         ttft_s: Mean time to first token of the requests that got one.
         tpot_s: Mean over requests of their mean time per output token after the first.
+        attainment: Share of arriving requests that keep the workload's bounds.
     """
 
     status: str
@@ -42,6 +43,7 @@ class Outcome:
     itl_s: float = math.nan
     ttft_s: float = math.nan
     tpot_s: float = math.nan
+    attainment: float = math.nan
 
     @property
     def starts(self) -> bool:
@@ -108,6 +110,7 @@ def predict_outcomes(
             itl_s=float(results.client.itl_s[row]),
             tpot_s=float(results.client.tpot_s[row]),
             ttft_s=float(results.client.ttft_s[row]),
+            attainment=float(results.attainment[row]),
         )
         for row, requests in enumerate(samples)
     ]

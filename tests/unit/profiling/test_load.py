@@ -12,6 +12,7 @@ from lora_capacity_profiling.load import LoadResult, RequestOutcome, at_once, ru
 from lora_capacity_profiling.server import Server
 
 from lora_capacity.errors import InputError
+from lora_capacity.workload import Goodput
 from lora_capacity.workload.requests import Requests
 from tests.unit.profiling.conftest import fake_state
 from tests.unit.profiling.test_server import wait_until
@@ -194,6 +195,26 @@ def test_summary_by_hand() -> None:
         "p99_itl_ms": 494,
     }
     assert summary == pytest.approx(expected)
+
+
+def test_attainment_by_hand() -> None:
+    """Of six requests one comes after the run; of the five, one failed and one never had a first token."""
+    nan = np.nan
+    sent = np.array([0.0, 1.0, 2.0, 3.0, 4.0, nan])
+    result = LoadResult(
+        requests=Requests(np.array([0.0, 1, 2, 3, 4, 11]), np.zeros(6), np.full(6, 10), np.array([1, 5, 5, 5, 5, 5])),
+        outcome=np.array([COMPLETED, COMPLETED, COMPLETED, RequestOutcome.FAILED, RequestOutcome.UNFINISHED, 0]),
+        due_s=sent,
+        sent_s=sent,
+        first_token_s=sent + np.array([0.2, 0.2, 0.4, 0.2, nan, nan]),
+        last_token_s=sent + np.array([0.2, 1.0, 0.8, 1.0, nan, nan]),
+        piece_s=(),
+        duration_s=10.0,
+        cpu_s=0.1,
+    )
+    bounds = [{"ttft": 500}, {"ttft": 300}, {"ttft": 500, "tpot": 150}, {"e2el": 900}, {"ttft": 100}]
+    kept = [result.attainment(Goodput.from_ms(each)) for each in bounds]
+    assert kept == pytest.approx([3 / 5, 2 / 5, 2 / 5, 2 / 5, 0.0])
 
 
 def test_summary_of_a_run_in_which_nothing_was_completed() -> None:

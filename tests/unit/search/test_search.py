@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from lora_capacity.costs import FrontEndCosts
 from lora_capacity.errors import InfeasibleError, InputError
 from lora_capacity.hardware import Gpu
 from lora_capacity.run import simulate
@@ -256,7 +257,9 @@ def test_a_model_that_does_not_fit_is_infeasible():
 @pytest.mark.parametrize("engine", ["steady", "event"])
 def test_bounds_that_no_server_meets_are_infeasible_and_the_answer_says_what_to_relax(engine):
     workload = dataclasses.replace(BUSY, goodput=Goodput(tpot_s=0.001), horizon_s=60.0)
-    with pytest.raises(InfeasibleError, match=r"keeps up within its bounds: .* tpot:1 ms \(95 % asked\).* --goodput"):
+    with pytest.raises(
+        InfeasibleError, match=r"its bounds: .* tpot:1 ms \(95 % asked\).*bottleneck: .* a step takes .*--goodput"
+    ):
         advise(workload, GPU_80, engine=engine)
 
 
@@ -321,7 +324,9 @@ def test_runners_up_have_other_slots_and_do_not_beat_the_best():
 
 
 def test_the_answer_is_json_and_says_what_to_run():
-    found = advise(BUSY, GPU_32, settings={"gpu_memory_utilization": 0.85, "max_model_len": 2048, "block_size": None})
+    answering = dataclasses.replace(GPU_32.costs, front_end=FrontEndCosts(response_s=0.003))
+    server = dataclasses.replace(GPU_32, costs=answering)
+    found = advise(BUSY, server, settings={"gpu_memory_utilization": 0.85, "max_model_len": 2048, "block_size": None})
     content = json.loads(json.dumps(found.to_json(), allow_nan=False))
     for name, value in content["recommended"].items():
         assert value == content["server"][name] == content["predicted"][name]
@@ -329,6 +334,8 @@ def test_the_answer_is_json_and_says_what_to_run():
     assert (content["goodput"], content["attainment"]) == ({"ttft": 2000.0}, 0.95)
     assert content["headroom"] == content["margin"]["critical_load"] > 1
     assert content["played"] is None
+    assert content["client"]["ttft_s"] - content["predicted"]["ttft_s"] == pytest.approx(0.003, rel=1e-3)
+    assert content["client"]["itl_s"] == content["predicted"]["itl_s"]
     assert content["server"]["gpu_memory_utilization"] == 0.85
     assert f"--max-loras {found.best.max_loras} --max-cpu-loras {found.best.max_cpu_loras}" in content["serve_command"]
     assert "--max-model-len 2048" in content["serve_command"]
