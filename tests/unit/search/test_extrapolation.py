@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from lora_capacity.calibration import Calibration
+from lora_capacity.calibration.extrapolation import GROWING_WITH
 from lora_capacity.costs import COEFFICIENTS
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search import Needed, assess, recommend
-from lora_capacity.search.extrapolation import GROWING_WITH, extrapolation_error
+from lora_capacity.search.extrapolation import extrapolation_error
 from lora_capacity.workload import AdapterMix, LengthDistribution, Workload
 from tests.examples import LENGTHS, make_calibration, make_costs
 
