@@ -189,11 +189,10 @@ def answer_memory(question: MemoryQuestion) -> MemoryAnswer:
     if question.enable_lora:
         ranks = question.behaviour.max_lora_ranks
         sizes = [question.slot_bytes(each) for each in ranks]
-        by_rank = dict(zip(ranks, zip(most_slots(question.plan, ranks, sizes), sizes, strict=True), strict=True))
-        size = [question.slot_bytes(rank)]
-        for name, quantile in QUANTILES.items():
-            plan = functools.partial(question.plan, quantile=quantile)
-            most[name] = by_rank[rank][0] if name == "expected" else most_slots(plan, [rank], size)[0]
+        planners = [functools.partial(question.plan, quantile=quantile) for quantile in QUANTILES.values()]
+        found = dict(zip(QUANTILES, most_slots(planners, ranks, sizes), strict=True))
+        most = {name: counts[ranks.index(rank)] for name, counts in found.items()}
+        by_rank = dict(zip(ranks, zip(found["expected"], sizes, strict=True), strict=True))
         host = question.host_bytes_per_adapter
     return MemoryAnswer(
         plans=plans,

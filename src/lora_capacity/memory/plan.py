@@ -132,11 +132,16 @@ def _plan_stage(
     """Plan the memory of a GPU of one pipeline stage."""
     shard, behaviour, slots = start.shard, start.behaviour, start.max_loras
     sharded = start.deployment.fully_sharded_loras
-    none, one = np.zeros(1, np.int64), np.ones(1, np.int64)
-    resident = resident_memory(
-        shard, behaviour, slots, start.max_lora_rank, target_modules, fully_sharded_loras=sharded
+    # One replay for these servers and for one without slots.
+    reserved = resident_memory(
+        shard,
+        behaviour,
+        np.append(slots, 0),
+        np.append(start.max_lora_rank, 1),
+        target_modules,
+        fully_sharded_loras=sharded,
     ).reserved_bytes
-    bare = resident_memory(shard, behaviour, none, one, target_modules, fully_sharded_loras=sharded).reserved_bytes
+    resident, bare = reserved[:-1], reserved[-1]
     activations, other, graphs = memory.amounts(start, quantile)
     graphs_counted = graphs if behaviour.counts_cuda_graphs else np.zeros_like(graphs)
     limit = start.gpu.memory_bytes * share

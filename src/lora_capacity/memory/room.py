@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from lora_capacity.memory.plan import MemoryPlan
 from lora_capacity.status import Status
@@ -13,7 +14,11 @@ Plan = Callable[[Mapping[str, Any]], MemoryPlan]
 """Plans the memory of servers that differ from the one at hand in some settings, by vLLM's names."""
 
 _SEARCHED = 24
-"""Numbers of slots that are tried at once: a search of a thousand slots takes three rounds."""
+"""Numbers of slots that are tried at once: a search of a thousand slots takes two rounds."""
+
+_LIKELY = 0.6
+"""Share of the slots by their tensors alone from which on the most slots are looked for first: the allocator rounds
+hardly any slot up by more."""
 
 _STEPS = 16
 """Parts of a setting in which it is lowered."""
@@ -41,28 +46,45 @@ class Remedy:
     starts: bool
 
 
-def most_slots(plan: Plan, ranks: Sequence[int], slot_bytes: Sequence[float]) -> list[int]:
-    """Return the most slots with which a server starts, for each rank; 0 where one does not.
+def most_slots(plans: Sequence[Plan], ranks: Sequence[int], slot_bytes: Sequence[float]) -> list[list[int]]:
+    """Return the most slots with which a server starts, by plan and rank; 0 where one does not.
 
     Args:
-        plan: Plans the memory with other ``max_loras`` and ``max_lora_rank``.
+        plans: Each plans the memory of the same servers with other ``max_loras`` and ``max_lora_rank``, under other
+            assumptions of what is uncertain.
         ranks: Values of ``max_lora_rank``.
         slot_bytes: About the bytes of a slot of each rank on a GPU.
     """
     rank = np.asarray(ranks, np.int64)
-    one = plan({"max_loras": np.ones_like(rank), "max_lora_rank": rank})
-    low = (one.status == Status.OK).astype(np.int64)
-    # Slots come off the KV cache first, and are larger than their tensors by what the allocator rounds up.
-    spare = np.maximum(one.headroom_no_kv_cache_bytes, 0)
+    low = _starts(plans, rank, np.ones((1, len(plans), rank.size), np.int64))[0].astype(np.int64)
+    # Slots come off what is left without them, and hardly ever take less than their tensors.
+    bare = [plan({"max_loras": np.zeros_like(rank), "max_lora_rank": rank}) for plan in plans]
+    spare = np.maximum(np.stack([each.headroom_no_kv_cache_bytes for each in bare]), 0)
     high = np.where(low > 0, 2 + spare // np.asarray(slot_bytes), 1).astype(np.int64)
+    tried = np.concatenate([low[None], np.linspace(_LIKELY * high, high, _SEARCHED - 1).astype(np.int64)])
     while (high - low > 1).any():
+        tried = np.maximum(tried, low)
+        starts = _starts(plans, rank, tried) | (tried == low)
+        starts[-1] = False  # too many by their tensors alone, or found so before
+        # Memory is a stepped function of slots: beyond some that do not start more may.
+        last = _SEARCHED - 1 - starts[::-1].argmax(axis=0)[None]
+        low, high = np.take_along_axis(tried, last, 0)[0], np.take_along_axis(tried, last + 1, 0)[0]
         tried = np.linspace(low, high, _SEARCHED, dtype=np.int64)
-        found = plan({"max_loras": np.maximum(tried, 1).ravel(), "max_lora_rank": np.tile(rank, _SEARCHED)})
-        starts = (found.status == Status.OK).reshape(tried.shape) | (tried == low)
-        # The first that does not start, and the last before it; the highest is known not to.
-        first = np.where(starts[:-1].all(axis=0), _SEARCHED - 1, (~starts).argmax(axis=0))[None]
-        high, low = np.take_along_axis(tried, first, 0)[0], np.take_along_axis(tried, np.maximum(first - 1, 0), 0)[0]
-    return [int(each) for each in low]
+    found: list[list[int]] = low.tolist()
+    return found
+
+
+def _starts(
+    plans: Sequence[Plan], rank: Int[np.ndarray, " ranks"], slots: Int[np.ndarray, "tried plans ranks"]
+) -> Bool[np.ndarray, "tried plans ranks"]:
+    """Return whether servers of so many slots start, each by its plan."""
+    pairs = {"max_loras": np.maximum(slots, 1), "max_lora_rank": np.broadcast_to(rank, slots.shape)}
+    plans[0]({name: each.ravel() for name, each in pairs.items()})  # replays the allocation of all at once
+    found = [
+        plan({name: each[:, place].ravel() for name, each in pairs.items()}).status.reshape(len(slots), -1)
+        for place, plan in enumerate(plans)
+    ]
+    return np.asarray(np.stack(found, axis=1) == Status.OK)
 
 
 def remedies(plan: Plan, given: Mapping[str, Any]) -> list[Remedy]:
