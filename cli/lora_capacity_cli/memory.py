@@ -22,7 +22,7 @@ from lora_capacity_cli.output import (
 
 if TYPE_CHECKING:
     from lora_capacity.hardware import Gpu
-    from lora_capacity.memory import MemoryAnswer, MemoryQuestion
+    from lora_capacity.memory import EstimatedTerms, MemoryAnswer, MemoryQuestion
 
 _PER_GPU = {
     "weights_bytes": ("weight_bytes", "weights"),
@@ -92,6 +92,9 @@ def _flag_options(command: Any) -> Any:
     "--adapter", type=FILE, metavar="DIR", help="An adapter, whose adapter_config.json tells rank and modules."
 )
 @click.option("--layouts", type=FILE, metavar="FILE", help="Layouts of architectures besides those that are known.")
+@click.option(
+    "--terms", type=FILE, metavar="FILE.json", help="Memory terms that `fit STARTUPS.csv` wrote. [default: the bundled]"
+)
 @_flag_options
 @format_option
 def memory(
@@ -103,6 +106,7 @@ def memory(
     config: Path | None,
     adapter: Path | None,
     layouts: Path | None,
+    terms: Path | None,
     output_format: str,
     **flags: Any,
 ) -> None:
@@ -111,12 +115,13 @@ def memory(
     Needs no calibration: weights, slots and KV cache follow from the model's shape; what does not is estimated, and the
     answer says how far that may be off.
     """
-    from lora_capacity.memory import answer_memory
+    from lora_capacity.memory import EstimatedTerms, answer_memory
 
     given = {name: value for name, value in flags.items() if value is not None}
     told, ignored = _told(serve_line, config)
     given = told | given | ({"model": model} if model is not None else {})
-    question = _question(given, _gpu(gpu, gpu_memory_gib), vllm_version, adapter, layouts, lora=not told)
+    known = EstimatedTerms.bundled() if terms is None else EstimatedTerms.from_file(terms)
+    question = _question(given, _gpu(gpu, gpu_memory_gib), known, vllm_version, adapter, layouts, lora=not told)
     answer = answer_memory(question)
     document = _document(question, answer) | {"not_looked_at": ignored}
     if output_format == "json":
@@ -146,14 +151,21 @@ def _gpu(name: str | None, memory_gib: float | None) -> "Gpu":
     if memory_gib is None:
         return known
     gib = check_number("--gpu-memory-gib", memory_gib, minimum=0, exclusive=True)
-    return Gpu(name or f"GPU of {gib:g} GiB", round(gib * BYTES_PER_GIB))
+    return Gpu(f"GPU of {gib:g} GiB" if name is None else known.name, round(gib * BYTES_PER_GIB))
 
 
 def _question(
-    given: dict[str, Any], gpu: "Gpu", version: str | None, adapter: Path | None, layouts: Path | None, *, lora: bool
+    given: dict[str, Any],
+    gpu: "Gpu",
+    terms: "EstimatedTerms",
+    version: str | None,
+    adapter: Path | None,
+    layouts: Path | None,
+    *,
+    lora: bool,
 ) -> "MemoryQuestion":
     from lora_capacity.engines import NEWEST, ServerConfig, VllmBehaviour, smallest_max_lora_rank
-    from lora_capacity.memory import Deployment, EstimatedTerms, MemoryQuestion
+    from lora_capacity.memory import Deployment, MemoryQuestion
     from lora_capacity.models import find_shape, read_adapter
 
     behaviour = VllmBehaviour.for_version(version or NEWEST)
@@ -180,7 +192,7 @@ def _question(
         settings.setdefault("max_lora_rank", smallest_max_lora_rank(found.rank, behaviour))
         modules = found.target_modules
     server = ServerConfig.with_defaults(behaviour, gpu, shape, **settings)
-    return MemoryQuestion(shape, gpu, EstimatedTerms.bundled(), server, Deployment(**deployed), enabled, modules)
+    return MemoryQuestion(shape, gpu, terms, server, Deployment(**deployed), enabled, modules)
 
 
 def _document(question: "MemoryQuestion", answer: "MemoryAnswer") -> dict[str, Any]:

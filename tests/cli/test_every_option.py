@@ -296,6 +296,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--config": refused("none.yaml"),
         "--adapter": refused("none"),
         "--layouts": refused("none.json"),
+        "--terms": refused("none.json"),
         "--tensor-parallel-size": [given(2), refused(3)],
         "--pipeline-parallel-size": given(2),
         "--quantization": [given("awq"), refused("gguf")],

@@ -54,6 +54,9 @@ def test_terms_are_corrected_by_one_s_own_starts(run: Run) -> None:
     usual = EstimatedTerms.bundled()
     assert own["context_bytes"] + own["collective_bytes"] < usual.context_bytes + usual.collective_bytes
     assert corrected["rows"][0]["kv_cache_tokens"] != bundled["rows"][0]["kv_cache_tokens"]
+    asked = ("memory", "--model", "model_configs/llama.json", "--gpu", "L4", "--quantization", "fp8")
+    usually, here = (answer(run, *asked, *words)["kv_cache_tokens"] for words in ([], ["--terms", "terms.json"]))
+    assert here["expected"] != usually["expected"]
     alone = answer(run, "fit", "facts.csv", "--models", "models.csv", "-o", "alone.json", "--from-nothing")
     assert alone["context_bytes"] != own["context_bytes"]
 
