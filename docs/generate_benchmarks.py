@@ -134,6 +134,35 @@ def real(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def recommendations(data: dict[str, Any]) -> str:
+    """Render whether recommendations hold when they are played anew, and whether more would have held."""
+    summary, rows = data["summary"], data["workloads"]
+    timid = [each for each in rows if each["adapters"] and each["timid"]]
+    lines = [
+        measured_on(data["environment"]),
+        "",
+        f"{summary['answered']} of {summary['workloads']} workloads have an answer. {summary['plays_kept']:.1%} of "
+        f"{summary['plays']} plays were kept. On {summary['not_timid']:.0%} of the workloads no configuration with a "
+        f"tenth more adapters was kept by all eight plays; on {summary['not_timid_with_margin']:.0%} none was that "
+        "also leaves the margin which an answer leaves.",
+        "",
+        *table("workload", "A", "S", "requests, tokens", "bounds, ms", "asked", "worst play", "plays kept", "TTFT, s"),
+    ]
+    for each in rows:
+        if not each["adapters"]:
+            lines.append(row(each["workload"], "none", *[""] * 7))
+            continue
+        bounds = ", ".join(f"{key} {bound_ms:,.0f}" for key, bound_ms in each["bounds_ms"].items())
+        limits = f"{each['max_num_seqs']:,}, {each['max_num_batched_tokens']:,}"
+        shares = [f"{each[name]:.1%}" for name in ("asked", "worst_attainment")]
+        cells = [each["adapters"], each["max_loras"], limits, bounds, *shares, f"{each['kept']} of 8"]
+        lines.append(row(each["workload"], *cells, span([round(each_s, 2) for each_s in each["ttft_s"]])))
+    if timid:
+        lines += ["", *table("a tenth more adapters was kept", "A / S, requests", "with the margin too")]
+        lines += [row(each["workload"], each["timid"], "yes" if each["timid_with_margin"] else "no") for each in timid]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Rewrite the pages."""
     newcomer = read_data("first_recommendation")
@@ -144,6 +173,7 @@ def main() -> None:
         steady=steady(read_data("steady_benchmark")),
         event=event(read_data("event_benchmark")),
         load=load(read_data("load_benchmark")),
+        recommendations=recommendations(read_data("recommendations")),
         real=real(read_data("real_server")),
     )
 
