@@ -21,6 +21,9 @@ BUNDLED_TERMS = Path(__file__).parent / "bundled" / "terms.json"
 _OUTER = 0.05
 """Share of servers outside each of the two spreads."""
 
+_LARGEST_GRAPH = 512
+"""Most tokens of a captured batch (``max_cudagraph_capture_size`` in ``config/vllm.py`` of 0.27.0)."""
+
 _LINKED_BYTES_PER_S = 3e11
 """Least speed of a link that all GPUs of a server share: NVLink of a V100; bridges of workstations join only pairs."""
 
@@ -139,7 +142,10 @@ class EstimatedTerms(Document):
         return np.asarray(self.context_bytes + shared + lora, np.float64)
 
     def _graph_bytes(self, start: Start) -> Float[np.ndarray, " configs"]:
-        """Graphs of one capture times the captures: with LoRA one without adapters, and more per number of them."""
+        """Graphs of one capture times the captures: with LoRA one without adapters, and more per number of them.
+
+        A capture takes batches of evenly spaced sizes up to twice ``max_num_seqs``, or 512.
+        """
         if start.deployment.enforce_eager:
             return np.zeros(start.max_loras.shape)
         captures = np.where(start.max_loras > 0, start.behaviour.lora_graph_captures, 1)
@@ -148,7 +154,8 @@ class EstimatedTerms(Document):
             powers = np.log2(np.maximum(start.max_loras, 1)).astype(np.int64) + 1
             captures = np.where(start.max_loras > 0, powers + 2, 1)
         one = self.graph_bytes + self.graph_bytes_per_layer * start.shard.num_layers
-        return np.asarray(captures * one, np.float64)
+        sizes = np.minimum(2 * start.max_num_seqs, _LARGEST_GRAPH) / _LARGEST_GRAPH
+        return np.asarray(captures * one * sizes, np.float64)
 
 
 def _shortened(value: float | str) -> float | str:

@@ -71,6 +71,8 @@ def test_graphs_are_captured_by_adapters_and_counted_by_version():
     one = graphs()
     assert graphs(enforce_eager=True) == 0
     assert [graphs("0.8.5", max_loras=4), graphs(max_loras=4)] == pytest.approx([one, 2 * one])
+    # Batches of up to 512 tokens are captured, or of twice as many as there are requests.
+    assert [graphs(max_num_seqs=256), graphs(max_num_seqs=64)] == pytest.approx([one, one / 4])
     # With none, 1, 2, 4 and more than 4 active adapters.
     assert graphs(max_loras=4, specialize_active_lora=True) == pytest.approx(5 * one)
     assert graphs(max_loras=1, specialize_active_lora=True) == pytest.approx(3 * one)
