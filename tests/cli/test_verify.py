@@ -68,6 +68,8 @@ def test_configurations_are_tried_and_agree(run: Run, site: Site) -> None:
         )
         assert 0 < measured["throughput_tokens_per_s"] <= measured["offered_tokens_per_s"]
         assert measured["itl_s"] >= STEP_S
+        assert 0.9 < measured["attainment"] <= 1.0  # of an idle server within two seconds
+        assert 0.9 < predicted["attainment"] <= 1.0
         assert (measured["vllm_version"], measured["failed"], measured["kv_cache_tokens"]) == ("0.32.0", 0, 1600)
         assert any("KV cache holds 1,600 tokens" in text for text in each["warnings"])
     assert "A 3 S 2 (1 of 2): measuring" in result.stderr
