@@ -47,6 +47,8 @@ def report(question: dict[str, Any], output: Path, figures: Path | None, output_
     WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
     """
     check_output("--output", output, SUFFIXES)
+    if figures is not None:
+        _make_folder(figures)
     workload, calibration, found = recommend(question)
     written = write_report("--output", output, question, workload, calibration, found, figures)
     summary = {
@@ -98,11 +100,14 @@ def write_report(
     return [] if figures is None else _write_figures(figures, built.figures())
 
 
-def _write_figures(folder: Path, drawings: dict[str, str]) -> list[Path]:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("--figures", str(folder), f"a folder that can be made ({error.strerror})") from None
+
+
+def _write_figures(folder: Path, drawings: dict[str, str]) -> list[Path]:
     for name, drawing in drawings.items():
         write_file("--figures", folder / f"{name}.svg", drawing)
     return [folder / f"{name}.svg" for name in drawings]

@@ -8,10 +8,12 @@ import pytest
 from tests.cli.conftest import Run
 
 STEADY = ("--engine", "steady")
+FEW = ("--adapters", "8:32:8", "--max-loras", "4,8", "--max-num-seqs", 256, "--max-num-batched-tokens", 2048)
+"""Candidates that are soon played."""
 
 
 def test_report_is_a_page_and_names_the_choice(run: Run, workload: Path) -> None:
-    result = run("report", workload, "-o", "page.html", "--figures", "figures", "--format", "json")
+    result = run("report", workload, *FEW, "-o", "page.html", "--figures", "figures", "--format", "json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     page = Path("page.html").read_text(encoding="utf-8")
