@@ -192,7 +192,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--figure": given("tree.svg"),
         **SETTINGS,
         **UNTRAINED,
-        "--gpu-memory-utilization": given(0.4, "--target", "slots"),
+        "--gpu-memory-utilization": given(0.4, "--target", "starved"),
     },
     "predict": {
         "--surrogate": given(QWEN),
