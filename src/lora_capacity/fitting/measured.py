@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -164,9 +163,7 @@ def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> Measured
         lengths = _with_medians(lengths, np.array([]), held)
         scenarios, output_lengths = pack_runs(runs, rows, server, lengths)
     stays = ResidenceTime.of_lengths(output_lengths)
-    # The fit traces a loss around them, where arrays of NumPy would stay what they are.
-    on_device, stays = jax.tree.map(jnp.asarray, (scenarios, stays))
-    return MeasuredRuns(runs, lengths, on_device, stays, running / runs.output_tokens_per_s, share, held)
+    return MeasuredRuns(runs, lengths, scenarios, stays, running / runs.output_tokens_per_s, share, held)
 
 
 def _with_medians(

@@ -58,6 +58,8 @@ def simulate_steady(costs: Costs, scenarios: Scenarios, stays: ResidenceTime) ->
 
     Valid for: servers that start; rates and lengths that do not change over the horizon.
     """
+    # A traced function that closes over configurations hands them on as they are laid out: by NumPy.
+    scenarios, stays = jax.tree.map(jnp.asarray, (scenarios, stays))
     problem = Problem.of(costs, scenarios, stays)
     fractions = (jnp.arange(_INTERVALS + 1) / _INTERVALS) ** _STRETCH
     edges_s = fractions[:, None] * scenarios.horizon_s
