@@ -40,6 +40,7 @@ _PUBLISHED_MODELS = {
         tie_word_embeddings=False,
         attention_bias=False,
         max_position_embeddings=131072,
+        hf_id="meta-llama/Llama-3.1-8B-Instruct",
     ),
     "qwen-2.5-7b-instruct": ModelShape(
         name="qwen-2.5-7b-instruct",
@@ -54,6 +55,7 @@ _PUBLISHED_MODELS = {
         tie_word_embeddings=False,
         attention_bias=True,
         max_position_embeddings=32768,
+        hf_id="Qwen/Qwen2.5-7B-Instruct",
     ),
 }
 
