@@ -68,6 +68,13 @@ def as_version_1(content: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", bundled_names())
+def test_a_bundled_calibration_knows_what_a_server_is_told_to_load(name: str) -> None:
+    organisation, _, model = load_calibration(name).model.served_as.partition("/")
+    assert organisation
+    assert model.lower().replace("-", "").replace(".", "") in name.replace("-", "").replace(".", "")
+
+
+@pytest.mark.parametrize("name", bundled_names())
 def test_a_file_of_version_1_is_read_as_the_same_calibration(tmp_path: Path, name: str) -> None:
     calibration = load_calibration(name)
     old = as_version_1(calibration.to_json())
