@@ -127,6 +127,7 @@ def test_sweep_by_the_event_twin(run: Run, minute: Path) -> None:
     assert [path.name for path in Path().iterdir() if path.name.startswith(("grid", ".grid"))] == ["grid.csv"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on(run: Run, minute: Path) -> None:
     grid = ("--adapters", "1:40", "--max-loras", "1:8", "--engine", "event", "-o", "grid.parquet")
     process = subprocess.Popen(

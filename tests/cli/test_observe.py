@@ -53,6 +53,7 @@ def observe(*words: object, model: str = "tiny") -> list[object]:
     return ["observe", *words, "--model", model, *SERVER, "-o", "runs.csv"]
 
 
+@pytest.mark.slow
 def test_recorded_answers_become_a_run_to_validate_and_fit(run: Run, site: Site, tmp_path: Path) -> None:
     (tmp_path / "profile").mkdir()
     write_profile(tmp_path / "profile")

@@ -87,6 +87,7 @@ def test_batches_fit_into_the_memory() -> None:
         dataclasses.replace(plan, memory_bytes=1.9 * each).cut(most > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [2.0, 20.0])
 def test_the_memory_counted_is_what_the_compiler_plans(load: float) -> None:
     scenarios = make_scenarios([8.0, 8.0], [0.2 * load, 0.1 * load], max_loras=np.full(8, 4), horizon_s=300.0)

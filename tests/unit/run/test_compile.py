@@ -45,6 +45,7 @@ def test_a_marked_loop_is_a_function_within_one_kernel(tmp_path: Path) -> None:
     assert not any(name.startswith("while") for name in unmarked)
 
 
+@pytest.mark.slow
 def test_an_option_that_xla_does_not_know_is_told_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     scenarios = make_scenarios(
         [2.0, 2.0], [0.2, 0.1], max_loras=np.full(jax.local_device_count(), 2), horizon_s=20.0, kv_cache_tokens=1e4

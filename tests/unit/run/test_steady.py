@@ -145,6 +145,7 @@ def two_devices(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_is_shared_among_devices(two_devices):
     assert two_devices[1] == "2\n"
 

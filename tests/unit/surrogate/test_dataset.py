@@ -83,6 +83,7 @@ def test_a_server_without_room_for_a_slot_has_no_optimum(calibration):
     assert np.isnan(small.optima.throughput_tokens_per_s).all()
 
 
+@pytest.mark.slow
 def test_what_the_event_twin_plays_changes_the_labels(calibration):
     space = dataclasses.replace(Space(), horizon_s=120.0, rates_per_s=(0.2, 3.0))
     steady, played = (label(calibration, space, 6, played=each) for each in (0, 3))

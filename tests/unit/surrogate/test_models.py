@@ -134,6 +134,7 @@ def test_a_trained_surrogate_answers_near_its_labels(surrogate, labels, calibrat
     assert surrogate.about["trained_on"] + surrogate.about["held_back"] == len(labels)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_files_and_other_seeds_others(surrogate, calibration, labels, tmp_path):
     surrogate.write(tmp_path / "a")  # of seed 0
     for name, seed in (("b", 0), ("c", 1)):
