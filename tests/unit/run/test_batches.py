@@ -109,6 +109,7 @@ def test_the_memory_counted_is_what_the_compiler_plans(load: float) -> None:
     assert counted == pytest.approx(total, rel=MEMORY)
 
 
+@pytest.mark.slow
 def test_the_turns_expected_are_about_those_taken() -> None:
     adapters = np.array([4, 8, 12, 16, 24, 32, 12, 24])
     scenarios = make_scenarios(

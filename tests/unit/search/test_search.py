@@ -190,6 +190,7 @@ def test_goals_differ():
     assert choose(columns, Objective("most-adapters"), BOUNDED) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize(
     ("workload", "calibration"), [(BUSY, GPU_80), (IDLE, GPU_32), (LISTED, GPU_80)], ids=["busy", "idle", "listed"]

@@ -45,6 +45,7 @@ FRESH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", bundled_names())
 def test_what_is_bundled_predicts_labels_made_now(name):
     calibration, surrogate = load_calibration(name), load_surrogate(name)
