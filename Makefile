@@ -25,10 +25,12 @@ test: $(VENV)/.test ## Run the tests but the slow ones, as many at once as there
 test-all: test ## Run the tests, then the slow ones
 	$(PYTEST) -m "slow and not (vllm or browser or docs)" $(PYTEST_ARGS)
 
+# Servers start alone: their tests look for what is left behind on the whole machine.
 vllm: $(VENV)/.test ## Compare with vLLM's own scheduler, and drive a real server (4 GB, minutes)
 	PYTHON=$(PYTHON) tests/vllm/make_environment.sh
 	LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python \
-		$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal -m vllm
+		$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal -m vllm tests/vllm
+	LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm tests/unit
 
 # Three pages at once even on two cores: some wait for servers.
 docs-code: $(VENV)/.dev ## Run the code of the documentation (UPDATE=1 writes into it what the code prints)
