@@ -60,15 +60,19 @@ def fit(
     if output.is_dir() or not output.parent.is_dir():
         raise InputError("--output", str(output), "a file in a folder that exists")
     prepare()
+    of_profiles = {"--model": model, "--runs": runs, "--name": name}
+    of_starts = {"--models": models, "--from-nothing": from_nothing, "--source": source}
+    beside, allowed = (
+        (of_profiles, "together with a PROFILE_DIR")
+        if measured.is_file()
+        else (of_starts, "together with STARTUPS.csv in place of a PROFILE_DIR")
+    )
+    for option, value in beside.items():
+        if value:
+            raise InputError(option, str(value), allowed)
     if measured.is_file():
-        if model or runs or name:
-            given = next(f"--{key}" for key, value in {"model": model, "runs": runs, "name": name}.items() if value)
-            raise InputError(given, str(model or runs or name), "together with a PROFILE_DIR")
         _fit_terms(measured, models, output, output_format, from_nothing=from_nothing, source=source)
         return
-    for option, value in (("--models", models), ("--from-nothing", from_nothing), ("--source", source)):
-        if value:
-            raise InputError(option, str(value), "together with STARTUPS.csv in place of a PROFILE_DIR")
     from lora_capacity.fitting import fit_calibration
 
     with progress_bar("fitting") as progress:

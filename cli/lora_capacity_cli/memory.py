@@ -34,10 +34,6 @@ _PER_GPU = {
 }
 """Keys of ``per_gpu``, the fields of a plan that they are, and what they are called."""
 
-_DEPLOYED = (
-    *("tensor_parallel_size", "pipeline_parallel_size", "kv_cache_dtype"),
-    *("enforce_eager", "fully_sharded_loras", "specialize_active_lora"),
-)
 _FLAG_NAMES = {"target_modules": "lora_target_modules"}
 """vLLM's names of settings that are called otherwise here."""
 
@@ -181,7 +177,8 @@ def _question(
     if not enabled and any(given.get(name) for name in ("max_loras", "max_lora_rank", "lora_target_modules")):
         raise InputError("--enable-lora", "off", "on, for a server with slots for adapters")
     settings = {name: value for name, value in given.items() if name not in ("model", "quantization", "enable_lora")}
-    deployed = {name: settings.pop(name) for name in _DEPLOYED if name in settings}
+    flags = [entry.name for entry in dataclasses.fields(Deployment)]
+    deployed = {name: settings.pop(name) for name in flags if name in settings}
     if settings.get("max_loras") == 0:
         del settings["max_loras"]
     if "lora_target_modules" in settings:
@@ -230,10 +227,8 @@ def _settings(question: "MemoryQuestion") -> dict[str, Any]:
     names = ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "max_model_len", "block_size")
     slots = ("max_loras", "max_cpu_loras", "max_lora_rank")
     found = {name: getattr(server, name) for name in (*slots * question.enable_lora, *names)}
-    deployed = {name: getattr(question.deployment, name) for name in _DEPLOYED}
-    return (
-        {"enable_lora": question.enable_lora} | found | deployed | {"quantization": question.model.quantization or None}
-    )
+    found |= dataclasses.asdict(question.deployment)
+    return {"enable_lora": question.enable_lora} | found | {"quantization": question.model.quantization or None}
 
 
 def _print(question: "MemoryQuestion", answer: "MemoryAnswer", document: dict[str, Any]) -> None:

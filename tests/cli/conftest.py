@@ -9,6 +9,9 @@ from lora_capacity_cli.main import main
 
 Run = Callable[..., Result]
 
+STEADY = ("--engine", "steady")
+"""Words of commands whose tests are not about playing, which takes its time."""
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:

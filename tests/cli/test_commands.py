@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from lora_capacity.calibration import bundled_names
-from tests.cli.conftest import WORKLOAD, Run
+from tests.cli.conftest import STEADY, WORKLOAD, Run
 from tests.cli.test_bad_input import RUN, write_runs
 from tests.unit.profiling.conftest import WAIT_S
 
 LLAMA, QWEN = "llama-3.1-8b-instruct", "qwen-2.5-7b-instruct"
 LLAMA_ID = "meta-llama/Llama-3.1-8B-Instruct"
-STEADY = ("--engine", "steady")  # where a test is not about playing, which takes its time
 COMMANDS = ("optimize", "report", "simulate", "sweep", "validate", "verify", "observe", "fit", "calibrations")
 COLUMNS = [
     "max_cpu_loras",

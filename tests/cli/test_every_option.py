@@ -24,7 +24,7 @@ from pyarrow import csv, parquet
 from lora_capacity.calibration import load_calibration
 from lora_capacity.search import recommend
 from lora_capacity.workload import Workload
-from tests.cli.conftest import WORKLOAD, Run
+from tests.cli.conftest import STEADY, WORKLOAD, Run
 from tests.cli.fake_site import write_site
 from tests.cli.test_bad_input import RUN, write_runs
 from tests.unit.fitting.test_fit import write_profile
@@ -35,7 +35,6 @@ PROFILE = Path(__file__).parents[1] / "data" / "profile-cpu"
 MINUTE = WORKLOAD.replace("horizon_s: 3600", "horizon_s: 60").replace("[0.4, 0.2]", "[0.2, 0.1]")
 SPACE = "rates_per_s: {min: 0.1, max: 0.4}\nranks: [8, 16]\n"
 EVENT = ("--engine", "event")
-STEADY = ("--engine", "steady")
 SEARCHED = ("w.yaml", "--adapters", "8,16", "--max-loras", "4,8", *STEADY, "--format", "json")
 POINT = ("w.yaml", "--adapters", "16", "--max-loras", "8", "--format", "json")
 TRIED = ("--model", "tiny", "--calibration", "calibration.json", "--predict-with", "steady", "--format", "json")

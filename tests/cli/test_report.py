@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.cli.conftest import STEADY, Run
 
-STEADY = ("--engine", "steady")
 FEW = ("--adapters", "8:32:8", "--max-loras", "4,8", "--max-num-seqs", 256, "--max-num-batched-tokens", 2048)
 """Candidates that are soon played."""
 

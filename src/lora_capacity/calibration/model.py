@@ -35,12 +35,6 @@ RENAMED_IN_2 = {
     "host_s": "host_to_gpu_load_s",
 }
 
-_PLANNED = (
-    *("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"),
-    *("gpu_memory_utilization", "max_model_len"),
-)
-"""Settings that decide how a GPU's memory is shared out."""
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -139,14 +133,12 @@ class Calibration:
             The plan, ``[configs]``; ``[1]`` for one server.
         """
         memory_bytes = self.gpu.memory_bytes if gpu_memory_bytes is None else int(np.asarray(gpu_memory_bytes))
-        varying = {name: getattr(server, name) for name in _PLANNED}
         return plan_memory(
             self.model,
             dataclasses.replace(self.gpu, memory_bytes=memory_bytes),
             self.memory,
             behaviour=self.behaviour,
-            block_size=server.block_size,
-            **varying | {"target_modules": server.reserved_modules} | columns,
+            **server.planned | columns,
         )
 
     def remedies(self, server: ServerConfig, given: Mapping[str, Any]) -> list[Remedy]:

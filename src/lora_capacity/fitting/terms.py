@@ -55,7 +55,6 @@ _GRAPHS = 0.4  # relative error of CUDA graphs that counts as one: they differ m
 _OUTSIDE = (5, 95)  # percentiles of the factor of the sum
 _LEAST_FACTOR = 0.05  # where less was taken than is counted as certain
 
-
 _FEWEST = 20
 """Starts from which on the spread is estimated anew: one in twenty lies outside each end."""
 
@@ -185,5 +184,4 @@ def _errors(seen: _Observation, terms: EstimatedTerms) -> Float[np.ndarray, " 3"
 
 def _expected(start: Start, terms: EstimatedTerms) -> float:
     """Return what is expected of the memory that is neither weights, slots nor KV cache, bytes."""
-    activations, other, graphs = (each.item() for each in terms.amounts(start, 0.5))
-    return float(activations + other + (graphs if start.behaviour.counts_cuda_graphs else 0.0))
+    return float(terms.amounts(start, 0.5).taken_bytes(start.behaviour).item())

@@ -1,5 +1,6 @@
 """A profile folder: tables of how one server behaved, and what server that was."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.hardware import Gpu, find_gpu
 from lora_capacity.measurements.runs import FloatArray, IntArray, take_rows
 from lora_capacity.measurements.schemas import PROFILE_TABLES, TableSchema
-from lora_capacity.models import ModelShape
+from lora_capacity.models import ModelShape, find_shape
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB, MS_PER_S
 from lora_capacity.workload.files import load_mapping
@@ -27,36 +28,8 @@ _PUBLISHED_SERVER = {
     "max_num_batched_tokens": 2048,
 }
 _PUBLISHED_MODELS = {
-    "llama-3.1-8b-instruct": ModelShape(
-        name="llama-3.1-8b-instruct",
-        architecture="LlamaForCausalLM",
-        num_layers=32,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128256,
-        tie_word_embeddings=False,
-        attention_bias=False,
-        max_position_embeddings=131072,
-        hf_id="meta-llama/Llama-3.1-8B-Instruct",
-    ),
-    "qwen-2.5-7b-instruct": ModelShape(
-        name="qwen-2.5-7b-instruct",
-        architecture="Qwen2ForCausalLM",
-        num_layers=28,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        head_dim=128,
-        vocab_size=152064,
-        tie_word_embeddings=False,
-        attention_bias=True,
-        max_position_embeddings=32768,
-        hf_id="Qwen/Qwen2.5-7B-Instruct",
-    ),
+    "llama-3.1-8b-instruct": "meta-llama/Llama-3.1-8B-Instruct",
+    "qwen-2.5-7b-instruct": "Qwen/Qwen2.5-7B-Instruct",
 }
 
 _MANY_PROMPTS = 1000  # fewer, sent at once, are over before the server has filled a step
@@ -195,7 +168,8 @@ def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[st
             raise InputError("model", None, f"one of {known}", f"{folder} has no profile.json, so say which model")
         if model not in _PUBLISHED_MODELS:
             raise InputError("model", model, f"one of {known}", nearest_hint(model, _PUBLISHED_MODELS))
-        return _PUBLISHED_MODELS[model], find_gpu("H100-64GB").gpu, dict(_PUBLISHED_SERVER), "gpu"
+        shape = dataclasses.replace(find_shape(_PUBLISHED_MODELS[model]), name=model)
+        return shape, find_gpu("H100-64GB").gpu, dict(_PUBLISHED_SERVER), "gpu"
     content = load_mapping(path)
     for key in _REQUIRED_KEYS:
         if key not in content:

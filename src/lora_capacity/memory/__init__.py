@@ -1,7 +1,7 @@
 """The one place that knows bytes: KV capacity and the outcome of a server's start."""
 
 from lora_capacity.memory.allocator import AllocatedMemory, allocate
-from lora_capacity.memory.answer import MemoryAnswer, MemoryQuestion, answer_memory
+from lora_capacity.memory.answer import QUANTILES, MemoryAnswer, MemoryQuestion, answer_memory
 from lora_capacity.memory.buffers import resident_memory, slot_bytes
 from lora_capacity.memory.deployment import Amounts, Deployment, MemoryTerms, Start
 from lora_capacity.memory.estimated import EstimatedTerms
@@ -10,6 +10,7 @@ from lora_capacity.memory.plan import MemoryPlan, plan_memory
 from lora_capacity.memory.room import Remedy, most_slots, remedies
 
 __all__ = [
+    "QUANTILES",
     "AllocatedMemory",
     "Amounts",
     "Deployment",

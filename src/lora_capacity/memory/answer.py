@@ -59,26 +59,17 @@ class MemoryQuestion:
         Raises:
             InputError: If a setting is not allowed, or parallelism does not divide the model.
         """
-        server, changes = self.server, dict(changes or {})
+        changes = dict(changes or {})
         deployed = {name: changes.pop(name) for name in _DEPLOYED if name in changes}
-        settings = {
-            "max_loras": server.max_loras if self.enable_lora else 0,
-            "max_lora_rank": server.max_lora_rank,
-            "max_num_seqs": server.max_num_seqs,
-            "max_num_batched_tokens": server.max_num_batched_tokens,
-            "gpu_memory_utilization": server.gpu_memory_utilization,
-            "max_model_len": server.max_model_len,
-            "target_modules": server.reserved_modules,
-        }
+        slots = {} if self.enable_lora else {"max_loras": 0}
         return plan_memory(
             self.model,
             self.gpu,
             self.terms,
             behaviour=self.behaviour,
-            block_size=server.block_size,
             deployment=dataclasses.replace(self.deployment, **deployed),
             quantile=quantile,
-            **settings | changes,
+            **self.server.planned | slots | changes,
         )
 
     def slot_bytes(self, max_lora_rank: int) -> int:
@@ -170,8 +161,7 @@ class MemoryAnswer:
     @property
     def lacking_bytes(self) -> float:
         """Bytes that a GPU lacks for the start; negative: to spare."""
-        plan = self.plans["expected"]
-        return -float(min(plan.headroom_no_kv_cache_bytes[0], plan.headroom_oom_bytes[0]))
+        return -float(self.plans["expected"].headroom_bytes[0])
 
 
 def answer_memory(question: MemoryQuestion) -> MemoryAnswer:
@@ -196,7 +186,7 @@ def answer_memory(question: MemoryQuestion) -> MemoryAnswer:
         host = question.host_bytes_per_adapter
     return MemoryAnswer(
         plans=plans,
-        slot_bytes=question.slot_bytes(rank) if question.enable_lora else 0,
+        slot_bytes=by_rank[rank][1] if question.enable_lora else 0,
         most_max_loras=most,
         slots_by_rank=by_rank,
         host_bytes_per_adapter=host,

@@ -151,7 +151,7 @@ def _slot_buffers(
     if shard.model.architecture not in behaviour.embedding_architectures or target_modules != "all-linear":
         return layers
     vocab = shard.vocab_size + behaviour.lora_extra_vocab_tokens
-    padded = -(-vocab // _LORA_VOCAB_PADDING) * _LORA_VOCAB_PADDING if behaviour.lora_extra_vocab_tokens else vocab
+    padded = padded_rows(vocab, 1, _LORA_VOCAB_PADDING) if behaviour.lora_extra_vocab_tokens else vocab
     extra = slots * behaviour.lora_extra_vocab_tokens * shard.hidden_size * shard.dtype_bytes
     narrow = per_rank * shard.hidden_size
     before = [extra, per_rank * vocab, narrow] if shard.is_first else []

@@ -86,6 +86,11 @@ class Amounts(NamedTuple):
     other_bytes: NDArray[np.float64]
     cuda_graph_bytes: NDArray[np.float64]
 
+    def taken_bytes(self, behaviour: VllmBehaviour) -> NDArray[np.float64]:
+        """Return what of them is taken off the KV cache, ``[configs]``: graphs where the version counts them."""
+        graphs = self.cuda_graph_bytes if behaviour.counts_cuda_graphs else 0.0
+        return self.activation_bytes + self.other_bytes + graphs
+
 
 class MemoryTerms(Protocol):
     """What tells the memory that shapes do not."""

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu, catalogue
 from lora_capacity.memory.deployment import Amounts, Start
+from lora_capacity.memory.fitted import forward_bytes
 from lora_capacity.schema import Document, NotNegative, Number, read_json
 
 BUNDLED_TERMS = Path(__file__).parent / "bundled" / "terms.json"
@@ -100,28 +101,26 @@ class EstimatedTerms(Document):
 
         Valid for: NVIDIA GPUs best; others were seen too rarely.
         """
-        activations, other, graphs = self._activation_bytes(start), self._other_bytes(start), self._graph_bytes(start)
-        expected = activations + other + (graphs if start.behaviour.counts_cuda_graphs else 0.0)
+        amounts = Amounts(self._activation_bytes(start), self._other_bytes(start), self._graph_bytes(start))
+        expected = amounts.taken_bytes(start.behaviour)
         deviations = NormalDist().inv_cdf(quantile)
         edge = np.log(self.least_factor if deviations < 0 else self.most_factor)
         factor = np.exp(edge * abs(deviations / NormalDist().inv_cdf(_OUTER)))
         loaded = self.weight_spread * start.shard.weight_bytes
         # Independent of each other: what is loaded differs by the checkpoint, the rest by the machine.
         added = np.sign(deviations) * np.hypot(expected * (factor - 1), deviations * loaded)
-        return Amounts(activations, other + added, graphs)
+        return amounts._replace(other_bytes=amounts.other_bytes + added)
 
     def _activation_bytes(self, start: Start) -> Float[np.ndarray, " configs"]:
         """Peak of the profiling step: of its forward pass or of the sampler, whichever is larger.
 
-        The forward pass peaks in the feed-forward block: gate, up and their product, and three vectors of the residual
-        stream per token. The sampler holds hidden vectors and several copies of the logits; the stage of a pipeline
-        that has no output head does not sample.
+        The sampler holds hidden vectors and several copies of the logits; the stage of a pipeline that has no output
+        head does not sample.
         """
         shard, tokens = start.shard, start.max_num_batched_tokens
-        inner = shard.intermediate_size + shard.hidden_size
-        forward = 3.0 * tokens * inner * shard.dtype_bytes + self.compile_scratch_bytes
+        forward = forward_bytes(shard, tokens, self.compile_scratch_bytes)
         if not shard.is_last:
-            return np.asarray(forward, np.float64)
+            return forward
         per_logit = self.sorted_logit_bytes if start.behaviour.samples_by_sorting else self.logit_bytes
         # The usual 14 bytes hold two copies in float32 and one in the model's own type.
         per_logit += shard.dtype_bytes - 2

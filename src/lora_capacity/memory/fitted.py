@@ -57,6 +57,25 @@ class MemoryModel(Document):
         )
 
 
+def forward_bytes(
+    model: ModelShape | ModelShard, step_tokens: Int[np.ndarray, "*configs"], compile_scratch_bytes: float
+) -> Float[np.ndarray, "*configs"]:
+    """Return the peak of the forward pass of the profiling step.
+
+    It lies in the feed-forward block: gate, up and their product, and three vectors of the residual stream per token.
+
+    Args:
+        model: Layer shapes, of the whole or of what one GPU holds.
+        step_tokens: ``max_num_batched_tokens``, ``[configs]``.
+        compile_scratch_bytes: Scratch alive beside the largest activations when the pass is compiled.
+
+    Returns:
+        Bytes, ``[configs]``.
+    """
+    per_token = 3 * (model.intermediate_size + model.hidden_size) * model.dtype_bytes
+    return np.asarray(step_tokens * float(per_token) + compile_scratch_bytes, np.float64)
+
+
 def activation_bytes(
     model: ModelShape | ModelShard,
     memory: MemoryModel,
@@ -65,8 +84,7 @@ def activation_bytes(
 ) -> Float[np.ndarray, "*configs"]:
     """Return the peak of the profiling step: of its forward pass or of the sampler, whichever is larger.
 
-    The forward pass peaks in the feed-forward block: gate, up and their product, and three vectors of the residual
-    stream per token. The sampler holds a hidden vector and several copies of the logits per request.
+    The sampler holds a hidden vector and several copies of the logits per request.
 
     Args:
         model: Layer shapes, of the whole or of what one GPU holds.
@@ -77,8 +95,7 @@ def activation_bytes(
     Returns:
         Bytes, ``[configs]``.
     """
-    per_token = 3 * (model.intermediate_size + model.hidden_size) * model.dtype_bytes
-    forward = step_tokens * float(per_token) + memory.compile_scratch_bytes
+    forward = forward_bytes(model, step_tokens, memory.compile_scratch_bytes)
     per_request = memory.sampler_bytes_per_logit * model.vocab_size + model.hidden_size * model.dtype_bytes
     return np.asarray(np.maximum(forward, np.minimum(seqs, step_tokens) * per_request), np.float64)
 

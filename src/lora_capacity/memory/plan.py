@@ -53,6 +53,11 @@ class MemoryPlan:
     headroom_no_kv_cache_bytes: FloatArray
     headroom_oom_bytes: FloatArray
 
+    @property
+    def headroom_bytes(self) -> FloatArray:
+        """What is to spare before the server does not start, for either reason; negative: what it lacks."""
+        return np.minimum(self.headroom_no_kv_cache_bytes, self.headroom_oom_bytes)
+
 
 def plan_memory(
     model: ModelShape,
@@ -175,7 +180,7 @@ def _plan_stage(
 
 def _tightest(plans: list[MemoryPlan]) -> MemoryPlan:
     """Return, configuration by configuration, the plan of the stage that lets the fewest requests in."""
-    rooms = np.stack([np.minimum(plan.headroom_no_kv_cache_bytes, plan.headroom_oom_bytes) for plan in plans])
+    rooms = np.stack([plan.headroom_bytes for plan in plans])
     requests = np.stack([plan.kv_cache_requests for plan in plans])
     starts = np.stack([plan.status == Status.OK for plan in plans])
     # Where a stage does not start the one that lacks most, else the one with the smallest cache.

@@ -235,7 +235,7 @@ def _does_not_start(problem: Problem, columns: Columns) -> str:
     adapters, settings = int(columns["max_cpu_loras"][row]), {name: int(columns[name][row]) for name in names}
     server = problem.server(adapters, int(columns["max_loras"][row]), **settings)
     plan = problem.calibration.plan_memory(server)
-    lacking = gibibytes(-min(plan.headroom_no_kv_cache_bytes.item(), plan.headroom_oom_bytes.item()))
+    lacking = gibibytes(-plan.headroom_bytes.item())
     smallest = f"max_loras {server.max_loras} at max_lora_rank {server.max_lora_rank}"
     what = f"no configuration starts: {smallest} lacks {lacking} ({columns['status'][row]})"
     found = problem.calibration.remedies(server, _changeable(problem, server))

@@ -10,15 +10,12 @@ from numpy.typing import NDArray
 
 from lora_capacity.errors import InputError
 from lora_capacity.measurements import Startup
-from lora_capacity.memory import MemoryPlan, MemoryTerms, plan_memory, resident_memory
+from lora_capacity.memory import QUANTILES, MemoryPlan, MemoryTerms, plan_memory, resident_memory
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB
 
-LOW, HIGH = 0.95, 0.05
-"""Quantiles of the memory terms whose KV caches are the ends of an interval that nine of ten servers lie in."""
-
 _CLOSE, _NEAR = 0.05, 0.15  # relative errors of the KV tokens by which scores count rows
-_TOLD = {Status.OK: "ok", Status.NO_KV_CACHE: "no_kv_cache", Status.OOM: "oom"}
+_OUTCOMES = tuple(status.label for status in (Status.OK, Status.NO_KV_CACHE, Status.OOM))
 _UNSUPPORTED = "unsupported"
 
 
@@ -69,9 +66,10 @@ def predict_startup(startup: Startup, terms: MemoryTerms) -> StartupPrediction:
     try:
         shape, gpu = startup.shape, startup.gpu
         settings = startup.plan_settings(shape, gpu)
-        plan, tight, roomy = (plan_memory(shape, gpu, terms, **settings, quantile=each) for each in (0.5, LOW, HIGH))
+        plans = {name: plan_memory(shape, gpu, terms, **settings, quantile=each) for name, each in QUANTILES.items()}
     except InputError as error:
         return StartupPrediction(startup.id, _UNSUPPORTED, str(error))
+    plan = plans["expected"]
     slots, rank = (np.array([settings[name]], np.int64) for name in ("max_loras", "max_lora_rank"))
     # What the first GPU logs: the plan counts the whole segments of the tightest.
     loaded = resident_memory(startup.first_shard(shape), settings["behaviour"], slots, rank)
@@ -81,12 +79,12 @@ def predict_startup(startup: Startup, terms: MemoryTerms) -> StartupPrediction:
         status = Status.OK  # of a length that is not known
     return StartupPrediction(
         startup.id,
-        _TOLD[status],
+        status.label,
         _reason(plan, status),
         loaded.allocated_bytes.item() / BYTES_PER_GIB,
         tokens,
-        float(tight.kv_cache_tokens.item()),
-        float(roomy.kv_cache_tokens.item()),
+        float(plans["low"].kv_cache_tokens.item()),
+        float(plans["high"].kv_cache_tokens.item()),
         plan.kv_cache_bytes.item() / BYTES_PER_GIB,
     )
 
@@ -144,7 +142,7 @@ def _score(rows: Sequence[tuple[Startup, StartupPrediction]]) -> dict[str, Any]:
     size = np.array([error for error, _, _ in known])
     loads = [each.model_load_gib / startup.logged["model_load_gib"] - 1 for startup, each in answered]
     weights = np.abs([error for error in loads if not math.isnan(error)])
-    judged = [(startup.outcome, each.status) for startup, each in answered if startup.outcome in _TOLD.values()]
+    judged = [(startup.outcome, each.status) for startup, each in answered if startup.outcome in _OUTCOMES]
     inside = [_is_inside(startup, each) for _, startup, each in known]
     return {
         "rows": len(rows),

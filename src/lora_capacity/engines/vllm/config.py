@@ -98,6 +98,13 @@ class ServerConfig:
         """Modules that every slot is reserved for: ``all-linear``, unless the version can be told which."""
         return self.target_modules if self.behaviour.restricts_target_modules else "all-linear"
 
+    @property
+    def planned(self) -> dict[str, Any]:
+        """Settings that decide how a GPU's memory is shared out, as `plan_memory` takes them."""
+        # Host memory, which `max_cpu_loras` decides, is not the GPU's.
+        numbers = {name: getattr(self, name) for name in _NUMBERS if name != "max_cpu_loras"}
+        return numbers | {"target_modules": self.reserved_modules}
+
     @classmethod
     def with_defaults(cls, behaviour: EngineBehaviour, gpu: Gpu, model: ModelShape, **given: Any) -> Self:
         """Fill in what is not given as that vLLM version would on that GPU.
