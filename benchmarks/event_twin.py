@@ -141,7 +141,7 @@ def compiled(calibration: Calibration, scenarios: Scenarios) -> dict[str, Any]:
             calibration, jax.tree.map(lambda leaf: leaf[:1], scenarios), LengthSample(inputs, outputs), engine="event"
         )
         took.append(time.perf_counter() - start)
-    tables = draw_requests(scenarios, inputs, outputs, seed=0, most=1024)
+    tables = draw_requests(scenarios, inputs, outputs, seed=0, most=1024).tables
     cost = jax.jit(simulate_events).lower(calibration.costs, scenarios, tables).compile().cost_analysis()
     return {
         "configs": len(scenarios.status),
@@ -194,7 +194,7 @@ def time_reference(calibration: Calibration) -> dict[str, float]:
 
     scenarios = mix(calibration, 72, REFERENCE_S)
     batch = len(scenarios.status)
-    tables = draw_requests(scenarios, *length_pairs(), seed=0, most=50_000)
+    tables = draw_requests(scenarios, *length_pairs(), seed=0, most=50_000).tables
     run = compiled_twin(calibration.behaviour.scheduler, 16, 0)
     seconds, twin_s = {}, {}
     for i in range(0, batch, 16):

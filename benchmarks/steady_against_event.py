@@ -21,7 +21,7 @@ from lora_capacity.costs import step_time_s
 from lora_capacity.run import simulate
 from lora_capacity.run.batches import Observation
 from lora_capacity.run.events import Source, run_events
-from lora_capacity.run.requests import pack_requests
+from lora_capacity.run.requests import pack_first
 from lora_capacity.run.steady import with_classes
 from lora_capacity.scenarios import Bottleneck, Results, Scenarios, build_scenarios
 from lora_capacity.scenarios.scenarios import LatencyBounds
@@ -190,8 +190,8 @@ def play(cases: list[Case], seeds: int) -> dict[str, NDArray[np.float64]]:
             classes.append(own.reshape(-1))
 
         def draw(part: Any, indices: Any, most: Any, sampled: Any = sampled, classes: Any = classes) -> Any:
-            requests = [sampled[i].select(slice(n)) for i, n in zip(indices, most.tolist(), strict=True)]
-            return pack_requests(part, requests, [classes[i] for i in indices], seed=0, indices=indices)
+            requests, own = ([each[i] for i in indices] for each in (sampled, classes))
+            return pack_first(part, requests, own, most.tolist(), seed=0, indices=indices)
 
         stays = _stack([ResidenceTime.of_lengths(cases[i].workload.output_tokens) for i, _ in pairs], axis=1)
         longest = max(int(requests.output_tokens.max()) for requests in sampled)

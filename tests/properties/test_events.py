@@ -85,7 +85,7 @@ def cases(draw: st.DrawFn) -> Case:
         **{name: jnp.asarray(value) for name, value in numbers.items()}, status=jnp.zeros(CONFIGS, jnp.int32)
     )
     sample = rng.integers(1, 100, size=200), rng.integers(1, 64, size=200)
-    tables = draw_requests(scenarios, *sample, seed=int(rng.integers(1000)), most=1500)
+    tables = draw_requests(scenarios, *sample, seed=int(rng.integers(1000)), most=1500).tables
     return scenarios, fixed_shape(tables)
 
 
@@ -169,7 +169,7 @@ def test_equal_seeds_draw_equal_requests_and_a_configuration_depends_on_its_own_
     ]
     scenarios = Scenarios(*leaves)
     lengths = np.arange(1, 50), np.arange(1, 50)
-    first, again, other = (draw_requests(scenarios, *lengths, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (draw_requests(scenarios, *lengths, seed=seed).tables for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.table, again.table)
     assert not np.array_equal(first.arrival, other.arrival)
     assert not np.array_equal(first.arrival[0], first.arrival[1])
@@ -188,7 +188,7 @@ def test_a_server_with_time_and_room_answers_like_an_infinite_one() -> None:
     ]
     scenarios = Scenarios(*leaves)
     flat = make_costs(base_s=0.01)
-    tables = draw_requests(scenarios, np.array([1]), np.array([50]), seed=3)
+    tables = draw_requests(scenarios, np.array([1]), np.array([50]), seed=3).tables
     found = compiled_once(simulate_events)(flat, scenarios, tables)
     arrived = float(tables.arrived[0].sum()) / 1000.0
     # Served from the step after they arrive; the last 0.5 s are not finished.

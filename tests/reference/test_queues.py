@@ -66,7 +66,7 @@ def replicas(output_tokens: list[int], load: float, seed: int, **settings: float
         status=jnp.zeros(REPLICAS, jnp.int32),
         **{name: jnp.full(REPLICAS, value) for name, value in numbers.items()},
     )
-    tables = draw_requests(scenarios, np.ones(len(output_tokens), dtype=int), np.array(output_tokens), seed=seed)
+    tables = draw_requests(scenarios, np.ones(len(output_tokens), dtype=int), np.array(output_tokens), seed=seed).tables
     return compiled()((scenarios, fixed_shape(tables)))
 
 

@@ -22,6 +22,7 @@ from lora_capacity.costs import Costs, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.run.compile import compiled_twin
+from lora_capacity.run.drawn import Drawn
 from lora_capacity.run.requests import pack_requests
 from lora_capacity.run.resources import available_cores, available_memory_bytes
 from lora_capacity.scenarios import Results, Scenarios
@@ -119,7 +120,7 @@ class Batches:
 
     Attributes:
         calibration: Whose costs and vLLM version hold.
-        most: Most requests that each configuration can need, ``[configs]``.
+        most: Most requests in the table of each configuration, ``[configs]``: about what it needs.
         work: About how many iterations each takes, ``[configs]``.
         adapters: Adapters of each, rounded, ``[configs]``.
         block_size: Tokens of a KV block of each, ``[configs]``.
@@ -233,8 +234,23 @@ class Batches:
             "simulate a shorter time, or set max_pending",
         )
 
-    def run(self, batch: Batch, part: Scenarios, tables: RequestTables) -> Results:
-        """Run a piece of a batch and return its configurations, adapters in the order of their classes."""
+    def with_longer_tables(self, wanted: NDArray[np.bool_]) -> Self:
+        """Return the same with twice the requests for some configurations, ``[configs]``."""
+        return dataclasses.replace(self, most=np.where(wanted, 2 * self.most, self.most))
+
+    def run(self, batch: Batch, part: Scenarios, drawn: Drawn) -> tuple[Results, NDArray[np.bool_]]:
+        """Run a piece of a batch.
+
+        Args:
+            batch: The batch.
+            part: The piece's configurations.
+            drawn: Their requests.
+
+        Returns:
+            Their results, adapters in the order of their classes, and whether more requests were wanted than the
+            tables hold, which makes a result worthless, ``[piece]``.
+        """
+        tables = drawn.tables
         padded = _padded(tables, batch, self.longest_output)
         simulate = compiled_twin(self.rules, batch.block_size, self.observation.samples)
         warmup_s = np.float32(self.observation.warmup_s)
@@ -242,7 +258,9 @@ class Batches:
         shape = self.rules, self.observation.samples, self.longest_output, filled.class_count.shape, padded.table.shape
         with _compiled_once((*shape, batch.adapters, batch.block_size)):
             found: Any = simulate(self.calibration.costs, warmup_s, filled, padded)
-        results: Any = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], found)
+        told, sent = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], found)
+        too_few = drawn.too_few(told, sent, self.observation.warmup_s)
+        results: Any = drawn.of_all_arrivals(told, self.observation.warmup_s)
         class_of = np.asarray(tables.class_of)
         class_of = np.pad(class_of, [(0, 0), (0, batch.adapters - class_of.shape[1])], constant_values=-1)
         by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), axis=1, kind="stable")
@@ -251,8 +269,7 @@ class Batches:
             results.events,
             **{name: self._by_adapter(getattr(results.events, name), by_class) for name in _OF_ADAPTERS},
         )
-        ordered: Results = dataclasses.replace(results, events=details)
-        return ordered
+        return dataclasses.replace(results, events=details), too_few
 
     def _by_adapter(self, values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
         """Return values of adapters in another order, as wide as for the configuration with the most."""

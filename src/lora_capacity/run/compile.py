@@ -16,7 +16,8 @@ from lora_capacity.costs import Costs
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.events import RequestTables
-from lora_capacity.twins.events.simulation import simulate_with_sending_times
+from lora_capacity.twins.events.simulation import simulate_with_clients
+from lora_capacity.twins.events.state import Clients
 
 Result = TypeVar("Result")
 
@@ -25,14 +26,17 @@ IN_ONE_PIECE: Mapping[str, bool] = {"xla_cpu_use_fusion_emitters": False}
 
 
 @functools.cache
-def compiled_twin(rules: SchedulerRules, block_size: int, samples: int) -> Callable[..., Results]:
-    """Return the compiled twin; each local device goes on with its own share until that is done."""
+def compiled_twin(rules: SchedulerRules, block_size: int, samples: int) -> Callable[..., tuple[Results, Array]]:
+    """Return the compiled twin, which tells how many requests clients have sent, int32 ``[configs]``, besides.
+
+    Each local device goes on with its own share until that is done.
+    """
 
     def simulate(
         costs: Costs, warmup_s: Array, scenarios: Scenarios, arrival: Array, requests: RequestTables
-    ) -> tuple[Results, Array]:
+    ) -> tuple[Results, Clients]:
         requests = dataclasses.replace(requests, arrival=arrival)
-        return simulate_with_sending_times(costs, scenarios, requests, rules, block_size, warmup_s, samples)
+        return simulate_with_clients(costs, scenarios, requests, rules, block_size, warmup_s, samples)
 
     spec: Any = PartitionSpec
     split, whole = spec("configs"), spec()
@@ -47,10 +51,10 @@ def compiled_twin(rules: SchedulerRules, block_size: int, samples: int) -> Calla
     )
     jitted = jax.jit(shards, donate_argnums=3, compiler_options=dict(IN_ONE_PIECE) if one_piece else None)
 
-    def run(costs: Costs, warmup_s: Any, scenarios: Scenarios, requests: RequestTables) -> Results:
+    def run(costs: Costs, warmup_s: Any, scenarios: Scenarios, requests: RequestTables) -> tuple[Results, Array]:
         others = dataclasses.replace(requests, arrival=requests.arrival[:, :0])
-        results, _ = jitted(costs, warmup_s, scenarios, requests.arrival, others)
-        return cast(Results, results)
+        results, clients = jitted(costs, warmup_s, scenarios, requests.arrival, others)
+        return results, clients.sent
 
     return run
 

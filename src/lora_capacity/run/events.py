@@ -16,10 +16,10 @@ from lora_capacity.errors import InputError, check_number
 from lora_capacity.run.batches import Batch, Batches, Observation
 from lora_capacity.run.checkpoint import Checkpoint, Part
 from lora_capacity.run.distributed import any_process, gather, own_share
-from lora_capacity.run.requests import draw_requests, pack_requests
+from lora_capacity.run.drawn import Drawn
+from lora_capacity.run.requests import draw_requests, pack_first
 from lora_capacity.run.steady import Progress, run_steady, with_classes
 from lora_capacity.scenarios import Results, Scenarios
-from lora_capacity.twins.events import RequestTables
 from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import LengthDistribution, Requests, Workload
 
@@ -29,8 +29,8 @@ _CACHED_REQUESTS = 2**23
 _MOST_CLASSES = 16
 """Classes that the steady twin tells apart to say how much there is to do: every other number is compiled anew."""
 
-_Draw = Callable[[Scenarios, Sequence[int], NDArray[np.int64]], RequestTables]
-"""Returns the requests of some configurations, given their indices and the most requests of each."""
+_Draw = Callable[[Scenarios, Sequence[int], NDArray[np.int64]], Drawn]
+"""Returns the requests of some configurations, given their indices and the most requests in the table of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, 
         for column in (sample.input_tokens, sample.output_tokens)
     )
 
-    def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> RequestTables:
+    def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> Drawn:
         return draw_requests(part, inputs[indices], outputs[indices], seed=number, indices=indices, most=most)
 
     return Source(
@@ -105,13 +105,10 @@ def _workload_source(scenarios: Scenarios, workload: Workload, seeds: Sequence[i
     _, class_of = np.unique(np.stack([rates, ranks], axis=1), axis=0, return_inverse=True)
     sample = _sampler(workload, served, loads)
 
-    def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> RequestTables:
-        requests = [
-            sample(int(served[i]), seeds[i], loads[i]).select(slice(n))
-            for i, n in zip(indices, most.tolist(), strict=True)
-        ]
+    def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> Drawn:
+        requests = [sample(int(served[i]), seeds[i], loads[i]) for i in indices]
         classes = [class_of.reshape(-1)[: served[i]] for i in indices]
-        return pack_requests(part, requests, classes, seed=0, indices=[seeds[i] for i in indices])
+        return pack_first(part, requests, classes, most.tolist(), seed=0, indices=[seeds[i] for i in indices])
 
     every = sample(int(served.max()), seeds[0], loads[0])
     return Source(
@@ -185,11 +182,7 @@ def run_events(
         own = batches.cut(np.ones_like(done))[-1:]
 
     def run(batch: Batch) -> Part:
-        pieces = []
-        for rows in batch.pieces():
-            part = host.take(rows)
-            pieces.append(batches.run(batch, part, source.draw(part, rows.tolist(), batches.most[rows])))
-        results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+        results = _run_batch(batches, batch, host, source)
         if folder:
             folder.save(batch.rows, results)
         return batch.rows, results
@@ -198,6 +191,37 @@ def run_events(
     results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part for _, part in known))
     whole: Results = gather(np.concatenate([rows for rows, _ in known]), results)
     return whole
+
+
+def _run_batch(batches: Batches, batch: Batch, host: Any, source: Source) -> Results:
+    """Run a batch; where clients had sent all requests of a table before the horizon, again with a longer one.
+
+    How many requests tables hold rests on what the steady twin sees completed, and that can be too few.
+    """
+    pieces, ran_dry = [], []
+    for rows in batch.pieces():
+        part = host.take(rows)
+        piece, dry = batches.run(batch, part, source.draw(part, rows.tolist(), batches.most[rows]))
+        pieces.append(piece)
+        ran_dry.append(dry)
+    results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+    again = np.concatenate(ran_dry)
+    if not again.any():
+        return results
+    wanted = np.isin(np.arange(batches.configs), batch.rows[again])
+    longer = batches.with_longer_tables(wanted)
+    parts = [(each.rows, _run_batch(longer, each, host, source)) for each in longer.cut(wanted)]
+    if not again.all():
+        parts.append((batch.rows[~again], jax.tree.map(lambda leaf: leaf[~again], results)))
+    return _in_order(batch.rows, parts)
+
+
+def _in_order(rows: NDArray[np.int64], parts: Sequence[Part]) -> Results:
+    """Return the results of parts together, in the order of the rows."""
+    known = np.concatenate([each for each, _ in parts])
+    place = np.argsort(known)[np.argsort(np.argsort(rows))]  # where each row stands among those known
+    results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves)[place], *(part for _, part in parts))
+    return results
 
 
 def _all_of(

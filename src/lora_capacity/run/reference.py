@@ -44,7 +44,7 @@ def run_reference(
     configs, found = len(host.status), []
     for row in range(configs):
         part = jax.tree.map(lambda values, row=row: values[row : row + 1], host)
-        tables = source.draw(part, [row], np.array([np.iinfo(np.int64).max]))
+        tables = source.draw(part, [row], np.array([np.iinfo(np.int64).max])).tables
         one: Any = jax.tree.map(lambda values: values[0], part)
         found.append(_run_one(calibration, one, jax.tree.map(lambda leaf: np.asarray(leaf)[0], tables), observation))
         if progress is not None:

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.errors import InputError
+from lora_capacity.run.drawn import NEVER, Arrivals, Drawn, order_of_touching
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.events.kv_cache import usable_blocks
 from lora_capacity.twins.events.requests import TICKS, RequestTables
 from lora_capacity.twins.events.state import WINDOW
 from lora_capacity.workload import BASE_MODEL, Requests
+
+_LEFT_OUT = 2
+"""Stream of random numbers for what tables leave out; that of `order_of_touching` is 1."""
 
 
 def draw_requests(
@@ -22,7 +26,7 @@ def draw_requests(
     seed: int,
     indices: Sequence[int] | None = None,
     most: ArrayLike | None = None,
-) -> RequestTables:
+) -> Drawn:
     """Draw Poisson arrivals for every configuration, and their lengths from a sample.
 
     Args:
@@ -31,8 +35,8 @@ def draw_requests(
         output_tokens: Output lengths.
         seed: Configuration ``i`` depends on it and ``i`` alone.
         indices: ``i`` of each configuration, for a part of many; by default they count from 0.
-        most: Most requests of a configuration, those beyond are never sent; for clients that hold requests back, since
-            a server completes far fewer than arrive. One value or ``[configs]``.
+        most: Most requests in the table of a configuration; for clients that hold requests back, since a server
+            completes far fewer than arrive. One value or ``[configs]``; another value draws other requests.
 
     Raises:
         InputError: As `pack_requests`.
@@ -45,25 +49,58 @@ def draw_requests(
     base, horizon_s = np.asarray(scenarios.base_rate_per_s, dtype=float), np.asarray(scenarios.horizon_s, dtype=float)
     cut = None if most is None else np.broadcast_to(np.asarray(most, dtype=int), (configs,))
     indices = range(configs) if indices is None else indices
-    requests, classes = [], []
+    requests, classes, left_out = [], [], []
     for i, index in enumerate(indices):
         rng = np.random.default_rng([seed, index])
         own = np.repeat(np.arange(counts.shape[1]), counts[i])
         rate = np.append(rates[i][own], base[i])
         size = rng.poisson(rate.sum() * horizon_s[i])
+        drawn_until_s = horizon_s[i]
         if cut is None or size < cut[i]:
             spacing = np.cumsum(rng.exponential(size=size + 1))  # uniform times in order, without sorting
             arrival_s = spacing[:-1] / spacing[-1] * horizon_s[i]
         else:
             arrival_s = np.cumsum(rng.exponential(1.0 / rate.sum(), cut[i]))
+            drawn_until_s = min(arrival_s[-1], horizon_s[i])
             arrival_s = arrival_s[arrival_s < horizon_s[i]]
-        place = np.searchsorted(np.cumsum(rate), rng.random(arrival_s.size) * rate.sum(), side="right")
-        place = np.minimum(place, np.flatnonzero(rate)[-1])
+        adapter = _whose(rng, rate, arrival_s.size)
         pair = rng.integers(inputs.shape[1], size=arrival_s.size)
-        adapter = np.where(place == own.size, BASE_MODEL, place)
         requests.append(Requests(arrival_s, adapter, inputs[i][pair], outputs[i][pair]))
         classes.append(own)
-    return pack_requests(scenarios, requests, classes, seed=seed, indices=indices)
+        left_out.append(
+            _arrivals_after(np.random.default_rng([seed, index, _LEFT_OUT]), rate, drawn_until_s, horizon_s[i])
+        )
+    tables = pack_requests(scenarios, requests, classes, seed=seed, indices=indices)
+    return Drawn(scenarios, tables, left_out, [[seed, index] for index in indices])
+
+
+def _whose(rng: np.random.Generator, rate: NDArray[np.float64], size: int) -> NDArray[np.int32]:
+    """Draw for whom requests are, given the rate of every adapter and, last, of the base model."""
+    place = np.searchsorted(np.cumsum(rate), rng.random(size) * rate.sum(), side="right")
+    place = np.minimum(place, np.flatnonzero(rate)[-1])
+    return np.where(place == rate.size - 1, BASE_MODEL, place).astype(np.int32)
+
+
+def _arrivals_after(rng: np.random.Generator, rate: NDArray[np.float64], begin_s: float, end_s: float) -> Arrivals:
+    """Draw Poisson arrivals between two times."""
+    size = rng.poisson(rate.sum() * (end_s - begin_s))
+    return Arrivals(rng.uniform(begin_s, end_s, size), _whose(rng, rate, size))
+
+
+def pack_first(
+    scenarios: Scenarios,
+    requests: Sequence[Requests],
+    classes: Sequence[ArrayLike],
+    most: Sequence[int],
+    *,
+    seed: int,
+    indices: Sequence[int],
+) -> Drawn:
+    """Pack the first of given requests into tables, ``most`` of each configuration; else as `pack_requests`."""
+    first = [given.select(slice(n)) for given, n in zip(requests, most, strict=True)]
+    tables = pack_requests(scenarios, first, classes, seed=seed, indices=indices)
+    rest = [Arrivals(given.arrival_s[n:], given.adapter[n:]) for given, n in zip(requests, most, strict=True)]
+    return Drawn(scenarios, tables, rest, [[seed, index] for index in indices])
 
 
 def pack_requests(
@@ -98,7 +135,7 @@ def pack_requests(
     size = 1024 * -(-max(max(len(given) for given in requests) + WINDOW, 1) // 1024)
     adapters = 16 * -(-(max(np.size(own) for own in classes) + 1) // 16) - 1
     configs = len(requests)
-    arrival = np.full((configs, size), np.iinfo(np.int32).max, dtype=np.int32)
+    arrival = np.full((configs, size), NEVER, dtype=np.int32)
     longest = max(int(given.output_tokens.max(initial=1)) for given in requests)
     largest = max(adapters, longest, *(int(given.input_tokens.max(initial=1)) for given in requests))
     table = np.zeros((configs, size, 3), dtype=np.int16 if largest <= np.iinfo(np.int16).max else np.int32)
@@ -108,15 +145,13 @@ def pack_requests(
     arrived = np.zeros((configs, adapters), dtype=np.int32)
     indices = range(configs) if indices is None else indices
     for i, (index, given, own) in enumerate(zip(indices, requests, map(np.asarray, classes), strict=True)):
-        order = np.arange(own.size)
-        if seed is not None:
-            order = np.random.default_rng([seed, index, 1]).permutation(order)
+        order = np.arange(own.size) if seed is None else order_of_touching(own.size, [seed, index])
         place = np.empty_like(order)
         place[order] = np.arange(own.size)
         count = len(given)
         adapter = np.where(given.adapter == BASE_MODEL, adapters, np.append(place, 0)[given.adapter])
         ticks = np.round(given.arrival_s / float(scenarios.horizon_s[i]) * TICKS)
-        arrival[i, :count] = np.minimum(ticks, np.iinfo(np.int32).max)
+        arrival[i, :count] = np.minimum(ticks, NEVER)
         table[i, :count] = np.stack([adapter, given.input_tokens, given.output_tokens], axis=1)
         following[i, :count] = _following(adapter)
         present, first = np.unique(adapter, return_index=True)

@@ -14,7 +14,7 @@ from lora_capacity.run.batches import Batches, bytes_per_configuration, expected
 from lora_capacity.run.requests import draw_requests
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.events import RequestTables
-from lora_capacity.twins.events.simulation import simulate_with_sending_times
+from lora_capacity.twins.events.simulation import simulate_with_clients
 from tests.examples import STAYS, make_calibration, make_scenarios
 
 CALIBRATION = make_calibration()
@@ -91,14 +91,14 @@ def test_batches_fit_into_the_memory() -> None:
 @pytest.mark.parametrize("load", [2.0, 20.0])
 def test_the_memory_counted_is_what_the_compiler_plans(load: float) -> None:
     scenarios = make_scenarios([8.0, 8.0], [0.2 * load, 0.1 * load], max_loras=np.full(8, 4), horizon_s=300.0)
-    tables = draw_requests(scenarios, INPUTS, OUTPUTS, seed=0)
+    tables = draw_requests(scenarios, INPUTS, OUTPUTS, seed=0).tables
     requests, adapters = tables.arrival.shape[1], tables.rank.shape[1]
     tables = dataclasses.replace(tables, longest_output=255)
     others = dataclasses.replace(tables, arrival=tables.arrival[:, :0])
 
     def simulate(scenarios: Scenarios, arrival: jax.Array, others: RequestTables) -> object:
         tables = dataclasses.replace(others, arrival=arrival)
-        return simulate_with_sending_times(CALIBRATION.costs, scenarios, tables, SchedulerRules(), 16, 0.0, 0)
+        return simulate_with_clients(CALIBRATION.costs, scenarios, tables, SchedulerRules(), 16, 0.0, 0)
 
     planned = jax.jit(simulate, donate_argnums=1).lower(scenarios, tables.arrival, others).compile().memory_analysis()
     assert planned is not None

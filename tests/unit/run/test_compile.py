@@ -50,7 +50,7 @@ def test_an_option_that_xla_does_not_know_is_told_and_done_without(monkeypatch: 
     scenarios = make_scenarios(
         [2.0, 2.0], [0.2, 0.1], max_loras=np.full(jax.local_device_count(), 2), horizon_s=20.0, kv_cache_tokens=1e4
     )
-    tables = jax.tree.map(np.asarray, draw_requests(scenarios, np.array([40]), np.array([20]), seed=0))
+    tables = jax.tree.map(np.asarray, draw_requests(scenarios, np.array([40]), np.array([20]), seed=0).tables)
     run_in_one_piece = compiling.compiled_twin.__wrapped__(SchedulerRules(), 16, 0)
     monkeypatch.setattr(compiling, "IN_ONE_PIECE", UNKNOWN)
     with pytest.warns(RuntimeWarning, match="does not know xla_cpu_no_such_option"):

@@ -68,7 +68,7 @@ def test_batches_play_each_configuration_as_it_plays_alone_and_again(monkeypatch
     alone = compiled_once(simulate_events)
     for i in (0, 1, 2, 4):
         one = jax.tree.map(lambda values, i=i: values[i : i + 1], many)
-        expected = alone(CALIBRATION.costs, one, draw_requests(one, INPUTS, OUTPUTS, seed=3, indices=[i]))
+        expected = alone(CALIBRATION.costs, one, draw_requests(one, INPUTS, OUTPUTS, seed=3, indices=[i]).tables)
         assert int(together.events.steps[i]) == int(expected.events.steps[0]) > 0
         assert int(together.events.adapter_arrived[i].sum()) == int(expected.events.adapter_arrived.sum())
         for name in ("throughput_tokens_per_s", "itl_s", "ttft_s", "mean_running", "class_service"):
@@ -83,7 +83,7 @@ def test_a_version_is_played_by_its_rules(version: str, device: str) -> None:
         for each in (calibration, CALIBRATION)
     )
     rules = VllmBehaviour.for_version(version, device).scheduler
-    tables = draw_requests(given, INPUTS, OUTPUTS, seed=3)
+    tables = draw_requests(given, INPUTS, OUTPUTS, seed=3).tables
     alone = compiled_once(partial(simulate_events, rules=rules))(calibration.costs, given, tables)
     assert int(played.events.steps[0]) == int(alone.events.steps[0])
     assert float(played.ttft_s[0]) == pytest.approx(float(alone.ttft_s[0]), rel=1e-5)
@@ -101,7 +101,7 @@ def test_configurations_of_several_block_sizes_come_out_as_each_alone() -> None:
     together: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *sizes)
     found = simulate(CALIBRATION, together, LengthSample(INPUTS, OUTPUTS), engine="event", seed=3)
     for i, (one, block_size) in enumerate(zip(sizes, (16, 128, 32), strict=True)):
-        tables = draw_requests(one, INPUTS, OUTPUTS, seed=3, indices=[i])
+        tables = draw_requests(one, INPUTS, OUTPUTS, seed=3, indices=[i]).tables
         alone = compiled_once(partial(simulate_events, block_size=block_size))(CALIBRATION.costs, one, tables)
         assert int(found.events.steps[i]) == int(alone.events.steps[0]) > 0
         assert int(found.events.preemptions[i]) == int(alone.events.preemptions[0])
@@ -131,6 +131,46 @@ def test_a_workload_is_played_with_its_own_requests_class_by_class() -> None:
     assert not arrived[7:].any()
     for one in np.unique(classes):  # within a class the order is that of touching
         assert sorted(arrived[:7][classes == one]) == sorted(counts[by_class][classes == one])
+
+
+@pytest.mark.parametrize("warmup_s", [0.0, 20.0])
+def test_answers_rest_on_all_requests_however_many_were_laid_out(
+    warmup_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overloaded servers whose clients hold requests back, one that keeps up, and one that does not start."""
+    asked = workload(base_model={"rate_per_s": 2.0}, max_pending=20)
+    utilization = [0.9, 0.9, 0.9, 0.2]
+    given = build_scenarios(
+        asked, CALIBRATION, adapters=[60, 40, 4, 8], max_loras=[1, 40, 4, 8], gpu_memory_utilization=utilization
+    )
+    told = []
+    for laid_out in (32, 512, 10**6):
+        monkeypatch.setattr(batches, "_most_requests", lambda host, steady, most=laid_out: np.full(4, most))
+        told.append(simulate(CALIBRATION, given, asked, engine="event", seed=[0, 1, 2, 3], warmup_s=warmup_s))
+    few, some, every = told
+    arrived = every.events.adapter_arrived.sum(axis=1)
+    assert 500 < arrived[1] < arrived[0]
+    assert every.events.adapter_completed[0].sum() + 20 < arrived[0]  # clients hold some back to the end
+    for found in (few, some):
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(every), strict=True):
+            if np.asarray(other).dtype.kind == "f":  # sums of longer tables are rounded otherwise
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("laid_out", [64, 512])
+def test_servers_have_work_to_the_end_where_more_arrives_than_they_can_do(
+    laid_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_most_requests", lambda host, steady: np.full(1, laid_out))
+    given = build_scenarios(workload(max_pending=20), CALIBRATION, adapters=[90], max_loras=[1])
+    found = simulate(CALIBRATION, given, LengthSample(INPUTS, OUTPUTS), engine="event", seed=3)
+    assert float(found.events.idle_share[0]) < 0.02  # nobody had come before the first arrival
+    arriving = float(given.requests_per_s[0] * given.horizon_s[0])
+    assert abs(found.events.adapter_arrived.sum() - arriving) < 5 * arriving**0.5  # five standard deviations
+    service = float(found.completed_per_s[0] * given.horizon_s[0]) / arriving
+    np.testing.assert_allclose(np.average(found.class_service[0], weights=given.class_count[0]), service, rtol=0.2)
 
 
 def assert_same(one: Any, other: Any, rows: Any = slice(None)) -> None:

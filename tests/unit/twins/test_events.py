@@ -121,8 +121,8 @@ def test_too_many_preempted_requests_are_told(rules: SchedulerRules, monkeypatch
 
 def test_most_cuts_the_requests_off_without_thinning_them() -> None:
     lengths = np.array([10]), np.array([5])
-    every = draw_requests(scenarios(horizon_s=1000.0), *lengths, seed=4)
-    some = draw_requests(scenarios(horizon_s=1000.0), *lengths, seed=4, most=400)
+    every = draw_requests(scenarios(horizon_s=1000.0), *lengths, seed=4).tables
+    some = draw_requests(scenarios(horizon_s=1000.0), *lengths, seed=4, most=400).tables
     assert int(every.arrived[0].sum()) == pytest.approx(2000, rel=0.1)
     assert int(some.arrived[0].sum()) == 400
     assert int(some.arrival[0, 399]) / TICKS * 1000 == pytest.approx(200, rel=0.2)

@@ -94,11 +94,11 @@ def simulate_events(
 
     Status: ``step_limit`` where more preempted requests wait, or are more deeply nested, than there is room for.
     """
-    results, _ = simulate_with_sending_times(costs, scenarios, requests, rules, block_size, warmup_s, samples)
+    results, _ = simulate_with_clients(costs, scenarios, requests, rules, block_size, warmup_s, samples)
     return results
 
 
-def simulate_with_sending_times(
+def simulate_with_clients(
     costs: Costs,
     scenarios: Scenarios,
     requests: RequestTables,
@@ -106,13 +106,13 @@ def simulate_with_sending_times(
     block_size: int,
     warmup_s: ArrayLike,
     samples: int,
-) -> tuple[Results, Array]:
-    """Return what `simulate_events` does, and when requests were sent; that can take the memory of the arrivals."""
+) -> tuple[Results, Clients]:
+    """Return what `simulate_events` does, and what clients have sent; that can take the memory of the arrivals."""
     simulate = partial(_simulate_one, costs, rules=rules, block_size=block_size, samples=samples)
     columns = scenarios, requests, jnp.broadcast_to(jnp.asarray(warmup_s), scenarios.status.shape)
     if scenarios.status.shape[0] > 1:
         return jax.vmap(simulate)(*columns)
-    results: tuple[Results, Array] = jax.tree.map(
+    results: tuple[Results, Clients] = jax.tree.map(
         lambda leaf: leaf[jnp.newaxis], simulate(*jax.tree.map(lambda leaf: jnp.reshape(leaf, leaf.shape[1:]), columns))
     )
     return results
@@ -127,7 +127,7 @@ def _simulate_one(
     rules: SchedulerRules,
     block_size: int,
     samples: int,
-) -> tuple[Results, Array]:
+) -> tuple[Results, Clients]:
     server = build_server(costs, scenario, requests, rules=rules, block_size=block_size, warmup_s=warmup_s)
     start = initial_state(server, scenario.status, block_size, samples)
     # A series samples at the end of each step; a step in flight is not known when the next one is put together.
@@ -138,7 +138,7 @@ def _simulate_one(
         return fast_forward(server, s) if forwards else s
 
     state: State = jax.lax.while_loop(lambda s: on_any(alive(s)), body, start)
-    return summarise(scenario, server, state), state.clients.sent_at
+    return summarise(scenario, server, state), state.clients
 
 
 def alive(s: State) -> Flag:
