@@ -15,6 +15,7 @@ from lora_capacity_cli.memory import memory
 from lora_capacity_cli.observe import observe
 from lora_capacity_cli.optimize import optimize
 from lora_capacity_cli.options import examples
+from lora_capacity_cli.place import place
 from lora_capacity_cli.predict import predict
 from lora_capacity_cli.profile import profile
 from lora_capacity_cli.report import report
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 COMMANDS = (
-    *(memory, optimize, report, simulate, sweep, compare),
+    *(memory, optimize, place, report, simulate, sweep, compare),
     *(label, train, rules, predict),
     *(validate, verify, observe, profile, fit, calibrations),
 )

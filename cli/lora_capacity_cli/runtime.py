@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_capacity.workload import Workload
+    from lora_capacity.workload import Goodput, Workload
 
 Progress = Callable[[int, int], None]
 
@@ -51,11 +51,25 @@ def read_workload(path: Path, bounds: dict[str, Any]) -> "Workload":
     Raises:
         InputError: If the file or a bound cannot be used.
     """
-    from lora_capacity.errors import InputError
-    from lora_capacity.workload import Goodput, Workload
+    from lora_capacity.workload import Workload
 
     workload = Workload.from_file(path)
-    asked = workload.goodput
+    return dataclasses.replace(workload, goodput=bounds_over(workload.goodput, bounds))
+
+
+def bounds_over(asked: "Goodput", bounds: dict[str, Any]) -> "Goodput":
+    """Return latency bounds with those that were given in place of a file's own.
+
+    Args:
+        asked: Those of the file.
+        bounds: What `goodput_options` gathered.
+
+    Raises:
+        InputError: If a bound cannot be used.
+    """
+    from lora_capacity.errors import InputError
+    from lora_capacity.workload import Goodput
+
     bounds_ms = dict(bounds["goodput"])
     if len(bounds_ms) < len(bounds["goodput"]):
         raise InputError("--goodput", " ".join(key for key, _ in bounds["goodput"]), "each key once")
@@ -63,7 +77,7 @@ def read_workload(path: Path, bounds: dict[str, Any]) -> "Workload":
         asked = Goodput.from_ms(bounds_ms, asked.attainment)
     if bounds["attainment"] is not None:
         asked = dataclasses.replace(asked, attainment=bounds["attainment"])
-    return dataclasses.replace(workload, goodput=asked)
+    return asked
 
 
 def join_processes(address: str | None) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_capacity.engines import ServerConfig
     from lora_capacity.errors import InfeasibleError, InputError, LoraCapacityError
     from lora_capacity.fitting import fit_calibration
+    from lora_capacity.fleet import Fleet, place
     from lora_capacity.hardware import Gpu
     from lora_capacity.measurements import Runs, read_runs
     from lora_capacity.memory import plan_memory
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Fleet",
     "Gpu",
     "InfeasibleError",
     "InputError",
@@ -51,6 +53,7 @@ __all__ = [
     "fit_calibration",
     "load_calibration",
     "load_surrogate",
+    "place",
     "plan_memory",
     "predict_runs",
     "predict_workload",
@@ -65,6 +68,7 @@ _HOMES = {
     "engines": ("ServerConfig",),
     "errors": ("InfeasibleError", "InputError", "LoraCapacityError"),
     "fitting": ("fit_calibration",),
+    "fleet": ("Fleet", "place"),
     "hardware": ("Gpu",),
     "measurements": ("Runs", "read_runs"),
     "memory": ("plan_memory",),

@@ -33,6 +33,8 @@ from tests.unit.profiling.test_observing import DUMPS
 LLAMA, QWEN = "llama-3.1-8b-instruct-h100-64gb", "qwen-2.5-7b-instruct-h100-64gb"
 PROFILE = Path(__file__).parents[1] / "data" / "profile-cpu"
 MINUTE = WORKLOAD.replace("horizon_s: 3600", "horizon_s: 60").replace("[0.4, 0.2]", "[0.2, 0.1]")
+FLEET = MINUTE[MINUTE.index("requests:") :]
+FLEET += f"adapters: [{{adapter: a, rank: 8, rate_per_s: 0.1}}]\npools: [{{calibration: {LLAMA}}}]\n"
 SPACE = "rates_per_s: {min: 0.1, max: 0.4}\nranks: [8, 16]\n"
 EVENT = ("--engine", "event")
 SEARCHED = ("w.yaml", "--adapters", "8,16", "--max-loras", "4,8", *STEADY, "--format", "json")
@@ -44,6 +46,7 @@ SEEN = "--workload recorded.yaml --model tiny --adapters 4 --max-lora-rank 8 --m
 SEEN += " --max-num-batched-tokens 2048 --window 50s"
 BASES: Mapping[str, tuple[str, ...]] = {
     "optimize": ("optimize", *SEARCHED),
+    "place": ("place", "fleet.yaml", "--format", "json"),
     "report": ("report", *SEARCHED),
     "simulate": ("simulate", *POINT),
     "sweep": ("sweep", *SEARCHED, "-o", "grid.csv"),
@@ -130,6 +133,7 @@ STARTED = {
 }
 CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     "optimize": SEARCH | {"--report": given("page.html"), "--emit": EMITTED},
+    "place": {**BOUNDS, "--seed": given(7), "--seeds": given(2), "--emit": given("servers")},
     "report": SEARCH
     | {"--goodput": given("ttft:50"), "--attainment": given(1)}  # what is handed on is not looked at here
     | {"--output": given("other.html"), "--figures": given("figures")},
@@ -457,6 +461,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "w.yaml").write_text(MINUTE, encoding="utf-8")
     (folder / "other_w.yaml").write_text(WORKLOAD.replace("mean: 223", "mean: 300"), encoding="utf-8")
     (folder / "recorded.yaml").write_text(MINUTE, encoding="utf-8")
+    (folder / "fleet.yaml").write_text(FLEET, encoding="utf-8")
     (folder / "space.yaml").write_text(SPACE, encoding="utf-8")
     (folder / "other.yaml").write_text(SPACE.replace("0.4", "0.8"), encoding="utf-8")
     (folder / "profile").mkdir()
@@ -513,6 +518,11 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         record(f"lora_capacity_cli.{command}.recommend", searched)
     for command in ("report", "optimize"):
         record(f"lora_capacity_cli.{command}.write_report", lambda *args: [path / "a.svg" for path in args[6:] if path])
+    placed = SimpleNamespace(to_json=dict, servers=(), warnings=(), gpus=0, seconds=0.0)
+    placed.cost_per_hour = placed.gap = None
+    placed.lower_bound, placed.lower_bound_kind = 0.0, "exact"
+    record("lora_capacity.fleet.place", lambda *args, **named: placed)
+    record("lora_capacity.fleet.exported", lambda placement: {})
     record("lora_capacity.surrogate.label", lambda *args, **named: Drawn())
     record("lora_capacity.surrogate.train_surrogate", lambda *args, **named: trained)
     record("lora_capacity.surrogate.train_neural", lambda *args, **named: trained)

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -41,6 +41,11 @@ class Source:
     question: Any
     stays: ResidenceTime
     longest_output: int
+
+    @classmethod
+    def drawing(cls, draw: _Draw, question: Any, lengths: LengthDistribution) -> Self:
+        """Return a source whose requests have outputs of these lengths."""
+        return cls(draw, question, ResidenceTime.of_lengths(lengths), int(lengths.max))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,12 +116,7 @@ def _workload_source(scenarios: Scenarios, workload: Workload, seeds: Sequence[i
         return pack_first(part, requests, classes, most.tolist(), seed=0, indices=[seeds[i] for i in indices])
 
     every = sample(int(served.max()), seeds[0], loads[0])
-    return Source(
-        draw,
-        (seeds, loads, vars(every)),
-        ResidenceTime.of_lengths(workload.output_tokens),
-        int(workload.output_tokens.max),
-    )
+    return Source.drawing(draw, (seeds, loads, vars(every)), workload.output_tokens)
 
 
 def _spread(values: ArrayLike, configs: int) -> list[Any]:

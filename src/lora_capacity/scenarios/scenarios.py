@@ -13,7 +13,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.status import Status
-from lora_capacity.workload import Goodput, Workload
+from lora_capacity.workload import AdapterClasses, Goodput, Workload
 
 _VARYING = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
 _BLOCK_TOKENS = 16
@@ -173,6 +173,35 @@ def build_scenarios(
         raise InputError(
             "max_lora_rank", settings["max_lora_rank"], f">= {rank}, the largest adapter rank served", remedy
         )
+    return lay_out(workload, calibration, classes, adapters=adapters, max_loras=max_loras, **settings)
+
+
+def lay_out(
+    workload: Workload,
+    calibration: Calibration,
+    classes: AdapterClasses,
+    *,
+    arrival_cv: ArrayLike | None = None,
+    **settings: Any,
+) -> Scenarios:
+    """Lay out servers whose adapters are counted by class, under a workload's traffic.
+
+    Args:
+        workload: Lengths, bounds, base model and horizon; its own adapters do not matter.
+        calibration: Model, GPU and coefficients.
+        classes: The adapters of every server.
+        arrival_cv: Coefficient of variation of the gaps between an adapter's requests, one or ``[configs]``; the
+            workload's if not given.
+        **settings: ``adapters`` (A), ``max_loras`` (S) and ``max_lora_rank``, ``[configs]``, and other settings as in
+            `build_scenarios`.
+
+    Returns:
+        The configurations, with the KV cache and the start-up outcome of each.
+
+    Raises:
+        InputError: If a setting is not allowed, there are more slots than adapters, or requests are longer than
+            ``max_model_len``.
+    """
     scenarios = pack_scenarios(
         calibration,
         class_count=classes.count,
@@ -184,8 +213,6 @@ def build_scenarios(
         kv_tokens_per_request=kv_tokens_per_request(workload, settings.get("block_size") or _BLOCK_TOKENS),
         horizon_s=workload.horizon_s,
         max_pending=np.inf if workload.max_pending is None else workload.max_pending,
-        adapters=adapters,
-        max_loras=max_loras,
         **settings,
     )
     check_lengths(workload, calibration, settings.get("max_model_len"))
@@ -193,10 +220,11 @@ def build_scenarios(
     beyond = calibration.outside(**_asked(workload, scenarios.requests_per_s)) & (status == Status.OK)
     configs = status.size
     input_cv = np.sqrt(max(workload.second_moment_input_tokens / workload.mean_input_tokens**2 - 1.0, 0.0))
+    gaps_cv = workload.arrival_cv if arrival_cv is None else arrival_cv
     completed: Scenarios = dataclasses.replace(
         scenarios,
         bounds=LatencyBounds.of(workload.goodput, configs),
-        arrival_cv=_leaf(np.full(configs, workload.arrival_cv)),
+        arrival_cv=_leaf(np.broadcast_to(gaps_cv, (configs,))),
         input_cv=_leaf(np.full(configs, input_cv)),
         status=_leaf(np.where(beyond, Status.OUTSIDE_CALIBRATION, status), np.int32),
     )

@@ -23,7 +23,7 @@ _START_S, _CHECK_S = 1800, 10
 """Time for a start before Kubernetes gives up, as long as `profile` waits for one, and between two looks."""
 
 
-def emitted(server: ServerConfig, model: str, form: str) -> str:
+def emitted(server: ServerConfig, model: str, form: str, name: str = "") -> str:
     """Return what starts a server in one of `FORMS`.
 
     Args:
@@ -31,10 +31,11 @@ def emitted(server: ServerConfig, model: str, form: str) -> str:
         model: Name, Hugging Face id or path of the model.
         form: ``command``: a line for a shell; ``config``: YAML for ``vllm serve --config FILE``; ``k8s``: YAML of a
             Kubernetes Deployment of the version's own image.
+        name: What Kubernetes calls it; by default the model's name.
     """
     if form == "command":
         return f"{' '.join(f'{name}={value}' for name, value in ENVIRONMENT.items())} {server.serve_command(model)}"
-    document = _config(server, model) if form == "config" else _deployment(server, model)
+    document = _config(server, model) if form == "config" else _deployment(server, model, name or model)
     text: str = yaml.safe_dump(document, sort_keys=False, width=120)
     return text.rstrip()
 
@@ -48,8 +49,8 @@ def _config(server: ServerConfig, model: str) -> dict[str, FlagValue]:
     return document
 
 
-def _deployment(server: ServerConfig, model: str) -> dict[str, Any]:
-    name = re.sub(r"[^a-z0-9]+", "-", model.rsplit("/", 1)[-1].lower()).strip("-")
+def _deployment(server: ServerConfig, model: str, name: str) -> dict[str, Any]:
+    name = re.sub(r"[^a-z0-9]+", "-", name.rsplit("/", 1)[-1].lower()).strip("-")
     labels: Mapping[str, str] = {"app": name}
     container = {
         "name": "vllm",

@@ -1,0 +1,246 @@
+"""A fleet: the adapters that have to be served, the kinds of servers there are, and what to look for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PlainValidator, WithJsonSchema
+
+from lora_capacity.calibration import Calibration, load_calibration
+from lora_capacity.errors import InputError, check_keys
+from lora_capacity.schema import ABSENT, Count, Model, Number, Positive, briefly, validated
+from lora_capacity.tables import Column, read_table
+from lora_capacity.workload import Workload
+from lora_capacity.workload.adapters import MAX_RANK, check_distinct
+from lora_capacity.workload.files import load_mapping
+
+OBJECTIVES = ("fewest-gpus", "cheapest")
+"""What to look for: the fewest GPUs, or the least cost per hour."""
+
+_COLUMNS = {
+    "adapter": Column("text"),
+    "rank": Column("integer", minimum=1),
+    "rate_per_s": Column(minimum=0, exclusive=True),
+    "cv": Column(required=False, minimum=0, exclusive=True),
+    "replicas": Column("integer", required=False, minimum=1),
+    "together": Column("text", required=False),
+    "apart": Column("text", required=False),
+}
+
+
+class AdapterEntry(Model):
+    """One adapter of an ``adapters`` list written into the fleet file."""
+
+    adapter: str
+    rank: Annotated[int, Number(minimum=1, maximum=MAX_RANK)]
+    rate_per_s: Positive
+    cv: Positive = ABSENT
+    replicas: Count = ABSENT
+    together: str = ""
+    apart: str = ""
+
+
+class AdapterTable(Model):
+    """``adapters`` as a table: a CSV file beside the fleet file."""
+
+    list: str
+
+
+class PoolEntry(Model):
+    """One of ``pools``; server settings stand under vLLM's names."""
+
+    name: str = ABSENT
+    calibration: str
+    most_servers: Count = ABSENT
+    price_per_hour: Positive = ABSENT
+    max_num_seqs: Count = ABSENT
+    max_num_batched_tokens: Count = ABSENT
+    max_model_len: Count = ABSENT
+    block_size: Count = ABSENT
+    gpu_memory_utilization: Annotated[float, Number(0, 1, exclusive=True)] = ABSENT
+
+
+_SETTINGS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "gpu_memory_utilization")
+
+
+def _adapters(content: object) -> object:
+    if isinstance(content, Mapping):
+        return validated(AdapterTable, content)
+    if not isinstance(content, Sequence) or isinstance(content, str) or not content:
+        raise InputError("", briefly(content), "a list of adapters, or list: FILE.csv")
+    return [validated(AdapterEntry, each, f"[{place}]") for place, each in enumerate(content)]
+
+
+class FleetFile(Model):
+    """What a fleet file has beside the keys of a workload file; its ``model_json_schema`` is their JSON schema."""
+
+    adapters: Annotated[Any, PlainValidator(_adapters), WithJsonSchema({"type": ["array", "object"]})]
+    pools: list[PoolEntry]
+    objective: Literal["fewest-gpus", "cheapest"] = "fewest-gpus"
+    headroom: Annotated[float, Number(minimum=0.1, maximum=100)] = 1.0
+
+
+_OF_WORKLOAD = ("base_model", "requests", "arrivals", "goodput", "attainment", "horizon_s", "max_pending")
+"""Keys of a workload file that mean the same in a fleet file, for every server alike."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Servers of one kind.
+
+    Attributes:
+        name: How answers call it; the calibration's name if the file gives none.
+        calibration: Model, GPU and coefficients of each server.
+        most_servers: How many there are at most; None: as many as needed.
+        price_per_hour: Price of a server, in any currency; None where none is told.
+        settings: Server settings that are given, by vLLM's names.
+    """
+
+    name: str
+    calibration: Calibration
+    most_servers: int | None = None
+    price_per_hour: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a server: calibrations are of one GPU."""
+        return 1
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """Adapters to place, and servers to place them on.
+
+    Attributes:
+        names: Names of the adapters, all different, ``[adapters]``.
+        rates_per_s: Requests per second of each, > 0, ``[adapters]``.
+        ranks: Their ranks, ``[adapters]``.
+        cvs: Coefficients of variation of the gaps between their requests, ``[adapters]``.
+        replicas: Most servers that may share an adapter's requests, 0 for as many as it needs, ``[adapters]``.
+        together: Names of groups whose adapters share a server, empty for none, ``[adapters]``.
+        apart: Names of groups of which a server holds one adapter at most, empty for none, ``[adapters]``.
+        pools: Kinds of servers.
+        traffic: Lengths, arrivals, bounds and horizon of all requests; its adapters do not matter.
+        objective: One of `OBJECTIVES`.
+        headroom: Times its load that every server must still hold.
+
+    Raises:
+        InputError: If there are no adapters or pools, a name occurs twice, or options do not go together.
+    """
+
+    names: Sequence[str]
+    rates_per_s: NDArray[np.float64]
+    ranks: NDArray[np.int64]
+    cvs: NDArray[np.float64]
+    replicas: NDArray[np.int64]
+    together: Sequence[str]
+    apart: Sequence[str]
+    pools: Sequence[Pool]
+    traffic: Workload
+    objective: str = "fewest-gpus"
+    headroom: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.pools:
+            raise InputError("pools", "an empty list", "at least one pool of servers")
+        check_distinct("adapters", self.names)
+        if len({pool.name for pool in self.pools}) < len(self.pools):
+            names = [pool.name for pool in self.pools]
+            raise InputError("pools", next(name for name in names if names.count(name) > 1), "every name once")
+        if self.objective == "cheapest":
+            for place, pool in enumerate(self.pools):
+                if pool.price_per_hour is None:
+                    raise InputError(f"pools[{place}].price_per_hour", None, "a price, for objective: cheapest")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a fleet file, YAML or (by its name's ending) JSON, with the tables that it names beside it.
+
+        Its keys are ``adapters``, ``pools``, ``objective``, ``headroom``, and those of a workload file:
+        ``requests``, ``arrivals``, ``goodput``, ``attainment``, ``horizon_s``, ``max_pending``.
+
+        Args:
+            path: The file.
+
+        Raises:
+            InputError: If a file, key or value cannot be used; names the first that cannot.
+        """
+        file = Path(path)
+        return cls.from_mapping(load_mapping(file), base_dir=file.parent)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], base_dir: str | Path = ".") -> Self:
+        """Build a fleet from the content of a fleet file.
+
+        Args:
+            mapping: The content.
+            base_dir: Folder that relative paths of tables start from.
+
+        Raises:
+            InputError: As for ``from_file``.
+        """
+        base_dir = Path(base_dir)
+        check_keys("", mapping, (*FleetFile.model_fields, *_OF_WORKLOAD))
+        file = validated(FleetFile, {key: value for key, value in mapping.items() if key not in _OF_WORKLOAD})
+        traffic = _traffic({key: value for key, value in mapping.items() if key in _OF_WORKLOAD}, base_dir)
+        columns = _table(file.adapters, base_dir)
+        given_cv = np.asarray(columns["cv"], np.float64)
+        return cls(
+            names=tuple(columns["adapter"]),
+            rates_per_s=np.asarray(columns["rate_per_s"], np.float64),
+            ranks=np.asarray(columns["rank"], np.int64),
+            cvs=np.where(np.isnan(given_cv), traffic.arrival_cv, given_cv),
+            replicas=np.nan_to_num(np.asarray(columns["replicas"], np.float64)).astype(np.int64),
+            together=tuple(columns["together"]),
+            apart=tuple(columns["apart"]),
+            pools=tuple(_pool(entry, place, base_dir) for place, entry in enumerate(file.pools)),
+            traffic=traffic,
+            objective=file.objective,
+            headroom=file.headroom,
+        )
+
+    def with_traffic(self, **changed: Any) -> Self:
+        """Return the fleet with other fields of its traffic, such as ``goodput``."""
+        return replace(self, traffic=replace(self.traffic, **changed))
+
+
+def pool_calibration(entry: PoolEntry, base_dir: Path) -> Calibration:
+    """Return the calibration of a pool: a bundled one by name, or a file beside the fleet file.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    beside = base_dir / entry.calibration
+    return load_calibration(beside if beside.is_file() else entry.calibration)
+
+
+def _pool(entry: PoolEntry, place: int, base_dir: Path) -> Pool:
+    try:
+        calibration = pool_calibration(entry, base_dir)
+    except InputError as error:
+        raise InputError(f"pools[{place}].{error.field}", error.value, error.allowed, error.remedy) from None
+    settings = {name: getattr(entry, name) for name in _SETTINGS if getattr(entry, name) is not None}
+    calibration.server(**settings)
+    name = calibration.name if entry.name is None else entry.name
+    return Pool(name, calibration, entry.most_servers, entry.price_per_hour, settings)
+
+
+def _traffic(mapping: Mapping[str, Any], base_dir: Path) -> Workload:
+    """Return what a fleet file says of requests; a workload has adapters too, here any, as the fleet has its own."""
+    if isinstance(mapping.get("requests"), Mapping) and "trace" in mapping["requests"]:
+        raise InputError("requests.trace", briefly(mapping["requests"]["trace"]), "lengths: a trace is of one server")
+    if "base_model" in mapping:
+        raise InputError("base_model", briefly(mapping["base_model"]), "requests to adapters only, in a fleet")
+    return Workload.from_mapping({**mapping, "adapters": {"mix": {"rates_per_s": [1.0], "ranks": [1]}}}, base_dir)
+
+
+def _table(adapters: AdapterTable | list[AdapterEntry], base_dir: Path) -> dict[str, Any]:
+    """Return the columns of the adapters: numbers that are not told are NaN, text is empty."""
+    if isinstance(adapters, AdapterTable):
+        return {name: column.tolist() for name, column in read_table(base_dir / adapters.list, _COLUMNS).items()}
+    rows = [entry.model_dump() for entry in adapters]
+    return {name: [np.nan if row[name] is None else row[name] for row in rows] for name in _COLUMNS}

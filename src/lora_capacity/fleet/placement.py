@@ -1,0 +1,128 @@
+"""Placement: which adapters on which server, what is predicted and played of each, and how far it is from the bound."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_capacity.engines import ServerConfig
+
+_PREDICTED = (
+    *("throughput_tokens_per_s", "offered_tokens_per_s", "attainment", "ttft_s", "tpot_s", "itl_s"),
+    *("client_ttft_s", "client_tpot_s", "mean_running", "mean_waiting", "active_adapters", "kv_usage", "loads_per_s"),
+)
+"""Figures of the steady twin that are told of a server."""
+
+_SETTINGS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
+
+
+@dataclass(frozen=True)
+class PlacedServer:
+    """One server of a placement.
+
+    Attributes:
+        name: How files and routes call it.
+        pool: Name of its pool.
+        model: What it is told to load.
+        adapters: Its adapters, and the share of the requests of each that it takes.
+        rate_per_s: Requests per second that it is asked for.
+        config: Its settings under vLLM's names.
+        prediction: What the steady twin says of it, by the names of `Results`, with ``limit``, its bottleneck.
+        played: What the event twin saw: ``attainment`` and ``service`` (throughput over offered load), means over the
+            seeds; ``worst_attainment`` of one seed; ``seeds``.
+    """
+
+    name: str
+    pool: str
+    model: str
+    adapters: Sequence[tuple[str, float]]
+    rate_per_s: float
+    config: ServerConfig
+    prediction: Mapping[str, Any]
+    played: Mapping[str, Any]
+
+    @property
+    def serve_command(self) -> str:
+        """The ``vllm serve`` line that starts it."""
+        return self.config.serve_command(self.model)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object, see `Placement.to_json`."""
+        return {
+            "name": self.name,
+            "pool": self.pool,
+            "adapters": [{"adapter": name, "share": share} for name, share in self.adapters],
+            **{name: getattr(self.config, name) for name in _SETTINGS},
+            "requests_per_s": self.rate_per_s,
+            "prediction": dict(self.prediction),
+            "played": dict(self.played),
+            "serve_command": self.serve_command,
+        }
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which adapters go onto which server.
+
+    Attributes:
+        servers: The servers.
+        objective: What was looked for.
+        gpus: GPUs of all servers.
+        cost_per_hour: Their price; None where a pool has none.
+        lower_bound: GPUs, or with ``cheapest`` the price per hour, that no placement goes below in the terms of the
+            twins; see ``lower_bound_kind``.
+        lower_bound_kind: ``exact``: all servers that could be were looked at; ``heuristic``: those that pricing found,
+            so that a better placement may be missed.
+        seconds: How long it took.
+        warnings: What the user should know, one sentence each.
+    """
+
+    servers: Sequence[PlacedServer]
+    objective: str
+    gpus: int
+    cost_per_hour: float | None
+    lower_bound: float | None
+    lower_bound_kind: str
+    seconds: float
+    warnings: Sequence[str]
+
+    @property
+    def gap(self) -> float | None:
+        """What the placement costs more than the bound, as a share of it; None where there is no bound."""
+        if not self.lower_bound:
+            return None
+        cost = self.cost_per_hour if self.objective == "cheapest" else float(self.gpus)
+        return None if cost is None else cost / self.lower_bound - 1.0
+
+    @property
+    def routes(self) -> dict[str, list[dict[str, Any]]]:
+        """The servers of every adapter and the share of its requests that each takes."""
+        routes: dict[str, list[dict[str, Any]]] = {}
+        for server in self.servers:
+            for name, share in server.adapters:
+                routes.setdefault(name, []).append({"server": server.name, "share": share})
+        return routes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the placement as a JSON object.
+
+        ``{"objective", "servers": [{"name", "pool", "adapters": [{"adapter", "share"}], "max_loras", "max_cpu_loras",
+        "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "requests_per_s", "prediction": {of `Results`},
+        "played": {"attainment", "service", "worst_attainment", "seeds"}, "serve_command"}], "gpus", "cost_per_hour",
+        "lower_bound", "lower_bound_kind", "gap", "seconds", "warnings": [sentences]}``; what is not known is null.
+        """
+        return {
+            "objective": self.objective,
+            "servers": [server.to_json() for server in self.servers],
+            "gpus": self.gpus,
+            "cost_per_hour": self.cost_per_hour,
+            "lower_bound": self.lower_bound,
+            "lower_bound_kind": self.lower_bound_kind,
+            "gap": self.gap,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }
+
+
+def told(columns: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """Return what is told of one server's prediction."""
+    return {name: float(columns[name][row]) for name in _PREDICTED} | {"limit": str(columns["limit"][row])}
