@@ -218,11 +218,12 @@ def seeds_option(default: int) -> Callable[[Command], Command]:
     )
 
 
-def server_options(*, grids: bool) -> Callable[[Command], Command]:
+def server_options(*, grids: bool, caches: bool = True) -> Callable[[Command], Command]:
     """Add vLLM's settings to a command, which gets those given as ``settings``, a dict by vLLM's names.
 
     Args:
         grids: Whether the batch limits may be grids; they are then tuples.
+        caches: Whether what is asked knows of prefix caching.
     """
     batch: click.ParamType = GRID if grids else click.INT
     several = " Several are compared." if grids else ""
@@ -239,6 +240,9 @@ def server_options(*, grids: bool) -> Callable[[Command], Command]:
             "for all whatever they are. [default: all-linear]",
         ),
     }
+    if caches:
+        text = "Keep computed tokens for prompts that begin alike (requests.shared_prefix_tokens). [default: on]"
+        options["enable_prefix_caching"] = (click.BOOL, text)
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -248,7 +252,10 @@ def server_options(*, grids: bool) -> Callable[[Command], Command]:
 
         decorated: Any = with_settings
         for name, (kind, text) in reversed(options.items()):
-            decorated = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=text)(decorated)
+            flag = f"--{name.replace('_', '-')}"
+            if kind is click.BOOL:
+                flag = f"{flag}/--no-{flag.removeprefix('--')}"
+            decorated = click.option(flag, name, type=kind, default=None, help=text)(decorated)
         return decorated
 
     return decorate

@@ -46,7 +46,7 @@ from lora_capacity_cli.surrogates import calibration_of_option, load_both, surro
     metavar="FILE.json",
     help="Ask a file written by `train --smooth`, too: for throughput, margin and what they are sensitive to.",
 )
-@server_options(grids=False)
+@server_options(grids=False, caches=False)
 @format_option
 def predict(
     workload: Path,

@@ -30,7 +30,7 @@ from lora_capacity_cli.surrogates import calibration_of_option, load_both, surro
 )
 @click.option("--workload", type=FILE, metavar="FILE", help="Also show the decisions that lead to this one's answer.")
 @click.option("--figure", type=FILE, metavar="FILE.svg", help="Also draw the tree.")
-@server_options(grids=False)
+@server_options(grids=False, caches=False)
 @format_option
 def rules(
     surrogate: str,

@@ -212,7 +212,8 @@ def run_load(
 
     Args:
         endpoint: The server.
-        requests: What to send and when; lengths are exact, prompts random token numbers.
+        requests: What to send and when; lengths are exact, prompts random token numbers but for the
+            prefixes that they share.
         models: The server's names of the adapters, by the index that requests have.
         base_model: The server's name of the model, for requests without an adapter.
         duration_s: Most seconds that this takes.
@@ -307,8 +308,10 @@ class _Run:
             group.create_task(self._send(index, request, places))
 
     def _request(self, index: int) -> bytes:
-        begin = self.begins[index]
-        prompt = ",".join(self.words[begin : begin + int(self.requests.input_tokens[index])])
+        begin, shared = self.begins[index], int(self.requests.shared_prefix_tokens[index])
+        # What adapters share with each other is no use to a prefix cache, which keeps them apart.
+        own = self.words[begin + shared : begin + int(self.requests.input_tokens[index])]
+        prompt = ",".join(self.words[:shared] + own)
         name = self.names[int(self.requests.adapter[index])]  # -1 is the last: the base model
         return self.client.completion_request(name, prompt, int(self.requests.output_tokens[index]))
 

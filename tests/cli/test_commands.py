@@ -138,8 +138,13 @@ def test_simulate_json(run: Run, workload: Path) -> None:
     memory = found["memory"]
     assert memory["kv_cache_bytes"] > 0
     assert found["serve_command"].startswith(f"vllm serve {LLAMA_ID} --enable-lora --max-loras 8 --max-cpu-loras 16")
-    for flag in ("--max-num-seqs 256", "--block-size 16", "--no-enable-prefix-caching"):
+    for flag in ("--max-num-seqs 256", "--block-size 16"):
         assert flag in found["serve_command"]
+    off = answer(
+        run("simulate", workload, "--adapters", 16, "--max-loras", 8, "--no-enable-prefix-caching", "--format", "json")
+    )
+    assert off["serve_command"] == f"{found['serve_command']} --no-enable-prefix-caching"
+    assert off["prediction"] == found["prediction"]
 
 
 def test_simulate_of_a_server_that_does_not_start(run: Run, workload: Path) -> None:

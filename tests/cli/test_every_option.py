@@ -105,6 +105,7 @@ UNTRAINED = {
     "--target-modules": refused("attention"),
 }
 """Settings that surrogates are not trained for."""
+CACHING = {"--enable-prefix-caching": given(None, "--no-enable-prefix-caching", "--sharing")}
 BOUNDS: dict[str, Given | list[Given]] = {
     "--goodput": [given("ttft:50"), refused("ttft:5", "--goodput", "ttft:6"), refused("itl:5"), refused("ttft=5")],
     "--attainment": [given(1), refused(1.5)],
@@ -123,6 +124,7 @@ SEARCH: dict[str, Given | list[Given]] = {
     "--seed": [given(7, *EVENT), refused(7)],
     "--seeds": [given(1, *EVENT), refused(3)],
     **SETTINGS,
+    **CACHING,
 }
 STARTED = {
     "--python": given("other/python"),
@@ -149,6 +151,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--emit": [*EMITTED, refused("config", "--unformatted", "--drain", *EVENT)],
         "--drain": [given(None, *EVENT, "--max-num-seqs", "2"), refused()],
         **SETTINGS,
+        **CACHING,
     },
     "sweep": {
         "--calibration": given(QWEN),
@@ -161,6 +164,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--seeds": [given(2, *EVENT), refused(2)],
         "--processes": refused("nobody"),
         **SETTINGS,
+        **CACHING,
     },
     "compare": {
         "--calibration": given(QWEN),
@@ -171,6 +175,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--seed": given(7),
         "--seeds": given(2),
         **SETTINGS,
+        **CACHING,
     },
     "label": {
         "--calibration": given(QWEN),
@@ -235,6 +240,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
             }.items()
         },
         **SETTINGS,
+        **CACHING,
         "--max-model-len": given(1024),
         "--target-modules": given("attention"),
         "--model": given("other-tiny"),
@@ -396,8 +402,10 @@ def test_settings_of_no_workload_are_refused(run: Run, option: str, value: objec
 
 
 def _words(command: str, beside: tuple[str, ...]) -> tuple[str, ...]:
-    """Return base and further words; three of them stand for another base: a search, a running server, a table."""
+    """Return base and further words; four stand for another base: shared prompts, a search, a server, a table."""
     words = (*BASES[command], *beside)
+    if "--sharing" in words:
+        words = tuple("sharing.yaml" if word == "w.yaml" else word for word in words if word != "--sharing")
     dropped = {"--searched": "--max-loras", "--attached": "--model", "--unformatted": "--format"}
     for mark, option in dropped.items():
         if mark in words:
@@ -447,7 +455,7 @@ def _plain(value: Any) -> Any:
 
 
 NAMED = "w.yaml other_w.yaml space.yaml other.yaml runs.csv short.yaml recorded.yaml calibration.json other.json"
-INPUTS = (*NAMED.split(), "new.json", "other_llama.json")
+INPUTS = (*NAMED.split(), "sharing.yaml", "new.json", "other_llama.json")
 
 
 @pytest.fixture(scope="module")
@@ -460,6 +468,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other-tiny" / "config.json").write_text(json.dumps(config | {"vocab_size": 2 * config["vocab_size"]}))
     (folder / "w.yaml").write_text(MINUTE, encoding="utf-8")
     (folder / "other_w.yaml").write_text(WORKLOAD.replace("mean: 223", "mean: 300"), encoding="utf-8")
+    sharing = MINUTE.replace("requests:\n", "requests:\n  shared_prefix_tokens: 64\n")
+    (folder / "sharing.yaml").write_text(sharing, encoding="utf-8")
     (folder / "recorded.yaml").write_text(MINUTE, encoding="utf-8")
     (folder / "fleet.yaml").write_text(FLEET, encoding="utf-8")
     (folder / "space.yaml").write_text(SPACE, encoding="utf-8")

@@ -97,7 +97,7 @@ def test_a_serve_line_is_read_as_people_have_it(run: Run, tmp_path: Path) -> Non
     expected = {"tensor_parallel_size": 2, "max_loras": 8, "max_lora_rank": 32, "max_model_len": 16384}
     assert {name: settings[name] for name in expected} == expected
     assert settings["enforce_eager"] is settings["enable_lora"] is True
-    assert found["not_looked_at"] == ["--port", "--no-enable-prefix-caching"]
+    assert found["not_looked_at"] == ["--port"]
     (tmp_path / "vllm.yaml").write_text(
         "model: Qwen/Qwen3-32B\ntensor-parallel-size: 2\nenable_lora: true\nmax-loras: 8\nmax_lora_rank: 32\n"
         "max-model-len: 16K\nenforce-eager: true\nlora-target-modules: [q_proj, v_proj]\n"

@@ -78,6 +78,7 @@ def test_event_twin_and_reference_agree_through_the_runner(block_size: int, vers
         width = expected.shape[-1] if expected.ndim > 1 else None
         np.testing.assert_allclose(told[..., :width], expected, rtol=SAME_TIMES, atol=1e-6, err_msg=name)
     assert int(event.limit[0]) == int(reference.limit[0])
+
     # First tokens are counted one by one, whole answers of a quarter of the requests.
     assert float(event.attainment[0]) == pytest.approx(float(reference.attainment[0]), abs=0.1)
     assert 0.1 < float(reference.attainment[0]) < 0.9
@@ -117,3 +118,36 @@ def test_reference_refuses_what_it_cannot_tell_and_blanks_what_does_not_start() 
     for options in ({"samples": 2}, {"checkpoint_dir": "parts"}):
         with pytest.raises(InputError, match="with the reference engine"):
             simulate(calibration, scenarios, lengths, engine="reference", **options)
+
+
+@pytest.mark.parametrize("given", [{"shared_prefix_tokens": 60}, {"cached_share": 0.4}])
+@pytest.mark.parametrize("version", ["0.8.5", "0.33"])
+def test_event_twin_and_reference_agree_on_what_is_cached(version: str, given: dict[str, Any]) -> None:
+    workload = dataclasses.replace(WORKLOAD, **given)
+    event, reference = both(16, version, workload)
+    for name in COUNTS:
+        told, expected = getattr(event.events, name), getattr(reference.events, name)
+        width = expected.shape[-1] if expected.ndim > 1 else None
+        np.testing.assert_array_equal(told[..., :width], expected, err_msg=name)
+    for name in TIMES:
+        np.testing.assert_allclose(getattr(event, name), getattr(reference, name), rtol=SAME_TIMES, err_msg=name)
+    plain, _ = both(16, version)
+    assert float(event.ttft_s[0]) < float(plain.ttft_s[0])
+
+
+def test_nothing_is_cached_where_prefix_caching_is_off() -> None:
+    calibration = make_calibration()
+    for given in ({"shared_prefix_tokens": 60}, {"cached_share": 0.4}):
+        workload = dataclasses.replace(WORKLOAD, **given)
+        for engine in ("steady", "event"):
+            off, plain = (
+                simulate(
+                    calibration,
+                    build_scenarios(each, calibration, adapters=[12], max_loras=[4], enable_prefix_caching=caching),
+                    each,
+                    engine=engine,
+                )
+                for each, caching in ((workload, False), (WORKLOAD, None))
+            )
+            assert float(off.ttft_s[0]) == float(plain.ttft_s[0])
+            assert float(off.step_time_s[0]) == float(plain.step_time_s[0])

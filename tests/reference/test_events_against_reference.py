@@ -27,7 +27,7 @@ from lora_capacity.twins.reference import Behaviour, Config, Simulation, StepSta
 from lora_capacity.workload import BASE_MODEL, Requests
 from tests.examples import compiled_once, make_costs
 
-ADAPTERS, LONGEST, ITERATIONS = 6, 48, 2400
+ADAPTERS, LONGEST, LONGEST_PREFIX, ITERATIONS = 6, 48, 8, 2400
 HORIZON_S = 1024.0
 TICK_S = HORIZON_S / 2**30
 
@@ -92,7 +92,9 @@ class StepTime:
 
 
 @st.composite
-def workloads(draw: st.DrawFn, rules: SchedulerRules, block_size: int = 16) -> tuple[Requests, Config, int | None]:
+def workloads(
+    draw: st.DrawFn, rules: SchedulerRules, block_size: int = 16, caching: bool = False
+) -> tuple[Requests, Config, int | None]:
     """Few requests, few slots, little memory: what is rare in a real server happens in most of these."""
     count = draw(st.integers(1, 40))
     seed = draw(st.integers(0, 2**32 - 1))
@@ -116,7 +118,13 @@ def workloads(draw: st.DrawFn, rules: SchedulerRules, block_size: int = 16) -> t
         kv_blocks=max(needed, 1) + draw(st.sampled_from([0, 1, 3, 8, 100])),
         behaviour=Behaviour.of(rules),
         block_size=block_size,
+        prefix_caching=caching,
     )
+    if caching:
+        share = rng.choice([0.0, 0.6, 1.0], ADAPTERS + 1)[requests.adapter]
+        most = rng.choice([block_size, 3 * block_size, LONGEST_PREFIX * block_size])
+        shared = np.minimum(share * requests.input_tokens, most).astype(int)
+        requests = replace(requests, shared_prefix_tokens=np.minimum(shared, requests.input_tokens - 1))
     return requests, config, draw(st.sampled_from([None, None, 3, 10]))
 
 
@@ -173,7 +181,9 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
         status=jnp.zeros(1, jnp.int32),
         **{name: jnp.array([value]) for name, value in numbers.items()},
     )
-    tables = pack_requests(scenarios, [requests], [np.zeros(ADAPTERS, dtype=int)], seed=None)
+    own = [np.zeros(ADAPTERS, dtype=int)]
+    room = LONGEST_PREFIX if config.prefix_caching else 0
+    tables = pack_requests(scenarios, [requests], own, seed=None, longest_prefix=room)
     return scenarios, replace(tables, longest_output=LONGEST)
 
 
@@ -272,6 +282,19 @@ def test_same_steps_with_blocks_of_another_size(version: str, block_size: int, d
     expected, _ = played(*case)
     rows, _ = twin_rows(*laid_out(*case), RULES[version], block_size)
     assert rows == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "block_size"), [("0.8.5", 16), ("0.14", 16), ("0.26", 16), ("0.33", 32)])
+@settings(max_examples=60)
+@given(st.data())
+def test_same_steps_with_prefix_caching(version: str, block_size: int, data: st.DataObject) -> None:
+    case = data.draw(workloads(RULES[version], block_size, caching=True))
+    expected, _ = played(*case)
+    rows, _ = twin_rows(*laid_out(*case), RULES[version], block_size)
+    for i, (row, right) in enumerate(zip(rows, expected, strict=False)):
+        assert row == right, f"step {i}"
+    assert len(rows) == len(expected)
 
 
 @pytest.mark.slow

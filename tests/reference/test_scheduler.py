@@ -263,3 +263,63 @@ def test_bounds_hold_and_every_request_is_served(case: tuple[Requests, Config, i
         assert max_pending is None or state.running + state.waiting <= max_pending
         tokens[list(state.sampling)] += 1
     np.testing.assert_array_equal(tokens, rows.output_tokens)
+
+
+def sharing(shared: Sequence[int], *rows: tuple[float, int, int, int]) -> Requests:
+    """Rows as above, and the tokens that each shares with the others of its adapter."""
+    return replace(requests(*rows), shared_prefix_tokens=np.array(shared))
+
+
+CACHING = replace(ROOMY, prefix_caching=True)
+
+
+def found(result: Simulation) -> list[dict[int, int]]:
+    return [step.state.found for step in result.steps]
+
+
+def test_blocks_of_a_shared_prefix_are_found_by_its_own_adapter_only() -> None:
+    rows = [(0, 0, 40, 2), (0, 0, 50, 2), (0, 1, 50, 1), (0, BASE_MODEL, 50, 1)]
+    result = simulate(sharing([40, 40, 40, 40], *rows), replace(CACHING, max_num_batched_tokens=500), one_second)
+    # Two whole blocks of 16 are found, in the very step that computes them.
+    assert found(result) == [{1: 32}, {}]
+    assert scheduled(result) == [{0: 40, 1: 18, 2: 50, 3: 50}, {0: 1, 1: 1}]
+    # 3 + 2 of its own + 4 + 4: what is shared is counted once.
+    assert result.steps[0].state.blocks_used == 13
+    assert result.steps[0].state.kv_tokens == 40 + 50 + 50 + 50
+
+
+def test_the_last_token_of_a_prompt_is_always_computed() -> None:
+    result = simulate(sharing([32, 32], (0, 0, 32, 1), (1, 0, 32, 1)), CACHING, one_second)
+    assert found(result) == [{}, {1: 16}]
+    assert scheduled(result) == [{0: 32}, {1: 16}]
+
+
+def test_blocks_are_taken_again_in_the_order_in_which_they_were_freed_and_the_last_of_a_request_first() -> None:
+    rows = [(0, 0, 33, 1), (1, 1, 33, 1), (2, 2, 17, 1), (3, 0, 40, 1), (4, 1, 40, 1)]
+    config = replace(CACHING, kv_blocks=6, max_num_batched_tokens=100)
+    result = simulate(sharing([32, 32, 0, 32, 32], *rows), config, one_second)
+    # The six blocks are freed as (last, second, first) of adapter 0, then of 1; the third request takes two of them,
+    # which leaves the first block of adapter 0; the fourth holds that one and takes two of adapter 1's.
+    assert found(result) == [{}, {}, {}, {3: 16}, {4: 16}]
+
+
+@pytest.mark.parametrize(("uncached_first", "hits"), [(False, 16), (True, 32)])
+def test_a_block_that_is_not_full_is_taken_first_in_newer_versions(uncached_first: bool, hits: int) -> None:
+    config = replace(CACHING, kv_blocks=6, max_num_batched_tokens=100)
+    config = replace(config, behaviour=Behaviour(uncached_first=uncached_first))
+    rows = [(0, 0, 33, 1), (1, 1, 33, 1), (2, 2, 32, 1), (3, 0, 40, 1)]
+    result = simulate(sharing([32, 32, 0, 32], *rows), config, one_second)
+    # The third request takes two blocks: the last two of the first request, or the last ones of the first and second.
+    assert found(result) == [{}, {}, {}, {3: hits}]
+
+
+def test_a_preempted_request_finds_what_is_left_of_its_own_blocks() -> None:
+    config = replace(CACHING, max_num_seqs=2, kv_blocks=5, max_num_batched_tokens=100)
+    rows = [(0, 0, 30, 20), (0, 0, 30, 12)]
+    cached = simulate(requests(*rows), config, one_second)
+    plain = simulate(requests(*rows), replace(config, prefix_caching=False), one_second)
+    assert [step.state.preempted for step in cached.steps] == [step.state.preempted for step in plain.steps]
+    (preempting,) = (step for step, _ in enumerate(plain.steps) if plain.steps[step].state.preempted)
+    again = next(step for step in range(preempting + 1, len(plain.steps)) if 1 in scheduled(plain)[step])
+    assert found(cached)[again] == {1: 16}
+    assert scheduled(cached)[again][1] == scheduled(plain)[again][1] - 16

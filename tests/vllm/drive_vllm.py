@@ -57,7 +57,7 @@ def make_scheduler(model, case):
     scheduling = {key: case[key] for key in ("max_num_seqs", "max_num_batched_tokens")}
     if not OLD:
         scheduling |= {"is_encoder_decoder": False} | ({"watermark": case["watermark"]} if case["watermark"] else {})
-    cache = vllm_config.CacheConfig(block_size=case["block_size"], enable_prefix_caching=False)
+    cache = vllm_config.CacheConfig(block_size=16, enable_prefix_caching=case["prefix_caching"])
     settings = vllm_config.VllmConfig(
         model_config=model,
         cache_config=cache,
@@ -72,6 +72,8 @@ def make_scheduler(model, case):
     if OLD:
         attention["use_mla"] = False
     groups = [KVCacheGroupSpec(["layer"], FullAttentionSpec(**attention))]
+    # Given first, older versions refuse any but 16 on a CPU.
+    settings.cache_config.block_size = case["block_size"]
     settings.cache_config.num_gpu_blocks = case["num_gpu_blocks"]
     memory = {"tensors": {}} if OLD else {"kv_cache_tensors": []}
     arguments = {
@@ -86,16 +88,34 @@ def make_scheduler(model, case):
     return settings.scheduler_config.get_scheduler_cls()(block_size=case["block_size"], **arguments)
 
 
-def make_request(number, adapter, input_tokens, output_tokens):
+def block_hasher(case):
+    """Return how newer versions tell what a request's blocks hold; in older ones the cache does by itself."""
+    if OLD or not case["prefix_caching"]:
+        return {}
+    from vllm.utils.hashing import get_hash_fn_by_name
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+
+    hash_function = get_hash_fn_by_name("sha256")
+    init_none_hash(hash_function)
+    return {"block_hasher": get_request_block_hasher(case["block_size"], hash_function)}
+
+
+def own_token(number):
+    """A token that occurs in no other request and in no shared prefix."""
+    return 100 + number
+
+
+def make_request(hasher, number, adapter, input_tokens, output_tokens, shared_tokens):
     lora = LoRARequest(str(adapter), adapter + 1, "/nowhere") if adapter >= 0 else None
     sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
     media = ("multi_modal_inputs", "multi_modal_hashes", "multi_modal_placeholders")
     return Request(
         str(number),
-        prompt_token_ids=[1] * input_tokens,
+        prompt_token_ids=[1] * shared_tokens + [own_token(number)] * (input_tokens - shared_tokens),
         sampling_params=sampling,
         lora_request=lora,
         arrival_time=0.0,
+        **hasher,
         **nothing(Request, "eos_token_id", "pooling_params", *media),
     )
 
@@ -107,7 +127,7 @@ def nothing(call, *names):
 
 def outputs(scheduler, numbers, sampling):
     ids = [str(number) for number in numbers]
-    tokens = [[2] if number in sampling else [] for number in numbers]
+    tokens = [[own_token(number)] if number in sampling else [] for number in numbers]
     index = {name: number for number, name in enumerate(ids)}
     return ModelRunnerOutput(
         req_ids=ids,
@@ -126,10 +146,11 @@ def play(scheduler, case):
     in_flight, trace, unfinished = deque(), [], 0
     now_s = device_free_s = 0
     requests = {}
+    hasher = block_hasher(case)
     while arriving or unfinished:
         while arriving and arriving[0][1][0] <= now_s:
             number, (_, *row) = arriving.popleft()
-            requests[number] = make_request(number, *row)
+            requests[number] = make_request(hasher, number, *row)
             scheduler.add_request(requests[number])
             unfinished += 1
         if unfinished:
@@ -142,6 +163,12 @@ def play(scheduler, case):
                 device_free_s = max(now_s, device_free_s) + 1
                 record = {
                     "scheduled": list(scheduled.items()),
+                    "found": [
+                        [number, found]
+                        for number, tokens in scheduled.items()
+                        if requests[number] not in before
+                        and (found := requests[number].num_computed_tokens - tokens) > 0
+                    ],
                     "preempted": preempted,
                     "running": len(scheduler.running),
                     "waiting": len(scheduler.waiting) + len(getattr(scheduler, "skipped_waiting", ())),

@@ -22,6 +22,7 @@ GIVEN_PYTHON = os.environ.get("LORA_CAPACITY_VLLM_PYTHON")
 PYTHON = Path(GIVEN_PYTHON or REPOSITORY / ".venv-vllm" / "bin" / "python")
 ADAPTERS = 6
 CASES = 200
+CACHING_CASES = 30  # some 25,000 steps a version
 TIMEOUT_S = 600
 
 
@@ -77,12 +78,13 @@ class Case:
     config: Config
 
     @classmethod
-    def random(cls, rng: np.random.Generator, version: Version) -> "Case":
+    def random(cls, rng: np.random.Generator, version: Version, caching: bool = False) -> "Case":
         count = int(rng.integers(5, 60))
-        max_tokens = int(rng.choice([8, 40, 100]))
+        max_tokens = int(rng.choice([40, 100, 300] if caching else [8, 40, 100]))
         max_num_seqs = int(rng.integers(1, 17))
-        longest = -(-2 * max_tokens // 16)
-        kv_blocks = longest + int(rng.integers(0, 3 * longest))
+        block_size = int(rng.choice([16, 32])) if caching else 16
+        longest = -(-2 * max_tokens // block_size)
+        kv_blocks = longest + int(rng.integers(0, (8 if caching else 3) * longest))
         watermark = min(int(rng.choice([0, 0, 1, 2])), kv_blocks) if version.has_watermark else 0
         config = Config(
             max_num_seqs=max_num_seqs,
@@ -90,7 +92,9 @@ class Case:
             max_loras=(max_loras := int(rng.integers(1, 5))),
             max_cpu_loras=max_loras + int(rng.integers(0, 3)),
             kv_blocks=kv_blocks,
+            block_size=block_size,
             watermark_blocks=watermark,
+            prefix_caching=caching,
             behaviour=version.behaviour,
         )
         rows = Requests(
@@ -99,16 +103,23 @@ class Case:
             rng.integers(1, max_tokens + 1, count),
             rng.integers(1, max_tokens + 1, count),
         )
+        if caching:
+            # Of some adapters nothing is shared; of others all that the prompt has room for, or parts of it.
+            share = rng.choice([0.0, 0.6, 1.0], ADAPTERS + 1)[rows.adapter]
+            most = rng.choice([16, 50, max_tokens])
+            rows = replace(rows, shared_prefix_tokens=np.minimum(share * rows.input_tokens, most))
         return cls(rows, config)
 
     def for_vllm(self) -> dict[str, Any]:
         rows, config = self.requests, self.config
-        columns = (rows.arrival_s.astype(int), rows.adapter, rows.input_tokens, rows.output_tokens)
+        lengths = (rows.input_tokens, rows.output_tokens, rows.shared_prefix_tokens)
+        columns = (rows.arrival_s.astype(int), rows.adapter, *lengths)
         names = ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_loras", "max_cpu_loras")
         num_gpu_blocks = config.kv_blocks + 1
         return {name: getattr(config, name) for name in names} | {
             "num_gpu_blocks": num_gpu_blocks,
             "watermark": (config.watermark_blocks + 0.5) / num_gpu_blocks if config.watermark_blocks else 0.0,
+            "prefix_caching": config.prefix_caching,
             "async_scheduling": config.behaviour.async_scheduling,
             "requests": np.stack(columns, axis=1).tolist(),
         }
@@ -117,6 +128,7 @@ class Case:
         return [
             {
                 "scheduled": [list(item) for item in step.state.scheduled.items()],
+                "found": [list(item) for item in step.state.found.items()],
                 "preempted": list(step.state.preempted),
                 "running": step.state.running,
                 "waiting": step.state.waiting,
@@ -136,16 +148,17 @@ def one_second(_: StepState) -> float:
 
 
 @cache
-def random_cases(name: str) -> list[Case]:
+def random_cases(name: str, caching: bool) -> list[Case]:
     rng = np.random.default_rng(20251)
-    return [Case.random(rng, VERSIONS[name]) for _ in range(CASES)]
+    return [Case.random(rng, VERSIONS[name], caching) for _ in range(CACHING_CASES if caching else CASES)]
 
 
+@pytest.mark.parametrize("caching", [False, True], ids=["", "prefix-caching"])
 @pytest.mark.parametrize("name", VERSIONS)
-def test_every_step_is_the_one_that_vllm_schedules(name: str, tmp_path: Path) -> None:
-    cases = random_cases(name)
+def test_every_step_is_the_one_that_vllm_schedules(name: str, caching: bool, tmp_path: Path) -> None:
+    cases = random_cases(name, caching)
     traces = run_vllm(VERSIONS[name], "scheduler", [case.for_vllm() for case in cases], tmp_path)
-    assert len(traces) == CASES
+    assert len(traces) == len(cases)
     for case, trace in zip(cases, traces, strict=True):
         ours = case.trace()
         different = [index for index, pair in enumerate(zip(ours, trace, strict=False)) if pair[0] != pair[1]]
@@ -155,12 +168,28 @@ def test_every_step_is_the_one_that_vllm_schedules(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", VERSIONS)
 def test_random_workloads_reach_every_rule(name: str) -> None:
-    states = [step.state for case in random_cases(name) for step in case.steps()]
+    states = [step.state for case in random_cases(name, False) for step in case.steps()]
     assert sum(len(state.preempted) for state in states) > 300
     assert sum(len(state.preempted) > 1 for state in states) > 4
     assert sum(state.skipped > 0 for state in states) > 2000
     assert sum(max(state.scheduled.values()) > 1 for state in states) > 2000
     assert sum(state.waiting > state.skipped for state in states) > 1000
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_random_workloads_find_blocks_of_their_own_and_of_others(name: str) -> None:
+    own, others, sizes = 0, 0, set()
+    for case in random_cases(name, True):
+        preempted: set[int] = set()
+        for step in case.steps():
+            again = [number for number in step.state.found if number in preempted]
+            own += len(again)
+            others += len(step.state.found) - len(again)
+            preempted |= set(step.state.preempted)
+        sizes.add(case.config.block_size)
+    assert own > 40
+    assert others > 150
+    assert sizes == {16, 32}
 
 
 @pytest.mark.parametrize("name", ["0.8.5", "0.32", "0.33"])

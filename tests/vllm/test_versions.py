@@ -89,6 +89,8 @@ def test_memory_rules(version: str) -> None:
     has_kernel = (folder / "v1" / "sample" / "ops" / "topk_topp_triton.py").exists()
     # Older images bring a FlashInfer that their sampler takes; from 0.9 on it asks for another.
     assert behaviour.samples_by_sorting == (not has_kernel and not version.startswith("0.8."))
+    queue = (folder / "v1" / "core" / "block_pool.py").read_text("utf-8")
+    assert behaviour.scheduler.uncached_blocks_first == ("prepend_n(blocks" in queue)
     lora = "\n".join(file.read_text("utf-8") for file in (folder / "lora").rglob("*.py"))
     assert behaviour.adapts_experts == ("class FusedMoEWithLoRA" in lora)
 

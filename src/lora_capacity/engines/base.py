@@ -44,12 +44,15 @@ class SchedulerRules:
             one is scheduled in the step at hand. Without asynchronous scheduling that is the same.
         skipped_first: Whether skipped requests come before one that is preempted; otherwise that one goes to the
             front of the queue.
+        uncached_blocks_first: Whether, with prefix caching, freed KV blocks that are not full are the next to be taken;
+            otherwise they wait behind those freed earlier, as full ones do.
     """
 
     full_prompt_must_fit: bool = False
     async_scheduling: bool = False
     running_adapters_in_use: bool = False
     skipped_first: bool = False
+    uncached_blocks_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ class Batches:
         at_once: Batches that run at the same time.
         memory_bytes: What they may take together.
         observation: What is told.
+        longest_prefix: Blocks of the longest prefix that requests share.
     """
 
     calibration: Calibration
@@ -139,6 +140,7 @@ class Batches:
     at_once: int
     memory_bytes: float
     observation: Observation = Observation()
+    longest_prefix: int = 0
 
     @classmethod
     def plan(
@@ -222,7 +224,7 @@ class Batches:
         return max(_LAYOUT_STEP, 1 << int(self.most[rows].max(initial=0)).bit_length())
 
     def _bytes(self, requests: int, adapters: int) -> float:
-        return bytes_per_configuration(requests, adapters, self.longest_output)
+        return bytes_per_configuration(requests, adapters, self.longest_output, self.longest_prefix)
 
     def _too_large(self, rows: NDArray[np.int64], adapters: int) -> InputError:
         needed = int(self.most[rows].max())
@@ -252,11 +254,12 @@ class Batches:
         """
         tables = drawn.tables
         padded = _padded(tables, batch, self.longest_output)
+        caching = tables.longest_prefix, tables.cached_tokens is not None
         simulate = compiled_twin(self.rules, batch.block_size, self.observation.samples)
         warmup_s = np.float32(self.observation.warmup_s)
         filled = _with_room_for_classes(part.filled_up(batch.width))
         shape = self.rules, self.observation.samples, self.longest_output, filled.class_count.shape, padded.table.shape
-        with _compiled_once((*shape, batch.adapters, batch.block_size)):
+        with _compiled_once((*shape, *caching, batch.adapters, batch.block_size)):
             found: Any = simulate(self.calibration.costs, warmup_s, filled, padded)
         told, sent = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], found)
         too_few = drawn.too_few(told, sent, self.observation.warmup_s)
@@ -312,13 +315,14 @@ def free_memory_bytes() -> float:
 
 
 @functools.cache
-def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -> int:
+def bytes_per_configuration(requests: int, adapters: int, longest_output: int, longest_prefix: int = 0) -> int:
     """Return what a configuration takes on the device: its tables and its state, which iterations change in place.
 
     Args:
         requests: Requests that it has room for.
         adapters: Adapters that it has room for.
         longest_output: Longest answer, tokens.
+        longest_prefix: Blocks of the longest prefix that requests share.
     """
     columns: Any = {
         field.name: np.ones((1, 1) if field.name.startswith("class_") else 1, np.float32)
@@ -327,7 +331,8 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int) -
     }
     scenario = Scenarios(**columns)
     none = np.zeros(0, dtype=int)
-    tables = pack_requests(scenario, [Requests(none, none, none, none)], [none], seed=None)
+    nobody = [Requests(none, none, none, none)]
+    tables = pack_requests(scenario, nobody, [none], seed=None, longest_prefix=longest_prefix)
     tables = _padded(tables, Batch(np.arange(1), 1, requests, adapters, BLOCK_SIZE), longest_output)
     nothing: list[Any] = [kind(**{field.name: 0.0 for field in dataclasses.fields(kind)}) for kind in _COSTS]
     costs = Costs(step=nothing[0], loads=nothing[1], kernels=nothing[2])
@@ -394,6 +399,9 @@ def _padded(tables: RequestTables, batch: Batch, longest_output: int) -> Request
         arrived=wide(host.arrived, 0),
         longest_output=longest_output,
     )
+    for name in ("shared_blocks", "cached_tokens"):
+        if getattr(host, name) is not None:
+            padded = dataclasses.replace(padded, **{name: wide(getattr(host, name), 0, longer)})
     rows: RequestTables = _edge(padded, batch.width - len(host.arrival))
     return rows
 

@@ -35,17 +35,18 @@ _Draw = Callable[[Scenarios, Sequence[int], NDArray[np.int64]], Drawn]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where requests come from: how they are drawn, all that decides them, and how long requests stay."""
+    """Where requests come from: how they are drawn, all that decides them, how long requests stay, what they share."""
 
     draw: _Draw
     question: Any
     stays: ResidenceTime
     longest_output: int
+    longest_prefix: int = 0
 
     @classmethod
-    def drawing(cls, draw: _Draw, question: Any, lengths: LengthDistribution) -> Self:
-        """Return a source whose requests have outputs of these lengths."""
-        return cls(draw, question, ResidenceTime.of_lengths(lengths), int(lengths.max))
+    def drawing(cls, draw: _Draw, question: Any, lengths: LengthDistribution, longest_prefix: int = 0) -> Self:
+        """Return a source whose requests have outputs of these lengths, and share prefixes of up to so many blocks."""
+        return cls(draw, question, ResidenceTime.of_lengths(lengths), int(lengths.max), longest_prefix)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,14 +110,26 @@ def _workload_source(scenarios: Scenarios, workload: Workload, seeds: Sequence[i
     rates, ranks = workload.adapters.deal(int(served.max()))
     _, class_of = np.unique(np.stack([rates, ranks], axis=1), axis=0, return_inverse=True)
     sample = _sampler(workload, served, loads)
+    caching = {"longest_prefix": _longest_prefix(scenarios, workload), "cached": scenarios.cached_share is not None}
 
     def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> Drawn:
         requests = [sample(int(served[i]), seeds[i], loads[i]) for i in indices]
         classes = [class_of.reshape(-1)[: served[i]] for i in indices]
-        return pack_first(part, requests, classes, most.tolist(), seed=0, indices=[seeds[i] for i in indices])
+        own_seeds = [seeds[i] for i in indices]
+        return pack_first(part, requests, classes, most.tolist(), seed=0, indices=own_seeds, **caching)
 
     every = sample(int(served.max()), seeds[0], loads[0])
-    return Source.drawing(draw, (seeds, loads, vars(every)), workload.output_tokens)
+    question = seeds, loads, vars(every)
+    return Source.drawing(draw, question, workload.output_tokens, _longest_prefix(scenarios, workload))
+
+
+def _longest_prefix(scenarios: Scenarios, workload: Workload) -> int:
+    """Return a power of two of blocks that every shared prefix has room in, 0 without prefix caching."""
+    if scenarios.class_shared_tokens is None:
+        return 0
+    prefixes = workload.shared_prefixes(int(np.asarray(scenarios.class_count).sum(axis=1).max()))
+    tokens = min(int(prefixes.max()), int(workload.input_tokens.max) - 1)
+    return 1 << (tokens // int(np.asarray(scenarios.block_size).min())).bit_length()
 
 
 def _spread(values: ArrayLike, configs: int) -> list[Any]:
@@ -164,7 +177,10 @@ def run_events(
     observation.check(host.horizon_s)
     classes = min(host.class_count.shape[1], _MOST_CLASSES)
     steady = run_steady(calibration, with_classes(host, classes), source.stays)
-    batches = Batches.plan(calibration, host, steady, source.longest_output, observation)
+    # The tables tell what is shared, request by request.
+    host = host.without_cache()
+    plan = Batches.plan(calibration, host, steady, source.longest_output, observation)
+    batches = dataclasses.replace(plan, longest_prefix=source.longest_prefix)
     question = (
         calibration.costs,
         dataclasses.astuple(batches.rules),

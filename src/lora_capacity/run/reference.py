@@ -109,6 +109,7 @@ def _run_one(calibration: Calibration, scenario: Any, tables: RequestTables, obs
         max_cpu_loras=adapters,
         kv_blocks=int(usable_blocks(scenario.kv_cache_tokens.astype(int), int(scenario.block_size))),
         block_size=int(scenario.block_size),
+        prefix_caching=tables.shared_blocks is not None,
         behaviour=Behaviour.of(calibration.behaviour.scheduler),
     )
     simulation = simulate(
@@ -128,10 +129,12 @@ def _number(value: Any) -> float:
 
 def _requests(scenario: Any, tables: Any) -> Requests:
     """Return the requests of a table, adapters by the order in which a step touches them."""
-    arrives = tables.arrival < np.iinfo(np.int32).max
+    arrives, columns = tables.arrival < np.iinfo(np.int32).max, (tables.shared_blocks, tables.cached_tokens)
     adapter, input_tokens, output_tokens = np.asarray(tables.table)[arrives].astype(int).T
+    blocks, cached = (np.zeros(arrives.sum(), int) if each is None else each[arrives] for each in columns)
     arrival_s = tables.arrival[arrives] / TICKS * float(scenario.horizon_s)
-    return Requests(arrival_s, np.where(adapter == tables.rank.size, BASE_MODEL, adapter), input_tokens, output_tokens)
+    adapter = np.where(adapter == tables.rank.size, BASE_MODEL, adapter)
+    return Requests(arrival_s, adapter, input_tokens, output_tokens, blocks * int(scenario.block_size), cached)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

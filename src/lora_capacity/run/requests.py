@@ -95,10 +95,11 @@ def pack_first(
     *,
     seed: int,
     indices: Sequence[int],
+    **caching: Any,
 ) -> Drawn:
     """Pack the first of given requests into tables, ``most`` of each configuration; else as `pack_requests`."""
     first = [given.select(slice(n)) for given, n in zip(requests, most, strict=True)]
-    tables = pack_requests(scenarios, first, classes, seed=seed, indices=indices)
+    tables = pack_requests(scenarios, first, classes, seed=seed, indices=indices, **caching)
     rest = [Arrivals(given.arrival_s[n:], given.adapter[n:]) for given, n in zip(requests, most, strict=True)]
     return Drawn(scenarios, tables, rest, [[seed, index] for index in indices])
 
@@ -110,6 +111,8 @@ def pack_requests(
     *,
     seed: int | None,
     indices: Sequence[int] | None = None,
+    longest_prefix: int = 0,
+    cached: bool = False,
 ) -> RequestTables:
     """Pack given requests into tables; they stay as they are.
 
@@ -120,6 +123,8 @@ def pack_requests(
         seed: For the order in which a step touches adapters, which is that of a hash set in vLLM; None for that of
             their numbers.
         indices: As in `draw_requests`.
+        longest_prefix: Room for blocks of shared prefixes; 0: without prefix caching.
+        cached: Whether the requests' cached tokens count.
 
     Raises:
         InputError: If a request needs more KV blocks than a server that starts has.
@@ -143,6 +148,7 @@ def pack_requests(
     head = np.full((configs, adapters + 1), TICKS, dtype=np.int32)
     rank, class_of = np.zeros((configs, adapters), dtype=np.float32), np.full((configs, adapters), -1, dtype=np.int32)
     arrived = np.zeros((configs, adapters), dtype=np.int32)
+    shared, known = np.zeros((2, configs, size), dtype=np.int32)
     indices = range(configs) if indices is None else indices
     for i, (index, given, own) in enumerate(zip(indices, requests, map(np.asarray, classes), strict=True)):
         order = np.arange(own.size) if seed is None else order_of_touching(own.size, [seed, index])
@@ -154,6 +160,9 @@ def pack_requests(
         arrival[i, :count] = np.minimum(ticks, NEVER)
         table[i, :count] = np.stack([adapter, given.input_tokens, given.output_tokens], axis=1)
         following[i, :count] = _following(adapter)
+        # The block of a prompt's last token is computed again in any case, so nothing is lost by its being its own.
+        shared[i, :count] = np.minimum(given.shared_prefix_tokens, given.input_tokens - 1) // block_size[i]
+        known[i, :count] = given.cached_tokens
         present, first = np.unique(adapter, return_index=True)
         head[i, present] = first
         arrived[i] = np.bincount(adapter, minlength=adapters + 1)[:adapters]
@@ -168,7 +177,11 @@ def pack_requests(
         "class_of": class_of,
         "arrived": arrived,
     }
-    return RequestTables(**columns, longest_output=longest)
+    if longest_prefix:
+        columns["shared_blocks"] = shared
+    if cached:
+        columns["cached_tokens"] = known
+    return RequestTables(**columns, longest_output=longest, longest_prefix=longest_prefix)
 
 
 def _following(adapter: np.ndarray) -> np.ndarray:

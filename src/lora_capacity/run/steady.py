@@ -23,6 +23,7 @@ from lora_capacity.run.distributed import gather, own_share
 from lora_capacity.run.resources import available_cores
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.steady import ResidenceTime, simulate_steady
+from lora_capacity.twins.steady.cached import ROUNDS, Saved, nothing_saved, saved_by_prefixes
 
 Progress = Callable[[int, int], None]
 """Called with the configurations done and their total."""
@@ -96,6 +97,46 @@ def run_steady(
     Returns:
         Predictions with NumPy leaves, ``[configs]``.
     """
+    if scenarios.class_shared_tokens is None and scenarios.cached_share is None:
+        return _run_chunks(calibration, scenarios, residence, progress)
+    host: Any = jax.tree.map(np.asarray, scenarios)
+    if host.cached_share is not None:
+        given = Saved(host.cached_share * host.mean_input_tokens, np.zeros_like(host.cached_share))
+        return _with_saved(calibration, host, residence, given, progress)
+    saved = nothing_saved(host)
+    results = _with_saved(calibration, host, residence, saved, None)
+    for _ in range(ROUNDS):
+        saved = saved.halfway(saved_by_prefixes(host, results, saved))
+        results = _with_saved(calibration, host, residence, saved, None)
+    if progress is not None:
+        progress(len(host.status), len(host.status))
+    return results
+
+
+def _with_saved(
+    calibration: Calibration, host: Any, residence: ResidenceTime, saved: Saved, progress: Progress | None
+) -> Results:
+    """Solve servers whose prompts are shorter by what is found, and whose KV cache has room for what is held once."""
+    prompts, held = host.mean_input_tokens, host.kv_tokens_per_request
+    room = held / np.maximum(held - saved.kv_tokens, 1.0)
+    smaller = dataclasses.replace(
+        host.without_cache(),
+        mean_input_tokens=(prompts - saved.prompt_tokens).astype(prompts.dtype),
+        kv_cache_tokens=(host.kv_cache_tokens * room).astype(host.kv_cache_tokens.dtype),
+    )
+    results: Any = _run_chunks(calibration, smaller, residence, progress)
+    tokens = prompts + host.mean_output_tokens
+    whole: dict[str, Any] = {
+        "throughput_tokens_per_s": (results.completed_per_s * tokens).astype(results.completed_per_s.dtype),
+        "offered_tokens_per_s": (host.requests_per_s * tokens).astype(results.completed_per_s.dtype),
+    }
+    told: Results = dataclasses.replace(results, **whole)
+    return told
+
+
+def _run_chunks(
+    calibration: Calibration, scenarios: Scenarios, residence: ResidenceTime, progress: Progress | None
+) -> Results:
     configs, classes = scenarios.class_count.shape
     host = with_classes(scenarios, classes + -classes % _CLASS_STEP)
     devices = jax.local_devices()
@@ -154,6 +195,9 @@ def with_classes(scenarios: Scenarios, classes: int) -> Scenarios:
             class_rate_per_s=np.pad(rate, wider, mode="edge"),
             class_rank=np.pad(host.class_rank, wider, mode="edge"),
         )
+        if host.class_shared_tokens is not None:
+            shared: Any = np.pad(host.class_shared_tokens, wider)
+            padded = dataclasses.replace(padded, class_shared_tokens=shared)
         return padded
     log_rate = np.log(rate.max(axis=0))
     edges = np.linspace(log_rate.min(), log_rate.max(), classes + 1)[1:-1]
@@ -168,6 +212,9 @@ def with_classes(scenarios: Scenarios, classes: int) -> Scenarios:
         class_rate_per_s=np.where(absent, rate[:, -1:], merged_rate),
         class_rank=np.where(absent, host.class_rank[:, -1:], merged_rank),
     )
+    if host.class_shared_tokens is not None:
+        shared = (count * host.class_shared_tokens) @ member * share
+        merged = dataclasses.replace(merged, class_shared_tokens=shared)
     return merged
 
 

@@ -76,6 +76,10 @@ class Scenarios:
         arrival_cv: Coefficient of variation of the gaps between an adapter's requests, ``[configs]``; None: 1, as of
             Poisson arrivals.
         input_cv: That of the prompt lengths, ``[configs]``; None: 1, as of exponential lengths.
+        class_shared_tokens: Mean tokens of a prompt to an adapter of each class that stand in whole blocks which its
+            other prompts begin with too, ``[configs, classes]``; None: no prefix caching, or nothing to share.
+        base_shared_tokens: The same of a prompt to the base model, ``[configs]``; None likewise.
+        cached_share: Share of the prompts' tokens that the prefix cache is taken to hold, ``[configs]``; None: of none.
     """
 
     class_count: Array
@@ -97,6 +101,9 @@ class Scenarios:
     bounds: LatencyBounds | None = None
     arrival_cv: Array | None = None
     input_cv: Array | None = None
+    class_shared_tokens: Array | None = None
+    base_shared_tokens: Array | None = None
+    cached_share: Array | None = None
 
     @property
     def starts(self) -> Array:
@@ -128,6 +135,13 @@ class Scenarios:
             horizon_s=(host.horizon_s / shorter).astype(host.horizon_s.dtype),
         )
         return changed
+
+    def without_cache(self) -> "Scenarios":
+        """Return the configurations without what a prefix cache can hold."""
+        plain: Scenarios = dataclasses.replace(
+            self, class_shared_tokens=None, base_shared_tokens=None, cached_share=None
+        )
+        return plain
 
     def filled_up(self, configs: int) -> "Scenarios":
         """Return as many configurations, those added being servers that do not start, with NumPy leaves."""
@@ -173,7 +187,11 @@ def build_scenarios(
         raise InputError(
             "max_lora_rank", settings["max_lora_rank"], f">= {rank}, the largest adapter rank served", remedy
         )
-    return lay_out(workload, calibration, classes, adapters=adapters, max_loras=max_loras, **settings)
+    scenarios = lay_out(workload, calibration, classes, adapters=adapters, max_loras=max_loras, **settings)
+    if settings.get("enable_prefix_caching") is False:
+        return scenarios
+    cached: Scenarios = dataclasses.replace(scenarios, **_cached(workload, scenarios, adapters))
+    return cached
 
 
 def lay_out(
@@ -229,6 +247,31 @@ def lay_out(
         status=_leaf(np.where(beyond, Status.OUTSIDE_CALIBRATION, status), np.int32),
     )
     return completed
+
+
+def _cached(workload: Workload, scenarios: Scenarios, adapters: ArrayLike) -> dict[str, Any]:
+    """Return the fields that say what a prefix cache can hold of a workload's prompts."""
+    configs = scenarios.status.shape[0]
+    if workload.cached_share > 0:
+        return {"cached_share": _leaf(np.full(configs, workload.cached_share))}
+    if not workload.shares_prefix:
+        return {}
+    counts = np.broadcast_to(np.asarray(adapters).ravel(), (configs,)).astype(int)
+    block_size, lengths = int(np.asarray(scenarios.block_size)[0]), workload.input_tokens
+    prefixes = workload.shared_prefixes(int(counts.max()))
+    distinct, place = np.unique(prefixes, return_inverse=True)
+    whole = np.minimum(distinct[:, np.newaxis], lengths.tokens - 1) // block_size * block_size
+    tokens = (whole @ lengths.probability)[place]
+    rates, ranks = workload.adapters.deal(int(counts.max()))
+    pairs = np.stack([rates, ranks], axis=1)
+    classes = np.stack([scenarios.class_rate_per_s[0], scenarios.class_rank[0]], axis=1)
+    member = (pairs[:, np.newaxis].astype(classes.dtype) == classes).all(axis=2)
+    served = (np.arange(rates.size) < counts[:, np.newaxis]).astype(float)
+    total = (served * tokens[:-1]) @ member
+    return {
+        "class_shared_tokens": _leaf(total / np.maximum(served @ member, 1)),
+        "base_shared_tokens": _leaf(np.full(configs, tokens[-1])),
+    }
 
 
 def pack_scenarios(

@@ -24,7 +24,10 @@ _MOST_CLASSES = 16
 _MOST_SLOTS = 2048
 """Slots beyond which the search for the most that start does not look; far above what any GPU has room for."""
 
-_NOT_TOLD = ("block_size", "status", "bounds", "arrival_cv", "input_cv")
+_NOT_TOLD = (
+    *("block_size", "status", "bounds", "arrival_cv", "input_cv"),
+    *("class_shared_tokens", "base_shared_tokens", "cached_share"),
+)
 """Fields of `Scenarios` that are no column here: told apart, or as by default, Poisson arrivals included."""
 
 _FIXED = ("max_lora_rank", "max_model_len", "block_size", "target_modules")
@@ -83,6 +86,12 @@ class WorkloadBatch:
         """
         rates, ranks = workload.adapters.deal(_round_length(workload.adapters))
         check_lengths(workload, calibration)
+        for name, given in (("shared_prefix_tokens", workload.shares_prefix), ("cached_share", workload.cached_share)):
+            if given:
+                remedy = "use `optimize` or `simulate`, which take others"
+                raise InputError(
+                    f"requests.{name}", getattr(workload, name), "0, which surrogates are made for", remedy
+                )
         server = calibration.server(**settings)
         _check_fixed(server, int(ranks.max()), settings)
         mean = workload.mean_output_tokens

@@ -6,12 +6,13 @@ A *scheduler* decides who gets how many tokens in a step, an *engine* lets time 
    makes the last running request give up its blocks and go to the front of the queue, until there is room or the last
    one was itself;
 2. unless somebody was preempted: waiting requests in order, while tokens and places last. One whose adapter is not in
-   use while `max_loras` others are is skipped and keeps its place; one that finds no KV blocks ends the admission;
+   use while `max_loras` others are is skipped and keeps its place; one that finds no KV blocks ends the admission.
+   With prefix caching, the blocks in which a request's first tokens stand already are found, all but its last token;
 3. the adapters of the step, in a fixed order, are brought into host memory and onto the GPU, the least recently used
    ones making room;
 4. the step runs; every request whose tokens are all computed gains one, and leaves when it has all it wants.
 
-Left out: prefix caching, priorities, speculative tokens, several engines, requests that exceed ``max_model_len``.
+Left out: priorities, speculative tokens, several engines, requests that exceed ``max_model_len``.
 """
 
 from collections import deque
@@ -22,6 +23,7 @@ from typing import Literal
 import numpy as np
 
 from lora_capacity.engines import SchedulerRules
+from lora_capacity.twins.block_pool import Block, BlockPool, Key
 from lora_capacity.workload import BASE_MODEL, Requests
 
 
@@ -40,12 +42,15 @@ class Behaviour:
         skipped: What becomes of the requests skipped in a step: they go back to the front of the queue in order
             ("keep") or in reverse ("reverse"), or to a queue of their own, tried before that of the others, to whose
             front the preempted go ("ahead").
+        uncached_first: With prefix caching, freed blocks that are not full are the next to be taken; otherwise they
+            wait behind those freed earlier, as full ones do.
     """
 
     running_adapters_in_use: bool = False
     full_prompt_must_fit: bool = False
     async_scheduling: bool = False
     skipped: Literal["keep", "reverse", "ahead"] = "keep"
+    uncached_first: bool = False
 
     @classmethod
     def of(cls, rules: SchedulerRules) -> "Behaviour":
@@ -55,6 +60,7 @@ class Behaviour:
             full_prompt_must_fit=rules.full_prompt_must_fit,
             async_scheduling=rules.async_scheduling,
             skipped="ahead" if rules.skipped_first else "keep",
+            uncached_first=rules.uncached_blocks_first,
         )
 
 
@@ -70,6 +76,7 @@ class Config:
         kv_blocks: Blocks that requests can have. vLLM keeps one block for itself: its ``num_gpu_blocks`` is one more.
         block_size: Tokens of a block.
         watermark_blocks: Blocks that an admission leaves free unless nothing runs.
+        prefix_caching: Whether blocks are found again that hold a request's first tokens.
         touch_order: Adapters in the order in which a step touches them; ascending if not given. In vLLM it is that of a
             set of adapter names, hence arbitrary, nearly the same in all steps of a run, and another in the next run.
         behaviour: What depends on the version.
@@ -82,6 +89,7 @@ class Config:
     kv_blocks: int
     block_size: int = 16
     watermark_blocks: int = 0
+    prefix_caching: bool = False
     touch_order: tuple[int, ...] | None = None
     behaviour: Behaviour = Behaviour()
 
@@ -92,21 +100,34 @@ class Config:
 
 @dataclass(eq=False)
 class Request:
-    """A request in the server; `sampled` counts its output tokens as they are scheduled, `output` as they come out."""
+    """A request in the server; `sampled` counts its output tokens as they are scheduled, `output` as they come out.
+
+    `shared_tokens` are those of its prompt with which others of its adapter begin too, `cached_tokens` those that need
+    not be computed whatever the pool holds, `kept` its blocks with a key.
+    """
 
     number: int
     adapter: int
     input_tokens: int
     output_tokens: int
+    shared_tokens: int = 0
+    cached_tokens: int = 0
     computed: int = 0
     sampled: int = 0
     output: int = 0
-    blocks: int = 0
+    blocks: list[Block] = field(default_factory=list)
+    kept: int = 0
 
     @property
     def uncomputed(self) -> int:
         """Tokens known that are not computed yet."""
         return self.input_tokens + self.sampled - self.computed
+
+    def key(self, place: int, block_size: int) -> Key:
+        """Return the key of one of its blocks."""
+        if (place + 1) * block_size <= self.shared_tokens:
+            return "adapter", self.adapter, place
+        return "request", self.number, place
 
 
 @dataclass(frozen=True)
@@ -115,6 +136,7 @@ class StepState:
 
     Attributes:
         scheduled: Tokens by request, in order of scheduling.
+        found: Tokens found in the KV cache, by request admitted, those that found none left out.
         preempted: Requests preempted, in that order.
         sampling: Requests that gain an output token.
         running: Running requests after scheduling, scheduled or not.
@@ -128,6 +150,7 @@ class StepState:
     """
 
     scheduled: dict[int, int]
+    found: dict[int, int]
     preempted: tuple[int, ...]
     sampling: tuple[int, ...]
     running: int
@@ -194,7 +217,9 @@ class Scheduler:
         self.skipped: deque[Request] = deque()
         self.running: list[Request] = []
         self.requests: dict[int, Request] = {}
-        self.free_blocks = config.kv_blocks
+        self.pool = BlockPool(
+            config.kv_blocks, caching=config.prefix_caching, uncached_first=config.behaviour.uncached_first
+        )
         self.tiers = AdapterTiers(config.max_loras, config.max_cpu_loras)
 
     def add(self, request: Request) -> None:
@@ -210,8 +235,9 @@ class Scheduler:
     def schedule(self) -> StepState:
         """Put a step together."""
         scheduled: dict[int, int] = {}
+        found: dict[int, int] = {}
         preempted = self._keep_running(scheduled)
-        skipped = 0 if preempted else self._admit(scheduled)
+        skipped = 0 if preempted else self._admit(scheduled, found)
         sampling = []
         for number, tokens in scheduled.items():
             request = self.requests[number]
@@ -224,12 +250,13 @@ class Scheduler:
         host_loads, disk_loads = self._load(adapters)
         return StepState(
             scheduled=scheduled,
+            found=found,
             preempted=tuple(preempted),
             sampling=tuple(sampling),
             running=len(self.running),
             waiting=len(self.waiting) + len(self.skipped),
             skipped=skipped,
-            blocks_used=self.config.kv_blocks - self.free_blocks,
+            blocks_used=self.config.kv_blocks - self.pool.free,
             kv_tokens=sum(request.computed for request in batch),
             adapters=tuple(sorted(adapters)),
             host_loads=tuple(host_loads),
@@ -242,6 +269,8 @@ class Scheduler:
         for number in step.sampling:
             request = self.requests[number]
             request.output += 1
+            # Tokens that are scheduled but have not come out fill no block; a preempted request has none.
+            self._keep(request, request.computed - request.sampled + request.output)
             if request.output == request.output_tokens:
                 self._free(request)
                 # Under asynchronous scheduling its last token may have been on its way when it was preempted.
@@ -272,8 +301,8 @@ class Scheduler:
             budget -= tokens
         return preempted
 
-    def _admit(self, scheduled: dict[int, int]) -> int:
-        """Schedule waiting requests; return how many were skipped."""
+    def _admit(self, scheduled: dict[int, int], found: dict[int, int]) -> int:
+        """Schedule waiting requests, and tell what they found; return how many were skipped."""
         config = self.config
         budget = config.max_num_batched_tokens - sum(scheduled.values())
         in_use = {
@@ -287,12 +316,19 @@ class Scheduler:
             if request.adapter not in in_use | {BASE_MODEL} and len(in_use) >= config.max_loras:
                 skipped.append(queue.popleft())
                 continue
-            tokens = min(request.uncomputed, budget)
-            needed = request.uncomputed if config.behaviour.full_prompt_must_fit else tokens
+            hits = self._find(request)
+            computed = max(len(hits) * config.block_size, request.cached_tokens)
+            tokens = min(request.uncomputed - computed, budget)
+            needed = config.blocks(request.uncomputed if config.behaviour.full_prompt_must_fit else computed + tokens)
+            held = sum(block.users > 0 for block in hits)
             reserve = config.watermark_blocks if self.running else 0
-            if config.blocks(needed) + reserve > self.free_blocks:
+            if needed - held + reserve > self.pool.free:
                 break
+            self.pool.hold(hits)
+            request.blocks, request.kept, request.computed = list(hits), len(hits), computed
             self._allocate(request, tokens)
+            if computed:
+                found[request.number] = computed
             self.running.append(queue.popleft())
             scheduled[request.number] = tokens
             budget -= tokens
@@ -313,16 +349,27 @@ class Scheduler:
 
     def _allocate(self, request: Request, tokens: int) -> bool:
         """Give a request the blocks that its next tokens need, if there are as many."""
-        needed = self.config.blocks(request.computed + tokens) - request.blocks
-        if needed > self.free_blocks:
+        needed = self.config.blocks(request.computed + tokens) - len(request.blocks)
+        if needed > self.pool.free:
             return False
-        request.blocks += needed
-        self.free_blocks -= needed
+        request.blocks += self.pool.take(needed)
+        self._keep(request, min(request.computed + tokens, request.input_tokens + request.output))
         return True
 
+    def _find(self, request: Request) -> list[Block]:
+        """Return the blocks that hold a waiting request's first tokens; the last token is always computed."""
+        most = (request.uncomputed - 1) // self.config.block_size
+        return self.pool.find(request.key(place, self.config.block_size) for place in range(most))
+
+    def _keep(self, request: Request, tokens: int) -> None:
+        """Give keys to the blocks that so many of a request's tokens fill."""
+        for place in range(request.kept, tokens // self.config.block_size):
+            self.pool.keep(request.blocks[place], request.key(place, self.config.block_size))
+            request.kept = place + 1
+
     def _free(self, request: Request) -> None:
-        self.free_blocks += request.blocks
-        request.blocks = 0
+        self.pool.give_back(request.blocks)
+        request.blocks, request.kept = [], 0
 
 
 @dataclass
@@ -356,8 +403,10 @@ class Clients:
         while self.next_arrival_s <= now_s and (self.max_pending is None or self.unanswered < self.max_pending):
             number = self.sent
             self.sent_s.append(max(self.next_arrival_s, self.room_since_s))
-            columns = (self.requests.adapter, self.requests.input_tokens, self.requests.output_tokens)
-            scheduler.add(Request(number, *(int(column[number]) for column in columns)))
+            rows = self.requests
+            tokens = (rows.input_tokens, rows.output_tokens, rows.shared_prefix_tokens, rows.cached_tokens)
+            prompt, output, shared, cached = (int(column[number]) for column in tokens)
+            scheduler.add(Request(number, int(rows.adapter[number]), prompt, output, shared, cached))
             self.sent += 1
             self.unanswered += 1
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.schema import Number, check_numbers
-from lora_capacity.workload._fields import FloatArray, IntArray, read_only
+from lora_capacity.workload._fields import MAX_TOKENS, FloatArray, IntArray, read_only
 
 MAX_ADAPTERS = 10**6
 """Most adapters that a mix is assigned to; a guard for memory, far above what one server can serve."""
@@ -20,7 +20,8 @@ MAX_RANK = 2**16
 
 RATE = Number(minimum=0, exclusive=True)
 RANK = Number(minimum=1, maximum=MAX_RANK)
-"""What a rate and a rank must be."""
+SHARED = Number(minimum=0, maximum=MAX_TOKENS)
+"""What a rate, a rank and a number of shared tokens must be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +161,8 @@ class AdapterList(Adapters):
         names: Their names, all different, ``[adapters]``.
         rates_per_s: Request rates per second, > 0, float64 ``[adapters]``.
         ranks: Ranks, whole numbers from 1 to 65536, int64 ``[adapters]``.
+        shared_prefix_tokens: Tokens with which the prompts of each adapter begin alike, int64 ``[adapters]``; None:
+            those of the workload.
 
     Raises:
         InputError: If there are none, two have one name, or a rate or rank is not such a number.
@@ -168,6 +171,7 @@ class AdapterList(Adapters):
     names: Sequence[str]
     rates_per_s: FloatArray
     ranks: IntArray
+    shared_prefix_tokens: IntArray | None = None
 
     def __post_init__(self) -> None:
         names = tuple(str(name) for name in self.names)
@@ -178,6 +182,11 @@ class AdapterList(Adapters):
                 "adapters.list", f"{len(names)} names", f"as many as rates ({rates.size}) and ranks ({ranks.size})"
             )
         check_distinct("adapters.list", names)
+        if self.shared_prefix_tokens is not None:
+            shared = check_numbers("adapters.list.shared_prefix_tokens", self.shared_prefix_tokens, SHARED, whole=True)
+            if shared.size != len(names):
+                raise InputError("adapters.list.shared_prefix_tokens", f"{shared.size} numbers", f"{len(names)}")
+            object.__setattr__(self, "shared_prefix_tokens", read_only(shared, np.int64))
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "rates_per_s", read_only(rates, np.float64))
         object.__setattr__(self, "ranks", read_only(ranks, np.int64))

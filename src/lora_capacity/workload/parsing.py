@@ -1,6 +1,7 @@
 """Workload files: their schema, and from their content to the parts of a workload."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -9,17 +10,18 @@ from jaxtyping import Int
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema, model_validator
 
 from lora_capacity.errors import InputError, check_keys
-from lora_capacity.schema import ABSENT, Count, Model, NotNegative, Numbers, Positive, Share, briefly, validated
+from lora_capacity.schema import ABSENT, Count, Model, NotNegative, Number, Numbers, Positive, Share, briefly, validated
 from lora_capacity.tables import Column, read_table
 from lora_capacity.units import S_PER_HOUR
 from lora_capacity.workload._fields import FloatArray
-from lora_capacity.workload.adapters import RANK, RATE, AdapterList, AdapterMix, Adapters, check_distinct
+from lora_capacity.workload.adapters import RANK, RATE, SHARED, AdapterList, AdapterMix, Adapters, check_distinct
 from lora_capacity.workload.arrivals import PROCESSES, Arrivals
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
 from lora_capacity.workload.requests import Trace
 
 _LIST_COLUMNS = {"adapter": Column("text"), "rank": Column("integer", minimum=1)}
+_SHARED_COLUMN = {"shared_prefix_tokens": Column("integer", required=False, minimum=0)}
 _RATE_COLUMN = {"rate_per_s": Column(minimum=0, exclusive=True)}
 _HISTOGRAM_COLUMNS = {"tokens": Column("integer", minimum=1), "weight": Column(minimum=0)}
 
@@ -93,6 +95,8 @@ class RequestSource(Model):
     input_tokens: Lengths = ABSENT
     output_tokens: Lengths = ABSENT
     trace: TablePath = ABSENT
+    shared_prefix_tokens: Annotated[int, SHARED] = 0
+    cached_share: Annotated[float, Number(minimum=0)] = 0.0
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -176,7 +180,8 @@ def parse_workload(mapping: object, base_dir: Path) -> dict[str, Any]:
     """
     file = validated(WorkloadFile, mapping, "" if isinstance(mapping, Mapping) else "workload")
     fields = _recorded(file, base_dir) if file.requests.trace is not None else _sampled(file, base_dir)
-    return fields | {"max_pending": file.max_pending, "goodput": _goodput(file)}
+    caching = {name: getattr(file.requests, name) for name in ("shared_prefix_tokens", "cached_share")}
+    return fields | caching | {"max_pending": file.max_pending, "goodput": _goodput(file)}
 
 
 def _goodput(file: WorkloadFile) -> Goodput:
@@ -200,14 +205,20 @@ def _sampled(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
 
 def _recorded(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
     """Return the fields of a workload whose requests are recorded; ranks are those of an adapter list, if there is."""
-    ranks = None
+    ranks, shared = None, None
     if file.adapters is not None:
-        table = _read_list(base_dir / file.adapters.list, _LIST_COLUMNS)
+        path = base_dir / file.adapters.list
+        table = _read_list(path, _LIST_COLUMNS | _SHARED_COLUMN)
         ranks = dict(zip(table["adapter"].tolist(), map(int, table["rank"].tolist()), strict=True))
+        shared = _shared(path, table)
     horizon_s = file.horizon_s if "horizon_s" in file.model_fields_set else None
     trace = Trace.from_csv(base_dir / file.requests.trace, horizon_s=horizon_s, ranks=ranks)
+    adapters = trace.adapters
+    if shared is not None and ranks is not None:
+        own = dict(zip(ranks, shared.tolist(), strict=True))
+        adapters = replace(adapters, shared_prefix_tokens=np.array([own[name] for name in adapters.names]))
     return {
-        "adapters": trace.adapters,
+        "adapters": adapters,
         "input_tokens": _recorded_lengths(trace.requests.input_tokens),
         "output_tokens": _recorded_lengths(trace.requests.output_tokens),
         "base_rate_per_s": trace.base_rate_per_s,
@@ -220,8 +231,20 @@ def _recorded(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
 def _adapters(source: AdapterSource, base_dir: Path) -> Adapters:
     if source.mix is not None:
         return AdapterMix(source.mix.rates_per_s, source.mix.ranks.astype(np.int64))
-    table = _read_list(base_dir / source.list, _LIST_COLUMNS | _RATE_COLUMN)
-    return AdapterList(table["adapter"].tolist(), table["rate_per_s"], table["rank"])
+    table = _read_list(base_dir / source.list, _LIST_COLUMNS | _RATE_COLUMN | _SHARED_COLUMN)
+    return AdapterList(
+        table["adapter"].tolist(), table["rate_per_s"], table["rank"], _shared(base_dir / source.list, table)
+    )
+
+
+def _shared(path: Path, table: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Return the column of shared tokens, None if there is none; each cell has to be filled or none."""
+    shared = table["shared_prefix_tokens"]
+    blank = np.isnan(shared)
+    if blank.any() and not blank.all():
+        adapter = table["adapter"][blank][0]
+        raise InputError(f"{path}, shared_prefix_tokens of {adapter}", "", "a whole number >= 0", "write 0 for none")
+    return None if blank.all() else shared
 
 
 def _read_list(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Requests as they arrive at the server, and recorded ones read from a trace."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
@@ -34,24 +34,33 @@ class Requests:
         adapter: Index of the adapter, ``BASE_MODEL`` (-1) for none, int32 ``[requests]``.
         input_tokens: Prompt lengths in tokens, int32 ``[requests]``.
         output_tokens: Output lengths in tokens, int32 ``[requests]``.
+        shared_prefix_tokens: Tokens at the start of each prompt with which others of its adapter begin too, those of
+            them that are as long, int32 ``[requests]``; none by default.
+        cached_tokens: Tokens of each prompt that a prefix cache is taken to hold, whatever it does, at most all but
+            one, int32 ``[requests]``; none by default.
     """
 
     arrival_s: FloatArray
     adapter: Int32Array
     input_tokens: Int32Array
     output_tokens: Int32Array
+    shared_prefix_tokens: Int32Array = field(default_factory=lambda: np.zeros((), np.int32))
+    cached_tokens: Int32Array = field(default_factory=lambda: np.zeros((), np.int32))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrival_s", read_only(self.arrival_s, np.float64))
         for name in ("adapter", "input_tokens", "output_tokens"):
             object.__setattr__(self, name, read_only(getattr(self, name), np.int32))
+        for name in ("shared_prefix_tokens", "cached_tokens"):
+            tokens = np.broadcast_to(getattr(self, name), self.arrival_s.shape)
+            object.__setattr__(self, name, read_only(tokens, np.int32))
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
 
     def select(self, rows: np.ndarray | slice) -> Self:
         """Return the requests at ``rows`` (indices, mask ``[requests]`` or slice), in that order."""
-        return type(self)(self.arrival_s[rows], self.adapter[rows], self.input_tokens[rows], self.output_tokens[rows])
+        return type(self)(*(getattr(self, entry.name)[rows] for entry in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,15 +1,17 @@
 """A workload: who sends how many requests of what length, and how."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.units import S_PER_HOUR
+from lora_capacity.workload._fields import MAX_TOKENS
 from lora_capacity.workload.adapters import AdapterClasses, Adapters
 from lora_capacity.workload.arrivals import Arrivals
 from lora_capacity.workload.files import load_mapping
@@ -37,9 +39,15 @@ class Workload:
             unbounded.
         trace: Recorded requests that take the place of sampled ones.
         goodput: Latency bounds of requests, and the share of requests that should keep them.
+        shared_prefix_tokens: Tokens with which the prompts of an adapter, and those to the base model, begin alike; a
+            shorter prompt is the beginning of them but for its last token. Adapters of a list may have numbers of
+            their own.
+        cached_share: Share of the prompts' tokens that a prefix cache holds, where no more is known, from 0 to less
+            than 1.
 
     Raises:
-        InputError: If a number is out of its range, or only one of trace and ``trace`` arrivals is given.
+        InputError: If a number is out of its range, both a shared prefix and a cached share are given, or only one of
+            trace and ``trace`` arrivals.
     """
 
     adapters: Adapters
@@ -51,8 +59,11 @@ class Workload:
     max_pending: int | None = None
     trace: Requests | None = None
     goodput: Goodput = field(default_factory=Goodput)
+    shared_prefix_tokens: int = 0
+    cached_share: float = 0.0
 
     def __post_init__(self) -> None:
+        self._check_prefix()
         check_number("base_model.rate_per_s", self.base_rate_per_s, minimum=0)
         check_number("horizon_s", self.horizon_s, minimum=0, exclusive=True)
         if self.max_pending is not None:
@@ -60,6 +71,15 @@ class Workload:
         if (self.arrivals.process == "trace") != (self.trace is not None):
             allowed = "trace" if self.trace is not None else "poisson, gamma"
             raise InputError("arrivals.process", self.arrivals.process, allowed, "trace goes with requests.trace")
+
+    def _check_prefix(self) -> None:
+        name = "requests.shared_prefix_tokens"
+        check_number(name, self.shared_prefix_tokens, minimum=0, maximum=MAX_TOKENS, integer=True)
+        share = check_number("requests.cached_share", self.cached_share, minimum=0)
+        if share >= 1:
+            raise InputError("requests.cached_share", share, "a number >= 0 and < 1")
+        if share > 0 and self.shares_prefix:
+            raise InputError("requests.cached_share", share, "0 beside shared_prefix_tokens, which it follows from")
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -120,6 +140,27 @@ class Workload:
         """Coefficient of variation of the gaps between an adapter's requests."""
         return self.arrivals.cv
 
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the prompts of any adapter, or those to the base model, begin alike."""
+        own = getattr(self.adapters, "shared_prefix_tokens", None)
+        return self.shared_prefix_tokens > 0 or (own is not None and bool(own.max() > 0))
+
+    def shared_prefixes(self, count: int) -> Int[np.ndarray, " streams"]:
+        """Return the tokens with which prompts begin alike: of the first A adapters, and last of the base model.
+
+        Args:
+            count: A, as `check_adapters` takes it.
+
+        Returns:
+            int64 ``[count + 1]``.
+        """
+        own = getattr(self.adapters, "shared_prefix_tokens", None)
+        shared = np.full(count + 1, self.shared_prefix_tokens, np.int64)
+        if own is not None:
+            shared[:count] = own[:count]
+        return shared
+
     def check_adapters(self, count: object) -> int:
         """Return a number of adapters A that this workload has.
 
@@ -153,7 +194,7 @@ class Workload:
         count = self.check_adapters(adapters)
         seed = int(check_number("seed", seed, minimum=0, integer=True))
         if self.trace is not None:
-            return self.trace.select(self.trace.adapter < count)
+            return self._with_prefixes(self.trace.select(self.trace.adapter < count), count)
         rates_per_s, _ = self.adapters.deal(count)
         total = (float(rates_per_s.sum()) + self.base_rate_per_s) * self.horizon_s
         if total > MAX_REQUESTS:
@@ -165,7 +206,16 @@ class Workload:
         if self.base_rate_per_s > 0:
             streams.append(self._sample_stream(BASE_MODEL, float(self.base_rate_per_s), seed))
         every = Requests(*(np.concatenate(columns) for columns in zip(*streams, strict=True)))
-        return every.select(np.argsort(every.arrival_s, kind="stable"))
+        return self._with_prefixes(every.select(np.argsort(every.arrival_s, kind="stable")), count)
+
+    def _with_prefixes(self, requests: Requests, count: int) -> Requests:
+        """Say what of each prompt is shared or cached; its last token never is."""
+        if not self.shares_prefix and not self.cached_share:
+            return requests
+        most = requests.input_tokens - 1
+        shared = self.shared_prefixes(count)[requests.adapter]  # the base model's is the last one
+        cached = np.floor(self.cached_share * requests.input_tokens)
+        return replace(requests, shared_prefix_tokens=np.minimum(shared, most), cached_tokens=np.minimum(cached, most))
 
     def _sample_stream(self, adapter: int, rate_per_s: float, seed: int) -> tuple[np.ndarray, ...]:
         """Return the columns of ``Requests`` for one adapter (or the base model)."""

@@ -263,6 +263,7 @@ def test_rules_change_at_their_versions():
         "scheduler.full_prompt_must_fit": "0.18.1 0.19",
         "counts_cuda_graphs": "0.19.1 0.20.0",
         "logs_kv_tokens_as_concurrency": "0.20.2 0.21",
+        "scheduler.uncached_blocks_first": "0.22.1 0.23.0",
         "has_watermark": "0.23.0 0.24.0",
         "scheduler.running_adapters_in_use": "0.32.0 0.33.0",
     }
@@ -282,7 +283,7 @@ def test_a_cpu_has_batch_limits_of_its_own():
 
 def test_a_cpu_is_never_scheduled_asynchronously():
     on_cpu = VllmBehaviour.for_version("0.33.0", "cpu").scheduler
-    assert on_cpu == SchedulerRules(full_prompt_must_fit=True, running_adapters_in_use=True)
+    assert on_cpu == SchedulerRules(full_prompt_must_fit=True, running_adapters_in_use=True, uncached_blocks_first=True)
 
 
 def test_a_server_keeps_the_rules_of_its_device():
@@ -359,9 +360,14 @@ def test_the_command_holds_every_flag_that_a_prediction_rests_on():
     config = ServerConfig.with_defaults(OLD, GPU, MODEL, max_loras=8, max_cpu_loras=64, gpu_memory_utilization=0.85)
     assert config.serve_command("my model") == (
         "vllm serve 'my model' --enable-lora --max-loras 8 --max-cpu-loras 64 --max-lora-rank 16 --max-num-seqs 1024 "
-        "--max-num-batched-tokens 8192 --gpu-memory-utilization 0.85 --max-model-len 131072 --block-size 16 "
-        "--no-enable-prefix-caching"
+        "--max-num-batched-tokens 8192 --gpu-memory-utilization 0.85 --max-model-len 131072 --block-size 16"
     )
+
+
+def test_prefix_caching_is_told_where_it_is_off():
+    on, off = (ServerConfig.with_defaults(OLD, GPU, MODEL, enable_prefix_caching=given) for given in (None, False))
+    assert on.enable_prefix_caching
+    assert off.serve_command("m") == f"{on.serve_command('m')} --no-enable-prefix-caching"
 
 
 def test_target_modules_shrink_slots_only_where_vllm_can_be_told():
@@ -369,4 +375,4 @@ def test_target_modules_shrink_slots_only_where_vllm_can_be_told():
     new = ServerConfig.with_defaults(NEW, GPU, MODEL, target_modules="attention")
     assert (old.reserved_modules, new.reserved_modules) == ("all-linear", "attention")
     assert "--lora-target-modules" not in old.serve_command("m")
-    assert "--lora-target-modules qkv_proj o_proj --no" in new.serve_command("m")
+    assert new.serve_command("m").endswith("--lora-target-modules qkv_proj o_proj")

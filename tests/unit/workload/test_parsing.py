@@ -221,6 +221,39 @@ def test_bad_tables_named_are_told(folder: Path, mapping: dict[str, Any], messag
     assert "\n" not in str(caught.value)
 
 
+def test_prefixes_that_prompts_share() -> None:
+    assert not Workload.from_mapping(VALID).shares_prefix
+    workload = Workload.from_mapping(changed("requests.shared_prefix_tokens", 90))
+    assert workload.shared_prefixes(3).tolist() == [90, 90, 90, 90]
+    assert Workload.from_mapping(changed("requests.cached_share", 0.5)).cached_share == 0.5
+
+
+def test_a_list_gives_adapters_prefixes_of_their_own(folder: Path) -> None:
+    text = "adapter,rank,rate_per_s,shared_prefix_tokens\na,8,1,40\nb,8,1,0\n"
+    (folder / "list.csv").write_text(text)
+    requests = VALID["requests"] | {"shared_prefix_tokens": 7}
+    workload = Workload.from_mapping(VALID | {"adapters": {"list": "list.csv"}, "requests": requests}, folder)
+    assert workload.shared_prefixes(2).tolist() == [40, 0, 7]
+    assert workload.shared_prefixes(1).tolist() == [40, 7]
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ({"shared_prefix_tokens": -1}, "requests.shared_prefix_tokens: -1 .* a whole number >= 0"),
+        ({"shared_prefix_tokens": 1.5}, "requests.shared_prefix_tokens: 1.5"),
+        ({"cached_share": 1.0}, "requests.cached_share: 1.0 .* a number >= 0 and < 1"),
+        (
+            {"cached_share": 0.5, "shared_prefix_tokens": 9},
+            "requests.cached_share: 0.5 .* 0 beside shared_prefix_tokens",
+        ),
+    ],
+)
+def test_bad_prefixes_are_told(requests: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Workload.from_mapping(VALID | {"requests": VALID["requests"] | requests})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -242,6 +275,10 @@ def test_bad_tables_named_are_told(folder: Path, mapping: dict[str, Any], messag
         (
             "adapter,rank,rate_per_s\na,8,1\na,8,1\n",
             "list.csv, adapter: 'a' is not allowed; allowed: every adapter once",
+        ),
+        (
+            "adapter,rank,rate_per_s,shared_prefix_tokens\na,8,1,40\nb,8,1,\n",
+            "list.csv, shared_prefix_tokens of b: '' .* write 0 for none",
         ),
     ],
 )

@@ -58,6 +58,8 @@ class ServerConfig:
         max_model_len: Longest sequence, prompt and output together, tokens.
         block_size: Tokens of a KV block.
         target_modules: Modules that the adapters adapt, see :func:`expand_target_modules`.
+        enable_prefix_caching: Whether tokens that stand in the KV cache already are not computed again, as by default
+            in all versions.
         device: What it computes on, one of `DEVICES`.
         defaults: What vLLM would choose by itself.
     """
@@ -72,6 +74,7 @@ class ServerConfig:
     max_model_len: Count
     block_size: Count = 16
     target_modules: SkipValidation[str | tuple[str, ...]] = "all-linear"
+    enable_prefix_caching: bool = True
     device: str = "gpu"
     defaults: SkipValidation[Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -133,6 +136,7 @@ class ServerConfig:
             "max_model_len": model.max_position_embeddings,
             "block_size": behaviour.block_size,
             "target_modules": "all-linear",
+            "enable_prefix_caching": True,
         }
         values = defaults | given
         if "max_num_seqs" not in given and "max_num_batched_tokens" in given:
@@ -148,12 +152,12 @@ class ServerConfig:
     def flags(self) -> dict[str, FlagValue]:
         """Every flag that a prediction rests on, by vLLM's name, defaults included: those change with the version.
 
-        The twins know no prefix caching, which is therefore off.
+        Prefix caching is told only where it is off, since all versions have it on.
         """
         flags: dict[str, FlagValue] = {"enable_lora": True} | {name: getattr(self, name) for name in _NUMBERS}
         if self.reserved_modules != "all-linear":
             flags["lora_target_modules"] = list(expand_target_modules(self.reserved_modules))
-        return flags | {"enable_prefix_caching": False}
+        return flags if self.enable_prefix_caching else flags | {"enable_prefix_caching": False}
 
     def serve_command(self, model_name: str) -> str:
         """Return the ``vllm serve`` line, quoted for a shell.

@@ -23,7 +23,10 @@ _NUMBERS = {
     "gpu_memory_utilization": float,
 }
 _TEXTS = ("model", "quantization", "kv_cache_dtype")
-_SWITCHES = ("enable_lora", "enforce_eager", "fully_sharded_loras", "specialize_active_lora")
+_SWITCHES = (
+    *("enable_lora", "enforce_eager", "fully_sharded_loras", "specialize_active_lora"),
+    "enable_prefix_caching",
+)
 _LISTS = ("lora_target_modules",)
 
 _SHORT = {"tp": "tensor_parallel_size", "pp": "pipeline_parallel_size", "q": "quantization", "model_tag": "model"}

@@ -94,6 +94,7 @@ CHANGES = (
     Change((0, 20, 0), "gpu_memory_utilization", 0.92, "config/cache.py"),
     Change((0, 20, 0), "counts_cuda_graphs", True, "envs.py (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS)"),
     Change((0, 21, 0), "logs_kv_tokens_as_concurrency", True, "v1/core/kv_cache_utils.py"),
+    Change((0, 23, 0), "scheduler.uncached_blocks_first", True, "v1/core/block_pool.py (free_blocks)"),
     Change((0, 24, 0), "has_watermark", True, "config/cache.py"),
     Change((0, 28, 0), "batch_budgets", (_LARGEST_BUDGET, *_BUDGETS_BUT_A100), "engine/arg_utils.py", _ON_GPU),
     Change((0, 31, 0), "scheduler.skipped_first", False, "v1/core/sched/scheduler.py"),

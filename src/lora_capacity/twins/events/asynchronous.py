@@ -103,7 +103,8 @@ def preempt_finished(s: State, when: Flag, tokens: Number) -> State:
         tokens: Tokens of its prompt and output.
     """
     f: Any = s.in_flight
-    freed = jnp.where(when, s.kv.blocks(tokens - 1), 0)
+    # With prefix caching the blocks of each request are given back by themselves.
+    freed = jnp.where(when & (s.prefixes is None), s.kv.blocks(tokens - 1), 0)
     return s._replace(
         kv=s.kv._replace(free=s.kv.free + freed),
         batch=s.batch._replace(running=s.batch.running - when),

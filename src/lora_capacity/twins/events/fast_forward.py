@@ -64,6 +64,7 @@ def _forwarded(server: Server, s: State, quiet: Array) -> State:
         now=s.now + ticks_taken,
         step=s.step + steps,
         kv=kv._replace(free=kv.free - blocks, tokens=kv.tokens + running * steps),
+        prefixes=None if s.prefixes is None else s.prefixes.taken(blocks),
         adapters=s.adapters._replace(active_before=jnp.where(steps > 0, s.adapters.active, s.adapters.active_before)),
         statistics=r._replace(
             most=r.most.at[2].max(jnp.where(steps > 0, used + blocks, 0)),

@@ -24,6 +24,11 @@ class RequestTables:
         class_of: Class of each adapter in the scenarios, int32 ``[configs, adapters]``; padding has -1.
         arrived: Requests of each adapter, int32 ``[configs, adapters]``.
         longest_output: Longest output of all, tokens; fixes the size of arrays.
+        shared_blocks: Whole blocks at the start of each prompt that are those of its adapter's shared prefix, int32
+            ``[configs, requests]``; at most all but the one that holds its last token. None: no prefix caching.
+        cached_tokens: Tokens of each prompt that need not be computed whatever the KV cache holds, int32
+            ``[configs, requests]``; None: of none.
+        longest_prefix: Most shared blocks of all; fixes the size of arrays.
     """
 
     arrival: Array
@@ -34,3 +39,6 @@ class RequestTables:
     class_of: Array
     arrived: Array
     longest_output: int = field(metadata={"pytree_node": False})
+    shared_blocks: Array | None = None
+    cached_tokens: Array | None = None
+    longest_prefix: int = field(default=0, metadata={"pytree_node": False})

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from lora_capacity.twins.events.adapter_slots import note_use
 from lora_capacity.twins.events.arrays import add, apart, least, put, seldom, total, when_any
 from lora_capacity.twins.events.asynchronous import preempt_finished
+from lora_capacity.twins.events.prefix_cache import Found
 from lora_capacity.twins.events.queue import Candidate, dequeue, first_with_slot, requeue, stopped
 from lora_capacity.twins.events.server import Server
+from lora_capacity.twins.events.shared_blocks import find, free_finished, move_blocks
 from lora_capacity.twins.events.state import (
     ADMIT,
     DONE,
@@ -52,6 +54,8 @@ class Choice(NamedTuple):
         lost: Whether the log does not reach that far.
         budget: Tokens left once the running requests have had theirs.
         free: KV blocks left then.
+        front: Those of them that nobody will look for in front of all others; None without prefix caching.
+        grown: Blocks that decoding requests have got in a step in which one finds none; None likewise.
         admitting: Whether a request may be admitted.
         room: Whether there is room for it in budget and batch.
         candidate: The first that waits and has a slot.
@@ -72,6 +76,8 @@ class Choice(NamedTuple):
     lost: Flag
     budget: Number
     free: Number
+    front: Number | None
+    grown: Number | None
     admitting: Flag
     room: Flag
     candidate: Candidate
@@ -87,6 +93,8 @@ class Outcome(NamedTuple):
         preempt: Whether it is preempted, bool.
         started: Whether it gets its first token, bool.
         sampled: Tokens that it had sampled.
+        found: Blocks that it finds if it is admitted; None without prefix caching.
+        computed: Tokens of it that are computed once the step has run, if it is admitted or goes on; None likewise.
     """
 
     move: Move
@@ -96,9 +104,12 @@ class Outcome(NamedTuple):
     sampled: Number
     mode: Number
     free: Number
+    front: Number | None
     kv_tokens: Number
     pending: PendingStep
     chunked: ChunkedPrefill
+    found: Found | None
+    computed: Number | None
 
 
 def send(server: Server, s: State) -> State:
@@ -128,6 +139,7 @@ def send(server: Server, s: State) -> State:
 
 def arrange(server: Server, s: State) -> tuple[State, Number]:
     """Keep the running requests, or admit one, or preempt one; say which adapter became active, -1 for none."""
+    before = s.batch.chunked.computed
     choice = apart(s.step, lambda: _choose(server, s))
     outcome = apart(s.step, lambda: _decide(server, s, choice))
     move, admit, preempt = outcome.move, outcome.admit, outcome.preempt
@@ -136,16 +148,19 @@ def arrange(server: Server, s: State) -> tuple[State, Number]:
         overflow=s.overflow | choice.lost,
         batch=s.batch._replace(running=s.batch.running + admit - preempt, chunked=outcome.chunked),
         kv=s.kv._replace(free=outcome.free, tokens=outcome.kv_tokens),
+        prefixes=None if s.prefixes is None or outcome.front is None else s.prefixes._replace(front=outcome.front),
         pending=outcome.pending,
     )
 
     def moved(carry: tuple[State, Number]) -> tuple[State, Number]:
         s, newcomer, last = note_use(server, carry[0], move, choice.before)
+        s = move_blocks(server, s, move, outcome.found, choice.go_on, before, outcome.computed, preempt)
         s = _join_or_leave(server, s, move, choice.pop, outcome.started, last)
         queue, overflow = requeue(s.queue, move, preempt, outcome.sampled)
         s = s._replace(mode=jnp.where(overflow, DONE, s.mode), overflow=s.overflow | overflow, queue=queue)
         preempted = preempt.astype(jnp.int32)
         if choice.finished is not None:
+            s = free_finished(server, s, move, choice.finished)
             s, preempted = preempt_finished(s, choice.finished, move.input + move.output), preempted + choice.finished
         fresh = admit & ~choice.candidate.from_preempted
         queue = dequeue(s.queue, move, admit, choice.candidate)
@@ -165,10 +180,17 @@ def _choose(server: Server, s: State) -> Choice:
         decoding = decoding - s.in_flight.leaving
     left = server.max_num_batched_tokens - decoding
     chunk = jnp.where(has_chunked, jnp.minimum(part.total - part.computed, left), 0)
-    growth = kv.of_decoding(s.step) + kv.blocks(part.computed + chunk) - kv.blocks(part.computed)
+    of_decoding = kv.of_decoding(s.step) if b.grown is None else kv.of_decoding(s.step) - b.grown
+    growth = of_decoding + kv.blocks(part.computed + chunk) - kv.blocks(part.computed)
     short = keeping & (growth > kv.free)
     kept = keeping & ~short
     pop = short & ~has_chunked
+    taken, front, grown = jnp.where(kept, growth, 0), None, None
+    if s.prefixes is not None and b.grown is not None:
+        # Free blocks are taken in order, so those who find some take them before others give theirs back.
+        some = jnp.where(short, jnp.minimum(of_decoding, kv.free), 0)
+        taken, grown = taken + some, b.grown + some
+        front = jnp.maximum(s.prefixes.front - taken, 0)
     entry, entry_finish, before = batch.log[(batch.logged - 1) & (batch.log.shape[0] - 1)]
     # vLLM admits nobody in a step that preempted somebody (``if not preempted_reqs`` in ``schedule``).
     admitting = (kept & ~has_chunked & ~b.preempted) | (s.mode == ADMIT)
@@ -191,7 +213,9 @@ def _choose(server: Server, s: State) -> Choice:
         before=before,
         lost=pop & (batch.logged <= batch.log_lost),
         budget=budget,
-        free=kv.free - jnp.where(kept, growth, 0),
+        free=kv.free - taken,
+        front=front,
+        grown=grown,
         admitting=admitting,
         room=admitting & (budget > 0) & (batch.running < server.max_num_seqs),
         candidate=candidate,
@@ -205,11 +229,18 @@ def _decide(server: Server, s: State, c: Choice) -> Outcome:
     b, kv, part = s.pending, s.kv, s.batch.chunked
     adapter, prompt, output = server.requests.table[c.request].astype(jnp.int32)
     length = prompt + c.candidate.sampled
-    tokens = jnp.minimum(length, c.budget)
-    fits = c.found & (kv.blocks(length if server.rules.full_prompt_must_fit else tokens) <= c.free)
+    found = find(server, s, c.found, c.front, c.free, c.request, adapter)
+    cached, in_use = jnp.zeros_like(length), jnp.zeros_like(length)
+    if found is not None:
+        cached, in_use = found.blocks * kv.block_size, found.blocks - found.freed
+    if server.requests.cached_tokens is not None:
+        cached = jnp.maximum(cached, server.requests.cached_tokens[c.request])
+    tokens = jnp.minimum(length - cached, c.budget)
+    fits = c.found & (kv.blocks(length if server.rules.full_prompt_must_fit else cached + tokens) - in_use <= c.free)
     admit = c.room & fits
     blocked = c.room & ~fits
-    whole = tokens == length
+    whole = tokens == length - cached
+    new_blocks = jnp.where(admit, kv.blocks(cached + tokens) - in_use, 0)
     budget = c.budget - jnp.where(admit, tokens, 0)
     again = admit & (budget > 0) & (s.batch.running + 1 < server.max_num_seqs) & (s.waiting > 1)
 
@@ -222,7 +253,7 @@ def _decide(server: Server, s: State, c: Choice) -> Outcome:
     prefill = jnp.where(c.go_on, c.chunk, jnp.where(admit, tokens, 0))
     goes_on = (c.go_on & ~join) | (admit & ~whole)
     request = jnp.where(goes_on, c.request, jnp.where(c.go_on | c.drop, -1, part.request))
-    so_far = jnp.where(c.go_on, part.computed + c.chunk, jnp.where(admit, tokens, part.computed))
+    so_far = jnp.where(c.go_on, part.computed + c.chunk, jnp.where(admit, cached + tokens, part.computed))
     mode = jnp.where(c.go_on & ~b.preempted, ADMIT, jnp.where(c.kept & b.preempted, RUN, s.mode))
     mode = jnp.where(c.admitting, jnp.where(again, ADMIT, RUN), jnp.where(c.lost, DONE, mode))
     return Outcome(
@@ -243,10 +274,12 @@ def _decide(server: Server, s: State, c: Choice) -> Outcome:
         started=started,
         sampled=sampled,
         mode=mode,
-        free=c.free - jnp.where(admit, kv.blocks(tokens), 0) + jnp.where(preempt, kv.blocks(computed), 0),
-        kv_tokens=kv.tokens + c.decoding + prefill - jnp.where(preempt, computed, 0),
+        free=c.free - new_blocks + (jnp.where(preempt, kv.blocks(computed), 0) if s.prefixes is None else 0),
+        front=_left_in_front(c, new_blocks, admit, found),
+        kv_tokens=kv.tokens + c.decoding + prefill + jnp.where(admit, cached, 0) - jnp.where(preempt, computed, 0),
         pending=stopped(b, admit | blocked, blocked & ~c.found, c.candidate)._replace(
             budget=budget,
+            grown=c.grown,
             prefill_tokens=b.prefill_tokens + prefill,
             first_tokens=b.first_tokens + started,
             rejoined=b.rejoined + (join & ~started),
@@ -258,7 +291,16 @@ def _decide(server: Server, s: State, c: Choice) -> Outcome:
             total=jnp.where(admit, length, part.total),
             sampled=jnp.where(admit, sampled, part.sampled),
         ),
+        found=found,
+        computed=None if found is None else so_far,
     )
+
+
+def _left_in_front(c: Choice, new_blocks: Number, admit: Flag, found: Found | None) -> Number | None:
+    """Return the blocks left in front of all places once a request is admitted, which finds some of its new blocks."""
+    if c.front is None or found is None:
+        return None
+    return jnp.maximum(c.front - new_blocks + jnp.where(admit, found.freed, 0), 0)
 
 
 def _look_ahead(server: Server, s: State) -> State:

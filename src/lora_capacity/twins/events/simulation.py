@@ -6,7 +6,7 @@ are given, so equal inputs give equal results. Everything is written for one ser
 goes on until the last of them is done.
 
 What it leaves out: eviction from host memory, which holds all adapters served; requests that
-exceed ``max_model_len``; prefix caching.
+exceed ``max_model_len``; prefix caching where no requests share a prefix.
 """
 
 from functools import partial
@@ -25,6 +25,7 @@ from lora_capacity.twins.events.adapter_slots import note_distance
 from lora_capacity.twins.events.arrays import on_any, seldom
 from lora_capacity.twins.events.fast_forward import fast_forward
 from lora_capacity.twins.events.kv_cache import BLOCK_SIZE, KvCache
+from lora_capacity.twins.events.prefix_cache import no_prefixes
 from lora_capacity.twins.events.requests import RequestTables
 from lora_capacity.twins.events.results import summarise
 from lora_capacity.twins.events.scheduler import arrange, send
@@ -170,6 +171,8 @@ def initial_state(server: Server, status: Array, block_size: int = BLOCK_SIZE, s
 
     per_adapter, places = adapters + 1, PREEMPTED_PLACES
     skipped = SkippedQueue(none, none, filled(0, places)) if server.rules.skipped_first else None
+    # A request is known from its first token to its last: one cell more than the longest output, a power of two.
+    cells, shares = 1 << requests.longest_output.bit_length(), requests.shared_blocks is not None
     return State(
         mode=jnp.where(status <= Status.OUTSIDE_CALIBRATION, SEND, DONE).astype(jnp.int32),
         now=none,
@@ -195,9 +198,9 @@ def initial_state(server: Server, status: Array, block_size: int = BLOCK_SIZE, s
             logged=none,
             log_lost=none,
         ),
-        # A request is known from its first token to its last: one cell more than the longest output, a power of two.
-        calendar=filled(0, 1 << requests.longest_output.bit_length(), 5),
+        calendar=filled(0, cells, 5),
         kv=KvCache(free=server.kv_blocks, tokens=none, phase=filled(0, block_size)),
+        prefixes=no_prefixes(adapters, max(requests.longest_prefix, 1), cells, size, places) if shares else None,
         adapters=AdapterUse(
             active=none,
             active_before=none,
@@ -206,7 +209,7 @@ def initial_state(server: Server, status: Array, block_size: int = BLOCK_SIZE, s
             earlier=filled(NEVER, per_adapter),
             distance=filled(0, per_adapter),
         ),
-        pending=PendingStep.empty(with_place=skipped is not None),
+        pending=PendingStep.empty(with_place=skipped is not None, with_growth=shares),
         in_flight=StepInFlight(none, none, none, none, none) if server.rules.async_scheduling else None,
         first_tokens=FirstTokens(pending=filled(0, FIRST, 2), put=none, got=none, ends=filled(0, FIRST)),
         traced=TracedRequests(

@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from lora_capacity.twins.events.kv_cache import KvCache
+from lora_capacity.twins.events.prefix_cache import Prefixes
 
 Number: TypeAlias = Int[Array, ""]
 Flag: TypeAlias = Bool[Array, ""]
@@ -222,6 +223,7 @@ class PendingStep(NamedTuple):
         first_touched: Those of them that were never needed before.
         disk_s: Time to read these from disk, float32.
         stop_place: How many preempted requests stood in front of that waiting request; None without `SkippedQueue`.
+        grown: Blocks that decoding requests got before one found none; None without prefix caching.
     """
 
     budget: Number
@@ -234,13 +236,15 @@ class PendingStep(NamedTuple):
     first_touched: Number
     disk_s: Seconds
     stop_place: Number | None
+    grown: Number | None
 
     @classmethod
-    def empty(cls, *, with_place: bool) -> "PendingStep":
+    def empty(cls, *, with_place: bool, with_growth: bool) -> "PendingStep":
         """Return a step to which nothing has been added."""
         none = jnp.zeros((), jnp.int32)
         disk_s = jnp.zeros((), jnp.float32)
-        return cls(none, none, none, none, none > 0, none - FAR, none, none, disk_s, none if with_place else None)
+        place, grown = none if with_place else None, none if with_growth else None
+        return cls(none, none, none, none, none > 0, none - FAR, none, none, disk_s, place, grown)
 
 
 class StepInFlight(NamedTuple):
@@ -344,6 +348,7 @@ class State(NamedTuple):
         calendar: By step modulo its length: requests that leave, their blocks, their tokens, requests that got their
             last block, adapters that it needs last, ``[steps, 5]``.
         kv: The KV cache.
+        prefixes: What can be found again of it; None without prefix caching.
         adapters: Which adapters steps need.
         pending: The step being put together.
         in_flight: The step that runs meanwhile; None without asynchronous scheduling.
@@ -361,6 +366,7 @@ class State(NamedTuple):
     batch: Batch
     calendar: Int[Array, "steps 5"]
     kv: KvCache
+    prefixes: Prefixes | None
     adapters: AdapterUse
     pending: PendingStep
     in_flight: StepInFlight | None

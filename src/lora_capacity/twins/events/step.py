@@ -9,6 +9,7 @@ from lora_capacity.twins.events.arrays import after, apart, put
 from lora_capacity.twins.events.asynchronous import hand_back, step_times
 from lora_capacity.twins.events.queue import count_skipped, note_skipped
 from lora_capacity.twins.events.server import Server, compute_time_s
+from lora_capacity.twins.events.shared_blocks import free_leaving
 from lora_capacity.twins.events.state import (
     FAR,
     RUN,
@@ -62,7 +63,8 @@ def run_step(server: Server, s: State) -> State:
     statistics, traced = record_step(server, s, work, time, steps, leaving, leaving_tokens)
     bottleneck = jnp.where(steps, _bottleneck(server, s), statistics.bottleneck)
     first, use, batch = s.first_tokens, s.adapters, s.batch
-    fresh = PendingStep.empty(with_place=b.stop_place is not None)
+    fresh = PendingStep.empty(with_place=b.stop_place is not None, with_growth=b.grown is not None)
+    prefixes, freed_blocks = free_leaving(server, s, runs, freed.blocks)
     return s._replace(
         mode=jnp.where(runs, SEND, s.mode),
         now=jnp.where(runs, time.then, s.now),
@@ -74,7 +76,8 @@ def run_step(server: Server, s: State) -> State:
             streaming=batch.streaming + jnp.where(steps, b.first_tokens, 0) - leaving,
         ),
         calendar=put(s.calendar, after(leaving, steps), (cell,), 0),
-        kv=s.kv.stepped(s.step, freed.blocks, last_block, leaving_tokens - leaving),
+        kv=s.kv.stepped(s.step, freed_blocks, last_block, leaving_tokens - leaving),
+        prefixes=prefixes,
         adapters=use._replace(
             active=use.active - last_needed, active_before=jnp.where(steps, use.active, use.active_before)
         ),
