@@ -1,10 +1,13 @@
 """``lora-capacity calibrations``: which there are, where they are from, how good they are."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_capacity_cli.options import examples, format_option
+from lora_capacity.errors import InputError
+from lora_capacity_cli.options import FILE, derivation_options, examples, format_option
+from lora_capacity_cli.options import derive as derive_from
 from lora_capacity_cli.output import print_facts, print_json, print_table, shown
 
 if TYPE_CHECKING:
@@ -58,6 +61,65 @@ def show(name: str, output_format: str) -> None:
     for key, value in content.items():
         if isinstance(value, dict) and value:
             print_facts(key.replace("_", " "), dict(_flat(value)))
+
+
+@calibrations.command(
+    epilog=examples(
+        "lora-capacity calibrations derive --model Qwen3-8B --gpu L40S -o qwen3-8b-l40s.json",
+        "lora-capacity calibrations derive --model Llama-3.3-70B-Instruct --gpu H100 --tensor-parallel-size 4 -o llama.json",
+    )
+)
+@derivation_options
+@click.option("--enforce-eager", is_flag=True, help="Without CUDA graphs.")
+@click.option("--fully-sharded-loras", is_flag=True, help="Adapters divided over the GPUs too.")
+@click.option("--name", help="Name of the calibration. [default: model and GPU]")
+@click.option("-o", "--output", type=FILE, metavar="FILE.json", help="File to write.")
+@format_option
+def derive(
+    derived: dict[str, Any],
+    enforce_eager: bool,
+    fully_sharded_loras: bool,
+    name: str | None,
+    output: Path | None,
+    output_format: str,
+) -> None:
+    """Derive a calibration from a model's shape and a GPU's data sheet.
+
+    Coefficients come with how sure they are: measured calibrations of the same GPU narrow them, and few runs of your
+    own correct them (`fit --prior`).
+    """
+    for option in ("model", "gpu"):
+        if option not in derived:
+            raise InputError(f"--{option}", None, "a model and a GPU")
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise InputError("--output", str(output), "a file in a folder that exists")
+    found = derive_from(**derived, name=name, enforce_eager=enforce_eager, fully_sharded_loras=fully_sharded_loras)
+    if output is not None:
+        try:
+            found.save(output)
+        except OSError as error:
+            raise InputError("--output", str(output), f"a file that can be written ({error.strerror})") from None
+    content = found.to_json()
+    if output_format == "json":
+        print_json(content)
+        return
+    errors = found.accuracy["coefficient_errors"]
+    rows = [
+        {
+            "coefficient": name,
+            "value": f"{entry['value']:.4g} {entry['unit']}",
+            "error": _percent(errors.get(name)),
+            "rests on": found.provenance["rests_on"].get(name, ""),
+        }
+        for group in content["coefficients"].values()
+        for name, entry in group.items()
+    ]
+    written = f", written to {output}" if output is not None else ""
+    print_table(f"{found.name}: step times within ± {100 * found.capacity_error:.0f} %{written}", rows)
+
+
+def _percent(error: float | None) -> str:
+    return "" if error is None else f"± {100 * error:.0f} %"
 
 
 def _summary(calibration: "Calibration") -> dict[str, Any]:

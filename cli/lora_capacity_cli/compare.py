@@ -9,7 +9,8 @@ import click
 from lora_capacity_cli.options import (
     FILE,
     GRID,
-    calibration_option,
+    CalibrationChoice,
+    calibration_options,
     examples,
     format_option,
     seed_option,
@@ -32,7 +33,7 @@ _WORST = 12
     )
 )
 @workload_argument
-@calibration_option
+@calibration_options
 @click.option("--adapters", type=GRID, required=True, help="Numbers of adapters (max_cpu_loras).")
 @click.option("--max-loras", type=GRID, required=True, help="Numbers of slots; those above the adapters are left out.")
 @click.option(
@@ -45,7 +46,7 @@ _WORST = 12
 @format_option
 def compare(
     workload: Path,
-    calibration: str,
+    calibration: CalibrationChoice,
     adapters: tuple[int, ...],
     max_loras: tuple[int, ...],
     tolerance: float,
@@ -65,14 +66,13 @@ def compare(
     if output is not None:
         check_output(output)
     prepare()
-    from lora_capacity.calibration import load_calibration
     from lora_capacity.run.steady import grid
     from lora_capacity.scenarios import build_scenarios
     from lora_capacity.validation.twins import compare_twins, summarise_comparison
     from lora_capacity.workload import Workload
 
     asked = Workload.from_file(workload)
-    known = load_calibration(calibration)
+    known = calibration.load()
     axes = {name: settings.pop(name) for name in ("max_num_seqs", "max_num_batched_tokens") if name in settings}
     scenarios = build_scenarios(asked, known, **grid(adapters, max_loras, **axes), **settings)
     parts = None if output is None else parts_folder(output)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,15 +11,27 @@ from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json, print_table
 from lora_capacity_cli.runtime import prepare, progress_bar
 
+if TYPE_CHECKING:
+    from lora_capacity.calibration import Calibration, Efficiencies
+    from lora_capacity.memory import EstimatedTerms
+
 
 @click.command(
     epilog=examples(
         "lora-capacity fit my_profile -o calibration.json",
         "lora-capacity fit my_profile --runs my_profile/serving_runs.csv -o calibration.json",
+        "lora-capacity fit --prior derived.json --runs five_runs.csv -o calibration.json",
         "lora-capacity fit startups.csv --models models.csv -o terms.json",
+        "lora-capacity fit speeds.csv --models models.csv -o efficiencies.json",
     )
 )
-@click.argument("measured", type=FILE, metavar="PROFILE_DIR|STARTUPS.csv")
+@click.argument("measured", type=FILE, required=False, metavar="PROFILE_DIR|STARTUPS.csv|SPEEDS.csv")
+@click.option(
+    "--prior",
+    type=click.STRING,
+    metavar="NAME|FILE",
+    help="Calibration to correct by a few --runs, in place of a profile: one that `calibrations derive` wrote.",
+)
 @click.option("--model", metavar="NAME", help="Model to fit, where the tables hold several.")
 @click.option(
     "--runs",
@@ -32,16 +44,17 @@ from lora_capacity_cli.runtime import prepare, progress_bar
     "--models",
     type=FILE,
     metavar="MODELS.csv",
-    help="Where the config.json of each model of STARTUPS.csv is (see `validate`). [default: bundled shapes]",
+    help="Where the config.json of each model of the table is (see `validate`). [default: bundled shapes]",
 )
 @click.option(
     "--from-nothing", is_flag=True, help="Fit memory terms to STARTUPS.csv alone. [default: correct the bundled ones]"
 )
-@click.option("--source", default="", metavar="TEXT", help="Where the starts are from, for the file of terms.")
+@click.option("--source", default="", metavar="TEXT", help="Where the table is from, for the file.")
 @click.option("-o", "--output", type=FILE, required=True, metavar="FILE.json", help="File to write.")
 @format_option
 def fit(
-    measured: Path,
+    measured: Path | None,
+    prior: str | None,
     model: str | None,
     runs: Path | None,
     name: str | None,
@@ -51,41 +64,115 @@ def fit(
     output: Path,
     output_format: str,
 ) -> None:
-    """Estimate the coefficients of a calibration from measured tables, or memory terms from starts of servers.
+    """Estimate the coefficients of a calibration, or what holds for any server, from measured tables.
 
     PROFILE_DIR holds kv_capacity.csv, backbone_latency.csv, adapter_latency.csv, adapter_loading.csv and profile.json,
     which tells model, GPU and vLLM version. STARTUPS.csv holds a start a row, as `observe --startup-log` makes them;
-    the terms fitted to them tell the memory that shapes do not.
+    the terms fitted to them tell the memory that shapes do not. SPEEDS.csv holds a speed a row (see `validate`); the
+    efficiencies fitted to them tell what GPUs reach of their data sheets. With --prior a few runs suffice.
     """
     if output.is_dir() or not output.parent.is_dir():
         raise InputError("--output", str(output), "a file in a folder that exists")
     prepare()
-    of_profiles = {"--model": model, "--runs": runs, "--name": name}
-    of_starts = {"--models": models, "--from-nothing": from_nothing, "--source": source}
-    beside, allowed = (
-        (of_profiles, "together with a PROFILE_DIR")
-        if measured.is_file()
-        else (of_starts, "together with STARTUPS.csv in place of a PROFILE_DIR")
-    )
-    for option, value in beside.items():
-        if value:
-            raise InputError(option, str(value), allowed)
-    if measured.is_file():
-        _fit_terms(measured, models, output, output_format, from_nothing=from_nothing, source=source)
+    if prior is not None:
+        _refuse({"PROFILE_DIR": measured, "--model": model, "--models": models, "--from-nothing": from_nothing,
+                 "--source": source}, "nothing beside --prior")  # fmt: skip
+        if runs is None:
+            raise InputError("--runs", None, "a table of runs, to correct --prior by")
+        _update(prior, runs, name, output, output_format)
         return
+    if measured is None:
+        raise InputError("PROFILE_DIR", None, "a profile, STARTUPS.csv, SPEEDS.csv, or --prior with --runs")
+    if measured.is_file():
+        _refuse({"--model": model, "--runs": runs, "--name": name}, "together with a PROFILE_DIR")
+        if _tells_speeds(measured):
+            _refuse({"--from-nothing": from_nothing}, "together with STARTUPS.csv")
+            _fit_efficiencies(measured, models, output, output_format, source=source)
+        else:
+            _fit_terms(measured, models, output, output_format, from_nothing=from_nothing, source=source)
+        return
+    _refuse(
+        {"--models": models, "--from-nothing": from_nothing, "--source": source},
+        "together with STARTUPS.csv or SPEEDS.csv in place of a PROFILE_DIR",
+    )
     from lora_capacity.fitting import fit_calibration
 
     with progress_bar("fitting") as progress:
         report = fit_calibration(measured, model=model, runs=runs, name=name, progress=progress)
-    try:
-        report.calibration.save(output)
-    except OSError as error:
-        raise InputError("--output", str(output), f"a file that can be written ({error.strerror})") from None
+    _save(report.calibration, output)
     if output_format == "json":
         print_json(report.to_json())
     else:
         print_table(f"{report.calibration.name}, written to {output}", report.table())
         _print_accuracy(report.calibration.accuracy)
+
+
+def _refuse(options: Mapping[str, Any], allowed: str) -> None:
+    for option, value in options.items():
+        if value:
+            raise InputError(option, str(value), allowed)
+
+
+def _save(found: "Calibration | EstimatedTerms | Efficiencies", output: Path) -> None:
+    try:
+        found.save(output)
+    except OSError as error:
+        raise InputError("--output", str(output), f"a file that can be written ({error.strerror})") from None
+
+
+def _tells_speeds(table: Path) -> bool:
+    """Whether a table's columns are those of speeds."""
+    from lora_capacity.measurements import SPEED_COLUMNS, STARTUP_COLUMNS
+
+    try:
+        header = table.read_text(encoding="utf-8-sig").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return False  # which is told where the table is read
+    return bool(set(SPEED_COLUMNS).difference(STARTUP_COLUMNS).intersection(header.strip().split(",")))
+
+
+def _update(prior: str, runs: Path, name: str | None, output: Path, output_format: str) -> None:
+    from lora_capacity.calibration import load_calibration
+    from lora_capacity.fitting import update_calibration
+
+    known = load_calibration(prior)
+    found = update_calibration(known, runs, name)
+    _save(found, output)
+    if output_format == "json":
+        print_json(found.to_json())
+        return
+    before, after = (each.accuracy["coefficient_errors"] for each in (known, found))
+    rows = [
+        {
+            "coefficient": each,
+            "before": f"{known.coefficients[each]:.4g} ± {100 * before[each]:.0f} %",
+            "now": f"{found.coefficients[each]:.4g} ± {100 * error:.0f} %",
+        }
+        for each, error in after.items()
+    ]
+    print_table(f"{found.name}: step times within ± {100 * found.capacity_error:.1f} %, written to {output}", rows)
+
+
+def _fit_efficiencies(speeds: Path, models: Path | None, output: Path, output_format: str, *, source: str) -> None:
+    from lora_capacity.fitting import contradictions, fit_efficiencies
+    from lora_capacity.calibration.efficiencies import FIRST_GUESSES
+    from lora_capacity.measurements import read_speeds
+
+    read = read_speeds(speeds, models)
+    found = fit_efficiencies(read, source)
+    _save(found, output)
+    if output_format == "json":
+        print_json(
+            {"values": dict(found.values), "step_spread": found.step_spread, "contradictions": contradictions(read)}
+        )
+    else:
+        rows = [
+            {"efficiency": name, "value": f"{value:.4g}", "error": f"± {100 * spread:.0f} %", "what": what}
+            for (name, value), spread, (_, what) in zip(
+                found.values.items(), found.spreads, FIRST_GUESSES.values(), strict=True
+            )
+        ]
+        print_table(f"Efficiencies, written to {output}", rows)
 
 
 def _fit_terms(
@@ -97,10 +184,7 @@ def _fit_terms(
 
     begin = FIRST_GUESS if from_nothing else EstimatedTerms.bundled()
     terms = fit_terms(read_startups(startups, models), begin, source)
-    try:
-        terms.save(output)
-    except OSError as error:
-        raise InputError("--output", str(output), f"a file that can be written ({error.strerror})") from None
+    _save(terms, output)
     if output_format == "json":
         print_json(terms.to_json())
     else:

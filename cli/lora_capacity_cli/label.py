@@ -8,7 +8,7 @@ import click
 
 from lora_capacity.words import duration, shown
 from lora_capacity_cli.files import check_output, writing
-from lora_capacity_cli.options import FILE, calibration_option, examples, format_option
+from lora_capacity_cli.options import FILE, CalibrationChoice, calibration_options, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json
 from lora_capacity_cli.runtime import prepare, progress_bar
 from lora_capacity_cli.tables import parts_folder
@@ -20,7 +20,7 @@ from lora_capacity_cli.tables import parts_folder
         "lora-capacity label --space space.yaml --workloads 4096 --played 0 -o labels.parquet",
     )
 )
-@calibration_option
+@calibration_options
 @click.option(
     "--space",
     type=FILE,
@@ -41,7 +41,7 @@ from lora_capacity_cli.tables import parts_folder
 )
 @format_option
 def label(
-    calibration: str,
+    calibration: CalibrationChoice,
     space: Path | None,
     workloads: int,
     played: int,
@@ -60,11 +60,10 @@ def label(
     """
     check_output("--output", output, (".parquet",))
     prepare()
-    from lora_capacity.calibration import load_calibration
     from lora_capacity.surrogate import Space
     from lora_capacity.surrogate import label as find_labels
 
-    known = load_calibration(calibration)
+    known = calibration.load()
     drawn_from = Space() if space is None else Space.from_file(space)
     parts = parts_folder(output)
     try:

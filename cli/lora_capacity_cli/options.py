@@ -1,14 +1,18 @@
 """Options that several commands share; server settings stand under the names of vLLM's flags."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from lora_capacity.errors import InputError
+
+if TYPE_CHECKING:
+    from lora_capacity.calibration import Calibration
 
 DEFAULT_CALIBRATION = "llama-3.1-8b-instruct-h100-64gb"
 """One of the two that come with the package: the model of the measurements that most readers know."""
@@ -119,13 +123,109 @@ emit_option = click.option(
     help="Print only what starts the server: a line, YAML for `vllm serve --config`, or a Kubernetes Deployment.",
 )
 
-calibration_option = click.option(
-    "--calibration",
-    metavar="NAME|FILE",
-    default=DEFAULT_CALIBRATION,
-    show_default=True,
-    help="Model, GPU and coefficients: one of `lora-capacity calibrations`, or a file written by `fit`.",
-)
+_DERIVED = {
+    "model": (click.STRING, "DIR|NAME", "Derive a calibration: the model's folder, config.json, or well-known name."),
+    "gpu": (click.STRING, "NAME", "With --model: the GPU, as `memory` takes it."),
+    "tensor_parallel_size": (click.IntRange(min=1), "N", "With --model: GPUs that share every layer."),
+    "quantization": (click.STRING, "SCHEME", "With --model: how weights are stored. [default: as config.json says]"),
+    "kv_cache_dtype": (click.STRING, "TYPE", "With --model: type of the KV cache. [default: auto]"),
+    "vllm_version": (click.STRING, "VERSION", "With --model: vLLM's version. [default: the newest that is known]"),
+}
+
+
+@dataclass(frozen=True)
+class CalibrationChoice:
+    """The calibration that a user asks for: one there is, or one to derive.
+
+    Attributes:
+        name: Name or file of one there is.
+        derived: What to derive one from, by the names of the options; empty: none is derived.
+    """
+
+    name: str
+    derived: Mapping[str, Any]
+
+    def load(self) -> "Calibration":
+        """Read or derive it.
+
+        Raises:
+            InputError: If there is none of this name, or model, GPU or layout is not known.
+        """
+        from lora_capacity import calibration
+
+        if not self.derived:
+            return calibration.load_calibration(self.name)
+        for name in ("model", "gpu"):
+            if name not in self.derived:
+                raise InputError(f"--{name}", None, "a model and a GPU, to derive a calibration from")
+        return derive(**self.derived)
+
+
+def derive(
+    model: str,
+    gpu: str,
+    *,
+    quantization: str | None = None,
+    vllm_version: str | None = None,
+    name: str | None = None,
+    **layout: Any,
+) -> "Calibration":
+    """Derive a calibration from what options say.
+
+    Args:
+        model: A path or a well-known name.
+        gpu: Name of the GPU.
+        quantization: How weights are stored.
+        vllm_version: vLLM's version.
+        name: Name of the calibration.
+        **layout: How the model is laid out on GPUs, by vLLM's names.
+    """
+    from lora_capacity.calibration import derive_calibration
+    from lora_capacity.engines import NEWEST
+    from lora_capacity.memory import Deployment
+    from lora_capacity.models import find_shape
+
+    return derive_calibration(
+        find_shape(model, quantization),
+        gpu,
+        deployment=Deployment(**layout),
+        vllm_version=vllm_version or NEWEST,
+        name=name,
+    )
+
+
+def derivation_options(command: Command) -> Command:
+    """Add what a calibration is derived from; the command gets those given as ``derived``, by name."""
+
+    @functools.wraps(command)
+    def with_derived(**given: Any) -> Any:
+        told = {name: given.pop(name) for name in _DERIVED}
+        return command(**given, derived={name: value for name, value in told.items() if value is not None})
+
+    decorated: Any = with_derived
+    for name, (kind, metavar, text) in reversed(_DERIVED.items()):
+        decorated = click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=metavar, help=text)(decorated)
+    return decorated
+
+
+def calibration_options(command: Command) -> Command:
+    """Add ``--calibration`` and what one is derived from; the command gets a `CalibrationChoice` as ``calibration``."""
+
+    @functools.wraps(command)
+    def with_choice(calibration: str, derived: Mapping[str, Any], **given: Any) -> Any:
+        if derived:
+            refuse_given(("calibration",), "--model and --gpu", "they derive one")
+        return command(**given, calibration=CalibrationChoice(calibration, derived))
+
+    named = click.option(
+        "--calibration",
+        metavar="NAME|FILE",
+        default=DEFAULT_CALIBRATION,
+        show_default=True,
+        help="Model, GPU and coefficients: one of `lora-capacity calibrations`, or a file written by `fit`.",
+    )
+    decorated: Any = named(derivation_options(with_choice))
+    return decorated
 
 
 def refuse_given(names: Iterable[str], beside: str, remedy: str) -> None:

@@ -8,7 +8,7 @@ import click
 
 from lora_capacity_cli.options import (
     GRID,
-    calibration_option,
+    calibration_options,
     engine_options,
     goodput_options,
     refuse_given,
@@ -78,7 +78,7 @@ def search_options(command: Command) -> Command:
         return command(**given, question=question)
 
     decorated: Any = engine_options(seeds_option(4)(server_options(grids=True)(with_question)), default="event")
-    for option in reversed((workload_argument, calibration_option, goodput_options, *_OPTIONS.values())):
+    for option in reversed((workload_argument, calibration_options, goodput_options, *_OPTIONS.values())):
         decorated = option(decorated)
     return decorated
 
@@ -94,11 +94,10 @@ def recommend(question: dict[str, Any]) -> "tuple[Workload, Calibration, Recomme
     """
     prepare()
     from lora_capacity import search
-    from lora_capacity.calibration import load_calibration
 
     objective = search.Objective(goal=question["goal"], within=question["within"])
     asked = read_workload(question["workload"], question["bounds"])
-    known = load_calibration(question["calibration"])
+    known = question["calibration"].load()
     settings = dict(question["settings"])
     axes = {name: settings.pop(name, None) for name in ("max_num_batched_tokens", "max_num_seqs")}
     with progress_bar("configurations") as progress:

@@ -9,7 +9,8 @@ import click
 
 from lora_capacity.words import FAILURES, REFUSALS
 from lora_capacity_cli.options import (
-    calibration_option,
+    CalibrationChoice,
+    calibration_options,
     emit_option,
     engine_options,
     examples,
@@ -64,7 +65,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
     )
 )
 @workload_argument
-@calibration_option
+@calibration_options
 @goodput_options
 @click.option("--adapters", type=int, required=True, metavar="A", help="Adapters served (max_cpu_loras).")
 @click.option("--max-loras", type=int, required=True, metavar="S", help="Slots.")
@@ -86,7 +87,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 @format_option
 def simulate(
     workload: Path,
-    calibration: str,
+    calibration: CalibrationChoice,
     bounds: dict[str, Any],
     adapters: int,
     max_loras: int,
@@ -106,7 +107,6 @@ def simulate(
     if emit is not None:
         refuse_given(_OF_THE_PREDICTION, "--emit", "it is for the prediction, and none is made")
     prepare()
-    from lora_capacity.calibration import load_calibration
     from lora_capacity.engines import ENVIRONMENT, emitted
     from lora_capacity.errors import InfeasibleError
     from lora_capacity.run import simulate as run
@@ -114,7 +114,7 @@ def simulate(
     from lora_capacity.status import Status
 
     asked = read_workload(workload, bounds)
-    known = load_calibration(calibration)
+    known = calibration.load()
     scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
     resolved = {"max_cpu_loras": adapters} | {name: int(getattr(scenarios, name)[0]) for name in _SETTINGS[1:]}
     server = known.server(**settings | resolved)

@@ -10,7 +10,8 @@ from lora_capacity.words import REFUSALS
 from lora_capacity_cli.options import (
     FILE,
     GRID,
-    calibration_option,
+    CalibrationChoice,
+    calibration_options,
     engine_options,
     examples,
     format_option,
@@ -31,7 +32,7 @@ from lora_capacity_cli.tables import check_output, parts_folder, write_table
     )
 )
 @workload_argument
-@calibration_option
+@calibration_options
 @goodput_options
 @click.option("--adapters", type=GRID, required=True, help="Numbers of adapters (max_cpu_loras).")
 @click.option("--max-loras", type=GRID, required=True, help="Numbers of slots; those above the adapters are left out.")
@@ -50,7 +51,7 @@ from lora_capacity_cli.tables import check_output, parts_folder, write_table
 @format_option
 def sweep(
     workload: Path,
-    calibration: str,
+    calibration: CalibrationChoice,
     bounds: dict[str, Any],
     adapters: tuple[int, ...],
     max_loras: tuple[int, ...],
@@ -74,13 +75,12 @@ def sweep(
     first = join_processes(processes)
     import numpy as np
 
-    from lora_capacity.calibration import load_calibration
     from lora_capacity.run import engine_named, simulate
     from lora_capacity.run.steady import grid
     from lora_capacity.scenarios import build_scenarios, table
 
     asked = read_workload(workload, bounds)
-    known = load_calibration(calibration)
+    known = calibration.load()
     axes = {name: values for name, values in settings.items() if name in ("max_num_seqs", "max_num_batched_tokens")}
     fixed = {name: value for name, value in settings.items() if name not in axes}
     points = grid(adapters, max_loras, **axes)

@@ -12,6 +12,7 @@ from lora_capacity_cli.runtime import prepare, progress_bar
 
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
+    from lora_capacity.measurements import Runs
 
 _TITLES = {
     "scenario": "workload",
@@ -29,6 +30,8 @@ _TITLES = {
         "lora-capacity validate serving_runs.csv --format json",
         "lora-capacity validate serving_runs.csv --engine event --seeds 3",
         "lora-capacity validate --startup startups.csv --models models.csv --format json",
+        "lora-capacity validate serving_runs.csv --transfer",
+        "lora-capacity validate --speeds speeds.csv --models models.csv --leave-out gpu",
     )
 )
 @click.argument("runs", type=FILE, required=False)
@@ -44,7 +47,8 @@ _TITLES = {
     "--models",
     type=FILE,
     metavar="MODELS.csv",
-    help="With --startup: columns model_as_written_in_table and config_file, a file in model_configs beside the table. "
+    help="With --startup and --speeds: columns model_as_written_in_table and config_file, a file in model_configs beside "
+    "the table. "
     "[default: bundled shapes]",
 )
 @click.option(
@@ -53,7 +57,27 @@ _TITLES = {
 @click.option(
     "--leave-out",
     type=click.Choice(["gpu", "family"]),
-    help="With --startup: predict every kind of GPU, or family of models, by terms fitted to the others.",
+    help="With --startup: predict every kind of GPU, or family of models, by terms fitted to the others; with --speeds, "
+    "every kind of GPU.",
+)
+@click.option("--speeds", type=FILE, metavar="SPEEDS.csv", help="Speeds of servers, in place of runs.")
+@click.option(
+    "--efficiencies",
+    type=FILE,
+    metavar="FILE.json",
+    help="With --speeds: what `fit SPEEDS.csv` wrote. [default: bundled]",
+)
+@click.option(
+    "--transfer",
+    is_flag=True,
+    help="Predict each model by a calibration derived from its shape and the calibrations of the others.",
+)
+@click.option(
+    "--model-config", metavar="DIR|NAME", help="With --transfer: shape of a model of the runs without a calibration."
+)
+@click.option("--gpu", metavar="NAME", help="With --model-config: its GPU. [default: as the runs tell]")
+@click.option(
+    "--vllm-version", metavar="VERSION", help="With --model-config: its vLLM. [default: that of the calibrations]"
 )
 @engine_options
 @seeds_option(1)
@@ -65,6 +89,12 @@ def validate(
     models: Path | None,
     terms: Path | None,
     leave_out: str | None,
+    speeds: Path | None,
+    efficiencies: Path | None,
+    transfer: bool,
+    model_config: str | None,
+    gpu: str | None,
+    vllm_version: str | None,
     engine: str,
     seed: int,
     seeds: int,
@@ -76,34 +106,145 @@ def validate(
     Latencies are compared as clients see them; of the time to first token, also over the servers that keep up, those
     that did not starve.
 
+    With --transfer no model is predicted by what was measured of itself. SPEEDS.csv holds one speed a row: a load, and
+    how long a token took.
+
     STARTUPS.csv holds one start a row: what a server was told, and the memory that it logged. Its KV cache is predicted
     with an interval that nine of ten servers lie in.
     """
+    given_for = {
+        "--startup": {"--terms": terms, "--models": models, "--leave-out": leave_out},
+        "--speeds": {"--efficiencies": efficiencies, "--models": models, "--leave-out": leave_out},
+        "--transfer": {"--model-config": model_config},
+        "--model-config": {"--gpu": gpu, "--vllm-version": vllm_version},
+    }
+    chosen = {
+        "--startup": startup, "--speeds": speeds, "--transfer": transfer and runs, "--model-config": model_config
+    }  # fmt: skip
+    _check_together(runs, given_for, chosen)
+    if leave_out is not None and (terms or efficiencies):
+        raise InputError("--leave-out", leave_out, "not together with terms or efficiencies, which it fits itself")
+    prepare()
     if startup is not None:
-        if runs is not None:
-            raise InputError("RUNS", str(runs), "either runs or --startup")
-        if terms is not None and leave_out is not None:
-            raise InputError("--terms", str(terms), "not together with --leave-out, which fits terms itself")
-        prepare()
         _validate_startups(startup, models, terms, leave_out, output_format)
         return
-    if runs is None:
-        raise InputError("RUNS", None, "a table of runs, or --startup and a table of starts")
-    if models or terms or leave_out:
-        raise InputError("--startup", None, "a table of starts, which --models, --terms and --leave-out go with")
-    prepare()
+    if speeds is not None:
+        _validate_speeds(speeds, models, efficiencies, leave_out, output_format)
+        return
+    assert runs is not None  # checked together above
     from lora_capacity.measurements import read_runs
     from lora_capacity.validation import predict_runs, score_runs
 
     measured = read_runs(runs)
-    calibrations = _calibrations(set(measured.model.tolist()), given)
+    calibrations = _calibrations(set(measured.model.tolist()), given, strict=not transfer)
+    if transfer:
+        calibrations = _transferred(measured, calibrations, model_config, gpu, vllm_version)
     with progress_bar("runs") as progress:
         predicted = predict_runs(measured, calibrations, engine, seed=seed, seeds=seeds, progress=progress)
     scores = score_runs(measured, predicted, engine)
+    if transfer:
+        scores["transfer"] = _transfer_scores(measured, calibrations)
     if output_format == "json":
         print_json(scores)
     else:
         _print(scores)
+
+
+def _check_together(runs: Path | None, given_for: dict[str, dict[str, Any]], chosen: dict[str, Any]) -> None:
+    """Refuse options that change nothing beside the others, and two questions at once."""
+    questions = [name for name in ("--startup", "--speeds") if chosen[name]]
+    if runs is not None and questions:
+        raise InputError("RUNS", str(runs), f"either runs or {questions[0]}")
+    if len(questions) > 1:
+        raise InputError("--speeds", str(chosen["--speeds"]), "not together with --startup")
+    if runs is None and not questions:
+        raise InputError("RUNS", None, "a table of runs, --startup or --speeds")
+    owners: dict[str, list[str]] = {}
+    for owner, options in given_for.items():
+        for option in options:
+            owners.setdefault(option, []).append(owner)
+    for options in given_for.values():
+        for option, value in options.items():
+            if value and not any(chosen[owner] for owner in owners[option]):
+                raise InputError(option, str(value), f"together with {' or '.join(owners[option])}")
+
+
+def _transferred(
+    runs: "Runs",
+    known: "dict[str, Calibration]",
+    model_config: str | None,
+    gpu: str | None,
+    vllm_version: str | None,
+) -> "dict[str, Calibration]":
+    from dataclasses import replace
+
+    from lora_capacity.fitting.transfer import NewModel, transferred
+    from lora_capacity.models import find_shape
+
+    new = None
+    if model_config is not None:
+        unknown = [model for model in dict.fromkeys(runs.model.tolist()) if model not in known]
+        if len(unknown) != 1:
+            allowed = "one model of the runs without a calibration"
+            raise InputError("--model-config", ", ".join(unknown) or "none", allowed)
+        measured = list(known.values())
+        version = vllm_version or measured[0].vllm_version
+        new = NewModel(replace(find_shape(model_config), name=unknown[0]), gpu or measured[0].gpu.name, version)
+    return transferred(runs, known, new)
+
+
+def _transfer_scores(runs: "Runs", derived: "dict[str, Calibration]") -> dict[str, Any]:
+    """Return, by model, how wide intervals are and how many runs lie in those that nine of ten should."""
+    import numpy as np
+
+    from lora_capacity.fitting.transfer import interval_coverage
+
+    inside = interval_coverage(runs, derived)
+    return {
+        model: {
+            "capacity_error": calibration.capacity_error,
+            "in_interval": float(np.nanmean(inside[runs.model == model])),
+            "corrected_by": calibration.provenance["corrected_by"],
+        }
+        for model, calibration in derived.items()
+    }
+
+
+def _validate_speeds(
+    path: Path, models: Path | None, efficiencies: Path | None, leave_out: str | None, output_format: str
+) -> None:
+    from lora_capacity.calibration import Efficiencies, bundled_names, load_calibration
+    from lora_capacity.fitting import contradictions, leave_out_gpus
+    from lora_capacity.measurements import read_speeds
+    from lora_capacity.validation import predict_speeds, score_speeds
+
+    speeds = read_speeds(path, models)
+    measured = [load_calibration(name) for name in bundled_names()]
+    if leave_out == "family":
+        raise InputError("--leave-out", leave_out, "gpu, with --speeds")
+    if leave_out is None:
+        known = Efficiencies.bundled() if efficiencies is None else Efficiencies.from_file(efficiencies)
+        predicted = predict_speeds(speeds, known, measured)
+    else:
+        predicted = leave_out_gpus(speeds, measured)
+    scores, doubtful = score_speeds(speeds, predicted), contradictions(speeds)
+    rows = [each.to_json(speed) for speed, each in zip(speeds, predicted, strict=True)]
+    if output_format == "json":
+        print_json({"left_out": leave_out, "rows": rows, "contradictions": doubtful, "summary": scores})
+        return
+    print_table("Time per output token", [_speed_row(name, each) for name, each in scores.items() if each["rows"]])
+    if doubtful:
+        print_facts("Speeds that contradict others", doubtful)
+
+
+def _speed_row(what: str, scores: dict[str, Any]) -> dict[str, Any]:
+    shares = {"within 15 %": "within_15", "within 35 %": "within_35", "in the interval": "in_interval"}
+    row = {
+        "speeds": what.replace("_", " "),
+        "rows": scores["rows"],
+        "median error": f"{100 * scores['median_error']:.1f} %",
+    }
+    return row | {title: f"{100 * scores[name]:.0f} %" for title, name in shares.items()}
 
 
 def _validate_startups(
@@ -147,14 +288,14 @@ def _startup_row(what: str, scores: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _calibrations(models: set[str], given: tuple[str, ...]) -> dict[str, "Calibration"]:
-    """Return a calibration by model: those given, else the bundled ones."""
+def _calibrations(models: set[str], given: tuple[str, ...], *, strict: bool) -> dict[str, "Calibration"]:
+    """Return a calibration by model: those given, else the bundled ones; ``strict``: each given one is of the runs."""
     from lora_capacity.calibration import bundled_names, load_calibration
 
     found = {calibration.model.name: calibration for calibration in map(load_calibration, bundled_names())}
     for name in given:
         calibration = load_calibration(name)
-        if calibration.model.name not in models:
+        if strict and calibration.model.name not in models:
             raise InputError(
                 "--calibration", calibration.model.name, f"a model of the runs: {', '.join(sorted(models))}"
             )
@@ -190,6 +331,17 @@ def _print(scores: dict[str, Any]) -> None:
         for each in scores["optima"]
     ]
     print_table("Best configurations among those measured", optima, empty="no workload with a grid")
+    if "transfer" in scores:
+        rows = [
+            {
+                "model": model,
+                "capacity within": f"± {100 * told['capacity_error']:.1f} %",
+                "in the interval": f"{100 * told['in_interval']:.0f} %",
+                "corrected by": ", ".join(told["corrected_by"]),
+            }
+            for model, told in scores["transfer"].items()
+        ]
+        print_table("Derived calibrations; the interval is that of nine of ten", rows)
 
 
 def _point(found: dict[str, Any]) -> str:

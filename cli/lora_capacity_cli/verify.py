@@ -216,11 +216,10 @@ def _points(
     if neighbours:
         raise InputError("--neighbours", True, "a search: not both --adapters and --max-loras", "give more values")
     refuse_given(SEARCH_ONLY, "--url" if url else "both --adapters and --max-loras", "it is for a search")
-    from lora_capacity.calibration import load_calibration
     from lora_capacity.run.steady import grid
 
     workload = read_workload(question["workload"], question["bounds"])
-    calibration = load_calibration(question["calibration"])
+    calibration = question["calibration"].load()
     columns = grid(adapters, slots)
     pairs = zip(columns["adapters"].tolist(), columns["max_loras"].tolist(), strict=True)
     given = [{"max_cpu_loras": count, "max_loras": slot} for count, slot in pairs]

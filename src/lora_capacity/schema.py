@@ -185,7 +185,7 @@ class Document:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return the check that pydantic runs where the object is a part of another."""
-        return core_schema.no_info_plain_validator_function(cls._as_part)
+        return core_schema.no_info_plain_validator_function(cls.as_part)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -193,7 +193,12 @@ class Document:
         return schema_of(cls).model_json_schema()  # type: ignore[arg-type]  # mypy: `type[Self]` is unhashable
 
     @classmethod
-    def _as_part(cls, content: Any) -> Self:
+    def as_part(cls, content: Any) -> Self:
+        """Return the object as a part of another, which names the field itself in messages.
+
+        Raises:
+            InputError: As `from_json`.
+        """
         try:
             return content if isinstance(content, cls) else cls.from_json(content)
         except InputError as error:  # the whole names the field itself

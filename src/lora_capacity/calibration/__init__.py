@@ -1,5 +1,7 @@
 """Calibrations: the coefficients of one model on one GPU, where they come from and how good they are."""
 
+from lora_capacity.calibration.derive import Target, derive_calibration
+from lora_capacity.calibration.efficiencies import Efficiencies
 from lora_capacity.calibration.model import Calibration, bundled_names, load_calibration
 
-__all__ = ["Calibration", "bundled_names", "load_calibration"]
+__all__ = ["Calibration", "Efficiencies", "Target", "bundled_names", "derive_calibration", "load_calibration"]

@@ -13,12 +13,21 @@ from jaxtyping import Bool
 from numpy.typing import ArrayLike
 from pydantic import Field, PlainValidator, create_model
 
-from lora_capacity.costs import Costs, FrontEndCosts, LoadCosts, LoraKernels, StepCosts
+from lora_capacity.costs import COEFFICIENTS, Costs, ExpertRouting, FrontEndCosts, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.costs.coefficients import unit_of
 from lora_capacity.engines import ServerConfig, VllmBehaviour, smallest_max_lora_rank
 from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.hardware import Gpu
-from lora_capacity.memory import MemoryModel, MemoryPlan, Remedy, plan_memory, remedies, slot_bytes
+from lora_capacity.memory import (
+    Deployment,
+    EstimatedTerms,
+    MemoryModel,
+    MemoryPlan,
+    Remedy,
+    plan_memory,
+    remedies,
+    slot_bytes,
+)
 from lora_capacity.models import ModelShape
 from lora_capacity.schema import JsonModel, NotNegative, read_json, validated
 from lora_capacity.workload import RunLengths
@@ -46,11 +55,12 @@ class Calibration:
         gpu: The GPU.
         vllm_version: Version whose behaviour and defaults hold.
         costs: Coefficients of step and load times.
-        memory: Coefficients of the memory plan.
+        memory: Coefficients of the memory plan: fitted to this server, or estimated for any.
         fitted_ranges: Smallest and largest value of a setting that the coefficients were fitted over, by setting name.
         capacity_error: Standard deviation of the log ratio of predicted to measured throughput of overloaded
             held-out runs: how far the true capacity may lie from the predicted.
         device: ``gpu`` or ``cpu``: what the server computes on.
+        deployment: How the model is laid out on GPUs.
         runs: Request lengths of the runs behind it; None for a calibration from microbenchmarks alone.
         accuracy: Errors on fitted and held-out data, as the fit reported them.
         provenance: Sources, date, command, data counts.
@@ -61,10 +71,11 @@ class Calibration:
     gpu: Gpu
     vllm_version: str
     costs: Costs
-    memory: MemoryModel
+    memory: MemoryModel | EstimatedTerms
     fitted_ranges: Mapping[str, tuple[float, float]]
     capacity_error: float
     device: str = "gpu"
+    deployment: Deployment = dataclasses.field(default_factory=Deployment)
     runs: RunLengths | None = None
     accuracy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -73,6 +84,13 @@ class Calibration:
     def behaviour(self) -> VllmBehaviour:
         """Defaults and rules of the calibration's vLLM version."""
         return VllmBehaviour.for_version(self.vllm_version, self.device)
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """All coefficients by name; those that the device does without are 0."""
+        return {
+            each.name: np.asarray(getattr(getattr(self.costs, each.group), each.name)).item() for each in COEFFICIENTS
+        }
 
     def outside(self, **settings: Any) -> Bool[np.ndarray, "*shape"]:
         """Where any setting lies outside the range that was fitted over.
@@ -138,6 +156,7 @@ class Calibration:
             dataclasses.replace(self.gpu, memory_bytes=memory_bytes),
             self.memory,
             behaviour=self.behaviour,
+            deployment=self.deployment,
             **server.planned | columns,
         )
 
@@ -172,6 +191,8 @@ class Calibration:
             "fitted_ranges": {name: list(bounds) for name, bounds in self.fitted_ranges.items()},
             "capacity_error": self.capacity_error,
         }
+        if self.deployment != Deployment():
+            content["deployment"] = self.deployment.to_json()
         if self.runs is not None:
             content["runs"] = self.runs.to_json()
         return content | {"accuracy": dict(self.accuracy), "provenance": dict(self.provenance)}
@@ -197,8 +218,10 @@ class Calibration:
         fields = dict(validated(CalibrationFile, content, f"{source}:"))
         del fields["schema_version"]
         coefficients, model = fields.pop("coefficients"), fields["model"]
-        VllmBehaviour.for_version(fields["vllm_version"], fields["device"])
-        costs = Costs(**dict(coefficients), kernels=LoraKernels.of_model(model))
+        behaviour = VllmBehaviour.for_version(fields["vllm_version"], fields["device"])
+        gpus = fields["deployment"].tensor_parallel_size
+        kernels = LoraKernels.of_model(model, gpus, behaviour.packed_expand_outputs)
+        costs = Costs(**dict(coefficients), kernels=kernels, experts=ExpertRouting.of_model(model))
         return cls(costs=costs, **fields)
 
     @classmethod
@@ -239,6 +262,12 @@ def _valued(costs: type[C]) -> Callable[[object], C]:
     return lambda content: costs(**dict(validated(schema, content)))
 
 
+def _memory(content: object) -> MemoryModel | EstimatedTerms:
+    """Return the terms of memory: fitted ones, or those for any GPU, which name what they were fitted to."""
+    terms = EstimatedTerms if isinstance(content, Mapping) and "source" in content else MemoryModel
+    return terms.as_part(content)
+
+
 class _Coefficients(JsonModel):
     """``coefficients``: by what they are a cost of."""
 
@@ -258,10 +287,11 @@ class CalibrationFile(JsonModel):
     gpu: Gpu
     vllm_version: str
     coefficients: _Coefficients
-    memory: MemoryModel
+    memory: Annotated[MemoryModel | EstimatedTerms, PlainValidator(_memory, json_schema_input_type=dict[str, Any])]
     fitted_ranges: dict[str, Annotated[tuple[float, float], PlainValidator(_range, json_schema_input_type=list[float])]]
     capacity_error: NotNegative
     device: Literal["gpu", "cpu"] = "gpu"
+    deployment: Deployment = Field(default_factory=Deployment)
     runs: RunLengths | None = None
     accuracy: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)

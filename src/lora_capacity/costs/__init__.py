@@ -1,6 +1,7 @@
 """What a step and an adapter load cost: terms that add, with named coefficients."""
 
 from lora_capacity.costs.coefficients import Coefficient, Prior, PriorBasis
+from lora_capacity.costs.experts import ExpertRouting
 from lora_capacity.costs.front_end import FrontEndCosts
 from lora_capacity.costs.kernels import LoraKernels
 from lora_capacity.costs.step import COEFFICIENTS, Costs, LoadCosts, StepCosts, bare_step_time_s, step_time_s
@@ -9,6 +10,7 @@ __all__ = [
     "COEFFICIENTS",
     "Coefficient",
     "Costs",
+    "ExpertRouting",
     "FrontEndCosts",
     "LoadCosts",
     "LoraKernels",

@@ -84,6 +84,7 @@ class Coefficient:
         meaning: What it is the cost of, in words.
         source: Where the form of its term, or its prior, is from; empty where that is plain.
         priors: Prior by device; a device that is not there does without the coefficient, or measures it directly.
+        usual: Those of them that are the same for every model and processor.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Coefficient:
     meaning: str
     source: str
     priors: Mapping[str, MakePrior]
+    usual: Mapping[str, Prior]
 
     @property
     def unit(self) -> str:
@@ -117,14 +119,15 @@ def coefficient(
     """
     given = {"gpu": gpu, "cpu": cpu}
     priors = {device: _maker(prior) for device, prior in given.items() if prior is not None}
-    metadata = {"meaning": meaning, "source": source, "priors": priors}
+    usual = {device: prior for device, prior in given.items() if isinstance(prior, Prior)}
+    metadata = {"meaning": meaning, "source": source, "priors": priors, "usual": usual}
     return field(metadata=metadata, default=0.0) if optional else field(metadata=metadata)
 
 
 def coefficients_of(cls: Any, group: str) -> tuple[Coefficient, ...]:
     """Return the coefficients that are the fields of a dataclass."""
     return tuple(
-        Coefficient(entry.name, group, **{key: entry.metadata[key] for key in ("meaning", "source", "priors")})
+        Coefficient(entry.name, group, **{key: entry.metadata[key] for key in ("meaning", "source", "priors", "usual")})
         for entry in fields(cls)
     )
 

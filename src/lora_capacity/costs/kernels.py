@@ -47,14 +47,24 @@ class LoraKernels:
     shrink_slices: ArrayLike
 
     @classmethod
-    def of_model(cls, model: ModelShape) -> "LoraKernels":
-        """Count the grid of a model whose linear modules are all adapted, as vLLM reserves them."""
-        modules = model.linear_modules
+    def of_model(
+        cls, model: ModelShape, tensor_parallel_size: int = 1, packed_expand_outputs: int = _EXPAND_BLOCK_OUTPUTS
+    ) -> "LoraKernels":
+        """Count the grid of a model whose linear modules are all adapted, as vLLM reserves them.
+
+        Args:
+            model: Layer shapes.
+            tensor_parallel_size: GPUs that share every layer; the grid is that of one.
+            packed_expand_outputs: Outputs that a block of the expand kernel works on where several are fused.
+        """
+        modules = [m for m in model.linear_modules if m.adapted]
+        tiles = 0
+        for outputs in (module.local_outputs(tensor_parallel_size) for module in modules):
+            width = packed_expand_outputs if len(outputs) > 1 else _EXPAND_BLOCK_OUTPUTS
+            tiles += len(outputs) * -(-max(outputs) // width)
         return cls(
             layers=float(model.num_layers),
-            expand_tiles=float(
-                sum(len(m.output_sizes) * -(-max(m.output_sizes) // _EXPAND_BLOCK_OUTPUTS) for m in modules)
-            ),
+            expand_tiles=float(tiles),
             shrink_slices=float(sum(len(m.output_sizes) for m in modules)),
         )
 

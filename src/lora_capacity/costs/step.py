@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from lora_capacity.costs.coefficients import Coefficient, MakePrior, Prior, PriorBasis, coefficient, coefficients_of
+from lora_capacity.costs.experts import ExpertRouting
 from lora_capacity.costs.front_end import FrontEndCosts
 from lora_capacity.costs.kernels import SHRINK_SPLITS_SMALL, LoraKernels, is_small, launched_blocks, shrink_splits
 from lora_capacity.models import ModelShape
@@ -148,6 +149,10 @@ class StepCosts:
         cpu=lambda basis: Prior(0.5 * _lora_on_top(basis) / basis.max_lora_rank, 1.5),
         optional=True,
     )
+    expert_s: ArrayLike = coefficient(
+        "Each different expert of a mixture that the step's tokens go to, in all layers together: reading its weights.",
+        optional=True,
+    )
 
 
 @struct.dataclass(kw_only=True)
@@ -179,9 +184,17 @@ class Costs:
     loads: LoadCosts
     kernels: LoraKernels
     front_end: FrontEndCosts = field(default_factory=FrontEndCosts)
+    experts: ExpertRouting | None = None
 
     @classmethod
     def of_model(cls, model: ModelShape, values: Mapping[str, ArrayLike]) -> Self:
+        """Put coefficients into place, by name; those that are not given are 0."""
+        return cls.of_values(values, LoraKernels.of_model(model), ExpertRouting.of_model(model))
+
+    @classmethod
+    def of_values(
+        cls, values: Mapping[str, ArrayLike], kernels: LoraKernels, experts: ExpertRouting | None = None
+    ) -> Self:
         """Put coefficients into place, by name; those that are not given are 0."""
         groups: dict[str, dict[str, ArrayLike]] = {each.group: {} for each in COEFFICIENTS}
         for each in COEFFICIENTS:
@@ -190,7 +203,8 @@ class Costs:
             step=StepCosts(**groups["step"]),
             loads=LoadCosts(**groups["loads"]),
             front_end=FrontEndCosts(**groups["front_end"]),
-            kernels=LoraKernels.of_model(model),
+            kernels=kernels,
+            experts=experts,
         )
 
 
@@ -217,7 +231,8 @@ def step_time_s(
     grids of blocks.
 
     A GPU has no ``decode_token`` and no ``lora_token_rank``; a CPU no blocks, and of the others no ``prefill_token``,
-    ``adapter_rank``, ``lora_listing`` and ``queued_request``.
+    ``adapter_rank``, ``lora_listing`` and ``queued_request``. A mixture adds ``expert`` times the different experts
+    that the tokens go to (`ExpertRouting`).
 
     Source: of the blocks `lora_capacity.costs.kernels`; of listing, ``LRUCacheWorkerLoRAManager.add_adapter`` in
     ``vllm/lora/worker_manager.py``, vLLM 0.8.5.
@@ -249,6 +264,7 @@ def step_time_s(
     adapter_s += step.lora_listing_s * loaded
     return jnp.asarray(
         step.base_s
+        + _experts_s(costs, tokens)
         + step.lora_s
         + (step.token_s + step.lora_token_s + step.lora_token_rank_s * max_lora_rank) * tokens
         + step.prefill_token_s * prefill_tokens
@@ -272,4 +288,9 @@ def bare_step_time_s(costs: Costs, *, sequences: ArrayLike, kv_tokens: ArrayLike
     """
     step = costs.step
     decode_s = step.base_s + (step.token_s + step.decode_token_s) * jnp.asarray(sequences)
-    return jnp.asarray(decode_s + step.kv_token_s * kv_tokens)
+    return jnp.asarray(decode_s + _experts_s(costs, sequences) + step.kv_token_s * kv_tokens)
+
+
+def _experts_s(costs: Costs, tokens: ArrayLike) -> ArrayLike:
+    # A model without experts has no such term in its compiled program.
+    return 0.0 if costs.experts is None else costs.step.expert_s * costs.experts.different_experts(tokens)

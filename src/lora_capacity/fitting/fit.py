@@ -18,7 +18,7 @@ from lora_capacity.fitting.front_end import fit_front_end
 from lora_capacity.fitting.measured import MeasuredRuns, Predicted, read_measured
 from lora_capacity.fitting.memory import fit_memory
 from lora_capacity.fitting.priors import fitted_names, priors
-from lora_capacity.fitting.residuals import benchmark_residuals, run_residuals
+from lora_capacity.fitting.residuals import RunTargets, benchmark_residuals, run_residuals
 from lora_capacity.measurements import Profile, read_profile
 from lora_capacity.measurements.runs import FloatArray
 
@@ -96,7 +96,18 @@ def fit_calibration(
     profile = read_profile(profile_dir, model)
     given = profile.device == "cpu" or "kv_cache_memory_bytes" in profile.server
     memory, memory_report = fit_memory(profile.model, profile.gpu, profile.kv_capacity, kv_cache_is_given=given)
-    measured = None if runs is None else read_measured(Path(runs), profile, memory)
+    draft = Calibration(
+        name=name or f"{profile.model.name}-{profile.gpu.name}".lower(),
+        model=profile.model,
+        gpu=profile.gpu,
+        vllm_version=str(profile.server["vllm_version"]),
+        device=profile.device,
+        costs=Costs.of_model(profile.model, {}),
+        memory=memory,
+        fitted_ranges={},
+        capacity_error=_CAPACITY_ERROR_WITHOUT_RUNS,
+    )
+    measured = None if runs is None else read_measured(Path(runs), draft)
     problem = _Problem(profile, measured)
     steps, done = 2 + len(_scenarios(measured)), 0
 
@@ -118,7 +129,7 @@ def fit_calibration(
             "max_error": round(memory_report.kv_max_error, 6),
         },
     }
-    held_back, capacity_error = np.array([]), _CAPACITY_ERROR_WITHOUT_RUNS
+    held_back, capacity_error = np.array([]), draft.capacity_error
     apart: dict[str, dict[str, Any]] = {}
     if measured is not None:
         costs = _hold_back(profile, problem, measured, advance)
@@ -131,16 +142,11 @@ def fit_calibration(
             "microbenchmarks_alone": measured.errors(Predicted.of(measured.simulate(alone))),
         }
         capacity_error = measured.capacity_error(held_back, capacity_error)
-    calibration = Calibration(
-        name=name or f"{profile.model.name}-{profile.gpu.name}".lower(),
-        model=profile.model,
-        gpu=profile.gpu,
-        vllm_version=str(profile.server["vllm_version"]),
+    calibration = replace(
+        draft,
         costs=best,
-        memory=memory,
         fitted_ranges=_fitted_ranges(profile, measured),
         capacity_error=capacity_error,
-        device=profile.device,
         runs=None if measured is None else measured.lengths,
         accuracy=accuracy,
         provenance=_provenance(profile, measured),
@@ -186,8 +192,8 @@ def _scenarios(measured: MeasuredRuns | None) -> list[str]:
 
 
 def _residuals_of(measured: MeasuredRuns) -> Callable[[Costs], jax.Array]:
-    runs = measured.runs
-    return run_residuals(measured.scenarios, measured.stays, runs.throughput_tokens_per_s, runs.itl_s, measured.step_s)
+    targets = RunTargets.of(measured)
+    return lambda costs: run_residuals(costs, measured.scenarios, measured.stays, targets)
 
 
 class _Problem:

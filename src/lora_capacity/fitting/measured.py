@@ -10,9 +10,8 @@ from jaxtyping import Float
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
-from lora_capacity.measurements import Profile, RunLengths, Runs, is_starved, read_runs, smape
+from lora_capacity.measurements import RunLengths, Runs, is_starved, read_runs, smape
 from lora_capacity.measurements.runs import FloatArray
-from lora_capacity.memory import MemoryModel
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 from lora_capacity.validation import RUN_LENGTHS, pack_runs, run_lengths
@@ -129,30 +128,28 @@ class MeasuredRuns:
         return round(float(np.sqrt(np.mean(np.log(throughput[near] / measured[near]) ** 2))), 4)
 
 
-def read_measured(path: Path, profile: Profile, memory: MemoryModel) -> MeasuredRuns:
-    """Read the runs of the profile's model, and what they tell of their request lengths.
+def read_measured(path: Path, server: Calibration) -> MeasuredRuns:
+    """Read the runs of a server's model, and what they tell of their request lengths.
 
     Args:
         path: Table of serving runs.
-        profile: The profile of the same server.
-        memory: Its memory model.
+        server: Model, GPU, version and memory of the server; its costs do not matter.
 
     Raises:
         InputError: If the table is malformed or no run of the model completed a request.
     """
-    runs = read_runs(path).completed_of(profile.model.name)
+    runs = read_runs(path).completed_of(server.model.name)
+    return measured_runs(runs, server)
+
+
+def measured_runs(runs: Runs, server: Calibration) -> MeasuredRuns:
+    """Return runs of one model, all of which completed requests, with what they tell of their request lengths.
+
+    Args:
+        runs: The runs.
+        server: As in `read_measured`.
+    """
     running = np.where(runs.mean_running > 0, runs.mean_running, np.nan)
-    server = Calibration(
-        name="draft",
-        model=profile.model,
-        gpu=profile.gpu,
-        vllm_version=str(profile.server["vllm_version"]),
-        device=profile.device,
-        costs=Costs.of_model(profile.model, {}),
-        memory=memory,
-        fitted_ranges={},
-        capacity_error=0.0,
-    )
     share = runs.output_tokens_per_s / (runs.mean_output_tokens * runs.completed / runs.duration_s)
     rows = np.arange(len(runs))
     lengths = run_lengths(runs, rows, _with_medians(RUN_LENGTHS, share, np.array([])))

@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from lora_capacity.costs import Costs, bare_step_time_s, step_time_s
+from lora_capacity.fitting.measured import MeasuredRuns
 from lora_capacity.measurements import Profile
 from lora_capacity.measurements.lengths import HALF_BLOCK_TOKENS
 from lora_capacity.scenarios import Scenarios
@@ -67,13 +70,30 @@ def benchmark_residuals(profile: Profile) -> Callable[[Costs], Array]:
     return residuals
 
 
+@struct.dataclass
+class RunTargets:
+    """What is to be predicted of serving runs, logarithms, ``[runs]`` each.
+
+    Attributes:
+        throughput: Of the measured tokens per second.
+        itl: Of the inter-token latency that the clients saw, seconds.
+        step: Of the step time by Little's law, seconds; NaN where not recorded, which counts as no difference.
+    """
+
+    throughput: ArrayLike
+    itl: ArrayLike
+    step: ArrayLike
+
+    @classmethod
+    def of(cls, measured: MeasuredRuns) -> "RunTargets":
+        """Return those of measured runs."""
+        runs = measured.runs
+        return cls(np.log(runs.throughput_tokens_per_s), np.log(runs.itl_s), np.log(measured.step_s))
+
+
 def run_residuals(
-    scenarios: Scenarios,
-    stays: ResidenceTime,
-    throughput_tokens_per_s: Float[np.ndarray, " runs"],
-    itl_s: Float[np.ndarray, " runs"],
-    step_s: Float[np.ndarray, " runs"],
-) -> Callable[[Costs], Array]:
+    costs: Costs, scenarios: Scenarios, stays: ResidenceTime, targets: RunTargets
+) -> Float[Array, "3 runs"]:
     """Serving runs by the steady twin: throughput, and the inter-token latency twice, ``[3, runs]``.
 
     The twin's latency is compared with the step time that Little's law gives from the requests running. What the
@@ -82,25 +102,20 @@ def run_residuals(
     compare with.
 
     Args:
+        costs: The coefficients.
         scenarios: The runs as configurations, ``[runs]``.
         stays: Law of their output lengths.
-        throughput_tokens_per_s: Measured, ``[runs]``.
-        itl_s: Seen by the clients, ``[runs]``.
-        step_s: By Little's law, ``[runs]``; NaN where not recorded, which counts as no difference.
+        targets: What was measured.
     """
-
-    def residuals(costs: Costs) -> Float[Array, "3 runs"]:
-        results = simulate_steady(costs, scenarios, stays)
-        log_itl = jnp.log(results.itl_s)
-        beyond_gaps = log_itl - np.log(itl_s)
-        shorter = (beyond_gaps < 0) & ~np.isnan(step_s)
-        rows = jnp.stack(
-            [
-                (jnp.log(results.throughput_tokens_per_s) - np.log(throughput_tokens_per_s)) / _THROUGHPUT_SPREAD,
-                (log_itl - np.log(step_s)) / _RUN_STEP_SPREAD,
-                jnp.where(shorter, 0.0, beyond_gaps) / _RUN_STEP_SPREAD,
-            ]
-        )
-        return jnp.where(jnp.isfinite(rows), rows, 0.0)
-
-    return residuals
+    results = simulate_steady(costs, scenarios, stays)
+    log_itl = jnp.log(results.itl_s)
+    beyond_gaps = log_itl - targets.itl
+    shorter = (beyond_gaps < 0) & ~jnp.isnan(targets.step)
+    rows = jnp.stack(
+        [
+            (jnp.log(results.throughput_tokens_per_s) - targets.throughput) / _THROUGHPUT_SPREAD,
+            (log_itl - targets.step) / _RUN_STEP_SPREAD,
+            jnp.where(shorter, 0.0, beyond_gaps) / _RUN_STEP_SPREAD,
+        ]
+    )
+    return jnp.where(jnp.isfinite(rows), rows, 0.0)

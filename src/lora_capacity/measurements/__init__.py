@@ -5,11 +5,14 @@ from lora_capacity.measurements.profile import CapacityRows, Profile, read_profi
 from lora_capacity.measurements.runs import Runs, read_runs
 from lora_capacity.measurements.scores import is_starved, mape, smape
 from lora_capacity.measurements.series import TimeMeans, read_time_means
+from lora_capacity.measurements.speeds import SPEED_COLUMNS, Speed, read_speeds
 from lora_capacity.measurements.startups import STARTUP_COLUMNS, Startup, read_startups
 from lora_capacity.workload import RunLengths
 
 __all__ = [
+    "SPEED_COLUMNS",
     "STARTUP_COLUMNS",
+    "Speed",
     "CapacityRows",
     "Profile",
     "RunLengths",
@@ -21,6 +24,7 @@ __all__ = [
     "mape",
     "read_profile",
     "read_runs",
+    "read_speeds",
     "read_startups",
     "read_time_means",
     "smape",

@@ -1,9 +1,10 @@
 """Starts of servers as people log them: what was asked for, and what vLLM said of the memory."""
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,14 @@ _SCHEMES = {
     r"w8a8|w8a16|int8": "int8",
 }
 """Schemes of quantized weights by words that people have for them, the most telling first."""
+
+_WEIGHTS = re.compile(
+    r"(^[\w-]+/)|([-_. ](awq|gptq|fp8|bf16|fp16|int[48]|w\da\d+|bnb|\d-?bit|nvfp4|dynamic|quantized)\b)+.*$",
+    re.IGNORECASE,
+)
+"""Who published a model, and the words for its weights that end its name."""
+
+_ENDINGS = ("", "-hf", "-Instruct")
 
 
 @dataclass(frozen=True)
@@ -173,8 +182,16 @@ class Startup:
         """
         if not self.model:
             raise InputError(f"{self.id}: model", "", "the name of a model")
-        shape = find_shape(self.model, quantization=self._scheme) if self.config is None else self._read(self.config)
+        shape = self._named() if self.config is None else self._read(self.config)
         return dataclasses.replace(shape, dtype_bytes=4) if self.dtype == "float32" else shape
+
+    def _named(self) -> ModelShape:
+        """Return the shape of a name as people write it: without a word for the weights, or an ending."""
+        plain = _WEIGHTS.sub("", self.model)
+        for name in (self.model, *(plain + ending for ending in _ENDINGS)):
+            with contextlib.suppress(InputError):
+                return find_shape(name, quantization=self._scheme)
+        return find_shape(self.model, quantization=self._scheme)
 
     def _read(self, config: Mapping[str, Any]) -> ModelShape:
         try:
@@ -227,14 +244,32 @@ def read_startups(facts: str | Path, models: str | Path | None = None) -> list[S
     Raises:
         InputError: If a file cannot be read, or a cell does not hold what it should.
     """
+    return [server for _, server in read_servers(facts, models, _COLUMNS)]
+
+
+def read_servers(
+    facts: str | Path, models: str | Path | None, columns: Mapping[str, Column]
+) -> Iterator[tuple[dict[str, Any], Startup]]:
+    """Yield the rows of a table of facts, each with the server that it is about.
+
+    Args:
+        facts: CSV file, one fact a row.
+        models: As of `read_startups`.
+        columns: Its columns; those of `STARTUP_COLUMNS` tell of the server.
+
+    Raises:
+        InputError: If a file cannot be read, or a cell does not hold what it should.
+    """
     files: dict[str, Path] = {}
     if models is not None:
         table = read_table(Path(models), _MAP_COLUMNS)
         named = zip(table["model_as_written_in_table"], table["config_file"], strict=True)
         files = {name: Path(models).parent / _CONFIGS / file for name, file in named if file}
-    columns = read_table(Path(facts), _COLUMNS)
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    return [_startup(row, files.get(row["model"])) for row in rows]
+    blank = {name: "" if column.kind == "text" else math.nan for name, column in _COLUMNS.items()}
+    told = read_table(Path(facts), columns)
+    for values in zip(*told.values(), strict=True):
+        row = dict(zip(told, values, strict=True))
+        yield row, _startup(blank | row, files.get(row.get("model", "")))
 
 
 _SETTINGS = (

@@ -112,6 +112,11 @@ class ModelShape(Document):
         return alike and full and not self.quantization and not any(module.experts for module in block.modules)
 
     @property
+    def num_experts(self) -> int:
+        """Experts of a mixture's layer; 0 without."""
+        return max(module.experts for block in set(self.layers) for module in block.modules)
+
+    @property
     def linear_modules(self) -> tuple[LinearModule, ...]:
         """The linear layers of a decoder layer, the commonest kind of it."""
         return Counter(self.layers).most_common(1)[0][0].modules

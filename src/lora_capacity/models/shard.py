@@ -144,7 +144,7 @@ class ModelShard:
     @property
     def num_experts(self) -> int:
         """Experts of a mixture's layer; 0 without."""
-        return max(module.experts for module in self._modules)
+        return self.model.num_experts
 
     @property
     def experts_per_token(self) -> int:

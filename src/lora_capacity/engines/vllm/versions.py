@@ -66,6 +66,7 @@ CHANGES = (
     Change(_OLDEST, "adapts_experts", False, "lora/layers.py has no layer for experts"),
     Change(_OLDEST, "lora_graph_captures", 1, "v1/worker/gpu_model_runner.py"),
     Change(_OLDEST, "specializes_active_lora", False, "config.py has no such flag"),
+    Change(_OLDEST, "packed_expand_outputs", 128, "lora/ops/triton_ops/lora_expand.py (BLOCK_N)"),
     Change(_OLDEST, "restricts_target_modules", False, "config.py has no such flag"),
     Change(
         _OLDEST, "samples_by_sorting", False, "v1/sample/ops/topk_topp_sampler.py, with FlashInfer as its images have"
@@ -86,6 +87,7 @@ CHANGES = (
     Change((0, 12, 0), "lora_extra_vocab_tokens", 0, "config/lora.py"),
     Change((0, 13, 0), "keeps_expert_workspace", True, "v1/worker/workspace.py"),
     Change((0, 14, 0), "scheduler.async_scheduling", True, "config/vllm.py; platforms/cpu.py turns it off", _ON_GPU),
+    Change((0, 15, 0), "packed_expand_outputs", 64, "lora/ops/triton_ops/utils.py (get_lora_op_configs)"),
     Change((0, 16, 0), "specializes_active_lora", True, "config/lora.py"),
     Change((0, 17, 0), "samples_by_sorting", False, "v1/sample/ops/topk_topp_triton.py"),
     Change((0, 18, 0), "scheduler.skipped_first", True, "v1/core/sched/scheduler.py"),
