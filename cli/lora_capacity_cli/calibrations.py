@@ -66,7 +66,7 @@ def show(name: str, output_format: str) -> None:
 @calibrations.command(
     epilog=examples(
         "lora-capacity calibrations derive --model Qwen3-8B --gpu L40S -o qwen3-8b-l40s.json",
-        "lora-capacity calibrations derive --model Llama-3.3-70B-Instruct --gpu H100 --tensor-parallel-size 4 -o llama.json",
+        "lora-capacity calibrations derive --model Llama-3.3-70B-Instruct --gpu H100 --tensor-parallel-size 4",
     )
 )
 @derivation_options

@@ -154,8 +154,8 @@ def _update(prior: str, runs: Path, name: str | None, output: Path, output_forma
 
 
 def _fit_efficiencies(speeds: Path, models: Path | None, output: Path, output_format: str, *, source: str) -> None:
-    from lora_capacity.fitting import contradictions, fit_efficiencies
     from lora_capacity.calibration.efficiencies import FIRST_GUESSES
+    from lora_capacity.fitting import contradictions, fit_efficiencies
     from lora_capacity.measurements import read_speeds
 
     read = read_speeds(speeds, models)

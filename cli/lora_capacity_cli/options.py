@@ -208,14 +208,19 @@ def derivation_options(command: Command) -> Command:
     return decorated
 
 
-def calibration_options(command: Command) -> Command:
-    """Add ``--calibration`` and what one is derived from; the command gets a `CalibrationChoice` as ``calibration``."""
+def calibration_options(command: Command, *, derives: bool = True) -> Command:
+    """Add ``--calibration`` and what one is derived from; the command gets a `CalibrationChoice` as ``calibration``.
+
+    Args:
+        command: What gets them.
+        derives: Whether one can be derived: not where a real server is at hand, which has been profiled.
+    """
 
     @functools.wraps(command)
-    def with_choice(calibration: str, derived: Mapping[str, Any], **given: Any) -> Any:
+    def with_choice(calibration: str, derived: Mapping[str, Any] | None = None, **given: Any) -> Any:
         if derived:
             refuse_given(("calibration",), "--model and --gpu", "they derive one")
-        return command(**given, calibration=CalibrationChoice(calibration, derived))
+        return command(**given, calibration=CalibrationChoice(calibration, derived or {}))
 
     named = click.option(
         "--calibration",
@@ -224,7 +229,7 @@ def calibration_options(command: Command) -> Command:
         show_default=True,
         help="Model, GPU and coefficients: one of `lora-capacity calibrations`, or a file written by `fit`.",
     )
-    decorated: Any = named(derivation_options(with_choice))
+    decorated: Any = named(derivation_options(with_choice) if derives else with_choice)
     return decorated
 
 

@@ -65,8 +65,13 @@ SEARCH_ONLY = (*_OPTIONS.keys() - {"adapters", "max_loras"}, "engine", "seed", "
 """Options that say how to search, which change nothing where the configurations are given."""
 
 
-def search_options(command: Command) -> Command:
-    """Add the workload and all that narrows the search; the command gets them as ``question``, for `recommend`."""
+def search_options(command: Command, *, derives: bool = True) -> Command:
+    """Add the workload and all that narrows the search; the command gets them as ``question``, for `recommend`.
+
+    Args:
+        command: What gets them.
+        derives: Whether a calibration can be derived.
+    """
 
     @functools.wraps(command)
     def with_question(**given: Any) -> Any:
@@ -78,7 +83,8 @@ def search_options(command: Command) -> Command:
         return command(**given, question=question)
 
     decorated: Any = engine_options(seeds_option(4)(server_options(grids=True)(with_question)), default="event")
-    for option in reversed((workload_argument, calibration_options, goodput_options, *_OPTIONS.values())):
+    calibration = functools.partial(calibration_options, derives=derives)
+    for option in reversed((workload_argument, calibration, goodput_options, *_OPTIONS.values())):
         decorated = option(decorated)
     return decorated
 

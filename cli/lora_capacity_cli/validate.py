@@ -1,5 +1,6 @@
 """``lora-capacity validate``: predictions against measured runs, and against the starts of servers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,8 @@ _TITLES = {
     "--models",
     type=FILE,
     metavar="MODELS.csv",
-    help="With --startup and --speeds: columns model_as_written_in_table and config_file, a file in model_configs beside "
-    "the table. "
-    "[default: bundled shapes]",
+    help="With --startup and --speeds: columns model_as_written_in_table and config_file, a file in model_configs "
+    "beside the table. [default: bundled shapes]",
 )
 @click.option(
     "--terms", type=FILE, metavar="FILE.json", help="With --startup: memory terms. [default: the bundled ones]"
@@ -57,8 +57,8 @@ _TITLES = {
 @click.option(
     "--leave-out",
     type=click.Choice(["gpu", "family"]),
-    help="With --startup: predict every kind of GPU, or family of models, by terms fitted to the others; with --speeds, "
-    "every kind of GPU.",
+    help="With --startup: predict every kind of GPU, or family of models, by terms fitted to the others; with "
+    "--speeds, every kind of GPU.",
 )
 @click.option("--speeds", type=FILE, metavar="SPEEDS.csv", help="Speeds of servers, in place of runs.")
 @click.option(
@@ -150,7 +150,7 @@ def validate(
         _print(scores)
 
 
-def _check_together(runs: Path | None, given_for: dict[str, dict[str, Any]], chosen: dict[str, Any]) -> None:
+def _check_together(runs: Path | None, given_for: Mapping[str, Mapping[str, Any]], chosen: dict[str, Any]) -> None:
     """Refuse options that change nothing beside the others, and two questions at once."""
     questions = [name for name in ("--startup", "--speeds") if chosen[name]]
     if runs is not None and questions:

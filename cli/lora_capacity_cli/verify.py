@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ _START_S = 60.0
         "lora-capacity verify my_workload.yaml --calibration calibration.json --url http://127.0.0.1:8000",
     )
 )
-@search_options
+@functools.partial(search_options, derives=False)
 @start_options
 @click.option("--url", help="Server to try, which is left running; in place of --model.")
 @click.option("--neighbours", is_flag=True, help="Try also one adapter or slot more and one slot fewer.")

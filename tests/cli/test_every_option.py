@@ -63,6 +63,7 @@ BASES: Mapping[str, tuple[str, ...]] = {
     "memory": ("memory", "--model", "Qwen3-8B", "--gpu", "L40S", "--format", "json"),
     "calibrations": ("calibrations",),
     "calibrations show": ("calibrations", "show", LLAMA),
+    "calibrations derive": ("calibrations", "derive", *"--model Qwen3-8B --gpu L40S --format json".split()),
 }
 
 
@@ -106,6 +107,15 @@ UNTRAINED = {
 }
 """Settings that surrogates are not trained for."""
 CACHING = {"--enable-prefix-caching": given(None, "--no-enable-prefix-caching", "--sharing")}
+ON_L40S = ("--model", "Qwen3-8B", "--gpu", "L40S")
+DERIVED: dict[str, Given | list[Given]] = {
+    "--model": [given("Qwen3-14B", *ON_L40S), refused("Qwen3-8B", "--calibration", QWEN)],
+    "--gpu": [given("RTX 6000 Ada", *ON_L40S), refused("H1000", *ON_L40S)],
+    "--tensor-parallel-size": [given(2, *ON_L40S), refused(3, *ON_L40S)],
+    "--quantization": given("fp8", *ON_L40S),
+    "--kv-cache-dtype": given("fp8", *ON_L40S),
+    "--vllm-version": given("0.12.0", *ON_L40S),
+}
 BOUNDS: dict[str, Given | list[Given]] = {
     "--goodput": [given("ttft:50"), refused("ttft:5", "--goodput", "ttft:6"), refused("itl:5"), refused("ttft=5")],
     "--attainment": [given(1), refused(1.5)],
@@ -113,6 +123,7 @@ BOUNDS: dict[str, Given | list[Given]] = {
 EMITTED = [given("k8s", "--unformatted"), refused("k8s", "--format", "table")]
 SEARCH: dict[str, Given | list[Given]] = {
     "--calibration": given(QWEN),
+    **DERIVED,
     "--adapters": given("8"),
     "--max-loras": given("4"),
     "--objective": given("fewest-slots"),
@@ -141,6 +152,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     | {"--output": given("other.html"), "--figures": given("figures")},
     "simulate": {
         "--calibration": given(QWEN),
+        **DERIVED,
         **BOUNDS,
         "--adapters": given(12),
         "--max-loras": given(4),
@@ -155,6 +167,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     },
     "sweep": {
         "--calibration": given(QWEN),
+        **DERIVED,
         **BOUNDS,
         "--adapters": given("8"),
         "--max-loras": given("4"),
@@ -168,6 +181,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     },
     "compare": {
         "--calibration": given(QWEN),
+        **DERIVED,
         "--adapters": given("12"),
         "--max-loras": given("4"),
         "--tolerance": given(0.2),
@@ -179,6 +193,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     },
     "label": {
         "--calibration": given(QWEN),
+        **DERIVED,
         "--space": given("other.yaml"),
         "--workloads": given(5),
         "--played": given(1),
@@ -219,8 +234,11 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--engine": given("event"),
         "--seed": [given(7, *EVENT), refused(7)],
         "--seeds": [given(2, *EVENT), refused(2)],
-        **{option: refused("x.csv") for option in ("--startup", "--models", "--terms")},
+        **{option: refused("x.csv") for option in ("--startup", "--models", "--terms", "--speeds", "--efficiencies")},
         "--leave-out": refused("gpu"),
+        "--transfer": given(),
+        "--model-config": [refused("Qwen3-8B"), refused("Qwen3-8B", "--transfer")],
+        **{option: refused("H100") for option in ("--gpu", "--vllm-version")},
     },
     "verify": {
         "--adapters": given("2"),
@@ -295,6 +313,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--models": refused("none.csv"),
         "--from-nothing": refused(),
         "--source": refused("logs"),
+        "--prior": refused(LLAMA),
     },
     "memory": {
         "--model": given("Qwen3-14B"),
@@ -326,6 +345,18 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     },
     "calibrations": {},
     "calibrations show": {},
+    "calibrations derive": {
+        "--model": given("Qwen3-14B"),
+        "--gpu": [given("RTX 6000 Ada"), refused("H1000")],
+        "--tensor-parallel-size": [given(2), refused(16)],
+        "--quantization": given("fp8"),
+        "--kv-cache-dtype": given("fp8"),
+        "--vllm-version": given("0.12.0"),
+        "--enforce-eager": given(),
+        "--fully-sharded-loras": given(None, "--tensor-parallel-size", "2"),
+        "--name": given("mine"),
+        "--output": given("d.json", "--unformatted"),
+    },
 }
 SETTINGS_WITHOUT_WORKLOAD = [("--calibration", QWEN), ("--max-lora-rank", 32), ("--target-modules", "attention")]
 UNHEARD: dict[tuple[str, str], str] = {}
@@ -477,11 +508,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "profile").mkdir()
     write_profile(folder / "profile")
     llama, fake = load_calibration(LLAMA), load_calibration(str(site.calibration))
-    dataclasses.replace(llama, vllm_version="0.32.0").save(folder / "new.json")
-    dataclasses.replace(load_calibration(QWEN), model=llama.model).save(folder / "other_llama.json")
-    dataclasses.replace(fake, vllm_version="0.33.0", gpu=dataclasses.replace(fake.gpu, name="z")).save(
-        folder / "other.json"
-    )
+    changed = {
+        "new.json": (llama, {"vllm_version": "0.32.0"}),
+        "other_llama.json": (load_calibration(QWEN), {"model": llama.model.to_json()}),
+        "other.json": (fake, {"vllm_version": "0.33.0", "gpu": fake.gpu.to_json() | {"name": "z"}}),
+    }
+    for name, (known, fields) in changed.items():
+        (folder / name).write_text(json.dumps(known.to_json() | fields), encoding="utf-8")
     return folder
 
 

@@ -26,7 +26,7 @@ from lora_capacity.memory import Deployment, EstimatedTerms
 from lora_capacity.models import ModelShape
 
 _LINKED_BYTES_PER_S = 2e11
-"""Speed from which on a link is NVLink or the like, which all-reduces take directly (data sheets: PCIe 5 has 1.3e11)."""
+"""Speed from which on a link is NVLink or the like, which all-reduces take directly: PCIe 5 has 1.3e11."""
 
 _MOST_GPUS = 8
 """GPUs that are linked inside a node."""

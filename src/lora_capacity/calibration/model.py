@@ -37,6 +37,9 @@ C = TypeVar("C", StepCosts, LoadCosts, FrontEndCosts)
 SCHEMA_VERSION = 2
 """Version of the files that are written; those of version 1 are read too."""
 
+_OWN = ("model", "gpu", "vllm_version")
+"""What the coefficients of a calibration are of, and cannot be changed without them."""
+
 RENAMED_IN_2 = {
     "listed_s": "lora_listing_s",
     "passed_over_s": "skipped_request_s",
@@ -64,6 +67,7 @@ class Calibration:
         runs: Request lengths of the runs behind it; None for a calibration from microbenchmarks alone.
         accuracy: Errors on fitted and held-out data, as the fit reported them.
         provenance: Sources, date, command, data counts.
+        measured_of: Model, GPU and version that the coefficients are of; it follows from the first.
     """
 
     name: str
@@ -79,6 +83,16 @@ class Calibration:
     runs: RunLengths | None = None
     accuracy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    measured_of: tuple[ModelShape, str, str] | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        own = (self.model, self.gpu.name, self.vllm_version)
+        if self.measured_of is None:
+            object.__setattr__(self, "measured_of", own)
+        elif self.measured_of != own:
+            remedy = "derive_calibration(model, gpu, vllm_version=...) makes one for another server"
+            changed = next(name for name, a, b in zip(_OWN, own, self.measured_of, strict=True) if a != b)
+            raise InputError(changed, own[_OWN.index(changed)], "what the coefficients were measured with", remedy)
 
     @property
     def behaviour(self) -> VllmBehaviour:
@@ -127,7 +141,10 @@ class Calibration:
         Raises:
             InputError: If a name is unknown or a value is not allowed.
         """
-        return ServerConfig.with_defaults(self.behaviour, self.gpu, self.model, **settings)
+        server = ServerConfig.with_defaults(self.behaviour, self.gpu, self.model, **settings)
+        usual = Deployment().to_json()
+        layout = {name: value for name, value in self.deployment.to_json().items() if value != usual[name]}
+        return dataclasses.replace(server, layout=layout)
 
     def smallest_max_lora_rank(self, rank: int) -> int:
         """Return the smallest allowed ``max_lora_rank`` that takes adapters of a rank.

@@ -75,7 +75,7 @@ class EngineBehaviour:
         lora_graph_captures: How often CUDA graphs are captured with LoRA: once, or with and without adapters.
         specializes_active_lora: Whether graphs and kernels can follow the adapters in a step
             (``specialize_active_lora``).
-        packed_expand_outputs: Outputs that a block of the LoRA expand kernel works on in layers of several fused outputs.
+        packed_expand_outputs: Outputs that a block of the LoRA expand kernel works on where several are fused.
         samples_by_sorting: Whether top-k and top-p sort the logits when a step is profiled, which takes copies of them.
         keeps_expert_workspace: Whether the workspace of a mixture's experts stays allocated while tokens are sampled.
         counts_cuda_graphs: Whether the memory of CUDA graphs is taken off the KV cache.

@@ -1,6 +1,6 @@
 """Measured runs predicted by calibrations that know nothing of their model, and corrected by a few of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.optimize import least_squares
 
 from lora_capacity.calibration import Calibration

@@ -12,11 +12,11 @@ from lora_capacity.workload import RunLengths
 __all__ = [
     "SPEED_COLUMNS",
     "STARTUP_COLUMNS",
-    "Speed",
     "CapacityRows",
     "Profile",
     "RunLengths",
     "Runs",
+    "Speed",
     "Startup",
     "TimeMeans",
     "is_starved",

@@ -1,6 +1,5 @@
 """Speeds of servers as people report them: a load, and how long a token took."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path

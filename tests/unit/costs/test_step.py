@@ -46,7 +46,7 @@ def step_s(costs: Any = COSTS, **step: float) -> float:
 
 
 def test_every_coefficient_is_named_here() -> None:
-    assert {entry.name for entry in fields(StepCosts)} == {*UNITS, "active_block_factor"}
+    assert {entry.name for entry in fields(StepCosts)} == {*UNITS, "active_block_factor", "expert_s"}
 
 
 @pytest.mark.parametrize("name", UNITS)

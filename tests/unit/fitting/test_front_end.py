@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs, FrontEndCosts
 from lora_capacity.fitting.front_end import fit_front_end
 from lora_capacity.fitting.measured import MeasuredRuns, read_measured
@@ -56,7 +57,18 @@ def measured(profile: Profile) -> MeasuredRuns:
         ROW | {"max_cpu_loras": adapters, "max_loras": adapters, "rates": rate} for adapters, rate in TRAFFIC
     ]
     write(profile.folder / "runs.csv", rows)
-    found = read_measured(profile.folder / "runs.csv", profile, MEMORY)
+    draft = Calibration(
+        name="draft",
+        model=profile.model,
+        gpu=profile.gpu,
+        vllm_version=str(profile.server["vllm_version"]),
+        costs=COSTS,
+        memory=MEMORY,
+        fitted_ranges={},
+        capacity_error=0.0,
+        device=profile.device,
+    )
+    found = read_measured(profile.folder / "runs.csv", draft)
     client = found.simulate(replace(COSTS, front_end=FRONT_END)).client
     return replace(found, runs=replace(found.runs, ttft_s=np.asarray(client.ttft_s), itl_s=np.asarray(client.itl_s)))
 

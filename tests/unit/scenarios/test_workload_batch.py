@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lora_capacity.calibration import load_calibration
+from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.errors import InputError
 from lora_capacity.run import simulate
 from lora_capacity.scenarios import WorkloadBatch, build_scenarios
@@ -111,6 +111,7 @@ def test_settings_that_no_column_tells_are_refused_unless_at_their_default(mix, 
 
 
 def test_requests_longer_than_the_model_takes_are_refused(mix, calibration):
-    short = dataclasses.replace(calibration, model=dataclasses.replace(calibration.model, max_position_embeddings=2048))
+    model = calibration.model.to_json() | {"max_position_embeddings": 2048}
+    short = Calibration.from_json(calibration.to_json() | {"model": model})
     with pytest.raises(InputError, match=r"max_model_len: 2048 .* >= 2624"):
         WorkloadBatch.of(mix, short)

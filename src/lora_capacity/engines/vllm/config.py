@@ -14,7 +14,7 @@ from lora_capacity.hardware.gpu import Gpu
 from lora_capacity.models import ModelShape, expand_target_modules
 from lora_capacity.schema import Count, Number, check_fields
 
-_OF_THE_ENGINE = ("vllm_version", "device", "defaults")
+_OF_THE_ENGINE = ("vllm_version", "device", "defaults", "layout")
 _NUMBERS = (
     *("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"),
     *("gpu_memory_utilization", "max_model_len", "block_size"),
@@ -62,6 +62,7 @@ class ServerConfig:
             in all versions.
         device: What it computes on, one of `DEVICES`.
         defaults: What vLLM would choose by itself.
+        layout: Flags of how the model is laid out on GPUs, where that is not on one with vLLM's defaults.
     """
 
     vllm_version: str
@@ -77,6 +78,7 @@ class ServerConfig:
     enable_prefix_caching: bool = True
     device: str = "gpu"
     defaults: SkipValidation[Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    layout: SkipValidation[Mapping[str, FlagValue]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -157,6 +159,7 @@ class ServerConfig:
         flags: dict[str, FlagValue] = {"enable_lora": True} | {name: getattr(self, name) for name in _NUMBERS}
         if self.reserved_modules != "all-linear":
             flags["lora_target_modules"] = list(expand_target_modules(self.reserved_modules))
+        flags |= dict(self.layout)
         return flags if self.enable_prefix_caching else flags | {"enable_prefix_caching": False}
 
     def serve_command(self, model_name: str) -> str:

@@ -66,7 +66,7 @@ def _deployment(server: ServerConfig, model: str, name: str) -> dict[str, Any]:
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
     }
     if server.device == "gpu":
-        container["resources"] = {"limits": {"nvidia.com/gpu": 1}}
+        container["resources"] = {"limits": {"nvidia.com/gpu": server.layout.get("tensor_parallel_size", 1)}}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
