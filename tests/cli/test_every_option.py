@@ -63,7 +63,7 @@ BASES: Mapping[str, tuple[str, ...]] = {
     "memory": ("memory", "--model", "Qwen3-8B", "--gpu", "L40S", "--format", "json"),
     "calibrations": ("calibrations",),
     "calibrations show": ("calibrations", "show", LLAMA),
-    "calibrations derive": ("calibrations", "derive", *"--model Qwen3-8B --gpu L40S --format json".split()),
+    "calibrations derive": ("calibrations", "derive", *["--model", "Qwen3-8B", "--gpu", "L40S", "--format", "json"]),
 }
 
 

@@ -179,7 +179,8 @@ def update_calibration(prior: Calibration, runs: str | Path | Runs, name: str | 
     found = least_squares(residuals, believed.mean, jac=jacobian, loss="soft_l1")
     values = dict(zip(believed.names, np.exp(found.x).tolist(), strict=True))
     fitted = Costs.of_values({**others, **values}, kernels, experts)
-    after = LogNormal(believed.names, found.x, np.linalg.inv(found.jac.T @ found.jac))
+    slopes = jacobian(found.x)  # the solver's own are weighted by its loss
+    after = LogNormal(believed.names, found.x, np.linalg.inv(slopes.T @ slopes))
     spread = np.sqrt(np.diag(after.covariance))
     correlation = after.covariance / np.outer(spread, spread)
     return replace(

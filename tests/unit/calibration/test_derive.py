@@ -76,9 +76,7 @@ class TestScaling:
 
     def test_a_memory_twice_as_fast_halves_what_is_read(self) -> None:
         slow = target()
-        fast = dataclasses.replace(
-            slow, processor=dataclasses.replace(slow.processor, bandwidth_bytes_per_s=2 * 864e9)
-        )
+        fast = dataclasses.replace(slow, processor=dataclasses.replace(slow.processor, bandwidth_bytes_per_s=2 * 864e9))
         before, after = slow.coefficients(GUESS.values), fast.coefficients(GUESS.values)
         assert after["kv_token_s"] == before["kv_token_s"] / 2
         assert after["lora_token_s"] == before["lora_token_s"] / 2

@@ -19,9 +19,7 @@ def test_one_token_reads_its_own_experts_and_many_read_all() -> None:
 def test_expected_number_is_that_of_random_draws() -> None:
     generator = np.random.default_rng(0)
     for tokens in (2, 5, 20):
-        seen = [
-            len({e for _ in range(tokens) for e in generator.choice(128, 8, replace=False)}) for _ in range(300)
-        ]
+        seen = [len({e for _ in range(tokens) for e in generator.choice(128, 8, replace=False)}) for _ in range(300)]
         assert float(ROUTING.different_experts(float(tokens))) == pytest.approx(np.mean(seen), rel=0.02)
 
 
