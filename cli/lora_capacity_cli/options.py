@@ -139,11 +139,11 @@ class CalibrationChoice:
 
     Attributes:
         name: Name or file of one there is.
-        derived: What to derive one from, by the names of the options; empty: none is derived.
+        derived: Names of options and their values, what to derive one from; empty: none is derived.
     """
 
     name: str
-    derived: Mapping[str, Any]
+    derived: tuple[tuple[str, Any], ...] = ()
 
     def load(self) -> "Calibration":
         """Read or derive it.
@@ -155,10 +155,11 @@ class CalibrationChoice:
 
         if not self.derived:
             return calibration.load_calibration(self.name)
+        told = dict(self.derived)
         for name in ("model", "gpu"):
-            if name not in self.derived:
+            if name not in told:
                 raise InputError(f"--{name}", None, "a model and a GPU, to derive a calibration from")
-        return derive(**self.derived)
+        return derive(**told)
 
 
 def derive(
@@ -220,7 +221,7 @@ def calibration_options(command: Command, *, derives: bool = True) -> Command:
     def with_choice(calibration: str, derived: Mapping[str, Any] | None = None, **given: Any) -> Any:
         if derived:
             refuse_given(("calibration",), "--model and --gpu", "they derive one")
-        return command(**given, calibration=CalibrationChoice(calibration, derived or {}))
+        return command(**given, calibration=CalibrationChoice(calibration, tuple((derived or {}).items())))
 
     named = click.option(
         "--calibration",

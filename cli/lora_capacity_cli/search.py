@@ -83,10 +83,9 @@ def search_options(command: Command, *, derives: bool = True) -> Command:
         return command(**given, question=question)
 
     decorated: Any = engine_options(seeds_option(4)(server_options(grids=True)(with_question)), default="event")
-    calibration = functools.partial(calibration_options, derives=derives)
-    for option in reversed((workload_argument, calibration, goodput_options, *_OPTIONS.values())):
+    for option in reversed((goodput_options, *_OPTIONS.values())):
         decorated = option(decorated)
-    return decorated
+    return workload_argument(calibration_options(decorated, derives=derives))
 
 
 def recommend(question: dict[str, Any]) -> "tuple[Workload, Calibration, Recommendation]":

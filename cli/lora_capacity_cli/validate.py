@@ -112,7 +112,7 @@ def validate(
     STARTUPS.csv holds one start a row: what a server was told, and the memory that it logged. Its KV cache is predicted
     with an interval that nine of ten servers lie in.
     """
-    given_for = {
+    given_for: dict[str, dict[str, Any]] = {
         "--startup": {"--terms": terms, "--models": models, "--leave-out": leave_out},
         "--speeds": {"--efficiencies": efficiencies, "--models": models, "--leave-out": leave_out},
         "--transfer": {"--model-config": model_config},
@@ -214,9 +214,9 @@ def _validate_speeds(
     path: Path, models: Path | None, efficiencies: Path | None, leave_out: str | None, output_format: str
 ) -> None:
     from lora_capacity.calibration import Efficiencies, bundled_names, load_calibration
+    from lora_capacity.facts import predict_speeds, score_speeds
     from lora_capacity.fitting import contradictions, leave_out_gpus
     from lora_capacity.measurements import read_speeds
-    from lora_capacity.validation import predict_speeds, score_speeds
 
     speeds = read_speeds(path, models)
     measured = [load_calibration(name) for name in bundled_names()]
@@ -251,9 +251,9 @@ def _validate_startups(
     startup: Path, models: Path | None, terms: Path | None, leave_out: str | None, output_format: str
 ) -> None:
     from lora_capacity import fitting
+    from lora_capacity.facts import predict_startup, score_startups
     from lora_capacity.measurements import read_startups
     from lora_capacity.memory import EstimatedTerms
-    from lora_capacity.validation import predict_startup, score_startups
 
     startups = read_startups(startup, models)
     if leave_out is None:

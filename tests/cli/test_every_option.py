@@ -18,10 +18,11 @@ import click
 import numpy as np
 import pytest
 from lora_capacity_cli.main import main
+from lora_capacity_cli.options import CalibrationChoice
 from lora_capacity_profiling.machine import Machine, this_cpu
 from pyarrow import csv, parquet
 
-from lora_capacity.calibration import load_calibration
+from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.search import recommend
 from lora_capacity.workload import Workload
 from tests.cli.conftest import STEADY, WORKLOAD, Run
@@ -508,7 +509,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "profile").mkdir()
     write_profile(folder / "profile")
     llama, fake = load_calibration(LLAMA), load_calibration(str(site.calibration))
-    changed = {
+    changed: dict[str, tuple[Calibration, dict[str, Any]]] = {
         "new.json": (llama, {"vllm_version": "0.32.0"}),
         "other_llama.json": (load_calibration(QWEN), {"model": llama.model.to_json()}),
         "other.json": (fake, {"vllm_version": "0.33.0", "gpu": fake.gpu.to_json() | {"name": "z"}}),
@@ -589,6 +590,6 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @functools.cache
-def _recommendation(calibration: str) -> tuple[Any, Any]:
-    known = load_calibration(calibration)
+def _recommendation(calibration: CalibrationChoice) -> tuple[Any, Any]:
+    known = calibration.load()
     return known, recommend(Workload.from_file("w.yaml"), known, adapters=(4,), max_loras=(2, 4), engine="steady")

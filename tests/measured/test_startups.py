@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from lora_capacity.facts import predict_startup, score_startups
 from lora_capacity.fitting import fit_terms
 from lora_capacity.measurements import Startup, read_startups
 from lora_capacity.memory import EstimatedTerms
-from lora_capacity.validation import predict_startup, score_startups
 
 # Aims on all starts whose model and GPU are known, odd ones (patched servers, offloaded weights) included.
 KV_MEDIAN = 0.05

@@ -12,8 +12,8 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.calibration.derive import Target, log_slopes
 from lora_capacity.calibration.efficiencies import FIRST_GUESSES, Efficiencies
 from lora_capacity.errors import InputError
+from lora_capacity.facts.speeds import Loads, SpeedPrediction, known_target, predict_speeds
 from lora_capacity.measurements import Speed
-from lora_capacity.validation.speeds import Loads, SpeedPrediction, known_target, predict_speeds
 
 _SPREAD, _UNTOLD_SPREAD = 0.12, 0.4
 """Error of the logarithm of a speed that counts as one, and of one whose load is not told."""

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from scipy.optimize import least_squares
 
 from lora_capacity.errors import InputError
+from lora_capacity.facts import StartupPrediction, kv_error, predict_startup
 from lora_capacity.measurements import Startup
 from lora_capacity.memory import EstimatedTerms, Start
 from lora_capacity.units import BYTES_PER_GIB, BYTES_PER_MIB
-from lora_capacity.validation import StartupPrediction, kv_error, predict_startup
 
 FIRST_GUESS = EstimatedTerms(
     context_bytes=0.2 * BYTES_PER_GIB,

@@ -10,25 +10,16 @@ from lora_capacity.validation.predict import (
     run_lengths,
 )
 from lora_capacity.validation.scores import score_runs
-from lora_capacity.validation.speeds import SpeedPrediction, predict_speeds, score_speeds
-from lora_capacity.validation.startups import StartupPrediction, kv_error, predict_startup, score_startups
 
 __all__ = [
     "RUN_LENGTHS",
     "Agreement",
     "Outcome",
     "Predictions",
-    "SpeedPrediction",
-    "StartupPrediction",
-    "kv_error",
     "offered_tokens_per_s",
     "pack_runs",
     "predict_outcomes",
     "predict_runs",
-    "predict_speeds",
-    "predict_startup",
     "run_lengths",
     "score_runs",
-    "score_speeds",
-    "score_startups",
 ]

@@ -4,10 +4,10 @@ import math
 import pytest
 
 from lora_capacity.errors import InputError
+from lora_capacity.facts import kv_error, predict_startup, score_startups
 from lora_capacity.fitting import FIRST_GUESS, fit_terms, leave_out
 from lora_capacity.measurements import read_startups
 from lora_capacity.units import BYTES_PER_GIB
-from lora_capacity.validation import kv_error, predict_startup, score_startups
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
