@@ -49,7 +49,7 @@ def test_server_is_started_with_its_settings_and_adapters(model_dir: Path, tmp_p
         environment=fake_environment(),
         timeout_s=WAIT_S,
     )
-    with site.start(config(model_dir, gpu_memory_utilization=0.5), mix) as server:
+    with site.start(config(model_dir, gpu_memory_utilization=0.5, enable_prefix_caching=False), mix) as server:
         flags = server.flags
         assert server.models[0] == "fake"
         assert server.adapters == ("a0", "a1", "a2")
