@@ -16,8 +16,14 @@ IntArray = NDArray[np.int64]
 _TRIED = 7
 """Points of a path that are tried at once: each round narrows it eightfold, for seven evaluations."""
 
-_TOPPED_UP = 2
+_TOPPED_UP = 1
 """Times that a server is filled on with the classes after the one that no longer fits."""
+
+_PROMISING, _ALL_AGAIN = 0.93, 4
+"""Share of the best worth from which on a share of slots is looked at in the next round; all are after so many."""
+
+_TINY = 1e-12
+"""Least worth of a server, where nothing is worth anything."""
 
 _WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Shares of the load, beside the number of adapters, in what an item is taken to cost a server: which of them is short
@@ -75,7 +81,8 @@ class Columns:
     def __post_init__(self) -> None:
         self._means = self.items.class_means()
         self._modes = [(pool, mode) for pool in range(len(self.oracle.fleet.pools)) for mode in range(len(SLOT_SHARES))]
-        self._reach: dict[tuple[int, int], FloatArray] = {}
+        self._reach: dict[tuple[int, tuple[int, ...]], FloatArray] = {}
+        self._promise, self._priced = np.ones((len(self.oracle.fleet.pools), len(SLOT_SHARES))), 0
         self._caps = np.unique(self._means["rank"])
         empty = np.zeros(0, np.int64)
         self.found = Found(empty, empty, np.zeros((0, self.items.count.size), np.int64))
@@ -122,9 +129,13 @@ class Columns:
             value: What an item of each class is worth, ``[classes]``.
         """
         worth = np.concatenate([self._worth(value, float(cap)) for cap in self._caps])
-        for pool in range(len(self.oracle.fleet.pools)):
-            modes = np.flatnonzero(np.isfinite(self.oracle.correction[pool]))
+        self._priced += 1
+        for pool, promise in enumerate(self._promise):
+            promising = (promise >= _PROMISING * promise.max()) | (self._priced % _ALL_AGAIN == 1)
+            modes = np.flatnonzero(np.isfinite(self.oracle.correction[pool]) & promising)
             counts = self._fill(pool, np.repeat(modes, len(worth)), np.tile(worth, (modes.size, 1)))
+            best = (counts @ value).reshape(modes.size, -1).max(axis=1, initial=0.0)
+            promise[modes] = best / max(best.max(initial=0.0), _TINY)
             self._add(pool, np.repeat(modes, len(worth)), counts)
 
     def _worth(self, value: FloatArray, cap: float) -> FloatArray:
@@ -178,14 +189,14 @@ class Columns:
         counts = np.zeros(worth.shape, np.int64)
         orders = np.argsort(-worth, axis=1, kind="stable")
         room = np.where(np.take_along_axis(worth, orders, axis=1) > 0, self.items.count[orders], 0)
-        guess: FloatArray | None = self._reach.get((pool, len(worth)))
+        guess: FloatArray | None = self._reach.get((pool, tuple(modes)))
         for _ in range(1 + _TOPPED_UP):
             path = _Path(orders, room)
             low = self._advance(pool, modes, path, counts, guess)
             counts, room, guess = counts + path.taken(low), path.beyond(low), None
             if not room.any():
                 break
-        self._reach[pool, len(worth)] = counts @ self._means["rate_per_s"]
+        self._reach[pool, tuple(modes)] = counts @ self._means["rate_per_s"]
         return counts
 
     def _advance(

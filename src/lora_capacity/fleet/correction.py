@@ -13,13 +13,13 @@ from lora_capacity.fleet.plays import Plays, Server, load_of
 
 FloatArray = NDArray[np.float64]
 
-_LOADS = np.array([0.88, 0.94, 0.98, 1.02, 1.06, 1.1, 1.15, 1.2])
+_LOADS = np.array([0.88, 0.94, 0.99, 1.04, 1.1, 1.17])
 """Times the load at which servers are played: the twins differ by up to a fifth where every adapter has a slot."""
 
 _STEADY_LOADS = np.linspace(0.8, 1.4, 31)
 """Times the load at which the steady twin is asked for the same: steps of 2 %."""
 
-_PLAYED = 6
+_PLAYED = 5
 """Servers that are played: they differ less than the shares of slots do, of which each has one at least."""
 
 _LEAST = 0.88

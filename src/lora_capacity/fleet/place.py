@@ -16,7 +16,7 @@ from lora_capacity.fleet.items import Items
 from lora_capacity.fleet.master import Question, relax, whole
 from lora_capacity.fleet.oracle import Load, Oracle, predicted
 from lora_capacity.fleet.placement import PlacedServer, Placement, told
-from lora_capacity.fleet.plays import Plays, Server, adapters_of, load_of, slots
+from lora_capacity.fleet.plays import Plays, Server, load_of
 from lora_capacity.fleet.repair import Workshop
 
 FloatArray = NDArray[np.float64]
@@ -28,7 +28,7 @@ Stage = Callable[[str, int, int], None]
 _MOST_PIECES = 64
 """Servers over which one adapter's requests are spread at most: far above what any adapter of a fleet needs."""
 
-_PRICINGS, _LATER_PRICINGS = 14, 8
+_PRICINGS, _LATER_PRICINGS = 6, 12
 """Rounds of pricing before the event twin corrects the steady one, and after, when good servers are known."""
 
 _IMPROVES = 1.0 + 5e-3
@@ -83,8 +83,12 @@ def place(fleet: Fleet, *, seed: int = 0, seeds: int = 4, stage: Stage | None = 
     workshop = Workshop(oracle, items, tags, plays, most, range(first, first + count))
     _, waiting = workshop.insert(servers, waiting, fresh=True)
     say("plays", 0, len(servers))
+    workshop.balance(servers)
     waiting += workshop.repair(servers)
     servers = workshop.close(servers, _CLOSINGS)
+    if len(fleet.pools) == 1 and not waiting:
+        fewer = range(max(math.ceil(bound - 1e-6), 1), len(servers))
+        servers = next((each for each in map(workshop.dealt, fewer) if each is not None), servers)
     if waiting:
         raise InfeasibleError(_short(fleet, items, waiting, servers))
     say("plays", len(servers), len(servers))
@@ -239,7 +243,7 @@ def describe(workshop: Workshop, servers: list[Server]) -> list[PlacedServer]:
     for row, server in enumerate(servers):
         pool = fleet.pools[server.pool]
         own = load.take(slice(row, row + 1))
-        adapters, max_loras = adapters_of(items, server), slots(items, server)
+        adapters, max_loras = server.adapters(items), server.slots(items)
         prediction = predicted(pool, fleet, own, np.array([max_loras]))
         rank = pool.calibration.smallest_max_lora_rank(int(own.largest_rank[0]))
         config = pool.calibration.server(

@@ -44,17 +44,15 @@ class Server:
 
     def copy(self) -> "Server":
         """Return a server that can be changed without changing this one."""
-        return Server(self.pool, self.mode, list(self.items))
+        return replace(self, items=list(self.items))
 
+    def adapters(self, items: Items) -> list[tuple[int, float]]:
+        """Return its adapters, by index, and the share of each that is its own."""
+        return [member for item in self.items for member in items.members[item]]
 
-def adapters_of(items: Items, server: Server) -> list[tuple[int, float]]:
-    """Return the adapters of a server, by index, and the share of each that is its own."""
-    return [member for item in server.items for member in items.members[item]]
-
-
-def slots(items: Items, server: Server) -> int:
-    """Return the slots of a server."""
-    return int(slots_of(np.array([items.adapters[server.items].sum()]), SLOT_SHARES[server.mode])[0])
+    def slots(self, items: Items) -> int:
+        """Return its slots."""
+        return int(slots_of(items.adapters[self.items].sum(keepdims=True), SLOT_SHARES[self.mode])[0])
 
 
 def load_of(fleet: Fleet, items: Items, servers: Sequence[Server]) -> Load:
@@ -62,7 +60,7 @@ def load_of(fleet: Fleet, items: Items, servers: Sequence[Server]) -> Load:
     ranks = np.unique(fleet.ranks)
     count, rate = np.zeros((len(servers), ranks.size)), np.zeros((len(servers), ranks.size))
     for row, server in enumerate(servers):
-        for adapter, share in adapters_of(items, server):
+        for adapter, share in server.adapters(items):
             place = np.searchsorted(ranks, fleet.ranks[adapter])
             count[row, place] += 1
             rate[row, place] += share * fleet.rates_per_s[adapter]
@@ -126,14 +124,14 @@ class Plays:
         each = [(server, load, seed) for server in servers for load in loads for seed in seeds]
         load = load_of(self.fleet, self.items, servers)
         own = np.repeat(np.arange(len(servers)), len(loads) * len(seeds))
-        max_loras = np.array([slots(self.items, server) for server in servers])
+        max_loras = np.array([server.slots(self.items) for server in servers])
         plain = scenarios_of(self.fleet, self.fleet.pools[pool], load, max_loras).take(own)
         scenarios = plain.scaled(np.array([factor for _, factor, _ in each]))
         ranks = np.unique(self.fleet.ranks)
 
         def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> Drawn:
             requests = [self._requests(*each[i]) for i in indices]
-            served = [[adapter for adapter, _ in adapters_of(self.items, each[i][0])] for i in indices]
+            served = [[adapter for adapter, _ in each[i][0].adapters(self.items)] for i in indices]
             classes = [np.searchsorted(ranks, self.fleet.ranks[adapters]) for adapters in served]
             return pack_first(part, requests, classes, most.tolist(), seed=0, indices=[each[i][2] for i in indices])
 
@@ -144,7 +142,7 @@ class Plays:
 
     def _requests(self, server: Server, load: float, seed: int) -> Requests:
         """Return the requests of a server's adapters, in order of arrival."""
-        streams = [self._stream(adapter, share, load, seed) for adapter, share in adapters_of(self.items, server)]
+        streams = [self._stream(adapter, share, load, seed) for adapter, share in server.adapters(self.items)]
         arrival_s, inputs, outputs = (np.concatenate(column) for column in zip(*streams, strict=True))
         adapter = np.repeat(np.arange(len(streams)), [len(stream[0]) for stream in streams])
         order = np.argsort(arrival_s, kind="stable")

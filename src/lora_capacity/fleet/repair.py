@@ -28,6 +28,12 @@ the next, so that the event twin decides."""
 _LOOKED_AT, _TRIED = 64, 8
 """Servers, the least loaded first, that are asked whether they take an item; and numbers of items tried at once."""
 
+_GRID = np.geomspace(0.9, 1.6, 16)
+"""Times the load at which a server's headroom is looked for: steps of 4 %."""
+
+_MOVES, _EVEN = 4, 1.05
+"""Moves per server that even headrooms out, at most, and the ratio between the most and the least that is even."""
+
 _ROUNDS = 8
 """Rounds of play and repair: by then a server has given up all that it has."""
 
@@ -72,7 +78,13 @@ class Workshop:
         return reached
 
     def insert(
-        self, servers: list[Server], waiting: list[int], *, fresh: bool, more: float = 1.0
+        self,
+        servers: list[Server],
+        waiting: list[int],
+        *,
+        fresh: bool,
+        more: float = 1.0,
+        limits: FloatArray | None = None,
     ) -> tuple[set[int], list[int]]:
         """Put items onto servers that still keep their bounds with them, the largest first, each where most is left.
 
@@ -81,6 +93,7 @@ class Workshop:
             waiting: The items.
             fresh: Whether new servers may be opened.
             more: Times the load at which the steady twin is asked; below 1 where plays decide anyway.
+            limits: Servers of each pool at most; those of the workshop if not given.
 
         Returns:
             Indices of the servers changed, and the items that found no place.
@@ -90,7 +103,7 @@ class Workshop:
         while queue:
             place = self._place(servers, queue[0], more)
             if place is None and fresh:
-                place = self._open(servers, queue[0])
+                place = self._open(servers, queue[0], self.most if limits is None else limits)
             if place is None:
                 left.append(queue.pop(0))
                 continue
@@ -127,10 +140,10 @@ class Workshop:
             low, high = ends[first], ends[first + 1]
         return low
 
-    def _open(self, servers: list[Server], item: int) -> int | None:
+    def _open(self, servers: list[Server], item: int, limits: FloatArray) -> int | None:
         """Open a server for an item, of the cheapest pool that has one left and holds it."""
         for pool in np.argsort([_price(each) for each in self.oracle.fleet.pools], kind="stable").tolist():
-            if sum(server.pool == pool for server in servers) >= self.most[pool]:
+            if sum(server.pool == pool for server in servers) >= limits[pool]:
                 continue
             opened = Server(pool, 0, [item])
             if self.reached([opened])[0] >= 1.0:
@@ -159,7 +172,7 @@ class Workshop:
             for row in failing:
                 times[row] = times.get(row, 0) + 1
                 waiting += self._shed(servers[row], times[row])
-            changed, waiting = self.insert_beside(servers, waiting, failing)
+            changed, waiting = self._insert_beside(servers, waiting, failing)
             unsure = set(failing) | changed
             if not unsure:
                 break
@@ -168,17 +181,22 @@ class Workshop:
         servers[:] = [server for server in servers if server.items]
         return waiting
 
-    def insert_beside(
+    def _insert_beside(
         self, servers: list[Server], waiting: list[int], failing: list[int]
     ) -> tuple[set[int], list[int]]:
-        """Put items onto servers other than those that fail, or new ones."""
+        """Put items onto servers other than those that fail, as hopefully as need be, or onto new ones."""
         others = [row for row in range(len(servers)) if row not in failing]
         kept = [servers[row] for row in others]
-        before = len(kept)
-        changed, left = self.insert(kept, waiting, fresh=True)
-        servers += kept[before:]
-        total = len(servers) - len(kept) + before
-        return {others[row] if row < before else total + row - before for row in changed}, left
+        changed: set[int] = set()
+        for more in (1.0, _HOPEFUL):
+            placed, waiting = self.insert(kept, waiting, fresh=False, more=more)
+            changed |= {others[row] for row in placed}
+        opened: list[Server] = []
+        if waiting:
+            limits = self.most - np.bincount([server.pool for server in servers], minlength=self.most.size)
+            _, waiting = self.insert(opened, waiting, fresh=True, limits=limits)
+        servers += opened
+        return changed | set(range(len(servers) - len(opened), len(servers))), waiting
 
     def _shed(self, server: Server, times: int) -> list[int]:
         """Take items off a server that fails; with few slots, give it a slot for every adapter first."""
@@ -219,8 +237,8 @@ class Workshop:
             attempts: How many are closed at most.
         """
         while attempts > 0 and len(servers) > 1:
-            load = np.array([self.items.rate_per_s[server.items].sum() for server in servers])
-            room = load * self._room(servers)
+            load = self._rates(servers)
+            room = load * (self.headroom(servers) / _HOPEFUL - 1.0)
             row = int(np.argmin(load))
             fewer = self._without(servers, row) if room.sum() - room[row] >= load[row] else None
             if fewer is None:
@@ -228,18 +246,80 @@ class Workshop:
             servers, attempts = fewer, attempts - 1
         return servers
 
-    def _room(self, servers: list[Server]) -> FloatArray:
-        """Return by which share more of its load each server would hold, by the steady twin at its most hopeful."""
-        grid = np.arange(1, _TRIED + 1) / (2.0 * _TRIED)
-        holds = np.array([self.reached(servers, _HOPEFUL * (1.0 + more)) >= 1.0 for more in grid])
-        return np.concatenate([[0.0], grid])[np.where(holds.all(axis=0), grid.size, np.argmin(holds, axis=0))]
-
     def _without(self, servers: list[Server], row: int) -> list[Server] | None:
         others = [server.copy() for place, server in enumerate(servers) if place != row]
         changed, left = self.insert(others, servers[row].items, fresh=False, more=_HOPEFUL)
         if left or not all(self.hold([others[place] for place in sorted(changed)])):
             return None
         return others
+
+    def _rates(self, servers: Sequence[Server]) -> FloatArray:
+        return np.array([self.items.rate_per_s[server.items].sum() for server in servers])
+
+    def headroom(self, servers: Sequence[Server]) -> FloatArray:
+        """Return up to how many times its load each server keeps its bounds, by the steady twin, ``[servers]``."""
+        found = np.zeros(len(servers))
+        for pool, mode in {(server.pool, server.mode) for server in servers}:
+            rows = [row for row, each in enumerate(servers) if (each.pool, each.mode) == (pool, mode)]
+            load = self.load([servers[row] for row in rows]).take(np.repeat(np.arange(len(rows)), _GRID.size))
+            keeps = self.oracle.reached(pool, load, mode, np.tile(_GRID, len(rows))).reshape(len(rows), -1) >= 1.0
+            first = np.where(keeps.all(axis=1), _GRID.size, np.argmin(keeps, axis=1))
+            found[rows] = np.concatenate([_GRID[:1] / _GRID[1:2] * _GRID[:1], _GRID])[first]
+        return found
+
+    def balance(self, servers: list[Server]) -> None:
+        """Move items from the servers with the least headroom to those with the most, for as long as that helps."""
+        headroom, stuck = self.headroom(servers), set[int]()
+        for _ in range(_MOVES * len(servers)):
+            free = [row for row in range(len(servers)) if row not in stuck]
+            if not free:
+                break
+            low, high = min(free, key=lambda row: headroom[row]), int(np.argmax(headroom))
+            if headroom[high] < _EVEN * headroom[low]:
+                break
+            moved = self._moved(servers[low], servers[high], headroom[low], headroom[high])
+            found = self.headroom(moved) if moved else np.zeros(2)
+            if found.min() > headroom[low]:
+                servers[low], servers[high] = moved
+                headroom[[low, high]] = found
+                stuck.clear()
+            else:
+                stuck.add(low)
+
+    def _moved(self, giver: Server, taker: Server, low: float, high: float) -> list[Server]:
+        """Return two servers after what evens their headroom out has moved, none if nothing can.
+
+        With capacities of headroom times load, ``x = (C₂ L₁ - C₁ L₂) / (C₁ + C₂)`` makes the headrooms equal. What
+        moves needs no larger rank than the taker has.
+        """
+        given, taken = self._rates([giver, taker])
+        wanted = given * taken * (high - low) / (low * given + high * taken)
+        rank = self.items.rank[taker.items].max()
+        items = [each for each in giver.items if self.items.rank[each] <= rank]
+        moved: list[int] = []
+        for item in sorted(items, key=lambda each: -self.items.rate_per_s[each]):
+            if self.items.rate_per_s[item] <= wanted and not self.tags.clash(item, taker.items + moved):
+                moved.append(item)
+                wanted -= self.items.rate_per_s[item]
+        kept = [each for each in giver.items if each not in set(moved)]
+        if not moved or not kept:
+            return []
+        return [Server(giver.pool, giver.mode, kept), Server(taker.pool, taker.mode, [*taker.items, *moved])]
+
+    def dealt(self, count: int) -> list[Server] | None:
+        """Return so many servers of the only pool, items dealt in turn by rank and rate, if they hold when played."""
+        order = np.lexsort((self.items.rate_per_s, self.items.rank))
+        servers = [Server(0, 0, []) for _ in range(count)]
+        for place, item in enumerate(order.tolist()):
+            fitting = [each for each in servers if not self.tags.clash(item, each.items)]
+            if not fitting:
+                return None
+            (servers[place % count] if servers[place % count] in fitting else fitting[0]).items.append(item)
+        if not all(server.items for server in servers):
+            return None
+        self.balance(servers)
+        first = self.plays.reached(servers, [self.oracle.fleet.headroom * CHANCE], self.seeds[:1])
+        return servers if first.min() >= 1.0 and all(self.hold(servers)) else None
 
 
 def _price(pool: object) -> float:
