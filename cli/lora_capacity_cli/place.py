@@ -51,8 +51,13 @@ def place(fleet: Path, bounds: dict[str, Any], seed: int, seeds: int, folder: Pa
     pools      a list of {calibration}: the kinds of servers; optional of
                each: name, most_servers, price_per_hour, and settings under
                vLLM's names
-    objective  fewest-gpus (default) or cheapest
+    objective  fewest-gpus (default), cheapest, balanced (of the fewest
+               GPUs, equal headroom on each) or most-served (as many
+               requests per second as the servers hold)
     headroom   times its load that every server must hold (default 1)
+    survive    1: a server of each pool in use stands by for any other
+    current    an answer in JSON: the placement that runs now
+    max_moves  adapters that may leave the server that has them now
 
     The answer tells each server's adapters and settings, what is predicted of it and what the event twin saw when it
     played it, and a bound that no placement goes below.
@@ -97,14 +102,19 @@ def _print_placement(found: "Placement") -> None:
     cost = "not told" if found.cost_per_hour is None else f"{shown(found.cost_per_hour)} per hour"
     kinds = {"exact": "all servers that could be were looked at", "heuristic": "by the servers that were found"}
     gap = "" if found.gap is None else f"; {percent(found.gap)} above it"
+    facts = {
+        "cost": cost,
+        "lower bound": f"{shown(found.lower_bound)} ({kinds[found.lower_bound_kind]}){gap}",
+        "requests/s": shown(sum(server.rate_per_s for server in found.servers)),
+        "stand by": ", ".join(each.pool for each in found.standby),
+        "not placed": ", ".join(found.unplaced),
+        "moves": "" if found.moves is None else str(found.moves),
+        "seconds": shown(found.seconds),
+    }
+    if found.lower_bound is None:
+        facts["lower bound"] = ""
     print_facts(
-        f"{len(found.servers)} servers, {found.gpus} GPUs",
-        {
-            "cost": cost,
-            "lower bound": f"{shown(found.lower_bound)} ({kinds[found.lower_bound_kind]}){gap}",
-            "requests/s": shown(sum(server.rate_per_s for server in found.servers)),
-            "seconds": shown(found.seconds),
-        },
+        f"{len(found.servers)} servers, {found.gpus} GPUs", {name: fact for name, fact in facts.items() if fact}
     )
     print_table("Servers", [_row(server) for server in found.servers])
     print_warnings(found.warnings)

@@ -11,14 +11,15 @@ from pydantic import PlainValidator, WithJsonSchema
 
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.errors import InputError, check_keys
-from lora_capacity.schema import ABSENT, Count, Model, Number, Positive, briefly, validated
+from lora_capacity.schema import ABSENT, Count, Model, Number, Positive, briefly, read_json, validated
 from lora_capacity.tables import Column, read_table
 from lora_capacity.workload import Workload
 from lora_capacity.workload.adapters import MAX_RANK, check_distinct
 from lora_capacity.workload.files import load_mapping
 
-OBJECTIVES = ("fewest-gpus", "cheapest")
-"""What to look for: the fewest GPUs, or the least cost per hour."""
+OBJECTIVES = ("fewest-gpus", "cheapest", "balanced", "most-served")
+"""What to look for: the fewest GPUs; the least cost per hour; of the fewest GPUs, equal headroom on each; or the most
+requests per second on the servers that there are."""
 
 _COLUMNS = {
     "adapter": Column("text"),
@@ -79,8 +80,11 @@ class FleetFile(Model):
 
     adapters: Annotated[Any, PlainValidator(_adapters), WithJsonSchema({"type": ["array", "object"]})]
     pools: list[PoolEntry]
-    objective: Literal["fewest-gpus", "cheapest"] = "fewest-gpus"
+    objective: Literal["fewest-gpus", "cheapest", "balanced", "most-served"] = "fewest-gpus"
     headroom: Annotated[float, Number(minimum=0.1, maximum=100)] = 1.0
+    survive: Annotated[int, Number(minimum=0, maximum=1)] = 0
+    current: str = ABSENT
+    max_moves: Annotated[int, Number(minimum=0)] = ABSENT
 
 
 _OF_WORKLOAD = ("base_model", "requests", "arrivals", "goodput", "attainment", "horizon_s", "max_pending")
@@ -127,6 +131,9 @@ class Fleet:
         traffic: Lengths, arrivals, bounds and horizon of all requests; its adapters do not matter.
         objective: One of `OBJECTIVES`.
         headroom: Times its load that every server must still hold.
+        survive: Servers that may fail with all adapters still served, 0 or 1.
+        current: Name, pool and adapters of each server that runs now; None to start from nothing.
+        max_moves: Most adapters that may leave a server that has them now; None for any number.
 
     Raises:
         InputError: If there are no adapters or pools, a name occurs twice, or options do not go together.
@@ -143,6 +150,9 @@ class Fleet:
     traffic: Workload
     objective: str = "fewest-gpus"
     headroom: float = 1.0
+    survive: int = 0
+    current: Sequence[tuple[str, str, Sequence[str]]] | None = None
+    max_moves: int | None = None
 
     def __post_init__(self) -> None:
         if not self.pools:
@@ -155,13 +165,23 @@ class Fleet:
             for place, pool in enumerate(self.pools):
                 if pool.price_per_hour is None:
                     raise InputError(f"pools[{place}].price_per_hour", None, "a price, for objective: cheapest")
+        if self.objective == "most-served" and any(pool.most_servers is None for pool in self.pools):
+            raise InputError("pools", "no most_servers", "most_servers of every pool, for objective: most-served")
+        if self.max_moves is not None and self.current is None:
+            raise InputError("max_moves", self.max_moves, "only beside current, the placement that runs now")
+        groups = [pair for pair in zip(self.together, self.apart, strict=True) if all(pair)]
+        for pair in groups:
+            if groups.count(pair) > 1:
+                allowed = f"adapters of different groups of apart: two of {pair[1]!r} are in it"
+                raise InputError("together", pair[0], allowed)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
         """Read a fleet file, YAML or (by its name's ending) JSON, with the tables that it names beside it.
 
-        Its keys are ``adapters``, ``pools``, ``objective``, ``headroom``, and those of a workload file:
-        ``requests``, ``arrivals``, ``goodput``, ``attainment``, ``horizon_s``, ``max_pending``.
+        Its keys are ``adapters``, ``pools``, ``objective``, ``headroom``, ``survive``, ``current``, ``max_moves``, and
+        those of a workload file: ``requests``, ``arrivals``, ``goodput``, ``attainment``, ``horizon_s``,
+        ``max_pending``.
 
         Args:
             path: The file.
@@ -201,6 +221,9 @@ class Fleet:
             traffic=traffic,
             objective=file.objective,
             headroom=file.headroom,
+            survive=file.survive,
+            current=None if file.current is None else read_placement(base_dir / file.current),
+            max_moves=file.max_moves,
         )
 
     def with_traffic(self, **changed: Any) -> Self:
@@ -244,3 +267,32 @@ def _table(adapters: AdapterTable | list[AdapterEntry], base_dir: Path) -> dict[
         return {name: column.tolist() for name, column in read_table(base_dir / adapters.list, _COLUMNS).items()}
     rows = [entry.model_dump() for entry in adapters]
     return {name: [np.nan if row[name] is None else row[name] for row in rows] for name in _COLUMNS}
+
+
+def read_placement(path: Path) -> list[tuple[str, str, list[str]]]:
+    """Return name, pool and adapters of every server of a placement, as `Placement.to_json` has it.
+
+    Raises:
+        InputError: If the file is no such placement, or the shares of an adapter do not add up to 1.
+    """
+    content = read_json(path, "a placement, as `place --format json` prints it")
+    try:
+        servers = [
+            (
+                str(server.get("name", f"server-{place}")),
+                str(server["pool"]),
+                [(str(each["adapter"]), float(each["share"])) for each in server["adapters"]],
+            )
+            for place, server in enumerate(content["servers"])
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        allowed = "servers: [{pool, adapters: [{adapter, share}]}]"
+        raise InputError(str(path), "another content", allowed, "`place --format json` prints it") from None
+    shares: dict[str, float] = {}
+    for _, _, adapters in servers:
+        for name, share in adapters:
+            shares[name] = shares.get(name, 0.0) + share
+    for name, share in shares.items():
+        if abs(share - 1.0) > 1e-6:  # shares are printed in full; a few roundings add up to less
+            raise InputError(f"{path}: shares of {name}", round(share, 6), "shares that add up to 1")
+    return [(name, pool, [adapter for adapter, _ in adapters]) for name, pool, adapters in servers]

@@ -15,6 +15,10 @@ _UNCOVERED = 1e3
 """Price of leaving an item out, in servers: above what any server with one item costs, so that it is done only where
 nothing else is possible."""
 
+_NEXT_TO_NOTHING = 1e-3
+"""Price of a server, in what leaving out the item of the least worth costs, where servers are there anyway: of equal
+placements the one with fewer servers is taken."""
+
 _MILP_S = 4.0
 """Seconds after which the best whole numbers found are taken; what they cost is compared with the bound anyway."""
 
@@ -55,6 +59,11 @@ class Question(NamedTuple):
         """Return the question in which everything has to be held."""
         worth = np.full(demand.shape, _UNCOVERED * max(float(price.max()), 1.0))
         return cls(demand, price, most, worth)
+
+    @classmethod
+    def covering_most(cls, demand: IntArray, worth: FloatArray, most: FloatArray) -> "Question":
+        """Return the question in which as much as possible is held; servers cost next to nothing."""
+        return cls(demand, np.full(most.shape, _NEXT_TO_NOTHING * float(worth.min())), most, worth)
 
 
 def relax(question: Question, found: Found) -> Relaxed:

@@ -1,42 +1,35 @@
 """Places the adapters of a fleet: how few servers, which adapters on each, and a bound below."""
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_capacity.errors import InfeasibleError, InputError, check_number
+from lora_capacity.errors import InfeasibleError, check_number
+from lora_capacity.fleet.alone import pieces
 from lora_capacity.fleet.assign import Tags, assign
 from lora_capacity.fleet.columns import Columns
 from lora_capacity.fleet.correction import learn
+from lora_capacity.fleet.current import moves, named_after, running
 from lora_capacity.fleet.fleet import Fleet
 from lora_capacity.fleet.items import Items
 from lora_capacity.fleet.master import Question, relax, whole
-from lora_capacity.fleet.oracle import Load, Oracle, predicted
-from lora_capacity.fleet.placement import PlacedServer, Placement, told
+from lora_capacity.fleet.oracle import Oracle, predicted
+from lora_capacity.fleet.placement import PlacedServer, Placement, Standby, told
 from lora_capacity.fleet.plays import Plays, Server, load_of
+from lora_capacity.fleet.pricing import generate
 from lora_capacity.fleet.repair import Workshop
 
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 Stage = Callable[[str, int, int], None]
 """Called with what is being done, and how much of it is done of how much."""
 
-_MOST_PIECES = 64
-"""Servers over which one adapter's requests are spread at most: far above what any adapter of a fleet needs."""
-
 _PRICINGS, _LATER_PRICINGS = 6, 12
 """Rounds of pricing before the event twin corrects the steady one, and after, when good servers are known."""
-
-_IMPROVES = 1.0 + 5e-3
-"""Cost of the relaxed problem over its bound down to which servers are priced: a fiftieth of a server in four."""
-
-_SMOOTHING = 0.5
-"""Share of the values with the best bound so far in those that are priced next: the linear program's own swing from
-one round to the next while few servers are known (Wentges 1997)."""
 
 _CLOSINGS = 3
 """Servers that are closed at most: whole numbers leave few half empty."""
@@ -61,7 +54,7 @@ def place(fleet: Fleet, *, seed: int = 0, seeds: int = 4, stage: Stage | None = 
 
     Raises:
         InputError: If a number is not allowed, or an adapter needs more replicas than it may have.
-        InfeasibleError: If an adapter fits onto no server, or the servers do not suffice.
+        InfeasibleError: If an adapter fits onto no server, or the servers or the moves do not suffice.
     """
     started_s = time.monotonic()
     first = int(check_number("seed", seed, minimum=0, integer=True))
@@ -69,140 +62,81 @@ def place(fleet: Fleet, *, seed: int = 0, seeds: int = 4, stage: Stage | None = 
     say = stage or (lambda what, done, total: None)
     oracle = Oracle(fleet)
     items = Items.of_fleet(fleet, pieces(fleet, oracle))
-    plays, tags = Plays(fleet, items), Tags(fleet, items)
-    most = np.array([np.inf if pool.most_servers is None else pool.most_servers for pool in fleet.pools])
-    columns = Columns(oracle, items)
-    question = Question.covering_all(items.count, prices(fleet), most)
+    tags = Tags(fleet, items)
+    workshop = Workshop(oracle, items, tags, Plays(fleet, items), most_of(fleet), range(first, first + count))
+    columns, question = Columns(oracle, items), question_of(fleet, items)
     generate(columns, question, _PRICINGS, lambda done, total: say("servers that could be", done, total))
     say("corrections", 0, 1)
-    for pool, mode in learn(oracle, items, tags, plays, columns, relax(question, columns.found).use):
+    for pool, mode in learn(oracle, items, tags, workshop.plays, columns, relax(question, columns.found).use):
         columns.drop(pool, mode)
     bound = generate(columns, question, _LATER_PRICINGS, lambda done, total: say("servers that could be", done, total))
-    use, _ = whole(question, columns.found)
-    servers, waiting = assign(items, tags, columns.found, use)
-    workshop = Workshop(oracle, items, tags, plays, most, range(first, first + count))
-    _, waiting = workshop.insert(servers, waiting, fresh=True)
-    say("plays", 0, len(servers))
-    workshop.balance(servers)
-    waiting += workshop.repair(servers)
-    servers = workshop.close(servers, _CLOSINGS)
-    if len(fleet.pools) == 1 and not waiting:
-        fewer = range(max(math.ceil(bound - 1e-6), 1), len(servers))
-        servers = next((each for each in map(workshop.dealt, fewer) if each is not None), servers)
-    if waiting:
-        raise InfeasibleError(_short(fleet, items, waiting, servers))
-    say("plays", len(servers), len(servers))
-    return _answer(workshop, servers, bound, columns.exact, started_s)
+    say("plays", 0, 1)
+    servers, waiting = _settled(workshop, columns, question, bound)
+    say("plays", 1, 1)
+    placement = _answer(workshop, servers, waiting, bound, columns.exact)
+    return dataclasses.replace(placement, seconds=time.monotonic() - started_s)
 
 
-def pieces(fleet: Fleet, oracle: Oracle) -> IntArray:
-    """Return over how many servers each adapter's requests have to be spread, ``[adapters]``.
-
-    Raises:
-        InputError: If an adapter may not be spread so far.
-        InfeasibleError: If an adapter fits onto no server however few of its requests that takes.
-    """
-    needed = np.zeros(len(fleet.names), np.int64)
-    for parts in range(1, _MOST_PIECES + 1):
-        left = np.flatnonzero(needed == 0)
-        if not left.size:
-            break
-        fits = _fit_alone(fleet, oracle, left, parts)
-        needed[left[fits]] = parts
-    for adapter in np.flatnonzero(needed == 0)[:1].tolist():
-        raise InfeasibleError(_fits_nowhere(fleet, adapter))
-    for adapter in np.flatnonzero((fleet.replicas > 0) & (needed > fleet.replicas))[:1].tolist():
-        allowed = (
-            f"at least {needed[adapter]}: {fleet.rates_per_s[adapter]:g} requests/s are more than one server takes"
-        )
-        raise InputError(f"replicas of {fleet.names[adapter]}", int(fleet.replicas[adapter]), allowed)
-    for adapter in np.flatnonzero(needed > 1).tolist():
-        if fleet.together[adapter]:
-            allowed = "adapters that fit onto one server"
-            raise InputError(f"together of {fleet.names[adapter]}", fleet.together[adapter], allowed)
-    return needed
-
-
-def _fit_alone(fleet: Fleet, oracle: Oracle, adapters: IntArray, parts: int) -> NDArray[np.bool_]:
-    """Whether a part of each adapter fits alone onto a server of some pool, ``[adapters]``."""
-    rates, ranks = fleet.rates_per_s[adapters] / parts, fleet.ranks[adapters].astype(np.float64)
-    kinds, of = np.unique(np.stack([rates, ranks, fleet.cvs[adapters]], axis=1), axis=0, return_inverse=True)
-    fits = np.zeros(len(kinds), bool)
-    for pool, chosen in enumerate(fleet.pools):
-        taken = kinds[:, 1] <= chosen.calibration.behaviour.max_lora_ranks[-1]
-        if not taken.any():
-            continue
-        own = kinds[taken]
-        one = np.ones((len(own), 1))
-        load = Load(one, own[:, :1], own[:, 1:2], own[:, 0] * own[:, 2] ** 2)
-        fits[taken] |= oracle.keeps(pool, load, 0)
-    return fits[of.reshape(-1)]
-
-
-def _fits_nowhere(fleet: Fleet, adapter: int) -> str:
-    """Say why an adapter fits onto no server, and what would make it."""
-    name, rank = fleet.names[adapter], int(fleet.ranks[adapter])
-    ranks = max(pool.calibration.behaviour.max_lora_ranks[-1] for pool in fleet.pools)
-    what = f"adapter {name} (rank {rank}, {fleet.rates_per_s[adapter]:g} requests/s) fits onto no server of any pool"
-    if rank > ranks:
-        return f"{what}: the largest max_lora_rank is {ranks}; lower its rank, or add a pool of a newer vLLM"
-    one, rate = np.ones((1, 1)), np.array([[fleet.rates_per_s[adapter] / _MOST_PIECES]])
-    load = Load(one, rate, np.full((1, 1), float(rank)), rate[:, 0])
-    found = predicted(fleet.pools[0], fleet, load, np.array([1]))
-    if np.isnan(found["throughput_tokens_per_s"][0]):
-        return (
-            f"{what}: a server of pool {fleet.pools[0].name} does not start ({found['status'][0]}); raise "
-            "gpu_memory_utilization, lower max_model_len, or add a pool with more memory"
-        )
-    bounds = " ".join(f"{key}:{bound_ms:g}" for key, bound_ms in fleet.traffic.goodput.to_ms().items())
-    return (
-        f"{what}: even nearly idle, {found['attainment'][0]:.1%} of its requests keep {bounds} ms "
-        f"(first tokens after {found['client_ttft_s'][0] * 1e3:.0f} ms, {found['client_tpot_s'][0] * 1e3:.0f} ms a "
-        "token); relax the bounds, or add a faster pool"
+def most_of(fleet: Fleet) -> FloatArray:
+    """Return how many servers of each pool may hold adapters: with ``survive`` one of each stands by, ``[pools]``."""
+    return np.array(
+        [np.inf if pool.most_servers is None else pool.most_servers - fleet.survive for pool in fleet.pools]
     )
 
 
-def prices(fleet: Fleet) -> FloatArray:
-    """Return what a server of each pool costs, in the terms of the objective, ``[pools]``."""
-    if fleet.objective == "cheapest":
-        return np.array([float(pool.price_per_hour or 0.0) for pool in fleet.pools])
-    return np.array([float(pool.gpus) for pool in fleet.pools])
+def question_of(fleet: Fleet, items: Items) -> Question:
+    """Return what is covered at what prices, in the terms of the objective."""
+    if fleet.objective == "most-served":
+        return Question.covering_most(items.count, items.class_means()["rate_per_s"], most_of(fleet))
+    price = [pool.price_per_hour if fleet.objective == "cheapest" else pool.gpus for pool in fleet.pools]
+    return Question.covering_all(items.count, np.array(price, np.float64), most_of(fleet))
 
 
-def generate(columns: Columns, question: Question, rounds: int, progress: Callable[[int, int], None]) -> float:
-    """Look for servers until pricing finds none that improves, and return the bound below what they cost.
+def _settled(workshop: Workshop, columns: Columns, question: Question, bound: float) -> tuple[list[Server], list[int]]:
+    """Return servers that hold when played, and the items that are on none."""
+    fleet, items = workshop.oracle.fleet, workshop.items
+    partly = fleet.objective == "most-served"
+    kept = None
+    if fleet.current is not None:
+        kept = _from_current(workshop)
+        if fleet.max_moves is not None and moves(fleet, items, kept[0]) > fleet.max_moves:
+            needed = moves(fleet, items, kept[0])
+            raise InfeasibleError(
+                f"max_moves {fleet.max_moves} do not suffice: {needed} adapters have to move for all servers to keep "
+                "their bounds; raise max_moves, or lower headroom"
+            )
+    servers, waiting = assign(items, workshop.tags, columns.found, whole(question, columns.found)[0])
+    _, waiting = workshop.insert(servers, waiting, fresh=not partly)
+    workshop.balance(servers)
+    waiting += workshop.repair(servers)
+    servers = workshop.close(servers, 0 if partly else _CLOSINGS)
+    if len(fleet.pools) == 1 and not waiting and not partly:
+        fewer = range(max(math.ceil(bound - 1e-6), 1), len(servers))
+        servers = next((each for each in map(workshop.dealt, fewer) if each is not None), servers)
+    if fleet.objective == "balanced":
+        evened = [server.copy() for server in servers]
+        workshop.balance(evened)
+        servers = evened if all(workshop.hold(evened)) else servers
+    if fleet.current is not None and kept is not None:
+        named_after(fleet, items, servers)
+        allowed = fleet.max_moves is None or moves(fleet, items, servers) <= fleet.max_moves
+        fewer_now = (len(waiting), _cost(question, servers)) < (len(kept[1]), _cost(question, kept[0]))
+        servers, waiting = (servers, waiting) if allowed and fewer_now else kept
+    if waiting and not partly:
+        raise InfeasibleError(_short(fleet, items, waiting, servers))
+    return servers, waiting
 
-    The bound is that of Farley: values at which no server holds more than it costs are values that no cover goes
-    below. Where all servers are known it is that of whole numbers.
-    """
-    if columns.exact or columns.enumerate():
-        use, left = whole(question, columns.found)
-        return float(question.price[columns.found.pool] @ use) if not left.any() else 0.0
-    columns.spread()
-    plain = columns.plain_values() if columns.centre is None else [columns.centre]
-    values: list[FloatArray] = []
-    for done in range(rounds):
-        progress(done, rounds)
-        relaxed = relax(question, columns.found)
-        if done < len(plain):
-            values.append(plain[done])
-        else:
-            values.append(_SMOOTHING * _best(values, question, columns)[1] + (1.0 - _SMOOTHING) * relaxed.value)
-        columns.price(values[-1])
-        if relaxed.cost <= _IMPROVES * _best(values, question, columns)[0]:
-            break
-    progress(rounds, rounds)
-    bound, columns.centre = _best(values, question, columns)
-    return bound
+
+def _from_current(workshop: Workshop) -> tuple[list[Server], list[int]]:
+    """Return the servers that run now, changed as little as makes them hold, and the items that are on none."""
+    servers, waiting = running(workshop.oracle.fleet, workshop.items)
+    workshop.widen(servers)
+    _, waiting = workshop.insert(servers, waiting, fresh=True)
+    return servers, waiting + workshop.repair(servers)
 
 
-def _best(values: list[FloatArray], question: Question, columns: Columns) -> tuple[float, FloatArray]:
-    """Return the best bound that values give by all servers found so far, and these values, scaled to it."""
-    worth = columns.found.counts @ np.array(values).T
-    most = (worth / question.price[columns.found.pool, np.newaxis]).max(axis=0)
-    bounds = np.array(values) @ question.demand / most
-    best = int(np.argmax(bounds))
-    return float(bounds[best]), values[best] / most[best]
+def _cost(question: Question, servers: Sequence[Server]) -> float:
+    return float(question.price[[server.pool for server in servers]].sum())
 
 
 def _short(fleet: Fleet, items: Items, waiting: list[int], servers: list[Server]) -> str:
@@ -215,21 +149,35 @@ def _short(fleet: Fleet, items: Items, waiting: list[int], servers: list[Server]
     )
 
 
-def _answer(workshop: Workshop, servers: list[Server], bound: float, exact: bool, started_s: float) -> Placement:
-    fleet = workshop.oracle.fleet
+def _answer(workshop: Workshop, servers: list[Server], waiting: list[int], bound: float, exact: bool) -> Placement:
+    fleet, items = workshop.oracle.fleet, workshop.items
     placed = describe(workshop, servers)
-    gpus = sum(fleet.pools[server.pool].gpus for server in servers)
-    price = [fleet.pools[server.pool].price_per_hour for server in servers]
-    spent = float(prices(fleet)[[server.pool for server in servers]].sum())
-    lower = min(bound if fleet.objective == "cheapest" else math.ceil(bound - 1e-6), spent)
+    standby = [
+        Standby(pool.name, [server.name for server in placed if server.pool == pool.name])
+        for pool in fleet.pools
+        if fleet.survive and any(server.pool == pool.name for server in placed)
+    ]
+    by_name = {pool.name: pool for pool in fleet.pools}
+    used = [by_name[name] for name in [*(each.pool for each in placed), *(each.pool for each in standby)]]
+    told_prices = [pool.price_per_hour for pool in used if pool.price_per_hour is not None]
+    gpus, cost = sum(pool.gpus for pool in used), sum(told_prices) if len(told_prices) == len(used) else None
+    spent = cost if fleet.objective == "cheapest" and cost is not None else float(gpus)
+    # Whoever survives the loss of a server has, without it, servers enough for all.
+    price = question_of(fleet, items).price
+    lower = bound if fleet.objective == "cheapest" else float(math.ceil(bound - 1e-6))
+    lower += fleet.survive * float(price.min())
+    names = [fleet.names[adapter] for item in waiting for adapter, _ in items.members[item]]
     return Placement(
         servers=placed,
+        standby=standby,
+        unplaced=sorted(set(names)),
         objective=fleet.objective,
         gpus=gpus,
-        cost_per_hour=None if any(each is None for each in price) else float(sum(each or 0.0 for each in price)),
-        lower_bound=lower,
+        cost_per_hour=cost,
+        lower_bound=None if fleet.objective == "most-served" else min(lower, spent),
         lower_bound_kind="exact" if exact else "heuristic",
-        seconds=time.monotonic() - started_s,
+        moves=None if fleet.current is None else moves(fleet, items, servers),
+        seconds=0.0,
         warnings=(),
     )
 
@@ -239,7 +187,7 @@ def describe(workshop: Workshop, servers: list[Server]) -> list[PlacedServer]:
     fleet, items = workshop.oracle.fleet, workshop.items
     played = workshop.plays.columns(servers, [fleet.headroom], workshop.seeds)
     load = load_of(fleet, items, servers)
-    found = []
+    found, names = [], _names(servers)
     for row, server in enumerate(servers):
         pool = fleet.pools[server.pool]
         own = load.take(slice(row, row + 1))
@@ -251,7 +199,7 @@ def describe(workshop: Workshop, servers: list[Server]) -> list[PlacedServer]:
         )
         found.append(
             PlacedServer(
-                name=f"server-{row}",
+                name=names[row],
                 pool=pool.name,
                 model=pool.calibration.model.served_as,
                 adapters=[(fleet.names[adapter], share) for adapter, share in adapters],
@@ -267,3 +215,10 @@ def describe(workshop: Workshop, servers: list[Server]) -> list[PlacedServer]:
             )
         )
     return found
+
+
+def _names(servers: Sequence[Server]) -> list[str]:
+    """Return names of servers: those that they have, others numbered."""
+    taken = {server.name for server in servers}
+    free = (name for number in range(2 * len(servers)) if (name := f"server-{number}") not in taken)
+    return [server.name or next(free) for server in servers]

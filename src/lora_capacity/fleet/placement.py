@@ -60,28 +60,47 @@ class PlacedServer:
 
 
 @dataclass(frozen=True)
+class Standby:
+    """A server that holds no adapters until another fails.
+
+    Attributes:
+        pool: Name of its pool.
+        takes_over: Names of the servers any one of which it takes over, with that server's settings and adapters.
+    """
+
+    pool: str
+    takes_over: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Placement:
     """Which adapters go onto which server.
 
     Attributes:
         servers: The servers.
+        standby: Servers that stand by, one of each pool in use, where the fleet has to survive the loss of a server.
+        unplaced: Adapters that no server takes, with the objective ``most-served``.
         objective: What was looked for.
-        gpus: GPUs of all servers.
+        gpus: GPUs of all servers, those that stand by included.
         cost_per_hour: Their price; None where a pool has none.
         lower_bound: GPUs, or with ``cheapest`` the price per hour, that no placement goes below in the terms of the
-            twins; see ``lower_bound_kind``.
+            twins; see ``lower_bound_kind``; None with ``most-served``.
         lower_bound_kind: ``exact``: all servers that could be were looked at; ``heuristic``: those that pricing found,
             so that a better placement may be missed.
+        moves: Adapters that leave a server that has them now; None where the fleet tells none that run.
         seconds: How long it took.
         warnings: What the user should know, one sentence each.
     """
 
     servers: Sequence[PlacedServer]
+    standby: Sequence[Standby]
+    unplaced: Sequence[str]
     objective: str
     gpus: int
     cost_per_hour: float | None
     lower_bound: float | None
     lower_bound_kind: str
+    moves: int | None
     seconds: float
     warnings: Sequence[str]
 
@@ -107,17 +126,21 @@ class Placement:
 
         ``{"objective", "servers": [{"name", "pool", "adapters": [{"adapter", "share"}], "max_loras", "max_cpu_loras",
         "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "requests_per_s", "prediction": {of `Results`},
-        "played": {"attainment", "service", "worst_attainment", "seeds"}, "serve_command"}], "gpus", "cost_per_hour",
-        "lower_bound", "lower_bound_kind", "gap", "seconds", "warnings": [sentences]}``; what is not known is null.
+        "played": {"attainment", "service", "worst_attainment", "seeds"}, "serve_command"}], "standby": [{"pool",
+        "takes_over": [names]}], "unplaced": [names], "gpus", "cost_per_hour", "lower_bound", "lower_bound_kind", "gap",
+        "moves", "seconds", "warnings": [sentences]}``; what is not known is null.
         """
         return {
             "objective": self.objective,
             "servers": [server.to_json() for server in self.servers],
+            "standby": [{"pool": each.pool, "takes_over": list(each.takes_over)} for each in self.standby],
+            "unplaced": list(self.unplaced),
             "gpus": self.gpus,
             "cost_per_hour": self.cost_per_hour,
             "lower_bound": self.lower_bound,
             "lower_bound_kind": self.lower_bound_kind,
             "gap": self.gap,
+            "moves": self.moves,
             "seconds": self.seconds,
             "warnings": list(self.warnings),
         }

@@ -36,11 +36,13 @@ class Server:
         pool: Index of its pool.
         mode: Index of its slots per adapter in `SLOT_SHARES`.
         items: Its items, by index.
+        name: Name of the server that runs now, if it is one.
     """
 
     pool: int
     mode: int
     items: list[int]
+    name: str = ""
 
     def copy(self) -> "Server":
         """Return a server that can be changed without changing this one."""

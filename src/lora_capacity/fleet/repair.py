@@ -1,7 +1,7 @@
 """Servers made to hold when they are played: what fails gives items up, and others or new servers take them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lora_capacity.errors import InfeasibleError
 from lora_capacity.fleet.assign import Tags
 from lora_capacity.fleet.items import Items
-from lora_capacity.fleet.oracle import Load, Oracle
+from lora_capacity.fleet.oracle import SLOT_SHARES, Load, Oracle
 from lora_capacity.fleet.plays import Plays, Server, load_of
 
 FloatArray = NDArray[np.float64]
@@ -28,7 +28,7 @@ the next, so that the event twin decides."""
 _LOOKED_AT, _TRIED = 64, 8
 """Servers, the least loaded first, that are asked whether they take an item; and numbers of items tried at once."""
 
-_GRID = np.geomspace(0.9, 1.6, 16)
+_GRID = np.geomspace(0.9, 3.0, 32)
 """Times the load at which a server's headroom is looked for: steps of 4 %."""
 
 _MOVES, _EVEN = 4, 1.05
@@ -267,6 +267,13 @@ class Workshop:
             found[rows] = np.concatenate([_GRID[:1] / _GRID[1:2] * _GRID[:1], _GRID])[first]
         return found
 
+    def widen(self, servers: list[Server]) -> None:
+        """Give each server the slots per adapter with which it has the most headroom."""
+        tried = [[replace(server, mode=mode) for server in servers] for mode in range(len(SLOT_SHARES))]
+        best = np.argmax([self.headroom(each) for each in tried], axis=0) if servers else []
+        for server, mode in zip(servers, best, strict=True):
+            server.mode = int(mode)
+
     def balance(self, servers: list[Server]) -> None:
         """Move items from the servers with the least headroom to those with the most, for as long as that helps."""
         headroom, stuck = self.headroom(servers), set[int]()
@@ -304,7 +311,7 @@ class Workshop:
         kept = [each for each in giver.items if each not in set(moved)]
         if not moved or not kept:
             return []
-        return [Server(giver.pool, giver.mode, kept), Server(taker.pool, taker.mode, [*taker.items, *moved])]
+        return [replace(giver, items=kept), replace(taker, items=[*taker.items, *moved])]
 
     def dealt(self, count: int) -> list[Server] | None:
         """Return so many servers of the only pool, items dealt in turn by rank and rate, if they hold when played."""

@@ -13,7 +13,7 @@ from lora_capacity.fleet.columns import Columns
 from lora_capacity.fleet.items import Items
 from lora_capacity.fleet.master import Question, whole
 from lora_capacity.fleet.oracle import Load, Oracle
-from lora_capacity.fleet.place import generate
+from lora_capacity.fleet.pricing import generate
 from tests.unit.fleet.test_fleet import FILE
 
 LOAD_PER_S, ADAPTERS = 1.0, 4

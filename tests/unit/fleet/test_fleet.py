@@ -1,5 +1,6 @@
 """Fleet files: what is read, and what is refused in which words."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def changed(row: int, **fields: Any) -> dict[str, Any]:
     return {"adapters": rows}
 
 
+def changed_two() -> dict[str, Any]:
+    return {"adapters": [dict(row, apart="db") for row in ADAPTERS]}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -61,6 +66,9 @@ def changed(row: int, **fields: Any) -> dict[str, Any]:
         ({"pools": [{"calibration": LLAMA}] * 2}, f"pools: '{LLAMA}' is not allowed; allowed: every name once"),
         ({"pools": [{"calibration": LLAMA, "max_num_seqs": 0}]}, "pools[0].max_num_seqs: 0"),
         ({"pools": [{"calibration": LLAMA}], "objective": "cheapest"}, "pools[0].price_per_hour: None"),
+        ({"objective": "most-served", "pools": [{"calibration": LLAMA}]}, "pools: 'no most_servers'"),
+        ({"max_moves": 3}, "max_moves: 3 is not allowed; allowed: only beside current"),
+        (changed_two(), "together: 'team' is not allowed"),
         ({"objective": "fewest"}, "did you mean 'fewest-gpus'?"),
         ({"pool": []}, "did you mean 'pools'?"),
         ({"headroom": 0}, "headroom: 0 is not allowed; allowed: a number >= 0.1 and <= 100"),
@@ -71,6 +79,21 @@ def changed(row: int, **fields: Any) -> dict[str, Any]:
 def test_what_cannot_be_used_is_told(change: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError) as error:
         Fleet.from_mapping(FILE | change)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"servers": [{"pool": "p", "adapters": [{"adapter": "a", "share": 0.5}]}]}, "shares of a: 0.5"),
+        ({"servers": [{"adapters": []}]}, "'another content' is not allowed"),
+        ([], "'another content' is not allowed"),
+    ],
+)
+def test_a_placement_that_is_none_is_told(tmp_path: Path, content: Any, told: str) -> None:
+    (tmp_path / "now.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        Fleet.from_mapping(FILE | {"current": "now.json"}, tmp_path)
     assert told in str(error.value)
 
 
