@@ -252,10 +252,19 @@ def _pool(entry: PoolEntry, place: int, base_dir: Path) -> Pool:
     return Pool(name, calibration, entry.most_servers, entry.price_per_hour, settings)
 
 
+_REFUSED = {
+    "trace": "lengths: a trace is of one server",
+    "shared_prefix_tokens": "prompts that share nothing, in a fleet",
+    "cached_share": "prompts that share nothing, in a fleet",
+}
+"""Keys of ``requests`` that mean nothing for a fleet."""
+
+
 def _traffic(mapping: Mapping[str, Any], base_dir: Path) -> Workload:
     """Return what a fleet file says of requests; a workload has adapters too, here any, as the fleet has its own."""
-    if isinstance(mapping.get("requests"), Mapping) and "trace" in mapping["requests"]:
-        raise InputError("requests.trace", briefly(mapping["requests"]["trace"]), "lengths: a trace is of one server")
+    for name, allowed in _REFUSED.items():
+        if isinstance(mapping.get("requests"), Mapping) and name in mapping["requests"]:
+            raise InputError(f"requests.{name}", briefly(mapping["requests"][name]), allowed)
     if "base_model" in mapping:
         raise InputError("base_model", briefly(mapping["base_model"]), "requests to adapters only, in a fleet")
     return Workload.from_mapping({**mapping, "adapters": {"mix": {"rates_per_s": [1.0], "ranks": [1]}}}, base_dir)
