@@ -50,6 +50,17 @@ def test_open_loop_sends_what_it_should_when_it_should(launch: Launch) -> None:
     assert all(3 <= body["least"] <= body["most"] < 1000 for body in bodies)
 
 
+def test_prompts_begin_alike_for_as_long_as_they_share_a_prefix(launch: Launch) -> None:
+    server = launch(step_s=0.001)
+    three = at_once(np.array([0, 0, 1]), np.full(3, 20), np.array([1, 2, 3]))
+    load(server, replace(three, shared_prefix_tokens=np.array([4, 4, 0])))
+    bodies = sorted(fake_state(server.endpoint)["bodies"], key=lambda body: body["max_tokens"])
+    first, second, third = (body["begin"] for body in bodies)
+    assert [body["prompt"] for body in bodies] == [20, 20, 20]
+    assert first[:4] == second[:4] != third[:4]
+    assert first[4] != second[4]
+
+
 def test_closed_loop_keeps_so_many_under_way_over_as_many_connections(launch: Launch) -> None:
     server = launch(step_s=0.001)
     before = fake_state(server.endpoint)["connections"]

@@ -11,7 +11,14 @@ from lora_capacity.twins.steady.cached import Saved, nothing_saved, saved_by_pre
 SHARED = 96.0
 
 
-def saved(rate_per_s: float, *, running: float = 10.0, kv_cache_tokens: float = 1e5, adapters: int = 4) -> Saved:
+def saved(
+    rate_per_s: float,
+    *,
+    running: float = 10.0,
+    kv_cache_tokens: float = 1e5,
+    adapters: int = 4,
+    active: float | None = None,
+) -> Saved:
     """One class of adapters, no base model; a request stays for a second."""
     scenarios: Any = SimpleNamespace(
         mean_input_tokens=np.array([160.0]),
@@ -32,6 +39,7 @@ def saved(rate_per_s: float, *, running: float = 10.0, kv_cache_tokens: float = 
         mean_running=np.array([running]),
         itl_s=np.array([0.01]),
         class_service=np.array([[1.0]]),
+        active_adapters=np.array([-adapters * np.expm1(-rate_per_s) if active is None else active]),
     )
     return saved_by_prefixes(scenarios, results, nothing_saved(scenarios))
 
@@ -50,6 +58,14 @@ def test_rare_requests_find_nothing_once_all_free_blocks_have_been_taken() -> No
     assert found.prompt_tokens[0] == pytest.approx(SHARED * (1 - np.exp(-1e-4 * lasts_s)), rel=1e-3)
     assert found.prompt_tokens[0] < 0.03 * SHARED
     assert found.kv_tokens[0] < 0.01 * SHARED
+
+
+def test_requests_that_come_together_find_more() -> None:
+    """100 adapters with half a request at a time, independent of each other or five active ones with ten each."""
+    apart, together = (saved(0.5, running=50, adapters=100, active=each) for each in (None, 5.0))
+    assert together.kv_tokens[0] == pytest.approx(SHARED * 45 / 50, rel=1e-3)
+    assert apart.kv_tokens[0] == pytest.approx(SHARED * (50 - 100 * -np.expm1(-0.5)) / 50, rel=1e-3)
+    assert together.prompt_tokens[0] > 0.99 * SHARED
 
 
 def test_a_larger_cache_keeps_prefixes_longer() -> None:

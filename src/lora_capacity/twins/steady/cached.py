@@ -2,7 +2,8 @@
 
 A prompt finds its adapter's prefix if the adapter's last request before it still runs, or has left so recently that
 its blocks have not been taken since: free blocks are taken in the order in which they were freed, so a block is kept
-for as long as it takes to go through all free ones. Requests of an adapter are taken to be Poisson.
+for as long as it takes to go through all free ones. Requests of an adapter are taken to be Poisson, and where adapters
+wait for slots, those of one come together: as many at a time as adapters are active, at correspondingly higher rates.
 
 What it leaves out: that hits move a prefix to the end of that order, blocks of preempted requests, that prompts shorter
 than the prefix hold only a part of it, and bursts.
@@ -22,6 +23,13 @@ FloatArray = NDArray[np.float64]
 
 ROUNDS = 8
 """How often what is saved is worked out anew from what the server then does: it changes by under 0.1 % afterwards."""
+
+
+_BISECTIONS = 20
+"""Halvings of the logarithm of how much requests come together: it is then known to 0.001 %."""
+
+_MOST_TOGETHER = 1e4
+"""Times that an adapter's rate can be higher while it is active: above the adapters per slot of any server."""
 
 
 class Saved(NamedTuple):
@@ -62,14 +70,43 @@ def saved_by_prefixes(scenarios: Any, results: Results, saved: Saved) -> Saved:
     shared = np.column_stack([scenarios.class_shared_tokens, scenarios.base_shared_tokens])
     requests = rate * scenarios.horizon_s[:, np.newaxis]
     after_first = 1.0 + np.expm1(-requests) / np.maximum(requests, 1e-9)
-    found = -np.expm1(-rate * kept_s[:, np.newaxis]) * np.maximum(after_first, 0.0)
-    together = rate * stay_s[:, np.newaxis]
-    twice = np.maximum(together + np.expm1(-together), 0.0)
+    running_each = rate * stay_s[:, np.newaxis]
+    together = np.ones_like(rate)
+    together[:, :-1] = _together(count[:, :-1], running_each[:, :-1], np.asarray(results.active_adapters, float))
+    # While an adapter is active, so many of its requests run at a time; the others find what is kept of it.
+    others = -np.expm1(-together * running_each) / together
+    missed = np.exp(-together * running_each - rate * (kept_s - stay_s)[:, np.newaxis])
+    found = (1.0 - missed) * np.maximum(after_first, 0.0)
+    twice = running_each - others
     total = np.maximum((count * rate).sum(axis=1), 1e-9)
     return Saved(
         np.nan_to_num((count * rate * found * shared).sum(axis=1) / total),
         np.nan_to_num((count * twice * shared).sum(axis=1) / np.maximum(running, 1e-9)),
     )
+
+
+def _together(count: FloatArray, running: FloatArray, active: FloatArray) -> FloatArray:
+    """Return how many times higher rates are while adapters are active, for as many to be active as there are.
+
+    With ``f`` times the rate a ``1/f`` of the adapters has its turn at a time, each active for ``1 − e^{−f·running}``
+    of it: ``Σ count · (1 − e^{−f·running}) / f`` falls with ``f``, and is bisected to `active`.
+
+    Args:
+        count: Adapters of each class, ``[configs, classes]``.
+        running: Running requests of each, on average, ``[configs, classes]``.
+        active: Adapters that have requests running, ``[configs]``.
+
+    Returns:
+        ``[configs, 1]``, 1 where they are independent.
+    """
+    low, high = np.zeros((len(active), 1)), np.full((len(active), 1), np.log(_MOST_TOGETHER))
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        factor = np.exp(middle)
+        more = (count * -np.expm1(-factor * running) / factor).sum(axis=1, keepdims=True) > active[:, np.newaxis]
+        low, high = np.where(more, middle, low), np.where(more, high, middle)
+    factors: FloatArray = np.exp(low)
+    return factors
 
 
 def nothing_saved(scenarios: Any) -> Saved:

@@ -81,7 +81,8 @@ TOKEN = chunk(f"data: {json.dumps({'id': 'cmpl-0', 'choices': [{'index': 0, 'tex
 
 async def complete(body: dict, writer: asyncio.StreamWriter, models: list[str]) -> bool:
     """Stream an answer; return whether the connection stays open."""
-    bodies.append({**body, "prompt": len(body["prompt"]), "least": min(body["prompt"]), "most": max(body["prompt"])})
+    prompt = body["prompt"]
+    bodies.append({**body, "prompt": len(prompt), "begin": prompt[:5], "least": min(prompt), "most": max(prompt)})
     if len(bodies) == DIES_AT:
         fatal.set()
     if body["model"] not in models:
