@@ -58,6 +58,7 @@ def show(name: str, output_format: str) -> None:
         return
     single = {key: value for key, value in content.items() if not isinstance(value, (dict, list))}
     print_facts(content["name"], {key.replace("_", " "): shown(value) for key, value in single.items()})
+    content["accuracy"].pop("coefficient_correlations", None)  # for programs: a triangle of numbers
     for key, value in content.items():
         if isinstance(value, dict) and value:
             print_facts(key.replace("_", " "), dict(_flat(value)))

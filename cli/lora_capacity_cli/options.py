@@ -184,11 +184,11 @@ def derive(
     from lora_capacity.calibration import derive_calibration
     from lora_capacity.engines import NEWEST
     from lora_capacity.memory import Deployment
-    from lora_capacity.models import find_shape
 
     return derive_calibration(
-        find_shape(model, quantization),
+        model,
         gpu,
+        quantization=quantization,
         deployment=Deployment(**layout),
         vllm_version=vllm_version or NEWEST,
         name=name,

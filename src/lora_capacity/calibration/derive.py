@@ -23,7 +23,7 @@ from lora_capacity.engines import NEWEST, VllmBehaviour
 from lora_capacity.errors import InputError
 from lora_capacity.hardware import Processor, find_gpu
 from lora_capacity.memory import Deployment, EstimatedTerms
-from lora_capacity.models import ModelShape
+from lora_capacity.models import ModelShape, find_shape
 
 _LINKED_BYTES_PER_S = 2e11
 """Speed from which on a link is NVLink or the like, which all-reduces take directly: PCIe 5 has 1.3e11."""
@@ -341,9 +341,10 @@ def step_shares(
 
 
 def derive_calibration(
-    model: ModelShape,
+    model: ModelShape | str,
     gpu: Processor | str,
     *,
+    quantization: str | None = None,
     deployment: Deployment | None = None,
     vllm_version: str = NEWEST,
     name: str | None = None,
@@ -354,8 +355,9 @@ def derive_calibration(
     """Derive the calibration of a model on a GPU that nobody has profiled.
 
     Args:
-        model: Layer shapes.
+        model: Layer shapes, or a name or path of a model as `lora_capacity.models.find_shape` takes it.
         gpu: A GPU, or its name in the catalogue.
+        quantization: How the weights of a model given by name are stored; None: as its ``config.json`` says.
         deployment: How the model is laid out on GPUs of this kind; None: on one.
         vllm_version: The vLLM version.
         name: Name of the calibration; by default model and GPU.
@@ -364,13 +366,13 @@ def derive_calibration(
         measured: Measured calibrations that correct it; None: the bundled ones.
 
     Raises:
-        InputError: If the catalogue does not know the GPU, the GPUs do not divide the model, or it is laid out in
-            stages.
+        InputError: If model or GPU is not known, the GPUs do not divide the model, or it is laid out in stages.
 
     Valid for: decode steps of dense models; experts, quantized weights and adapters on GPUs other than the H100 rest on
     few measurements, and their spreads say so.
     """
     deployment = deployment or Deployment()
+    model = find_shape(model, quantization) if isinstance(model, str) else model
     processor = find_gpu(gpu) if isinstance(gpu, str) else gpu
     measured = [load_calibration(each) for each in bundled_names()] if measured is None else measured
     efficiencies = efficiencies or Efficiencies.bundled()
