@@ -70,6 +70,7 @@ def optimize(question: dict[str, Any], page: Path | None, emit: str | None, outp
 def _print_recommendation(found: "Recommendation", grid: "PlanGrid") -> None:
     best = found.told
     bounds = ", ".join(f"{key} {shown(bound_ms)} ms" for key, bound_ms in found.goodput.to_ms().items())
+    beyond = "only bursts of requests" if best.limit_beyond in ("", "none") else spoken(best.limit_beyond)
     fails = "starves at" if found.objective.goal == "throughput" else "keeps its bounds up to"
     print_facts(
         f"Serve {best.max_cpu_loras:,} adapters (max_cpu_loras) with {best.max_loras:,} slots (max_loras)",
@@ -90,7 +91,7 @@ def _print_recommendation(found: "Recommendation", grid: "PlanGrid") -> None:
             f"probability of failing {percent(best.starving_probability)}, {percent(found.risk)} allowed",
             "memory to spare": f"{gibibytes(found.memory.spare_bytes)}; "
             f"{found.memory.spare_kv_cache_tokens:,} KV tokens beyond the longest request",
-            "bottleneck": f"now {spoken(best.limit)}; where it fails {spoken(best.limit_beyond)}",
+            "bottleneck": f"now {spoken(best.limit)}; where it fails {beyond}",
             "predicted by": "the steady twin alone: nothing was played"
             if found.played is None
             else f"the event twin, mean of {plural(len(found.played.seeds), 'seed')}",
