@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from lora_capacity.engines import ENVIRONMENT, ServerConfig
 from lora_capacity.search.objective import Columns, Objective
-from lora_capacity.words import bottleneck, gibibytes, percent, plural, spoken
+from lora_capacity.words import bottleneck, gibibytes, percent, plural, shown, spoken
 from lora_capacity.workload import Goodput
 
 _COMPARED = {
@@ -17,6 +17,9 @@ _COMPARED = {
     "attainment": "requests within bounds",
 }
 """Figures in which the twins are compared, and their names."""
+
+_TIMES = 2.0
+"""Ratio from which on a difference is told as a multiple: percentages above 100 are hard to read."""
 
 _SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
 
@@ -249,8 +252,8 @@ class Recommendation:
             f"bounds, {percent(played.mean.served)} were served{refused}."
         ]
         if off:
-            told = ", ".join(f"{share:+.1%} {_COMPARED[name]}" for name, share in off.items())
-            sentences.append(f"Of the same configuration the steady twin predicts {told}.")
+            told = ", ".join(f"{_COMPARED[name]} {_more(share)}" for name, share in off.items())
+            sentences.append(f"The steady twin, which takes averages, predicts otherwise: {told}.")
         return tuple(sentences)
 
     def _told(self, neighbour: Neighbour) -> str:
@@ -333,3 +336,8 @@ def _without_nan(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _more(share: float) -> str:
+    """Return by how much a figure is larger than another, as people say it."""
+    return f"{shown(1.0 + share)} times as much" if share >= _TIMES - 1.0 else f"{share:+.1%}"
