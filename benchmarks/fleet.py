@@ -133,7 +133,8 @@ def as_servers(fleet: Fleet, found: Placement) -> list[Server]:
     index = {name: place for place, name in enumerate(fleet.names)}
     assert all(share == 1.0 for server in found.servers for _, share in server.adapters)
     return [
-        Fixed(0, 0, [index[name] for name, _ in server.adapters], server.config.max_loras) for server in found.servers
+        Fixed(0, 0, [index[name] for name, _ in server.adapters], max_loras=server.config.max_loras)
+        for server in found.servers
     ]
 
 
@@ -181,7 +182,7 @@ def greedy(fleet: Fleet, items: Items, servers: int) -> list[Server]:
         sizes = [size for size in TESTED if size < len(order)] + [len(order)]
         best = Fixed(0, 0, order[: min(TESTED[0], len(order))])
         for size in sizes:
-            tried = [Fixed(0, 0, order[:size], slots) for slots in {*[t for t in TESTED if t < size], size}]
+            tried = [Fixed(0, 0, order[:size], max_loras=slots) for slots in {*[t for t in TESTED if t < size], size}]
             held = [server for server, holds in zip(tried, keeps_up(fleet, items, tried), strict=True) if holds]
             if not held:
                 break

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )
 @format_option
 def place(fleet: Path, bounds: dict[str, Any], seed: int, seeds: int, folder: Path | None, output_format: str) -> None:
-    r"""Place the adapters of a fleet onto as few servers as keep their bounds.
+    """Place the adapters of a fleet onto as few servers as keep their bounds.
 
     FLEET is a YAML or JSON file. Its keys are those of a workload (requests, arrivals, goodput, attainment, horizon_s,
     max_pending), and:
@@ -61,7 +61,7 @@ def place(fleet: Path, bounds: dict[str, Any], seed: int, seeds: int, folder: Pa
 
     The answer tells each server's adapters and settings, what is predicted of it and what the event twin saw when it
     played it, and a bound that no placement goes below.
-    """
+    """  # noqa: D301 - click's mark of lines that stay as they are is the character itself
     prepare()
     from lora_capacity.fleet import Fleet, exported
     from lora_capacity.fleet import place as placed

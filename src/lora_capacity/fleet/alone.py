@@ -5,7 +5,10 @@ from numpy.typing import NDArray
 
 from lora_capacity.errors import InfeasibleError, InputError
 from lora_capacity.fleet.fleet import Fleet
-from lora_capacity.fleet.oracle import Load, Oracle, predicted
+from lora_capacity.fleet.items import Items
+from lora_capacity.fleet.oracle import SLOT_SHARES, Load, Oracle, predicted
+from lora_capacity.fleet.plays import Server, load_of
+from lora_capacity.fleet.repair import CHANCE
 
 IntArray = NDArray[np.int64]
 
@@ -41,6 +44,27 @@ def pieces(fleet: Fleet, oracle: Oracle) -> IntArray:
     return needed
 
 
+def check_groups(fleet: Fleet, oracle: Oracle, items: Items) -> None:
+    """Refuse a group that is to share a server and fits onto none.
+
+    Raises:
+        InfeasibleError: Names the first such group.
+    """
+    groups = np.flatnonzero(items.adapters > 1).tolist()
+    for group in groups:
+        fits = [
+            oracle.keeps(pool, load_of(fleet, items, [Server(pool, mode, [group])]), mode)[0]
+            for pool in range(len(fleet.pools))
+            for mode in range(len(SLOT_SHARES))
+        ]
+        if not any(fits):
+            name = fleet.together[items.members[group][0][0]]
+            raise InfeasibleError(
+                f"together {name}: its {items.adapters[group]} adapters ({items.rate_per_s[group]:.3g} requests/s) fit "
+                "onto no server together; split the group, or relax the bounds"
+            )
+
+
 def _fit_alone(fleet: Fleet, oracle: Oracle, adapters: IntArray, parts: int) -> NDArray[np.bool_]:
     """Whether a part of each adapter fits alone onto a server of some pool, ``[adapters]``."""
     rates, ranks = fleet.rates_per_s[adapters] / parts, fleet.ranks[adapters].astype(np.float64)
@@ -53,7 +77,7 @@ def _fit_alone(fleet: Fleet, oracle: Oracle, adapters: IntArray, parts: int) -> 
         own = kinds[taken]
         one = np.ones((len(own), 1))
         load = Load(one, own[:, :1], own[:, 1:2], own[:, 0] * own[:, 2] ** 2)
-        fits[taken] |= oracle.keeps(pool, load, 0)
+        fits[taken] |= oracle.reached(pool, load, 0, CHANCE) >= 1.0
     return fits[of.reshape(-1)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_capacity.errors import InfeasibleError, check_number
-from lora_capacity.fleet.alone import pieces
+from lora_capacity.fleet.alone import check_groups, pieces
 from lora_capacity.fleet.assign import Tags, assign
 from lora_capacity.fleet.columns import Columns
 from lora_capacity.fleet.correction import learn
@@ -54,7 +54,7 @@ def place(fleet: Fleet, *, seed: int = 0, seeds: int = 4, stage: Stage | None = 
 
     Raises:
         InputError: If a number is not allowed, or an adapter needs more replicas than it may have.
-        InfeasibleError: If an adapter fits onto no server, or the servers or the moves do not suffice.
+        InfeasibleError: If an adapter or a group fits onto no server, or the servers or the moves do not suffice.
     """
     started_s = time.monotonic()
     first = int(check_number("seed", seed, minimum=0, integer=True))
@@ -62,6 +62,7 @@ def place(fleet: Fleet, *, seed: int = 0, seeds: int = 4, stage: Stage | None = 
     say = stage or (lambda what, done, total: None)
     oracle = Oracle(fleet)
     items = Items.of_fleet(fleet, pieces(fleet, oracle))
+    check_groups(fleet, oracle, items)
     tags = Tags(fleet, items)
     workshop = Workshop(oracle, items, tags, Plays(fleet, items), most_of(fleet), range(first, first + count))
     columns, question = Columns(oracle, items), question_of(fleet, items)
@@ -185,7 +186,7 @@ def _answer(workshop: Workshop, servers: list[Server], waiting: list[int], bound
 def describe(workshop: Workshop, servers: list[Server]) -> list[PlacedServer]:
     """Return what is told of servers, played at the load that they are asked for."""
     fleet, items = workshop.oracle.fleet, workshop.items
-    played = workshop.plays.columns(servers, [fleet.headroom], workshop.seeds)
+    played = workshop.plays.columns(servers, [1.0], workshop.seeds)
     load = load_of(fleet, items, servers)
     found, names = [], _names(servers)
     for row, server in enumerate(servers):

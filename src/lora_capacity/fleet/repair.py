@@ -31,8 +31,8 @@ _LOOKED_AT, _TRIED = 64, 8
 _GRID = np.geomspace(0.9, 3.0, 32)
 """Times the load at which a server's headroom is looked for: steps of 4 %."""
 
-_MOVES, _EVEN = 4, 1.05
-"""Moves per server that even headrooms out, at most, and the ratio between the most and the least that is even."""
+_MOVES, _EVEN = 12, 1.05
+"""Rounds of moves that even headrooms out, at most, and the ratio between the most and the least that is even."""
 
 _ROUNDS = 8
 """Rounds of play and repair: by then a server has given up all that it has."""
@@ -276,22 +276,22 @@ class Workshop:
 
     def balance(self, servers: list[Server]) -> None:
         """Move items from the servers with the least headroom to those with the most, for as long as that helps."""
-        headroom, stuck = self.headroom(servers), set[int]()
-        for _ in range(_MOVES * len(servers)):
-            free = [row for row in range(len(servers)) if row not in stuck]
-            if not free:
+        headroom = self.headroom(servers)
+        for _ in range(_MOVES):
+            order = np.argsort(headroom, kind="stable").tolist()
+            pairs = []
+            for low, high in zip(order[: len(order) // 2], order[::-1], strict=False):
+                uneven = headroom[high] >= _EVEN * headroom[low]
+                moved = self._moved(servers[low], servers[high], headroom[low], headroom[high]) if uneven else []
+                if moved:
+                    pairs.append((low, high, moved))
+            found = self.headroom([server for *_, moved in pairs for server in moved]).reshape(-1, 2)
+            better = [place for place, (low, _, _) in enumerate(pairs) if found[place].min() > headroom[low]]
+            for place in better:
+                low, high, (servers[low], servers[high]) = pairs[place]
+                headroom[[low, high]] = found[place]
+            if not better:
                 break
-            low, high = min(free, key=lambda row: headroom[row]), int(np.argmax(headroom))
-            if headroom[high] < _EVEN * headroom[low]:
-                break
-            moved = self._moved(servers[low], servers[high], headroom[low], headroom[high])
-            found = self.headroom(moved) if moved else np.zeros(2)
-            if found.min() > headroom[low]:
-                servers[low], servers[high] = moved
-                headroom[[low, high]] = found
-                stuck.clear()
-            else:
-                stuck.add(low)
 
     def _moved(self, giver: Server, taker: Server, low: float, high: float) -> list[Server]:
         """Return two servers after what evens their headroom out has moved, none if nothing can.

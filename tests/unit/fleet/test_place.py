@@ -92,6 +92,12 @@ def test_servers_that_do_not_suffice_are_told() -> None:
         place(fleet_of([0.4] * 8, {"pools": [pool]}))
 
 
+def test_a_group_that_fits_onto_no_server_is_told() -> None:
+    rows = [{"adapter": f"a{i}", "rank": 8, "rate_per_s": 0.4, "together": "team"} for i in range(3)]
+    with pytest.raises(InfeasibleError, match=r"together team: its 3 adapters \(1.2 requests/s\) fit onto no server"):
+        place(fleet_of([], {"adapters": rows}))
+
+
 def test_a_server_stands_by_where_one_may_fail() -> None:
     found = place(fleet_of([0.4] * 4, {"survive": 1}))
     assert (len(found.servers), found.gpus, found.lower_bound, found.cost_per_hour) == (2, 3, 3.0, 6.0)
