@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainValidator, WithJsonSchema
 
-from lora_capacity.calibration import Calibration, load_calibration
+from lora_capacity.calibration import Calibration, derive_calibration, load_calibration
 from lora_capacity.errors import InputError, check_keys
+from lora_capacity.memory import Deployment
 from lora_capacity.schema import ABSENT, Count, Model, Number, Positive, briefly, read_json, validated
 from lora_capacity.tables import Column, read_table
 from lora_capacity.workload import Workload
@@ -54,7 +55,12 @@ class PoolEntry(Model):
     """One of ``pools``; server settings stand under vLLM's names."""
 
     name: str = ABSENT
-    calibration: str
+    calibration: str = ABSENT
+    model: str = ABSENT
+    gpu: str = ABSENT
+    tensor_parallel_size: Count = ABSENT
+    quantization: str = ABSENT
+    vllm_version: str = ABSENT
     most_servers: Count = ABSENT
     price_per_hour: Positive = ABSENT
     max_num_seqs: Count = ABSENT
@@ -63,6 +69,9 @@ class PoolEntry(Model):
     block_size: Count = ABSENT
     gpu_memory_utilization: Annotated[float, Number(0, 1, exclusive=True)] = ABSENT
 
+
+_DERIVED = ("model", "gpu", "tensor_parallel_size", "quantization", "vllm_version")
+"""What a calibration is derived from, in place of ``calibration``."""
 
 _SETTINGS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "gpu_memory_utilization")
 
@@ -111,8 +120,8 @@ class Pool:
 
     @property
     def gpus(self) -> int:
-        """GPUs of a server: calibrations are of one GPU."""
-        return 1
+        """GPUs of a server."""
+        return self.calibration.deployment.tensor_parallel_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,11 +241,20 @@ class Fleet:
 
 
 def pool_calibration(entry: PoolEntry, base_dir: Path) -> Calibration:
-    """Return the calibration of a pool: a bundled one by name, or a file beside the fleet file.
+    """Return the calibration of a pool: a bundled one by name, a file beside the fleet file, or one that is derived.
 
     Raises:
-        InputError: If it is neither.
+        InputError: If it is none of these, or model or GPU is not known.
     """
+    told = {name: getattr(entry, name) for name in _DERIVED if getattr(entry, name) is not None}
+    if entry.calibration is None:
+        for name in ("model", "gpu"):
+            if name not in told:
+                raise InputError(name, None, "a calibration, or a model and a GPU to derive one from")
+        deployment = Deployment(tensor_parallel_size=told.pop("tensor_parallel_size", 1))
+        return derive_calibration(deployment=deployment, **told)
+    for name in told:
+        raise InputError(name, told[name], "nothing beside calibration")
     beside = base_dir / entry.calibration
     return load_calibration(beside if beside.is_file() else entry.calibration)
 

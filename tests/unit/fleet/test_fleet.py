@@ -44,6 +44,13 @@ def test_adapters_may_stand_in_a_table(tmp_path: Path) -> None:
     assert (fleet.names, fleet.apart, fleet.ranks.tolist()) == (("a", "b"), ("", "db"), [8, 16])
 
 
+def test_a_pool_nobody_has_profiled_is_derived() -> None:
+    pool = {"model": "Llama-3.3-70B-Instruct", "gpu": "H100", "tensor_parallel_size": 4, "max_num_seqs": 64}
+    (found,) = Fleet.from_mapping(FILE | {"pools": [pool]}).pools
+    assert (found.gpus, found.name) == (4, "llama-3.3-70b-instruct-4xh100-80gb-derived")
+    assert "--tensor-parallel-size 4" in found.calibration.server(**found.settings).serve_command("m")
+
+
 def changed(row: int, **fields: Any) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [dict(row) for row in ADAPTERS]
     rows[row] |= fields
@@ -63,6 +70,13 @@ def changed_two() -> dict[str, Any]:
         ({"adapters": []}, "adapters: 'an empty list'"),
         ({"pools": []}, "pools: 'an empty list' is not allowed; allowed: at least one pool"),
         ({"pools": [{"calibration": "llama"}]}, "pools[0].calibration: 'llama'"),
+        ({"pools": [{"model": "Qwen3-8B"}]}, "pools[0].gpu: None is not allowed"),
+        ({"pools": [{"gpu": "L4"}]}, "pools[0].model: None is not allowed"),
+        ({"pools": [{"model": "Qwen3-8B", "gpu": "H1000"}]}, "pools[0].gpu: 'H1000'"),
+        (
+            {"pools": [{"calibration": LLAMA, "gpu": "L4"}]},
+            "pools[0].gpu: 'L4' is not allowed; allowed: nothing beside",
+        ),
         ({"pools": [{"calibration": LLAMA}] * 2}, f"pools: '{LLAMA}' is not allowed; allowed: every name once"),
         ({"pools": [{"calibration": LLAMA, "max_num_seqs": 0}]}, "pools[0].max_num_seqs: 0"),
         ({"pools": [{"calibration": LLAMA}], "objective": "cheapest"}, "pools[0].price_per_hour: None"),
