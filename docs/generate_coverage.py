@@ -1,7 +1,8 @@
 """Write the Coverage page: which models are measured, derived or not covered on which GPU.
 
-``python docs/generate_coverage.py --derive`` derives a calibration of every bundled shape on every GPU of the catalogue,
-which takes half a minute, and keeps how sure each is in ``docs/data/coverage.json``; the page is written from that.
+``python docs/generate_coverage.py --derive`` derives a calibration of every bundled shape on every GPU of the
+catalogue, which takes half a minute, and keeps how sure each is in ``docs/data/coverage.json``; without the option it
+only writes the page from that.
 """
 
 import json
@@ -24,7 +25,13 @@ from lora_capacity.units import BYTES_PER_GIB
 GPUS_TRIED = (1, 2, 4, 8)
 SLOT = {"max_loras": 1, "max_lora_rank": 16}
 MAX_MODEL_LEN = 4096
-LARGEST_GIB = {"under 20 GiB": 20, "20 to 35 GiB": 35, "35 to 70 GiB": 70, "70 to 110 GiB": 110, "110 GiB and more": 1e9}
+LARGEST_GIB = {
+    "under 20 GiB": 20,
+    "20 to 35 GiB": 35,
+    "35 to 70 GiB": 70,
+    "70 to 110 GiB": 110,
+    "110 GiB and more": 1e9,
+}
 """Tables of the page: GPUs by memory, so that none is wide."""
 
 
@@ -50,7 +57,7 @@ def one_name_each() -> list[str]:
 def covered(model: ModelShape, gpu: Processor, measured: list[Calibration]) -> list[Any]:
     """Return how a model is covered on a GPU, on how many, and the error of its step times.
 
-    The error is the standard deviation of the logarithm; None where only the memory is known, and where it does not fit.
+    The error is the standard deviation of the logarithm; None where only the memory is known or it does not fit.
     """
     gpus = next((count for count in GPUS_TRIED if fits(model, gpu, count)), None)
     if gpus is None:

@@ -12,6 +12,12 @@ import pytest
 import yaml
 from lora_capacity_cli.main import main
 
+from lora_capacity.calibration import bundled_names, derive_calibration
+from lora_capacity.hardware import catalogue
+from lora_capacity.memory import Deployment
+from lora_capacity.models import find_shape
+from lora_capacity.status import Status
+
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 COMMANDS = sorted(main.commands)
@@ -64,7 +70,13 @@ def test_every_figure_is_drawn_by_the_script_and_shown() -> None:
         assert f"figures/{figure.name})" in pages
 
 
-@pytest.mark.parametrize("name", ["accuracy", "benchmarks", "event_accuracy", "startup_accuracy", "surrogate_accuracy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("accuracy", "benchmarks", "coverage", "derived_accuracy", "event_accuracy", "startup_accuracy"),
+        "surrogate_accuracy",
+    ],
+)
 def test_generated_pages_are_what_their_result_files_say(name: str, tmp_path: Path) -> None:
     for path in DOCS.rglob("*"):
         if path.is_file() and path.suffix in (".md", ".py", ".json"):
@@ -76,6 +88,34 @@ def test_generated_pages_are_what_their_result_files_say(name: str, tmp_path: Pa
         assert (tmp_path / page.relative_to(DOCS)).read_text("utf-8") == page.read_text("utf-8"), page.name
     for figure in (tmp_path / "assets").rglob("*.svg"):
         assert figure.read_text("utf-8") == (DOCS / figure.relative_to(tmp_path)).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "L4"),
+        ("meta-llama/Llama-3.3-70B-Instruct", "H100-80GB"),
+        ("Qwen/Qwen3-30B-A3B", "RTX 5090"),
+    ],
+)
+def test_coverage_is_what_the_library_derives_now(model: str, gpu: str) -> None:
+    told = json.loads((DOCS / "data" / "coverage.json").read_text("utf-8"))
+    kind, gpus, error = told["models"][model][list(told["gpus"]).index(gpu)]
+    derived = derive_calibration(find_shape(model), gpu, deployment=Deployment(tensor_parallel_size=gpus))
+    assert (kind, error) == ("derived", derived.capacity_error)
+    server = derived.server(max_loras=1, max_lora_rank=16, max_model_len=4096)
+    assert derived.plan_memory(server).status.item() == Status.OK
+    if gpus > 1:
+        fewer = derive_calibration(find_shape(model), gpu, deployment=Deployment(tensor_parallel_size=gpus // 2))
+        assert fewer.plan_memory(server).status.item() != Status.OK
+
+
+def test_coverage_names_every_gpu_and_every_bundled_calibration() -> None:
+    told = json.loads((DOCS / "data" / "coverage.json").read_text("utf-8"))
+    assert list(told["gpus"]) == list(catalogue())
+    cells = [cell for cells in told["models"].values() for cell in cells]
+    assert sum(kind == "measured" for kind, _, _ in cells) == len(bundled_names())
+    assert {kind for kind, _, _ in cells} <= {"measured", "derived", "memory only", "does not fit"}
 
 
 @pytest.mark.parametrize("name", ["accuracy.md", "event-accuracy.md", "surrogate-accuracy.md", "benchmarks.md"])
