@@ -103,14 +103,14 @@ def by_gpu(data: dict[str, Any]) -> str:
     models = len(data["models"])
     lines = [
         f"{models} models on {len(columns)} GPUs, with vLLM {data['vllm_version']}: {counts['measured']} pairs are "
-        f"measured, {counts['derived']:,} derived, of {counts['memory only']} only the memory is known, "
-        f"{counts['does not fit']} do not fit on {GPUS_TRIED[-1]}.",
+        f"measured, {counts['derived']:,} derived, {counts['memory only']} known by their memory only; "
+        f"{counts['does not fit']} do not fit on {GPUS_TRIED[-1]} GPUs.",
         "",
-        *table("GPU", "GiB", "models on one", f"on up to {GPUS_TRIED[-1]}", "derived step times, ± %"),
+        *table("GPU", "GiB", "models on one", f"on up to {GPUS_TRIED[-1]}", "derived: ± %, median (range)"),
     ]
     for name, cells in columns.items():
         errors = [100 * error for kind, _, error in cells if kind == "derived"]
-        told = f"{min(errors):.0f} to {max(errors):.0f}, median {statistics.median(errors):.0f}" if errors else "–"
+        told = f"{statistics.median(errors):.0f} ({min(errors):.0f} to {max(errors):.0f})" if errors else "–"
         held = [gpus for _, gpus, _ in cells if gpus is not None]
         lines.append(row(name, f"{data['gpus'][name]:.0f}", held.count(1), len(held), told))
     return "\n".join(lines)
