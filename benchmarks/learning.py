@@ -5,7 +5,7 @@ python benchmarks/learning.py RUNS.csv --json results.json      (--draws 2: a qu
 Each model of the table is predicted by a calibration derived from its shape and from the calibrations of the other
 models, as `validate --transfer` does. Then runs of the model are drawn at random, `fit --prior` corrects the derived
 calibration by them, and the runs that were not drawn are predicted anew. RUNS.csv holds runs of the models that the
-bundled calibrations are of. It takes about ten minutes on one core.
+bundled calibrations are of. It takes some ten minutes, most of them compiling.
 """
 
 import argparse
