@@ -221,6 +221,7 @@ def step_time_s(
     max_loras: ArrayLike,
     max_lora_rank: ArrayLike,
     small_share: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | None = None,
 ) -> Float[Array, "*shape"]:
     """Time of one engine step, adapter loads apart.
 
@@ -252,6 +253,8 @@ def step_time_s(
         max_loras: Adapter slots of the server.
         max_lora_rank: Rank that the slots are reserved for.
         small_share: Share of steps below 128 tokens where the arguments are means over steps; None for one actual step.
+        prompt_tokens: Mean prompt where the arguments are means over steps; None for one actual step. Only experts ask
+            for it: they depend on how many of its tokens come at once.
 
     Returns:
         Seconds, in the common shape of the arguments.
@@ -264,7 +267,7 @@ def step_time_s(
     adapter_s += step.lora_listing_s * loaded
     return jnp.asarray(
         step.base_s
-        + _experts_s(costs, tokens)
+        + _experts_s(costs, tokens, prefill_tokens, prompt_tokens)
         + step.lora_s
         + (step.token_s + step.lora_token_s + step.lora_token_rank_s * max_lora_rank) * tokens
         + step.prefill_token_s * prefill_tokens
@@ -291,6 +294,16 @@ def bare_step_time_s(costs: Costs, *, sequences: ArrayLike, kv_tokens: ArrayLike
     return jnp.asarray(decode_s + _experts_s(costs, sequences) + step.kv_token_s * kv_tokens)
 
 
-def _experts_s(costs: Costs, tokens: ArrayLike) -> ArrayLike:
-    # A model without experts has no such term in its compiled program.
-    return 0.0 if costs.experts is None else costs.step.expert_s * costs.experts.different_experts(tokens)
+def _experts_s(
+    costs: Costs, tokens: ArrayLike, prefill_tokens: ArrayLike = 0.0, prompt_tokens: ArrayLike | None = None
+) -> ArrayLike:
+    if costs.experts is None:  # such a model has no such term in its compiled program
+        return 0.0
+    if prompt_tokens is None:
+        return costs.step.expert_s * costs.experts.different_experts(tokens)
+    # Prompts come whole, in a few steps: spread over all steps they would seem to go to more experts.
+    decode = jnp.subtract(tokens, prefill_tokens)
+    share = jnp.minimum(prefill_tokens / jnp.asarray(prompt_tokens), 1.0)
+    without = costs.experts.different_experts(decode)
+    beside = costs.experts.different_experts(decode + jnp.maximum(prompt_tokens, prefill_tokens))
+    return costs.step.expert_s * (without + share * (beside - without))

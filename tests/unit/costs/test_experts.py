@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_capacity.costs import Costs, ExpertRouting, bare_step_time_s
+from lora_capacity.costs import Costs, ExpertRouting, bare_step_time_s, step_time_s
 from lora_capacity.models import find_shape
 
 MIXTURE = find_shape("Qwen3-30B-A3B")
@@ -34,3 +34,15 @@ def test_a_step_costs_its_experts_once_however_many_tokens_share_them() -> None:
     assert times_s[0] == pytest.approx(1e-3 + 8e-4, rel=1e-4)
     assert times_s[0] < times_s[1] < 1e-3 + 4 * 8e-4
     assert times_s[2] == pytest.approx(1e-3 + 128e-4, rel=1e-4)
+
+
+def test_prompts_that_come_whole_go_to_fewer_experts_on_average() -> None:
+    """Nine steps of four tokens, and one with a prompt of 200 beside: the mean over them, not that of the mean step."""
+    costs = Costs.of_model(MIXTURE, {"expert_s": 1.0})
+    step = dict.fromkeys(("kv_tokens", "adapters", "skipped", "queued", "loaded", "max_loras"), 0.0)
+    one = [float(step_time_s(costs, tokens=4.0 + p, prefill_tokens=p, max_lora_rank=8.0, **step)) for p in (0.0, 200.0)]
+    mean = step_time_s(
+        costs, tokens=24.0, prefill_tokens=20.0, max_lora_rank=8.0, small_share=0.9, prompt_tokens=200.0, **step
+    )
+    assert float(mean) == pytest.approx(0.9 * one[0] + 0.1 * one[1], rel=1e-5)
+    assert float(step_time_s(costs, tokens=24.0, prefill_tokens=20.0, max_lora_rank=8.0, **step)) > float(mean)

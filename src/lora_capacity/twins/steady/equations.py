@@ -248,6 +248,7 @@ def _step(problem: Problem, cycle: AdapterCycle, queue: Queue, running: Float[Ar
             max_loras=scenarios.max_loras,
             max_lora_rank=scenarios.max_lora_rank,
             small_share=_small_step_share(running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens),
+            prompt_tokens=scenarios.mean_input_tokens,
         )
 
     adapters = _adapters_in_step(cycle, running) + own_adapter
