@@ -10,7 +10,7 @@ CALIBRATION ?= llama-3.1-8b-instruct-h100-64gb
 MEASUREMENTS ?= ../shared/measurements
 MODELS := llama-3.1-8b-instruct qwen-2.5-7b-instruct
 
-.PHONY: help recommend test test-all vllm tutorial docs-code browser dev format lint types imports docs package \
+.PHONY: help recommend test test-all fuzz vllm tutorial docs-code browser dev format lint types imports docs package \
 	calibrations surrogates clean
 
 help: ## List the targets
@@ -33,6 +33,9 @@ vllm: $(VENV)/.test ## Compare with vLLM's own scheduler, and drive a real serve
 	LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm tests/unit
 
 # Three pages at once even on two cores: some wait for servers.
+fuzz: $(VENV)/.test ## Read damaged files and run damaged commands by the thousand (INPUTS=20000, SEED=0; minutes)
+	$(BIN)/python -m tests.fuzz --inputs $(or $(INPUTS),20000) --seed $(or $(SEED),0)
+
 docs-code: $(VENV)/.dev ## Run the code of the documentation (UPDATE=1 writes into it what the code prints)
 	LORA_CAPACITY_UPDATE_DOCS=$(UPDATE) $(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m docs tests/docs
 

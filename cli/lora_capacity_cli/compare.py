@@ -1,6 +1,6 @@
 """``lora-capacity compare``: the steady twin against the event twin."""
 
-import shutil
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +75,14 @@ def compare(
     known = calibration.load()
     axes = {name: settings.pop(name) for name in ("max_num_seqs", "max_num_batched_tokens") if name in settings}
     scenarios = build_scenarios(asked, known, **grid(adapters, max_loras, **axes), **settings)
-    parts = None if output is None else parts_folder(output)
     numbers = range(seed, seed + seeds)
-    with progress_bar("configurations") as progress:
-        columns = compare_twins(
-            known, scenarios, asked, seeds=numbers, tolerance=tolerance, parts=parts, progress=progress
-        )
-    if output is not None and parts is not None:
-        write_table(output, columns)
-        shutil.rmtree(parts, ignore_errors=True)
+    with contextlib.nullcontext() if output is None else parts_folder(output) as parts:
+        with progress_bar("configurations") as progress:
+            columns = compare_twins(
+                known, scenarios, asked, seeds=numbers, tolerance=tolerance, parts=parts, progress=progress
+            )
+        if output is not None:
+            write_table(output, columns)
     started = columns["regime"] != "does_not_start"
     document = {
         "calibration": known.name,

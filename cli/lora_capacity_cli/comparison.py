@@ -3,10 +3,8 @@
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from lora_capacity.units import MS_PER_S
-from lora_capacity_cli.output import print_table, print_warnings, spoken
+from lora_capacity_cli.output import print_table, print_warnings, say, spoken
 
 if TYPE_CHECKING:
     from lora_capacity_profiling.trial import Measured
@@ -119,7 +117,7 @@ def print_comparison(document: dict[str, Any]) -> None:
     for each in document["points"]:
         print_warnings(f"A {each['max_cpu_loras']}, S {each['max_loras']}: {text}" for text in each["warnings"])
     verdict = "Predicted and measured agree" if document["agrees"] else "Predicted and measured do not agree"
-    click.echo(
+    say(
         f"{verdict} (throughput within {document['tolerance']:.0%}, inter-token latency within "
         f"{document['itl_tolerance']:.0%}). The runs are in {document['runs_file']}."
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.errors import InputError
+from lora_capacity_cli.files import check_output, writing
 from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json, print_table
 from lora_capacity_cli.runtime import prepare, progress_bar
@@ -71,8 +72,7 @@ def fit(
     the terms fitted to them tell the memory that shapes do not. SPEEDS.csv holds a speed a row (see `validate`); the
     efficiencies fitted to them tell what GPUs reach of their data sheets. With --prior a few runs suffice.
     """
-    if output.is_dir() or not output.parent.is_dir():
-        raise InputError("--output", str(output), "a file in a folder that exists")
+    check_output("--output", output, (".json",))
     prepare()
     if prior is not None:
         _refuse({"PROFILE_DIR": measured, "--model": model, "--models": models, "--from-nothing": from_nothing,
@@ -114,10 +114,8 @@ def _refuse(options: Mapping[str, Any], allowed: str) -> None:
 
 
 def _save(found: "Calibration | EstimatedTerms | Efficiencies", output: Path) -> None:
-    try:
+    with writing("--output", output):
         found.save(output)
-    except OSError as error:
-        raise InputError("--output", str(output), f"a file that can be written ({error.strerror})") from None
 
 
 def _tells_speeds(table: Path) -> bool:

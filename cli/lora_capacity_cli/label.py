@@ -1,11 +1,11 @@
 """``lora-capacity label``: optima by the thousand, for models to be trained on."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lora_capacity.errors import LARGEST_WHOLE
 from lora_capacity.words import duration, shown
 from lora_capacity_cli.files import check_output, writing
 from lora_capacity_cli.options import FILE, CalibrationChoice, calibration_options, examples, format_option
@@ -27,7 +27,9 @@ from lora_capacity_cli.tables import parts_folder
     metavar="FILE",
     help="YAML or JSON file of ranges that workloads and servers are drawn from. [default: the paper's, and beyond]",
 )
-@click.option("--workloads", type=click.IntRange(min=1), default=2048, show_default=True, help="How many to draw.")
+@click.option(
+    "--workloads", type=click.IntRange(min=1, max=1_000_000), default=2048, show_default=True, help="How many to draw."
+)
 @click.option(
     "--played",
     type=click.IntRange(min=0),
@@ -35,7 +37,13 @@ from lora_capacity_cli.tables import parts_folder
     show_default=True,
     help="Of how many the event twin simulates some near the best, to correct all by; 0: the steady twin alone.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Equal seeds give equal labels.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=LARGEST_WHOLE),
+    default=0,
+    show_default=True,
+    help="Equal seeds give equal labels.",
+)
 @click.option(
     "-o", "--output", type=FILE, required=True, metavar="FILE.parquet", help="File to write; its name ends in .parquet."
 )
@@ -65,8 +73,7 @@ def label(
 
     known = calibration.load()
     drawn_from = Space() if space is None else Space.from_file(space)
-    parts = parts_folder(output)
-    try:
+    with parts_folder(output) as parts:
         with progress_bar("workloads") as progress:
             labels = find_labels(
                 known,
@@ -77,12 +84,8 @@ def label(
                 checkpoint_dir=parts,
                 progress=progress,
             )
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
-        raise
-    with writing("--output", output):
-        labels.write(output)
-    shutil.rmtree(parts, ignore_errors=True)
+        with writing("--output", output):
+            labels.write(output)
     summary = {
         "file": str(output),
         "calibration": known.name,

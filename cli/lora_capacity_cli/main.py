@@ -1,12 +1,15 @@
 """The command ``lora-capacity``: one module per command; here they are gathered and failures become exit codes."""
 
+import contextlib
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from lora_capacity.errors import InfeasibleError, LoraCapacityError
+from lora_capacity.errors import ImpossibleResultError, InfeasibleError, LoraCapacityError
 from lora_capacity_cli.calibrations import calibrations
 from lora_capacity_cli.compare import compare
 from lora_capacity_cli.fit import fit
@@ -15,6 +18,7 @@ from lora_capacity_cli.memory import memory
 from lora_capacity_cli.observe import observe
 from lora_capacity_cli.optimize import optimize
 from lora_capacity_cli.options import examples
+from lora_capacity_cli.output import say
 from lora_capacity_cli.place import place
 from lora_capacity_cli.predict import predict
 from lora_capacity_cli.profile import profile
@@ -26,39 +30,64 @@ from lora_capacity_cli.train import train
 from lora_capacity_cli.validate import validate
 from lora_capacity_cli.verify import verify
 
-INFEASIBLE = 1  # nothing feasible
+INFEASIBLE = 1  # nothing feasible, and nothing else
 BAD_INPUT = 2  # as click has it for wrong options
-BROKEN_PIPE = 1  # the reader of the output has gone
+FAULT = 70  # a fault of this program: EX_SOFTWARE of sysexits.h
+NO_OUTPUT = 74  # the output cannot be written: EX_IOERR
 INTERRUPTED = 128 + 2  # as shells report a process that SIGINT ended
+BROKEN_PIPE = 128 + 13  # the reader of the output has gone, as SIGPIPE
 
 
 class Commands(click.Group):
     """A group that tells expected failures in one line; bugs keep their traceback."""
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
-        """Run and exit: 0 answered, 1 nothing feasible, 2 bad input, 130 interrupted."""
+        """Run and exit: 0 answered, 1 nothing feasible, 2 bad input, 130 interrupted; the rest as named above."""
+        if sys.stderr is None:  # closed by whoever started this
+            sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the process ends
+        if sys.stdout is None:
+            sys.exit(_complain("stdout is closed: there is nowhere to answer to", NO_OUTPUT))
         try:
             code = super().main(*args, **extra | {"standalone_mode": False}) or 0
             sys.stdout.flush()
-        except click.ClickException as error:
-            code = _complain(error.format_message(), error.exit_code)
-        except InfeasibleError as error:
-            code = _complain(str(error), INFEASIBLE)
-        except LoraCapacityError as error:
-            for note in getattr(error, "__notes__", []):
-                click.echo(note, err=True)
-            code = _complain(str(error), BAD_INPUT)
-        except click.Abort:
-            code = INTERRUPTED
-        except BrokenPipeError:
-            # The reader has gone; without this Python would complain of it once more as it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = BROKEN_PIPE
+        except Exception as error:  # the traceback of those that are not expected is printed
+            code = _told(error)
+        if code in (BROKEN_PIPE, NO_OUTPUT):
+            _forget_stdout()
         sys.exit(code)
 
 
+def _told(error: Exception) -> int:
+    """Tell a failure on stderr, and return its exit code."""
+    if isinstance(error, click.ClickException):
+        return _complain(error.format_message(), error.exit_code)
+    if isinstance(error, LoraCapacityError):
+        for note in getattr(error, "__notes__", []):
+            say(note, err=True)
+        codes = {InfeasibleError: INFEASIBLE, ImpossibleResultError: FAULT}
+        return _complain(str(error), codes.get(type(error), BAD_INPUT))
+    if isinstance(error, click.Abort):
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    if isinstance(error, MemoryError):
+        return _complain("there is not enough memory for this", FAULT)
+    if isinstance(error, OSError):  # what is read is checked where it is read
+        where = "the output" if error.filename is None else str(error.filename)
+        return _complain(f"{where} cannot be written: {error.strerror or error}", NO_OUTPUT)
+    traceback.print_exception(error)
+    return FAULT
+
+
+def _forget_stdout() -> None:
+    """Let what is left to write go nowhere; Python would complain of it once more as it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError):  # nobody listens
+        say(f"error: {' '.join(message.split())}", err=True)
     return code
 
 

@@ -11,7 +11,7 @@ import click
 from lora_capacity.errors import InputError
 from lora_capacity.units import MS_PER_S
 from lora_capacity_cli.options import FILE, examples, format_option
-from lora_capacity_cli.output import duration, percent, print_facts, print_json, print_warnings, shown
+from lora_capacity_cli.output import duration, percent, print_facts, print_json, print_warnings, say, shown
 from lora_capacity_cli.servers import stages
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def observe(
     else:
         _print(document)
     if interrupted:
-        click.echo(f"interrupted: the run is shorter, and is in {output}", err=True)
+        say(f"interrupted: the run is shorter, and is in {output}", err=True)
         raise click.Abort
 
 

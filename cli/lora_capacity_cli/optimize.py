@@ -18,6 +18,7 @@ from lora_capacity_cli.output import (
     print_json,
     print_table,
     print_warnings,
+    say,
     shown,
     spoken,
 )
@@ -58,7 +59,7 @@ def optimize(question: dict[str, Any], page: Path | None, emit: str | None, outp
     if emit is not None:
         from lora_capacity.engines import emitted
 
-        click.echo(emitted(found.server, found.served_as, emit))
+        say(emitted(found.server, found.served_as, emit))
     elif output_format == "json":
         print_json(found.to_json())
     else:
@@ -98,12 +99,12 @@ def _print_recommendation(found: "Recommendation", grid: "PlanGrid") -> None:
         },
     )
     for sentence in found.explanation:
-        click.echo(sentence)
+        say(sentence)
     click.echo()
     print_map(grid)
     print_table("Runners-up by the steady twin, each with other slots", [_row(each) for each in found.runners_up])
     print_warnings(found.warnings)
-    click.echo(found.serve_command)
+    say(found.serve_command)
 
 
 def _row(candidate: "Candidate") -> dict[str, Any]:

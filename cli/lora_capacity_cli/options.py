@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from lora_capacity.errors import InputError
+from lora_capacity.errors import LARGEST_WHOLE, InputError
 
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
@@ -19,6 +19,9 @@ DEFAULT_CALIBRATION = "llama-3.1-8b-instruct-h100-64gb"
 
 MAX_GRID_VALUES = 10_000
 """Most values of one axis: a guard against a slip in ``start:stop:step``, above any number of adapters of a server."""
+
+MAX_SEEDS = 1000
+"""Most draws of one configuration: their mean then varies thirty times less than one does."""
 
 _EVENT_ONLY = ("seed", "seeds", "warmup_s", "samples", "drain")
 """Options that the event twin alone hears of: the steady twin draws no requests and follows no time."""
@@ -306,7 +309,7 @@ def seed_option(command: Command) -> Command:
     """Add ``--seed``."""
     return click.option(
         "--seed",
-        type=click.IntRange(min=0),
+        type=click.IntRange(min=0, max=LARGEST_WHOLE),
         default=0,
         show_default=True,
         help="Requests that the event twin runs; equal seeds give equal answers.",
@@ -317,7 +320,7 @@ def seeds_option(default: int) -> Callable[[Command], Command]:
     """Return what adds ``--seeds``, how often each configuration is run."""
     return click.option(
         "--seeds",
-        type=click.IntRange(min=1),
+        type=click.IntRange(min=1, max=MAX_SEEDS),
         default=default,
         show_default=True,
         help="Times that the event twin runs a configuration, each with requests of another seed, from --seed on.",

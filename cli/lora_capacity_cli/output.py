@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lora_capacity.text import printable, printable_lines
 from lora_capacity.words import duration, gibibytes, percent, shown, spoken
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "print_json",
     "print_table",
     "print_warnings",
+    "say",
     "shown",
     "spoken",
     "stacked_bar",
@@ -35,6 +37,16 @@ _PIECES = (("█", "blue"), ("▓", "magenta"), ("▒", "cyan"), ("░", "yellow
 
 _PLAIN_WIDTH = 132
 """Columns of a table in a file or pipe: room for the widest one without folding."""
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines of text; what a terminal would act upon is shown as an escape.
+
+    Args:
+        text: The lines.
+        err: Whether to stderr.
+    """
+    click.echo(printable_lines(text), err=err)
 
 
 def print_json(document: Any) -> None:
@@ -59,14 +71,14 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, empty: str = "
     from rich.table import Table
 
     if not rows:
-        click.echo(f"{title}: {empty}\n")
+        say(f"{title}: {empty}\n")
         return
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=printable(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(rows[0]):
         numeric = all(isinstance(row[name], (int, float)) or row[name] is None for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=place == 0)
+        table.add_column(printable(name), justify="right" if numeric else "left", overflow="fold", no_wrap=place == 0)
     for row in rows:
-        table.add_row(*(shown(value) for value in row.values()))
+        table.add_row(*(printable(shown(value)) for value in row.values()))
     _print(table)
 
 
@@ -75,10 +87,10 @@ def print_facts(title: str, facts: Mapping[str, str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    _print(Text(title, style="bold"))
+    _print(Text(printable(title), style="bold"))
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        table.add_row(f"  {name}", value)
+        table.add_row(f"  {printable(name)}", printable_lines(value))
     _print(table)
     click.echo()
 
@@ -99,7 +111,7 @@ def stacked_bar(title: str, shares: Mapping[str, float], limit: float) -> None:
         width = round((end + share) * _BAR_WIDTH) - round(end * _BAR_WIDTH)
         bar.append(letter * width, style=colour)
         legend.append(f"{letter} ", style=colour)
-        legend.append(f"{name} {share:.0%}  ")
+        legend.append(f"{printable(name)} {share:.0%}  ")
         end += share
     bar.append("·" * (_BAR_WIDTH - round(end * _BAR_WIDTH)), style="dim")
     mark = Text(" " * (2 + round(limit * _BAR_WIDTH)) + f"^ {limit:.0%}", style="dim")
@@ -111,7 +123,7 @@ def stacked_bar(title: str, shares: Mapping[str, float], limit: float) -> None:
 def print_warnings(sentences: Iterable[str]) -> None:
     """Print what the user should know, a line each."""
     for sentence in sentences:
-        click.echo(click.style("warning: ", fg="yellow") + sentence)
+        click.echo(click.style("warning: ", fg="yellow") + printable(sentence))
 
 
 def terminal() -> "Console":

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.errors import InputError
+from lora_capacity.text import printable, printable_lines
 from lora_capacity_cli.options import FILE, examples, refuse_given
-from lora_capacity_cli.output import print_facts, print_table
+from lora_capacity_cli.output import print_facts, print_table, say
 from lora_capacity_cli.servers import process_options
 
 if TYPE_CHECKING:
@@ -78,13 +79,13 @@ def profile(**given: Any) -> None:
     try:
         profiler.run()
     except KeyboardInterrupt:
-        click.echo(f"\ninterrupted; what is measured is in {folder}, and the same command goes on from there", err=True)
+        say(f"\ninterrupted; what is measured is in {folder}, and the same command goes on from there", err=True)
         raise
     failed = [each for each in profiler.folder.finished.values() if each.failure]
     if failed and len(failed) == len(profiler.folder.finished):
         raise ServerError(f"no point could be measured; {failed[0].id}: {failed[0].failure}")
     print_table("Points that failed", [{"point": each.id, "reason": each.failure} for each in failed])
-    click.echo(f"Fit it: lora-capacity fit {shlex.quote(str(folder))} -o calibration.json")
+    say(f"Fit it: lora-capacity fit {shlex.quote(str(folder))} -o calibration.json")
 
 
 def _machine(given: Mapping[str, Any]) -> "Machine":
@@ -146,19 +147,15 @@ def _profiler(given: Mapping[str, Any], campaign: "Campaign", machine: "Machine"
     )
     shape = ModelShape.from_file(config)
     check_profiled(shape)
-    command = _command_line(given["environment"])
+    command = _command_line()
     return Profiler(folder, campaign, shape, machine, launch, command=command, watcher=_watcher())
 
 
-def _command_line(variables: tuple[tuple[str, str], ...]) -> str:
-    """Return the command as it was given, but for secrets among the variables."""
-    from lora_capacity_profiling.server import without_secrets
+def _command_line() -> str:
+    """Return the command as it was given, but for secrets."""
+    from lora_capacity_profiling.secrets import command_without_secrets
 
-    words = list(sys.argv[1:])
-    for name, value in variables:
-        hidden = f"{name}={without_secrets({name: value})[name]}"
-        words = [word.replace(f"{name}={value}", hidden) for word in words]
-    return shlex.join(["lora-capacity", *words])
+    return shlex.join(["lora-capacity", *command_without_secrets(sys.argv[1:])])
 
 
 def _print_plan(campaign: "Campaign", machine: "Machine", profiler: "Profiler | None" = None) -> None:
@@ -201,9 +198,10 @@ class _Screen:
 
     def passing(self, text: str) -> None:
         if self._terminal:
-            click.echo(f"\r\x1b[K{text[:110]}", nl=False, err=True)
+            click.echo(f"\r\x1b[K{printable(text[:110])}", nl=False, err=True)
 
     def lasting(self, text: str) -> None:
+        text = printable_lines(text)
         click.echo(f"\r\x1b[K{text}" if self._terminal else text, err=True)
 
     def pass_or_once(self, text: str, about: str) -> None:

@@ -8,7 +8,7 @@ import click
 from lora_capacity.words import shown
 from lora_capacity_cli.files import check_output, write_file
 from lora_capacity_cli.options import FILE, examples, format_option, refuse_given, server_options
-from lora_capacity_cli.output import print_json, print_table
+from lora_capacity_cli.output import print_json, print_table, say
 from lora_capacity_cli.runtime import prepare
 from lora_capacity_cli.surrogates import calibration_of_option, load_both, surrogate_option
 
@@ -67,7 +67,7 @@ def rules(
     if output_format == "json":
         print_json(found.to_json() | {"importance": importance, "path": path})
         return
-    click.echo(found.text())
+    say(found.text())
     if path:
         rows = [
             {

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from lora_capacity_cli.options import FILE
+from lora_capacity_cli.output import say
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Tell = Callable[[str, float, float | None], None]
@@ -48,11 +49,12 @@ class Flag(Assignment):
         if not name:
             self.fail(f"{value!r} is not allowed; allowed: a flag of vLLM such as dtype=bfloat16", param, ctx)
         if equals:
-            import yaml
+            from lora_capacity.errors import InputError
+            from lora_capacity.reading import parse_yaml
 
             try:
-                parsed = yaml.safe_load(content)
-            except yaml.YAMLError:
+                parsed = parse_yaml(content, name)
+            except InputError:
                 parsed = content
             known = isinstance(parsed, str | int | float | bool | list)
             return name.replace("-", "_"), parsed if known else content
@@ -204,6 +206,6 @@ def stages(titles: Sequence[str], each_s: float) -> Iterator[Stages]:
         stage, now_s = text.partition(",")[0], time.monotonic()
         if stage != last[0] or now_s - last[1] >= _TOLD_EVERY_S:
             last[:] = [stage, now_s]
-            click.echo(text, err=True)
+            say(text, err=True)
 
     yield Stages(titles, each_s, show)

@@ -28,6 +28,7 @@ from lora_capacity_cli.output import (
     print_json,
     print_table,
     print_warnings,
+    say,
     shown,
     spoken,
 )
@@ -122,7 +123,7 @@ def simulate(
         status = Status(int(scenarios.status[0])).label
         if status in REFUSALS:
             raise InfeasibleError(FAILURES[status])
-        click.echo(emitted(server, known.model.served_as, emit))
+        say(emitted(server, known.model.served_as, emit))
         return
     results = run(known, scenarios, asked, engine=engine, seed=seed, warmup_s=warmup_s, samples=samples, drain=drain)
     row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
@@ -223,7 +224,7 @@ def _print(document: dict[str, Any]) -> None:
     _print_classes(document["classes"])
     print_warnings(document["warnings"])
     if document["serve_command"]:
-        click.echo(document["serve_command"])
+        say(document["serve_command"])
 
 
 def _print_events(events: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """``lora-capacity sweep``: a grid of configurations into a table."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def sweep(
     import numpy as np
 
     from lora_capacity.run import engine_named, simulate
-    from lora_capacity.run.steady import grid
+    from lora_capacity.run.steady import check_configurations, grid
     from lora_capacity.scenarios import build_scenarios, table
 
     asked = read_workload(workload, bounds)
@@ -84,11 +83,11 @@ def sweep(
     axes = {name: values for name, values in settings.items() if name in ("max_num_seqs", "max_num_batched_tokens")}
     fixed = {name: value for name, value in settings.items() if name not in axes}
     points = grid(adapters, max_loras, **axes)
-    parts = parts_folder(output)
+    check_configurations("--seeds", points["adapters"].size * seeds)
     rows = {name: column.repeat(seeds) for name, column in points.items()}
     seed_of_row = np.resize(np.arange(seed, seed + seeds), rows["adapters"].size)
     scenarios = build_scenarios(asked, known, **rows, **fixed)
-    try:
+    with parts_folder(output, shared=processes is not None, first=first) as parts:
         with progress_bar("configurations") as progress:
             results = simulate(
                 known,
@@ -99,15 +98,13 @@ def sweep(
                 checkpoint_dir=parts if engine_named(engine).keeps_batches else None,
                 progress=progress,
             )
-    except KeyboardInterrupt:
-        if parts.exists():
-            click.echo(f"interrupted; the same command goes on from what is in {parts}", err=True)
-        raise
-    columns = table(scenarios, results) if results.events is None else {"seed": seed_of_row} | table(scenarios, results)
+        columns = table(scenarios, results)
+        if results.events is not None:
+            columns = {"seed": seed_of_row} | columns
+        if first:
+            write_table(output, columns)
     if not first:
         return
-    write_table(output, columns)
-    shutil.rmtree(parts, ignore_errors=True)
     summary = {
         "file": str(output),
         "calibration": known.name,

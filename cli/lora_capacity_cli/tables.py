@@ -1,16 +1,52 @@
 """Tables that commands write: whole or not at all, by the file's name as Parquet or CSV."""
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lora_capacity.errors import InputError
+from lora_capacity.files import locked_folder
 from lora_capacity_cli import files
+from lora_capacity_cli.output import say
 
 _SUFFIXES = (".parquet", ".csv")
 
 
-def parts_folder(output: Path) -> Path:
-    """Return the folder in which is kept what will become a table."""
-    return output.with_name(f"{output.name}.parts")
+@contextlib.contextmanager
+def parts_folder(output: Path, *, shared: bool = False, first: bool = True) -> Iterator[Path]:
+    """Keep what will become a table in a folder beside it, which is removed once the block has ended well.
+
+    Args:
+        output: The table.
+        shared: Whether other processes of the same job keep theirs there too.
+        first: Whether it is for this one to remove it.
+
+    Yields:
+        The folder.
+
+    Raises:
+        InputError: If the folder cannot be made, or another process makes the same table.
+    """
+    folder = output.with_name(f"{output.name}.parts")
+    with files.writing("--output", folder):
+        folder.mkdir(exist_ok=True)
+        held = locked_folder(folder, wait=False, shared=shared)
+    with held as alone:
+        if not alone:
+            remedy = "another process makes this one: wait for it, or name another file"
+            raise InputError("--output", str(output), "a table that nobody else makes", remedy)
+        try:
+            yield folder
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if there is nothing in it
+            if isinstance(error, KeyboardInterrupt) and folder.exists():
+                say(f"interrupted; the same command goes on from what is in {folder}", err=True)
+            raise
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(output: Path) -> None:

@@ -8,7 +8,7 @@ import click
 from lora_capacity.words import shown
 from lora_capacity_cli.files import check_output, writing
 from lora_capacity_cli.options import FILE, examples, format_option
-from lora_capacity_cli.output import print_facts, print_json, print_table
+from lora_capacity_cli.output import print_facts, print_json, print_table, say
 from lora_capacity_cli.runtime import prepare, progress_bar
 
 
@@ -83,4 +83,4 @@ def _print(output: Path, surrogate: Any) -> None:
     print_table("Share of held-out labels within intervals, %", rows)
     for target, lost in surrogate.importance.items():
         most = ", ".join(f"{name} {shown(value)}" for name, value in list(lost.items())[:4])
-        click.echo(f"matters most for {target}: {most}")
+        say(f"matters most for {target}: {most}")

@@ -12,7 +12,7 @@ import click
 from lora_capacity.errors import InputError, LoraCapacityError
 from lora_capacity_cli.comparison import compare, print_comparison
 from lora_capacity_cli.options import FILE, examples, format_option, refuse_given
-from lora_capacity_cli.output import print_json
+from lora_capacity_cli.output import print_json, say
 from lora_capacity_cli.runtime import prepare, read_workload
 from lora_capacity_cli.search import SEARCH_ONLY, recommend, search_options
 from lora_capacity_cli.servers import HOW_STARTED, stages, start_options
@@ -193,7 +193,7 @@ def _measured(trial: "Trial", servers: "list[ServerConfig]") -> "Iterator[list[M
         failure = error
     yield found
     if isinstance(failure, KeyboardInterrupt):
-        click.echo(f"interrupted: {len(found)} of {len(servers)} runs are in {trial.table}", err=True)
+        say(f"interrupted: {len(found)} of {len(servers)} runs are in {trial.table}", err=True)
         raise click.Abort
     if failure is not None:
         raise failure

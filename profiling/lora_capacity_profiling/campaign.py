@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field
 
 from lora_capacity.engines import FlagValue
 from lora_capacity.errors import InputError, check_number, nearest_hint
+from lora_capacity.reading import parse_yaml, read_mapping
 from lora_capacity.schema import Count, Model, validated
-from lora_capacity.workload.files import load_mapping
 from lora_capacity_profiling.points import (
     SPEEDS,
     AdapterBatch,
@@ -166,7 +165,7 @@ def load_campaign(name_or_path: str | Path) -> Campaign:
     name, names = str(name_or_path), campaign_names()
     if name in names:
         resource = importlib.resources.files("lora_capacity_profiling") / "campaigns" / f"{name}.yaml"
-        return Campaign.from_mapping(yaml.safe_load(resource.read_text(encoding="utf-8")), name)
+        return Campaign.from_mapping(parse_yaml(resource.read_text(encoding="utf-8"), name), name)
     if not (name.endswith((".yaml", ".yml", ".json")) or Path(name).exists()):
         raise InputError("campaign", name, f"a YAML file, or one of {', '.join(names)}", nearest_hint(name, names))
-    return Campaign.from_mapping(load_mapping(Path(name)), name)
+    return Campaign.from_mapping(read_mapping(Path(name)), name)

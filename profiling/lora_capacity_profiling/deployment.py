@@ -9,10 +9,11 @@ from typing import Any, Self
 from lora_capacity.engines import FlagValue, ServerConfig
 from lora_capacity.errors import InputError
 from lora_capacity.models import ModelShape
-from lora_capacity.schema import read_json
+from lora_capacity.reading import read_json
 from lora_capacity.workload import Workload
 from lora_capacity_profiling.material import write_adapter
-from lora_capacity_profiling.server import SECRET, OnStop, Progress, Server, offline_variables
+from lora_capacity_profiling.secrets import SECRET
+from lora_capacity_profiling.server import OnStop, Progress, Server, offline_variables
 
 SERVER_COLUMNS = (
     "max_loras",
@@ -133,7 +134,8 @@ class Profiled:
         path = folder / "profile.json"
         content = read_json(path, "the profile.json of a profile folder")
         try:
-            model, flags = str(content["model"]), dict(content["flags"])
+            model = str(content["model"])
+            flags = {name: value for name, value in dict(content["flags"]).items() if value != SECRET}
             environment = dict(content["servers"][0]["environment"]) if content["servers"] else {}
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(str(path), repr(error), "a profile.json as `profile` writes it") from None

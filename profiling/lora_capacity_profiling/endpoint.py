@@ -10,6 +10,7 @@ from typing import Self
 
 from lora_capacity.errors import InputError
 from lora_capacity_profiling.errors import ServerError
+from lora_capacity_profiling.secrets import without_user
 
 MAX_BODY_BYTES = 64 * 1024**2
 """Longest body that is read: /metrics of a server that has served many combinations of adapters takes megabytes."""
@@ -43,9 +44,11 @@ class Endpoint:
             parts = urllib.parse.urlsplit(url)
             port = parts.port
         except (ValueError, AttributeError):
-            raise InputError("url", url, allowed) from None
+            raise InputError("url", without_user(str(url)), allowed) from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise InputError("url", url, allowed)
+            raise InputError("url", without_user(str(url)), allowed)
+        if parts.username is not None or parts.password is not None:
+            raise InputError("url", without_user(url), allowed, "users and passwords are not sent")
         tls = parts.scheme == "https"
         return cls(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/").removesuffix("/v1"))
 

@@ -10,12 +10,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from lora_capacity.errors import InputError
 from lora_capacity.files import write_whole
 from lora_capacity.measurements.schemas import PROFILE_TABLES, SERVING_RUNS, TableSchema
-from lora_capacity.schema import read_json
+from lora_capacity.reading import parse_json, read_json
+from lora_capacity.schema import JsonModel, NotNegative, Number, validated
 from lora_capacity_profiling.runs import as_csv
 
 JOURNAL = "points.jsonl"
@@ -54,6 +57,18 @@ class Finished:
         return max(self.repeats) / min(self.repeats) - 1.0
 
 
+class _JournalLine(JsonModel):
+    """A line of the journal, as `Finished` has it."""
+
+    id: str
+    table: str = ""
+    row: dict[str, Any] = Field(default_factory=dict)
+    repeats: list[Annotated[float, Number()]] = Field(default_factory=list)
+    unit: str = "ms"
+    took_s: NotNegative = 0.0
+    failure: str = ""
+
+
 class ProfileFolder:
     """A profile folder that points are added to.
 
@@ -72,10 +87,8 @@ class ProfileFolder:
             raise InputError(str(path), _reason(error), "a folder that can be written") from None
         for line in text.splitlines():
             # The last line is torn where a write was cut short; its point is measured again.
-            with contextlib.suppress(ValueError, TypeError):
-                entry = json.loads(line)
-                entry["repeats"] = tuple(entry["repeats"])
-                self._take(Finished(**entry))
+            with contextlib.suppress(InputError):
+                self._take(_finished(line))
         self._torn = bool(text) and not text.endswith("\n")
 
     def description(self) -> dict[str, Any]:
@@ -143,6 +156,16 @@ class ProfileFolder:
     def _take(self, point: Finished) -> None:
         self.finished.pop(point.id, None)  # its row moves to the end, as it does in the journal
         self.finished[point.id] = point
+
+
+def _finished(line: str) -> Finished:
+    """Return the point that a line of the journal tells.
+
+    Raises:
+        InputError: If it is torn, or tells something else.
+    """
+    known = validated(_JournalLine, parse_json(line, JOURNAL), JOURNAL)
+    return Finished(**dict(known) | {"repeats": tuple(known.repeats)})
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import lora_capacity.engines.vllm.metrics as names_of
 from lora_capacity.engines.vllm.metrics import LORA_REQUESTS
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.units import MS_PER_S
@@ -27,6 +28,8 @@ _POLL_S = 0.2
 _LORA = re.compile(rf"^[ \t]*{LORA_REQUESTS}[ \t]*\{{([^\n]*)\}}[ \t]*(\S+)", re.MULTILINE)
 _NAMES = re.compile(r'\b(?:running|waiting)_lora_adapters="([^"]*)"')
 _COUNTED = ("prompt_tokens", "generation_tokens", "completed", "broken_off")
+_METRICS = {name: names[0] for name, names in names_of.TOTALS.items()}
+_METRICS |= {"completed": names_of.FINISHED, "broken_off": names_of.FINISHED}
 _SETTLED = 20.0
 """Times a request's duration that an observation must last: then at most a tenth are cut off at its ends."""
 
@@ -109,6 +112,10 @@ class Observation:
     def _check(self) -> None:
         first, last = self.window.first, self.window.last
         check_number("window", self.duration_s, minimum=0, exclusive=True)
+        for name in (*_COUNTED, "running", "waiting"):
+            for each in (first, last):
+                if not math.isfinite(getattr(each, name)):
+                    raise ServerError(f"/metrics has no number for {name}: {_METRICS[name]} is missing, or NaN")
         for name in _COUNTED:
             if getattr(last, name) < getattr(first, name):
                 raise ServerError(

@@ -20,7 +20,8 @@ from lora_capacity_profiling.measuring import Target, measure, prepare
 from lora_capacity_profiling.metrics import Snapshot, metrics_text, parse_prometheus
 from lora_capacity_profiling.planning import ServerPlan, estimate_s, plan_servers
 from lora_capacity_profiling.points import KvCapacity, Loading, Point, ServingRun
-from lora_capacity_profiling.server import Server, without_secrets
+from lora_capacity_profiling.secrets import without_secrets
+from lora_capacity_profiling.server import Server
 from lora_capacity_profiling.serving import Served
 
 _MOST_STRETCH = 10.0
@@ -280,7 +281,7 @@ class Profiler:
             "model_shape": self.shape.to_json(),
             "gpu": self.machine.gpu.to_json(),
             "server": self._server_settings,
-            "flags": dict(self.campaign.server),
+            "flags": without_secrets(self.campaign.server),
             "environment": without_secrets({**self.campaign.environment, **self.launch.environment}),
             "campaign": {
                 "name": self.campaign.name,
@@ -316,7 +317,7 @@ class Profiler:
             "model_shape": self.shape.to_json(),
             "gpu": self.machine.gpu.to_json(),
             "device": self.machine.device,
-            "flags": dict(self.campaign.server),
+            "flags": without_secrets(self.campaign.server),
         }
         for key, value in now.items():
             if key in before and before[key] != value:

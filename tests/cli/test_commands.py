@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -281,30 +282,34 @@ def test_compiled_code_is_kept_in_the_users_cache(workload: Path, tmp_path: Path
     assert first.stderr == second.stderr == ""
 
 
-def test_interrupt_ends_quietly(workload: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.yaml")  # nobody writes: the command waits for its input until it is interrupted
-    process = subprocess.Popen(
-        command_line("simulate", tmp_path / "pipe.yaml", "--adapters", 8, "--max-loras", 4),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_interrupt_says_how_to_go_on_and_another_process_is_refused_meanwhile(tmp_path: Path) -> None:
+    command = command_line("label", "--workloads", 100_000, "--played", 0, "-o", tmp_path / "labels.parquet")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        # Opening the other end succeeds once the command is there to read.
-        while not process.poll():
-            try:
-                end = os.open(tmp_path / "pipe.yaml", os.O_WRONLY | os.O_NONBLOCK)
-                break
-            except OSError:
-                time.sleep(0.05)
+        kept = tmp_path / "labels.parquet.parts"
+        while process.poll() is None and not (kept / "labels.json").exists():
+            time.sleep(0.05)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=WAIT_S)
-        os.close(end)
     finally:
         process.kill()
+    assert second.returncode == 2
+    assert "another process makes this one" in second.stderr
     assert process.returncode == 130
     assert stdout.strip() == ""
-    assert stderr.strip() == ""
+    assert stderr == f"interrupted; the same command goes on from what is in {kept}\n"
+
+
+def test_output_that_cannot_be_written_is_told_in_one_line() -> None:
+    command = command_line("calibrations", "show", bundled_names()[0])
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert result.returncode == 74
+    assert result.stderr == b"error: the output cannot be written: No space left on device\n"
+    closed = subprocess.run(["sh", "-c", f"{shlex.join(command)} >&-"], stderr=subprocess.PIPE, check=False)
+    assert closed.returncode == 74
+    assert closed.stderr.startswith(b"error: stdout is closed")
 
 
 def test_reader_that_leaves_early_is_no_error() -> None:
@@ -313,4 +318,4 @@ def test_reader_that_leaves_early_is_no_error() -> None:
     command = command_line("calibrations", "show", bundled_names()[0])
     result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
-    assert (result.returncode, result.stderr) == (1, b"")
+    assert (result.returncode, result.stderr) == (141, b"")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_capacity.files import write_whole
+from lora_capacity.files import locked, locked_folder, write_whole
 
 
 @pytest.mark.parametrize("content", ["ünïcode\n", b"\x00\xff"])
@@ -32,3 +32,32 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytes
         write_whole(path, "after")
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_links_are_replaced_and_devices_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("before")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_whole(tmp_path / "link", "after")
+    assert (tmp_path / "target").read_text() == "before"
+    assert (tmp_path / "link").read_text() == "after"
+    assert not (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull), tmp_path):
+        with pytest.raises(OSError, match="no ordinary file"):
+            write_whole(path, "content")
+
+
+def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    left, others, another = (tmp_path / name for name in (".file.1.part", ".file.2.part", ".file2.1.part"))
+    for each in (left, others, another):
+        each.write_text("half")
+    with others.open("rb") as file, locked(file.fileno()):
+        write_whole(tmp_path / "file", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.2.part", ".file2.1.part", "file"]
+
+
+def test_a_folder_is_locked_for_one_or_shared_by_several(tmp_path: Path) -> None:
+    with locked_folder(tmp_path) as alone, locked_folder(tmp_path, wait=False) as second:
+        assert (alone, second) == (True, False)
+    with locked_folder(tmp_path, shared=True), locked_folder(tmp_path, wait=False, shared=True) as second:
+        assert second

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from lora_capacity.costs import Prior
 from lora_capacity.errors import InputError, check_keys, check_number
 from lora_capacity.files import write_whole
-from lora_capacity.schema import read_json
+from lora_capacity.reading import read_json
 
 BUNDLED_EFFICIENCIES = Path(__file__).parent / "efficiencies.json"
 """What ``lora-capacity fit`` wrote of a table of public speeds."""

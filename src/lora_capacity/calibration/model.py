@@ -1,6 +1,7 @@
 """A calibration and its file: JSON with named coefficients, units, ranges, errors and provenance."""
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 from collections.abc import Callable, Mapping
@@ -16,7 +17,8 @@ from pydantic import Field, PlainValidator, create_model
 from lora_capacity.costs import COEFFICIENTS, Costs, ExpertRouting, FrontEndCosts, LoadCosts, LoraKernels, StepCosts
 from lora_capacity.costs.coefficients import unit_of
 from lora_capacity.engines import ServerConfig, VllmBehaviour, smallest_max_lora_rank
-from lora_capacity.errors import InputError, check_number, nearest_hint
+from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
+from lora_capacity.files import write_whole
 from lora_capacity.hardware import Gpu
 from lora_capacity.memory import (
     Deployment,
@@ -29,7 +31,8 @@ from lora_capacity.memory import (
     slot_bytes,
 )
 from lora_capacity.models import ModelShape
-from lora_capacity.schema import JsonModel, NotNegative, read_json, validated
+from lora_capacity.reading import read_json
+from lora_capacity.schema import JsonModel, NotNegative, validated
 from lora_capacity.workload import RunLengths
 
 C = TypeVar("C", StepCosts, LoadCosts, FrontEndCosts)
@@ -251,14 +254,18 @@ class Calibration:
         return cls.from_json(read_json(path, "a calibration file"), str(path))
 
     def save(self, path: str | Path) -> None:
-        """Write the calibration file."""
-        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        """Write the calibration file, whole or not at all; raises OSError if it cannot be written."""
+        write_whole(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n")
 
 
-def _value(content: object) -> float:
-    """Return a coefficient's value from a file; its unit is for those who read the file."""
-    return check_number("", content.get("value", "missing") if isinstance(content, Mapping) else "missing", minimum=0)
+def _value(content: object, name: str) -> float:
+    """Return a coefficient's value from a file; a unit that stands beside it is that of the coefficient."""
+    if not isinstance(content, Mapping):
+        raise InputError("", "missing", "an object with value and unit")
+    check_keys("", content, ("value", "unit"))
+    if content.get("unit", unit_of(name)) != unit_of(name):
+        raise InputError("unit", content["unit"], unit_of(name))
+    return check_number("", content.get("value", "missing"), minimum=0)
 
 
 def _range(content: object) -> tuple[float, float]:
@@ -270,9 +277,11 @@ def _range(content: object) -> tuple[float, float]:
 
 def _valued(costs: type[C]) -> Callable[[object], C]:
     """Return a reader of coefficients with their units; those that are 0 by default may be left out."""
-    kind = Annotated[float, PlainValidator(_value)]
     entries: dict[str, Any] = {
-        entry.name: (kind, ... if entry.default is dataclasses.MISSING else entry.default)
+        entry.name: (
+            Annotated[float, PlainValidator(functools.partial(_value, name=entry.name))],
+            ... if entry.default is dataclasses.MISSING else entry.default,
+        )
         for entry in dataclasses.fields(costs)
     }
     schema = create_model(costs.__name__, __base__=JsonModel, **entries)

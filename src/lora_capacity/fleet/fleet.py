@@ -12,11 +12,11 @@ from pydantic import PlainValidator, WithJsonSchema
 from lora_capacity.calibration import Calibration, derive_calibration, load_calibration
 from lora_capacity.errors import InputError, check_keys
 from lora_capacity.memory import Deployment
-from lora_capacity.schema import ABSENT, Count, Model, Number, Positive, briefly, read_json, validated
+from lora_capacity.reading import read_json, read_mapping
+from lora_capacity.schema import ABSENT, Count, Model, Number, Positive, briefly, validated
 from lora_capacity.tables import Column, read_table
 from lora_capacity.workload import Workload
 from lora_capacity.workload.adapters import MAX_RANK, check_distinct
-from lora_capacity.workload.files import load_mapping
 
 OBJECTIVES = ("fewest-gpus", "cheapest", "balanced", "most-served")
 """What to look for: the fewest GPUs; the least cost per hour; of the fewest GPUs, equal headroom on each; or the most
@@ -199,7 +199,7 @@ class Fleet:
             InputError: If a file, key or value cannot be used; names the first that cannot.
         """
         file = Path(path)
-        return cls.from_mapping(load_mapping(file), base_dir=file.parent)
+        return cls.from_mapping(read_mapping(file), base_dir=file.parent)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], base_dir: str | Path = ".") -> Self:

@@ -15,9 +15,10 @@ from lora_capacity.hardware import Gpu, find_gpu
 from lora_capacity.measurements.runs import FloatArray, IntArray, take_rows
 from lora_capacity.measurements.schemas import PROFILE_TABLES, TableSchema
 from lora_capacity.models import ModelShape, find_shape
+from lora_capacity.reading import read_mapping
+from lora_capacity.schema import ABSENT, Count, JsonModel, Share, briefly, validated
 from lora_capacity.status import Status
 from lora_capacity.units import BYTES_PER_GIB, MS_PER_S
-from lora_capacity.workload.files import load_mapping
 
 Table = dict[str, np.ndarray]
 
@@ -34,6 +35,17 @@ _PUBLISHED_MODELS = {
 
 _MANY_PROMPTS = 1000  # fewer, sent at once, are over before the server has filled a step
 _REQUIRED_KEYS = ("model_shape", "gpu", "server")
+
+
+class _Server(JsonModel):
+    """``server`` of a ``profile.json``, as far as fits use it."""
+
+    vllm_version: str
+    gpu_memory_utilization: Share
+    max_num_seqs: Count
+    max_num_batched_tokens: Count
+    max_model_len: Count = ABSENT
+    block_size: Count = ABSENT
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,7 @@ def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[st
             raise InputError("model", model, f"one of {known}", nearest_hint(model, _PUBLISHED_MODELS))
         shape = dataclasses.replace(find_shape(_PUBLISHED_MODELS[model]), name=model)
         return shape, find_gpu("H100-64GB").gpu, dict(_PUBLISHED_SERVER), "gpu"
-    content = load_mapping(path)
+    content = read_mapping(path)
     for key in _REQUIRED_KEYS:
         if key not in content:
             raise InputError(f"{path}: {key}", "missing", f"an object with {', '.join(_REQUIRED_KEYS)}")
@@ -178,10 +190,10 @@ def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[st
     if model is not None and model != shape.name:
         raise InputError("model", model, f"the profile's model, {shape.name}")
     server = content["server"]
-    for key in _PUBLISHED_SERVER:
-        if key not in server:
-            raise InputError(f"{path}: server.{key}", "missing", f"the server's {', '.join(_PUBLISHED_SERVER)}")
-    return shape, Gpu.from_json(content["gpu"]), server, _device(path, content)
+    if not isinstance(server, Mapping):
+        raise InputError(f"{path}: server", briefly(server), "a mapping")
+    validated(_Server, {key: server[key] for key in _Server.model_fields if key in server}, f"{path}: server")
+    return shape, Gpu.from_json(content["gpu"]), dict(server), _device(path, content)
 
 
 def _device(path: Path, content: Mapping[str, Any]) -> str:

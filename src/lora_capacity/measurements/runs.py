@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lora_capacity.errors import InputError
 from lora_capacity.measurements.schemas import SERVING_RUNS
 from lora_capacity.status import Status
+from lora_capacity.text import number_of
 from lora_capacity.units import MS_PER_S
 
 if TYPE_CHECKING:
@@ -215,6 +216,11 @@ def read_runs(path: str | Path) -> Runs:
     for row in np.flatnonzero(table["max_loras"] > table["max_cpu_loras"])[:1]:
         allowed = f"1 to max_cpu_loras, {table['max_cpu_loras'][row]:g}"
         raise InputError(_cell(path, row, "max_loras"), int(table["max_loras"][row]), allowed)
+    ranks = [_numbers(path, row, "ranks", text) for row, text in enumerate(table["ranks"])]
+    for row, each in enumerate(ranks):
+        if each.max() > table["max_lora_rank"][row]:
+            allowed = f"at most max_lora_rank, {table['max_lora_rank'][row]:g}"
+            raise InputError(_cell(path, row, "ranks"), table["ranks"][row], allowed)
     counts, rates = _classes(path, table)
     return Runs(
         path=path,
@@ -228,7 +234,7 @@ def read_runs(path: str | Path) -> Runs:
         metrics_interval_s=np.nan_to_num(table["metrics_interval_s"], nan=METRICS_INTERVAL_S),
         class_count=counts,
         class_rate_per_s=rates,
-        mean_rank=np.array([_numbers(path, row, "ranks", text).mean() for row, text in enumerate(table["ranks"])]),
+        mean_rank=np.array([each.mean() for each in ranks]),
         throughput_tokens_per_s=table["input_throughput"] + table["output_throughput"],
         itl_s=table["mean_itl_ms"] / MS_PER_S,
         tpot_s=table["mean_tpot_ms"] / MS_PER_S,
@@ -266,12 +272,14 @@ def _rates_of_row(
     if value.size != count.size or np.any(count != np.floor(count)):
         allowed = f"a whole number for each of the {value.size} rate_values"
         raise InputError(_cell(path, row, "rate_counts"), counts, allowed)
+    if count.sum() != adapters:
+        raise InputError(_cell(path, row, "rate_counts"), counts, f"numbers that add up to max_cpu_loras, {adapters}")
     return count, value
 
 
 def _numbers(path: Path, row: int, name: str, text: str) -> Float[np.ndarray, " numbers"]:
     try:
-        numbers = np.array([float(word) for word in text.split()])
+        numbers = np.array([number_of(word) for word in text.split()])
     except ValueError:
         numbers = np.array([])
     if not numbers.size or not np.all((numbers > 0) & np.isfinite(numbers)):

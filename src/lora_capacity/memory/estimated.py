@@ -11,10 +11,12 @@ import numpy as np
 from jaxtyping import Float
 
 from lora_capacity.errors import InputError
+from lora_capacity.files import write_whole
 from lora_capacity.hardware import Gpu, catalogue
 from lora_capacity.memory.deployment import Amounts, Start
 from lora_capacity.memory.fitted import forward_bytes
-from lora_capacity.schema import Document, NotNegative, Number, read_json
+from lora_capacity.reading import read_json
+from lora_capacity.schema import Document, NotNegative, Number
 
 BUNDLED_TERMS = Path(__file__).parent / "bundled" / "terms.json"
 """What ``lora-capacity fit`` wrote of a table of public vLLM start-up logs."""
@@ -90,7 +92,7 @@ class EstimatedTerms(Document):
     def save(self, path: str | Path) -> None:
         """Write the terms, to four digits."""
         content = {name: _shortened(value) for name, value in self.to_json().items()}
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
     def amounts(self, start: Start, quantile: float) -> Amounts:
         """Return the amounts at a start; what ``quantile`` adds to the expected sum stands under ``other_bytes``.

@@ -6,7 +6,8 @@ from typing import Any
 
 from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.models.shape import ModelShape
-from lora_capacity.schema import read_json
+from lora_capacity.reading import read_json
+from lora_capacity.schema import briefly
 
 _REFUSED = {
     "modules_to_save": "full copies of modules",
@@ -64,6 +65,8 @@ def read_adapter(path: Path, largest_rank: int, model: ModelShape) -> AdapterCon
     targets = content.get("target_modules") or ()
     if isinstance(targets, str):
         targets = ()
+    if not isinstance(targets, list | tuple):
+        raise InputError(f"{file}: target_modules", briefly(targets), "a list of names, or a pattern")
     names = tuple(str(each).rpartition(".")[2] for each in targets)
     modules = {module for layer in model.layers for module in layer.modules if module.adapted}
     known = set(_EMBEDDINGS).union(*(module.adapter_names for module in modules))

@@ -3,13 +3,22 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.models.layouts import Layout, ModuleLayout, Part, Registry, registry
 from lora_capacity.models.modules import Block, LayerCache, LinearModule
 from lora_capacity.models.quantization import Quantization, find_scheme, read_quantization
-from lora_capacity.schema import read_json
+from lora_capacity.reading import read_json
+from lora_capacity.schema import Model, Number, validated
+
+_MOST = {"num_hidden_layers": 10_000, "num_experts": 100_000}
+"""Largest sizes by key, far above any model's: what is laid out layer by layer has to end."""
+
+_LARGEST = 10**9
+"""Largest of the other sizes."""
+
+_COUNTED = Number(minimum=0, maximum=_MOST["num_hidden_layers"])
 
 _QUANTIZATION_FILE = "hf_quant_config.json"
 
@@ -78,6 +87,8 @@ def shape_fields(
         InputError: If the architecture or the quantization is not known, or a size is missing or out of range.
     """
     text = _text_config(config)
+    for each in (config, text):
+        _check_kinds(each)
     known = registry(layouts)
     architecture = next(iter(config.get("architectures") or ()), None)
     types = tuple(str(each["model_type"]) for each in (text, config) if each.get("model_type"))
@@ -111,6 +122,28 @@ def shape_fields(
         "head_bits": stored.bits if stored and stored.head else 0.0,
         "kv_cache_dtype": stored.kv_cache_dtype if stored else "auto",
     }
+
+
+class _Kinds(Model):
+    """Keys whose values are not sizes, each of which may be left out or null."""
+
+    architectures: list[str] | None = None
+    model_type: str | None = None
+    layer_types: list[str] | None = None
+    hybrid_override_pattern: str | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    mlp_only_layers: list[Annotated[int, _COUNTED]] | None = None
+    max_window_layers: Annotated[int, _COUNTED] | None = None
+    decoder_sparse_step: Annotated[int, _COUNTED] | None = None
+    moe_layer_freq: Annotated[int, _COUNTED] | list[Annotated[int, _COUNTED]] | None = None
+    first_k_dense_replace: Annotated[int, _COUNTED] | None = None
+
+
+def _check_kinds(config: Mapping[str, Any]) -> None:
+    """Refuse values of keys that are of another kind than the key's."""
+    given = {name: config[name] for name in _Kinds.model_fields if config.get(name) is not None}
+    validated(_Kinds, given, "config.json")
 
 
 class _Sizes:
@@ -152,8 +185,8 @@ class _Sizes:
             if default is None:
                 raise InputError(f"config.json {key}", "missing", "a whole number >= 1")
             return self.size(default) if isinstance(default, str) else int(default)
-        minimum = 0 if key in self.layout.defaults else 1
-        return int(check_number(f"config.json {key}", value, minimum=minimum, integer=True))
+        minimum, maximum = 0 if key in self.layout.defaults else 1, _MOST.get(key, _LARGEST)
+        return int(check_number(f"config.json {key}", value, minimum=minimum, maximum=maximum, integer=True))
 
     def size(self, expression: str) -> int:
         """Return a sum of products of keys and whole numbers."""
@@ -337,11 +370,16 @@ def _vision_parameters(config: Mapping[str, Any]) -> int:
     vision = config.get("vision_config")
     if not isinstance(vision, Mapping):
         return 0
-    layers = vision.get("num_hidden_layers") or vision.get("depth") or vision.get("num_layers")
-    hidden = vision.get("embed_dim") or vision.get("hidden_size")
+
+    def size(*names: str) -> float:
+        """Return the first of some sizes that is given; 0 if none is."""
+        told = next(((each, vision[each]) for each in names if vision.get(each)), None)
+        return 0.0 if told is None else check_number(f"config.json vision_config.{told[0]}", told[1], minimum=0)
+
+    layers, hidden = size("num_hidden_layers", "depth", "num_layers"), size("embed_dim", "hidden_size")
     if not layers or not hidden:
         return 0
-    inner = vision.get("intermediate_size") or hidden * (vision.get("mlp_ratio") or 4)
+    inner = size("intermediate_size") or hidden * (size("mlp_ratio") or 4)
     return int(layers * (4 * hidden**2 + 2 * hidden * inner))
 
 
@@ -358,7 +396,8 @@ def _context_tokens(sizes: _Sizes) -> int:
     """
     limit = sizes["max_position_embeddings"]
     scaling = sizes.config.get("rope_scaling") or sizes.config.get("rope_parameters") or {}
-    scaling = scaling.get(_FULL, scaling)  # one for each type of layer
+    own = scaling.get(_FULL)  # one for each type of layer
+    scaling = own if isinstance(own, Mapping) else scaling
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind in _UNSCALED_ROPE or not sizes.layout.scaled_positions:
         return limit

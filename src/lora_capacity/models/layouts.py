@@ -12,11 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
-from lora_capacity.errors import InputError, check_keys, nearest_hint
+from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.models.modules import LinearModule, document, text, tuple_of
-from lora_capacity.schema import Document, read_json
+from lora_capacity.reading import read_json
+from lora_capacity.schema import Document, JsonModel, validated
 
 FUSED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -210,6 +211,14 @@ def _unknown(key: str, value: str, known: Mapping[str, Any]) -> InputError:
     return InputError(f"config.json {key}", value, ", ".join(sorted(known)), f"{hint} Or {remedy}" if hint else remedy)
 
 
+class _LayoutFile(JsonModel):
+    """A file of layouts; what they hold is checked as it is used."""
+
+    modules: dict[str, Any] = Field(default_factory=dict)
+    parts: dict[str, Any] = Field(default_factory=dict)
+    layouts: list[Any] = Field(default_factory=list)
+
+
 @functools.cache
 def registry(path: Path | None = None) -> Registry:
     """Return the bundled layouts, with those of a file put before them.
@@ -225,9 +234,9 @@ def registry(path: Path | None = None) -> Registry:
     if path is None:
         return Registry(bundled["modules"], bundled["parts"], tuple(bundled["layouts"]))
     own = read_json(path, "a file of layouts")
-    check_keys(str(path), own if isinstance(own, dict) else [type(own).__name__], ("modules", "parts", "layouts"))
-    modules, parts = bundled["modules"] | own.get("modules", {}), bundled["parts"] | own.get("parts", {})
-    for each in own.get("layouts", ()):
+    given = validated(_LayoutFile, own, f"{path}:")
+    modules, parts = bundled["modules"] | given.modules, bundled["parts"] | given.parts
+    for each in given.layouts:
         layout = document(Layout)(each)
         for part in (*layout.mixers.values(), *layout.feed_forwards.values()):
             if part not in parts:
@@ -236,7 +245,7 @@ def registry(path: Path | None = None) -> Registry:
                 if module not in modules:
                     raise InputError(f"{path}: {part}", module, f"a module: {', '.join(modules)}")
                 document(ModuleLayout)(modules[module])
-    return Registry(modules, parts, (*own.get("layouts", ()), *bundled["layouts"]))
+    return Registry(modules, parts, (*given.layouts, *bundled["layouts"]))
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_capacity.errors import InputError, check_number, nearest_hint
+from lora_capacity.schema import Number, briefly, check_numbers
 
 _SCALE_BITS = 16
 """Bits of the scale of a group of weights: one 16-bit number (AWQ, GPTQ, compressed-tensors)."""
@@ -122,6 +123,14 @@ def find_scheme(name: str, field: str = "quantization") -> Quantization:
     return SCHEMES[told]
 
 
+def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return what stands under a key, empty where there is nothing."""
+    found = config.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise InputError(f"config.json {key}", briefly(found), "a mapping")
+    return found
+
+
 def read_quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
     """Return how a checkpoint's weights are stored; None for 16 bits.
 
@@ -132,22 +141,22 @@ def read_quantization(config: Mapping[str, Any], name: str) -> Quantization | No
     Raises:
         InputError: If the scheme is not known, or its description lacks a number.
     """
-    told = config.get("quantization_config") or config.get("compression_config") or {}
-    extra = (config.get("hf_quant_config.json") or {}).get("quantization") or {}
+    told = _mapping(config, "quantization_config") or _mapping(config, "compression_config")
+    extra = _mapping(_mapping(config, "hf_quant_config.json"), "quantization")
     if not told and not extra:
         return None
     field = "config.json quantization_config"
     method = str(told.get("quant_method") or ("modelopt" if extra or "quant_algo" in told else "missing")).lower()
     excluded = tuple(str(entry) for key in _LISTS for source in (told, extra) for entry in source.get(key) or ())
     if method in ("modelopt", "modelopt_fp4"):
-        found = _modelopt(told | extra, name)
+        found = _modelopt({**told, **extra}, name)
     elif method == "compressed-tensors":
         found = _compressed(told, field)
     elif method == "bitsandbytes" and told.get("load_in_8bit"):
         found = replace(SCHEMES["int8"], scheme="bitsandbytes")
     elif method == "fp8" and told.get("weight_block_size"):
-        rows, columns = told["weight_block_size"]
-        found = replace(SCHEMES["fp8"], bits=8 + 32 / (rows * columns))
+        blocks = check_numbers(f"{field}.weight_block_size", told["weight_block_size"], Number(minimum=1), whole=True)
+        found = replace(SCHEMES["fp8"], bits=8 + 32 / float(blocks.prod()))
     elif method in ("awq", "gptq", "auto-round", "auto_round"):
         bits = check_number(f"{field}.bits", told.get("bits", 4), minimum=1, maximum=16)
         group = check_number(f"{field}.group_size", told.get("group_size", 128), minimum=-1)
@@ -180,9 +189,9 @@ def _modelopt(told: Mapping[str, Any], name: str) -> Quantization:
 
 
 def _compressed(told: Mapping[str, Any], field: str) -> Quantization:
-    groups = told.get("config_groups") or {}
-    weights = next((group.get("weights") for group in groups.values() if group.get("weights")), None)
-    if weights is None:
+    groups = _mapping(told, "config_groups")
+    weights = next((_mapping(group, "weights") for group in groups.values() if isinstance(group, Mapping)), None)
+    if not weights:
         raise InputError(f"{field}.config_groups", "missing", "the weights' bits and groups")
     bits = check_number(f"{field}.config_groups.weights.num_bits", weights.get("num_bits", "missing"), minimum=1)
     group_size = weights.get("group_size")

@@ -14,6 +14,7 @@ from lora_capacity.reports.heatmap import BOTTLENECKS, bottleneck_map, heat_map,
 from lora_capacity.reports.plan_grid import PlanGrid
 from lora_capacity.reports.quantities import MAPPED
 from lora_capacity.reports.style import page_css, resource
+from lora_capacity.text import printable_lines
 from lora_capacity.units import MS_PER_S
 from lora_capacity.words import REFUSALS, bottleneck, duration, gibibytes, percent, plural, shown, spoken
 
@@ -50,6 +51,7 @@ def page(report: ReportData, title: str, note: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable_lines(value) if type(value) is str else value,  # not what is markup already
     )
     templates.filters |= _FILTERS
     found, grid, calibration = report.found, report.grid, report.calibration

@@ -44,6 +44,9 @@ LONGEST_BATCH, BATCHES_PER_CORE = 64, 4
 WORTH_COMPILING, MOST_SIZES = 64, 4
 """Configurations for which tables of a size of their own are compiled, which saves memory; and most such sizes."""
 
+MOST_SAMPLES = 100_000
+"""Most parts of a series: an hour has about as many engine steps, and none ends in further parts."""
+
 MEMORY_SHARE = 0.5
 """Share of the free memory that batches may take."""
 
@@ -108,7 +111,7 @@ class Observation:
 
     def check(self, horizon_s: NDArray[np.floating[Any]]) -> None:
         """Raise `InputError` if nothing is left to observe."""
-        check_number("samples", self.samples, minimum=0, integer=True)
+        check_number("samples", self.samples, minimum=0, maximum=MOST_SAMPLES, integer=True)
         check_number("warmup_s", self.warmup_s, minimum=0)
         if self.warmup_s >= horizon_s.min():
             raise InputError("warmup_s", self.warmup_s, f"less than the horizon, {horizon_s.min():g} s")

@@ -8,7 +8,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_capacity.errors import InputError
+from lora_capacity.words import duration, gibibytes
+
 _ROOT = Path("/")
+
+_MEMORY_SHARE = 0.5
+"""Share of the free memory that configurations may take: others need some, and estimates are rough."""
 
 
 def available_cores(root: Path = _ROOT) -> int:
@@ -39,6 +45,25 @@ def available_memory_bytes(root: Path = _ROOT) -> int:
             if allowed and used and allowed[0].isdigit():
                 left.append(int(allowed[0]) - int(used[0]) + _reclaimable_bytes(folder))
     return max(0, min(left))
+
+
+def check_affordable(field: str, count: float, bytes_each: float, seconds_each: float, remedy: str) -> None:
+    """Refuse more configurations than fit into half of the memory at hand, before anything is allocated.
+
+    Args:
+        field: What makes them so many.
+        count: Their number.
+        bytes_each: What one takes until all are answered.
+        seconds_each: About how long one takes.
+        remedy: What to do about it.
+
+    Raises:
+        InputError: Tells time and memory that they would take, and how many there may be.
+    """
+    most = int(_MEMORY_SHARE * available_memory_bytes() / bytes_each)
+    if count > most:
+        takes = f"about {duration(count * seconds_each)} and {gibibytes(count * bytes_each)}"
+        raise InputError(field, f"{count:.3g} configurations: {takes}", f"at most {most:,} here", remedy)
 
 
 def _machine_bytes(root: Path) -> int:

@@ -12,6 +12,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.run.batches import Observation
 from lora_capacity.run.events import LengthSample, run_events, source_of
+from lora_capacity.run.invariants import check_results
 from lora_capacity.run.reference import run_reference
 from lora_capacity.run.steady import Progress, run_steady
 from lora_capacity.scenarios import Results, Scenarios
@@ -100,6 +101,7 @@ def simulate(
         InputError: If the engine is unknown, an option is not one of its own or not allowed, the warm-up is not shorter
             than every horizon, a request needs more KV blocks than its server has, a configuration needs more memory
             than there is, or the checkpoints are those of another call.
+        ImpossibleResultError: If an engine says of a configuration what no server can do.
     """
     can = engine_named(engine)
     unheard: dict[str, tuple[Any, float]] = {} if can.keeps_batches else {"samples": (samples, 0)}
@@ -130,8 +132,11 @@ def simulate(
             return run_events(calibration, asked, source, observation, folder, progress)
 
         results = run(loaded, "")
+        check_results(loaded, results)
         return _drained(run, loaded, results) if drain else results
-    return run_steady(calibration, scenarios, _residence_time(traffic), progress=progress)
+    results = run_steady(calibration, scenarios, _residence_time(traffic), progress=progress)
+    check_results(scenarios, results)
+    return results
 
 
 def engine_named(name: str, known: Collection[str] = ENGINES) -> Engine:

@@ -6,6 +6,7 @@ as many chunks are in flight as there are cores. The processes of a `jax.distrib
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError
 from lora_capacity.run.distributed import gather, own_share
-from lora_capacity.run.resources import available_cores
+from lora_capacity.run.resources import available_cores, check_affordable
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 from lora_capacity.twins.steady.cached import ROUNDS, Saved, nothing_saved, saved_by_prefixes
@@ -56,6 +57,15 @@ def enable_compilation_cache(path: str | Path) -> None:
     config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+_BYTES_EACH, _SECONDS_EACH = 1000.0, 2e-5
+"""What a configuration takes on the host: columns, results and the table made of them; and the steady twin's time."""
+
+
+def check_configurations(field: str, count: int) -> None:
+    """Refuse more configurations than memory holds; as `check_affordable`."""
+    check_affordable(field, count, _BYTES_EACH, _SECONDS_EACH, "use a coarser grid, or less of it at a time")
+
+
 def grid(adapters: Sequence[int], max_loras: Sequence[int], **axes: Sequence[Any] | None) -> dict[str, NDArray[Any]]:
     """Return every combination of the values that has no more slots than adapters.
 
@@ -68,12 +78,13 @@ def grid(adapters: Sequence[int], max_loras: Sequence[int], **axes: Sequence[Any
         One column per name, ``[configs]``, the last varying fastest: arguments for `build_scenarios`.
 
     Raises:
-        InputError: If an axis is empty or no combination is left.
+        InputError: If an axis is empty, no combination is left, or there are more than memory holds.
     """
     values = {"adapters": adapters, "max_loras": max_loras} | {k: v for k, v in axes.items() if v is not None}
     for name, given in values.items():
         if not len(given):
             raise InputError(name, "none", "at least one value")
+    check_configurations(" × ".join(values), math.prod(len(given) for given in values.values()))
     columns = dict(zip(values, (c.ravel() for c in np.meshgrid(*values.values(), indexing="ij")), strict=True))
     kept = columns["max_loras"] <= columns["adapters"]
     if not kept.any():

@@ -17,6 +17,7 @@ from pyarrow import parquet
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.files import write_whole
+from lora_capacity.reading import parse_json
 from lora_capacity.run.checkpoint import open_folder, package_version
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import STARVED_SHORTFALL
@@ -95,16 +96,71 @@ class Dataset:
         metadata = table.schema.metadata or {}
         if _ABOUT not in metadata:
             raise InputError(str(path), "another table", "labels, as `lora-capacity label` writes them")
-        about = json.loads(metadata[_ABOUT])
-        if about.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(f"{path}: schema_version", about.get("schema_version"), f"{SCHEMA_VERSION}", "label again")
-        columns = {name: _numpy(table[name], table.num_rows) for name in table.column_names}
-        rows, grid = columns["grid_adapters"].shape
-        columns["grid_throughput"] = columns["grid_throughput"].reshape(rows, grid, -1).astype(np.float64)
-        parts = {
-            name: kind(**{entry.name: columns[entry.name] for entry in fields(kind)}) for name, kind in _PARTS.items()
-        }
-        return cls(**parts, correction=columns["correction"], about=about)
+        about = parse_json(metadata[_ABOUT].decode(errors="replace"), f"{path}: about", "what `label` wrote of it")
+        if not isinstance(about, dict):
+            raise InputError(f"{path}: about", type(about).__name__, "a JSON object")
+        version = about.get("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:
+            raise InputError(f"{path}: schema_version", version, f"{SCHEMA_VERSION}", "label again")
+        for name in ("calibration", "calibration_digest"):
+            if not isinstance(about.get(name), str):
+                raise InputError(f"{path}: about.{name}", about.get(name), "text")
+        return cls(**_parts_of(path, table), about=about)
+
+
+_NAN_ALLOWED = frozenset({"throughput_tokens_per_s", "sustained_per_s", "grid_throughput", "sustained_by_slots"})
+"""Columns that are NaN where a question has no answer."""
+
+_INFINITE_ALLOWED = frozenset({"most_adapters", "max_pending"})
+"""Columns that are infinite where nothing bounds them."""
+
+_LISTS = {
+    "rates_per_s": "round",
+    "ranks": "round",
+    "grid_adapters": "grid",
+    "grid_slots": "grid",
+    "grid_throughput": "surface",
+    "slots": "known",
+    "sustained_by_slots": "known",
+    "correction": "known",
+}
+"""Columns of lists, by what their elements are; those of the same are equally long."""
+
+
+def _parts_of(path: str | Path, table: Any) -> dict[str, Any]:
+    """Return the parts of labels from a table whose columns are all there, go together, and hold numbers."""
+    if table.num_rows < 1:
+        raise InputError(str(path), "no rows", "at least one workload")
+    names = dict.fromkeys(entry.name for kind in _PARTS.values() for entry in fields(kind))
+    columns = {name: _column(f"{path}: column {name}", table, name) for name in (*names, "correction")}
+    lengths = {what: columns[name].shape[1] for name, what in _LISTS.items()}
+    for name, what in _LISTS.items():
+        if columns[name].shape[1] != lengths[what] or lengths["surface"] != lengths["grid"] ** 2:
+            raise InputError(
+                f"{path}: column {name}", f"lists of {columns[name].shape[1]}", "as long as those beside it"
+            )
+    rows, grid = columns["grid_adapters"].shape
+    columns["grid_throughput"] = columns["grid_throughput"].reshape(rows, grid, grid).astype(np.float64)
+    parts = {name: kind(**{entry.name: columns[entry.name] for entry in fields(kind)}) for name, kind in _PARTS.items()}
+    return parts | {"correction": columns["correction"]}
+
+
+def _column(where: str, table: Any, name: str) -> NDArray[Any]:
+    """Return a column of numbers >= 0; only the correction, a logarithm, has others."""
+    if table.column_names.count(name) != 1:
+        raise InputError(where, f"{table.column_names.count(name)} of them", "one", "label again")
+    column = _numpy(table[name], table.num_rows)
+    dimensions = 2 if name in _LISTS else 1
+    if column.ndim != dimensions or column.dtype.kind not in "iuf":
+        raise InputError(where, f"{column.ndim} dimensions of {column.dtype}", f"{dimensions}, of numbers")
+    unfit = ~np.isfinite(column) | ((column < 0) & (name != "correction"))
+    if name in _NAN_ALLOWED:
+        unfit &= ~np.isnan(column)
+    elif name in _INFINITE_ALLOWED:
+        unfit &= ~np.isposinf(column)
+    if unfit.any():
+        raise InputError(where, float(column[unfit][0]), "numbers >= 0")
+    return column
 
 
 _PARTS: dict[str, Any] = {"workloads": WorkloadBatch, "optima": Optima, "surfaces": Surfaces}

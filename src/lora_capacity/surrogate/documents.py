@@ -12,6 +12,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.calibration.model import RENAMED_IN_2
 from lora_capacity.errors import InputError
 from lora_capacity.files import write_whole
+from lora_capacity.reading import read_json
 
 SCHEMA_VERSION = 1
 """Version of the files that this code writes and reads."""
@@ -90,7 +91,7 @@ class LearntFile:
         if cls.key not in content:
             raise InputError(source, "another document", f"a {cls.kind}")
         version = content.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version != SCHEMA_VERSION:
             remedy = "update lora-capacity" if isinstance(version, int) and version > SCHEMA_VERSION else "train again"
             raise InputError(f"{source}: schema_version", version, f"{SCHEMA_VERSION}, of a {cls.kind}", remedy)
         whole = {name: value for name, value in content.items() if name != "digest"}
@@ -107,13 +108,7 @@ class LearntFile:
         Raises:
             InputError: If it cannot be read or is no JSON, or as `from_json`.
         """
-        allowed = f"a file written by `lora-capacity {cls.command}`"
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(str(path), error.strerror or "unreadable", allowed) from None
-        except ValueError as error:
-            raise InputError(str(path), f"no JSON: {error}", allowed) from None
+        content = read_json(path, f"a file written by `lora-capacity {cls.command}`")
         return cls.from_json(content, str(path))
 
     def write(self, path: str | Path) -> None:

@@ -135,7 +135,7 @@ class Ensemble:
         kinds = {"logarithmic": np.bool_, "feature": np.int64}
         try:
             arrays: dict[str, Any] = {name: np.array(content[name], kinds.get(name, np.float64)) for name in names}
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise InputError(source, str(error), "arrays of numbers") from None
         found = cls(**arrays | {"intercept": float(arrays["intercept"])})
         width, trees = found.mean.size, len(found.value)
@@ -149,6 +149,11 @@ class Ensemble:
         )
         if not sound:
             raise InputError(source, "arrays of other shapes", "those of one ensemble")
+        for name, values in arrays.items():
+            if not np.all(np.isfinite(values)) or np.any(np.abs(values) > ALWAYS_LEFT):
+                raise InputError(f"{source}.{name}", "other values", f"finite numbers up to {ALWAYS_LEFT:g} in size")
+        if np.any(found.scale <= 0):
+            raise InputError(f"{source}.scale", float(found.scale.min()), "numbers > 0")
         return found
 
 

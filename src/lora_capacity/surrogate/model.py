@@ -3,14 +3,13 @@
 import importlib.resources
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-import numpy as np
-
-from lora_capacity.errors import InputError, check_keys, nearest_hint
+from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.scenarios.workload_batch import FloatArray
+from lora_capacity.schema import JsonModel, Number, Numbers, validated
 from lora_capacity.surrogate.documents import LearntFile, listed
 from lora_capacity.surrogate.ensemble import Ensemble
 from lora_capacity.surrogate.features import NAMES
@@ -87,10 +86,46 @@ class Surrogate(LearntFile):
         """
         if content.pop("features", None) != list(NAMES):
             raise InputError(f"{source}: features", "others", "those of this version", "train again")
-        check_keys(source, content, [entry.name for entry in fields(cls)])
-        read = {name: np.array(content[name], np.float64) for name in ("lowest", "highest")}
-        ensembles = {target: _ensembles(content["ensembles"], target, source) for target in TARGETS}
-        return cls(**content | read | {"ensembles": ensembles})
+        given = validated(_SurrogateFile, content, f"{source}:")
+        ensembles = {target: _ensembles(given.ensembles, target, source) for target in TARGETS}
+        for target, kinds in ensembles.items():
+            _check_beside(given, target, kinds, source)
+        if not given.lowest.shape == given.highest.shape == (len(NAMES),):
+            raise InputError(f"{source}: lowest", f"{given.lowest.size} numbers", f"{len(NAMES)}, one a feature")
+        widths = {
+            target: {kind: each.tolist() for kind, each in kinds.items()} for target, kinds in given.widths.items()
+        }
+        return cls(**dict(given) | {"ensembles": ensembles, "widths": widths})
+
+
+class _SurrogateFile(JsonModel):
+    """What stands in the file of a surrogate besides version, digest and the names of features."""
+
+    calibration: str
+    calibration_digest: str
+    lowest: Annotated[FloatArray, Numbers(Number())]
+    highest: Annotated[FloatArray, Numbers(Number())]
+    best: dict[str, str]
+    widths: dict[str, dict[str, Annotated[FloatArray, Numbers(Number(minimum=0))]]]
+    scores: dict[str, dict[str, Any]]
+    importance: dict[str, dict[str, Annotated[float, Number()]]]
+    about: dict[str, Any]
+    ensembles: dict[str, dict[str, Any]]
+
+
+def _check_beside(given: _SurrogateFile, target: str, kinds: Mapping[str, Ensemble], source: str) -> None:
+    """Refuse a file that does not tell of a target which kind is best, how wide intervals are, and how it scores."""
+    if given.best.get(target) not in kinds:
+        raise InputError(f"{source}: best.{target}", given.best.get(target), ", ".join(kinds))
+    for kind in kinds:
+        width = given.widths.get(target, {}).get(kind)
+        if width is None or width.size != len(LEVELS):
+            raise InputError(f"{source}: widths.{target}.{kind}", "others", f"{len(LEVELS)} numbers >= 0")
+    for row in ("tree", "rounded"):
+        score = given.scores.get(row, {}).get(TARGETS[target].score)
+        check_number(f"{source}: scores.{row}.{TARGETS[target].score}", score)
+    if target not in given.importance:
+        raise InputError(f"{source}: importance.{target}", "missing", "a number for each feature")
 
 
 def _ensembles(content: Mapping[str, Any], target: str, source: str) -> dict[str, Ensemble]:

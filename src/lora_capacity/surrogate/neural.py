@@ -7,7 +7,7 @@ offered load and the capacity, so that its derivatives are right on either side 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,8 @@ from jaxtyping import Float
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError
-from lora_capacity.scenarios.workload_batch import WorkloadBatch
+from lora_capacity.scenarios.workload_batch import FloatArray, WorkloadBatch
+from lora_capacity.schema import JsonModel, Number, Numbers, validated
 from lora_capacity.surrogate.closed_form import SurrogateInputs, full_batch
 from lora_capacity.surrogate.dataset import Dataset
 from lora_capacity.surrogate.documents import LearntFile, listed
@@ -207,11 +208,54 @@ class NeuralSurrogate(LearntFile):
 
     @classmethod
     def from_content(cls, content: dict[str, Any], source: str) -> Self:
-        """Rebuild what `content` returned."""
-        arrays = {name: jnp.asarray(value, jnp.float32) for name, value in content["params"].items()}
-        params = _TRAVERSE.unflatten_dict(arrays, sep="/")
-        mean, scale = (jnp.asarray(content[name], jnp.float32) for name in ("mean", "scale"))
-        return cls(content["smooth"], params, mean, scale, content["scores"])
+        """Rebuild what `content` returned.
+
+        Raises:
+            InputError: If a key is missing or unknown, or arrays do not go together.
+        """
+        given = validated(_NeuralFile, content, f"{source}:")
+        width = given.mean.size
+        wanted = jax.eval_shape(lambda: _start(jax.random.PRNGKey(0), width))
+        shapes = {name: each.shape for name, each in _TRAVERSE.flatten_dict(wanted, sep="/").items()}
+        arrays = {name: _array(f"{source}: params.{name}", value) for name, value in given.params.items()}
+        if width <= _OTHER_TERMS or {name: each.shape for name, each in arrays.items()} != shapes:
+            raise InputError(f"{source}: params", "arrays of other shapes", "those of one neural surrogate")
+        if given.scale.size != width:
+            raise InputError(f"{source}: scale", f"{given.scale.size} numbers", f"{width}, one a term")
+        params = _TRAVERSE.unflatten_dict({name: jnp.asarray(each) for name, each in arrays.items()}, sep="/")
+        mean, scale = (jnp.asarray(each, jnp.float32) for each in (given.mean, given.scale))
+        return cls(given.smooth, params, mean, scale, given.scores)
+
+
+class _NeuralFile(JsonModel):
+    """What stands in the file of a neural surrogate besides version and digest."""
+
+    smooth: str
+    params: dict[str, Any]
+    mean: Annotated[FloatArray, Numbers(Number())]
+    scale: Annotated[FloatArray, Numbers(Number(minimum=0, exclusive=True))]
+    scores: dict[str, Annotated[float, Number()]]
+
+
+def _array(field: str, values: object) -> np.ndarray:
+    """Return finite numbers as a float32 array."""
+    try:
+        array = np.array(values, np.float32)
+    except (ValueError, TypeError):
+        array = np.array(np.nan)
+    if not np.all(np.isfinite(array)):
+        raise InputError(field, "other values", "an array of finite numbers")
+    return array
+
+
+def _start(key: Array, width: int) -> dict[str, Any]:
+    """Return parameters before training, for so many terms."""
+    first, second = jax.random.split(key)
+    return {
+        "sustained": _Network().init(first, jnp.zeros((1, width))),
+        "beyond": _Network().init(second, jnp.zeros((1, width + 1))),
+        "bend": jnp.asarray(_BEND_START),
+    }
 
 
 def _resampled(rates: Float[Array | np.ndarray, "round ..."], size: int) -> Float[Array, "size ..."]:
@@ -272,13 +316,7 @@ def train_neural(
     costs = calibration.costs
     _, terms = jax.jit(_physics)(costs, inputs)
     mean, scale = terms[~held_out].mean(axis=0), terms[~held_out].std(axis=0) + 1e-3
-    width = mean.size
-    first, second = jax.random.split(jax.random.PRNGKey(seed))
-    params: Any = {
-        "sustained": _Network().init(first, jnp.zeros((1, width))),
-        "beyond": _Network().init(second, jnp.zeros((1, width + 1))),
-        "bend": jnp.asarray(_BEND_START),
-    }
+    params: Any = _start(jax.random.PRNGKey(seed), mean.size)
     optimizer = optax.adamw(optax.cosine_decay_schedule(_RATE, steps), weight_decay=_DECAY)
     points = jax.tree.map(jnp.asarray, (inputs, log_throughput, log_margin))
 

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from scipy.stats import qmc
 
 from lora_capacity.errors import InputError, check_keys, check_number
+from lora_capacity.reading import read_mapping
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
 from lora_capacity.units import BYTES_PER_GIB, S_PER_HOUR
-from lora_capacity.workload.files import load_mapping
 
 Range = tuple[float, float]
 
@@ -92,7 +92,7 @@ class Space:
         Raises:
             InputError: If the file cannot be read, a key is unknown or a value not allowed.
         """
-        return cls.from_mapping(load_mapping(Path(path)))
+        return cls.from_mapping(read_mapping(Path(path)))
 
     @classmethod
     def from_mapping(cls, content: object) -> Self:

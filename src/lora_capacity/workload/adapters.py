@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.schema import Number, check_numbers
-from lora_capacity.workload._fields import MAX_TOKENS, FloatArray, IntArray, read_only
+from lora_capacity.workload._fields import MAX_TOKENS, RATE, FloatArray, IntArray, read_only
 
 MAX_ADAPTERS = 10**6
 """Most adapters that a mix is assigned to; a guard for memory, far above what one server can serve."""
@@ -18,10 +18,9 @@ MAX_ADAPTERS = 10**6
 MAX_RANK = 2**16
 """Largest rank taken for one; no layer of a served model is as wide."""
 
-RATE = Number(minimum=0, exclusive=True)
 RANK = Number(minimum=1, maximum=MAX_RANK)
 SHARED = Number(minimum=0, maximum=MAX_TOKENS)
-"""What a rate, a rank and a number of shared tokens must be."""
+"""What a rank and a number of shared tokens must be."""
 
 
 @dataclass(frozen=True, eq=False)

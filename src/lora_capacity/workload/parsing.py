@@ -10,11 +10,11 @@ from jaxtyping import Int
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema, model_validator
 
 from lora_capacity.errors import InputError, check_keys
-from lora_capacity.schema import ABSENT, Count, Model, NotNegative, Number, Numbers, Positive, Share, briefly, validated
+from lora_capacity.schema import ABSENT, Count, Model, Number, Numbers, Positive, Share, briefly, validated
 from lora_capacity.tables import Column, read_table
 from lora_capacity.units import S_PER_HOUR
-from lora_capacity.workload._fields import FloatArray
-from lora_capacity.workload.adapters import RANK, RATE, SHARED, AdapterList, AdapterMix, Adapters, check_distinct
+from lora_capacity.workload._fields import HORIZON, RATE, FloatArray
+from lora_capacity.workload.adapters import RANK, SHARED, AdapterList, AdapterMix, Adapters, check_distinct
 from lora_capacity.workload.arrivals import PROCESSES, Arrivals
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
@@ -113,7 +113,7 @@ class RequestSource(Model):
 class BaseModelTraffic(Model):
     """``base_model``: traffic without an adapter."""
 
-    rate_per_s: NotNegative = 0.0
+    rate_per_s: Annotated[float, Number(minimum=0, maximum=RATE.maximum)] = 0.0
 
 
 class ArrivalProcess(Model):
@@ -140,7 +140,7 @@ class WorkloadFile(Model):
     arrivals: ArrivalProcess = ArrivalProcess()
     goodput: LatencyBoundsMs = ABSENT
     attainment: Share = Goodput.attainment
-    horizon_s: Positive = S_PER_HOUR
+    horizon_s: Annotated[float, HORIZON] = S_PER_HOUR
     max_pending: Annotated[Count | None, BeforeValidator(_bound)] = None
 
     @model_validator(mode="after")

@@ -10,11 +10,11 @@ from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from lora_capacity.errors import InputError, check_number
+from lora_capacity.reading import read_mapping
 from lora_capacity.units import S_PER_HOUR
-from lora_capacity.workload._fields import MAX_TOKENS
+from lora_capacity.workload._fields import HORIZON, MAX_TOKENS, RATE
 from lora_capacity.workload.adapters import AdapterClasses, Adapters
 from lora_capacity.workload.arrivals import Arrivals
-from lora_capacity.workload.files import load_mapping
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
 from lora_capacity.workload.parsing import parse_workload
@@ -64,8 +64,8 @@ class Workload:
 
     def __post_init__(self) -> None:
         self._check_prefix()
-        check_number("base_model.rate_per_s", self.base_rate_per_s, minimum=0)
-        check_number("horizon_s", self.horizon_s, minimum=0, exclusive=True)
+        check_number("base_model.rate_per_s", self.base_rate_per_s, minimum=0, maximum=RATE.maximum)
+        check_number("horizon_s", self.horizon_s, minimum=HORIZON.minimum, maximum=HORIZON.maximum)
         if self.max_pending is not None:
             check_number("max_pending", self.max_pending, minimum=1, integer=True)
         if (self.arrivals.process == "trace") != (self.trace is not None):
@@ -92,7 +92,7 @@ class Workload:
             InputError: If anything about it or its tables cannot be used; says what, where, and what is allowed.
         """
         path = Path(path)
-        return cls.from_mapping(load_mapping(path), path.parent)
+        return cls.from_mapping(read_mapping(path), path.parent)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], base_dir: str | Path = ".") -> Self:

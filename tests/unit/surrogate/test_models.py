@@ -157,7 +157,7 @@ def test_a_file_gives_the_surrogate_back_and_changed_ones_are_refused(surrogate,
     with pytest.raises(InputError, match=r"schema_version: 99 .* update lora-capacity"):
         load_surrogate(path)
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="no JSON"):
+    with pytest.raises(InputError, match="not JSON"):
         load_surrogate(path)
     with pytest.raises(InputError, match=r"none.json: 'No such file"):
         load_surrogate(tmp_path / "none.json")

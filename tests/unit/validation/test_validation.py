@@ -57,7 +57,10 @@ def calibrations() -> dict[str, Calibration]:
 
 
 def read(folder: Path, *changes: dict[str, Any], without: tuple[str, ...] = ()) -> Runs:
-    rows = [{name: value for name, value in (ROW | change).items() if name not in without} for change in changes]
+    """Read runs that differ from `ROW`; those of other numbers of adapters have their rates dealt in turn."""
+    dealt = {"rate_values": "", "rate_counts": ""}
+    given = [(dealt if "max_cpu_loras" in change else {}) | change for change in changes]
+    rows = [{name: value for name, value in (ROW | change).items() if name not in without} for change in given]
     lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
     path = folder / "runs.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lora_capacity.errors import InputError
+from lora_capacity.reading import parse_yaml, read_text
 
 _NUMBERS = {
     "tensor_parallel_size": int,
@@ -83,12 +82,7 @@ def read_serve_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     Raises:
         InputError: If it is not YAML with a mapping, or a flag has no number where it takes one.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(str(path), error.strerror or "unreadable", "a file for `vllm serve --config`") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise InputError(str(path), "not YAML", "a file for `vllm serve --config`") from None
+    content = parse_yaml(read_text(path, "a file for `vllm serve --config`"), str(path))
     if not isinstance(content, Mapping):
         raise InputError(str(path), type(content).__name__, "flags by name")
     return _read({_flag_name(str(name)): value for name, value in content.items()}, str(path))

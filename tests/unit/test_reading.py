@@ -1,15 +1,21 @@
+import os
 from pathlib import Path
 
 import pytest
 
+from lora_capacity import reading
 from lora_capacity.errors import InputError
-from lora_capacity.workload.files import load_mapping
+from lora_capacity.reading import read_mapping
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]\n" for i in range(1, 9)
+)
 
 
 def load(folder: Path, content: str | bytes, name: str = "w.yaml") -> object:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return load_mapping(path)
+    return read_mapping(path)
 
 
 def test_yaml_and_json_hold_the_same(tmp_path: Path) -> None:
@@ -50,12 +56,19 @@ def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
         pytest.param("a: 1\n---\nb: 2\n", "line 2: .* allowed: valid YAML", id="two documents"),
         pytest.param("a: !!python/object:os.system x", "line 1: .* allowed: valid YAML", id="tag"),
         pytest.param("a: *nowhere", "line 1: .* allowed: valid YAML", id="alias"),
-        pytest.param("? [a]\n: 1", "line 1: .* allowed: valid YAML", id="list as key"),
-        pytest.param("a: 2024-99-99", "month must be in 1..12.* allowed: valid YAML", id="date"),
-        pytest.param("a: " + "[" * 5000, "'nested too deeply' is not allowed; allowed: valid YAML", id="deep"),
+        pytest.param("a: &a [*a]", "one within itself.*references", id="itself"),
+        pytest.param(BOMB, "more values.*at most 1,000,000", id="bomb"),
+        pytest.param("? [a]\n: 1", "line 1: .* allowed: names for keys", id="list as key"),
+        pytest.param("a: " + "[" * 5000, "'nested too deeply' is not allowed; allowed: at most 32 levels", id="deep"),
+        pytest.param("a: " + "[" * 50 + "]" * 50, "'nested too deeply' is not allowed", id="deep enough to walk"),
         pytest.param("a: " + "9" * 5000, "Exceeds the limit .* allowed: valid YAML", id="digits"),
-        pytest.param(b"a: 1\nb: \x00\n", "line 2: .* allowed: printable text", id="control character"),
-        pytest.param(bytes(range(256)), "'bytes that are no text' is not allowed; allowed: a YAML file", id="binary"),
+        pytest.param(b"a: 1\nb: \x00\n", "a NUL character", id="NUL"),
+        pytest.param(b"a: 1\nb: \x07\n", "line 2: .* allowed: printable text", id="control character"),
+        pytest.param(
+            bytes(range(256)),
+            "'bytes that are no text' .* a YAML or JSON file, in UTF-8",
+            id="binary",
+        ),
     ],
 )
 def test_what_is_no_yaml_mapping_is_told_in_one_line(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -68,13 +81,15 @@ def test_what_is_no_yaml_mapping_is_told_in_one_line(tmp_path: Path, content: st
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "line 1: 'Expecting value' is not allowed; allowed: valid JSON"),
-        ("a: 1", "line 1: 'Expecting value' is not allowed; allowed: valid JSON"),
-        ('{"a": 1,\n "b": }', "line 2: 'Expecting value'"),
+        ("", r"line 1: 'not JSON \(Expecting value\)' is not allowed; allowed: valid JSON"),
+        ("a: 1", r"line 1: 'not JSON \(Expecting value\)' is not allowed; allowed: valid JSON"),
+        ('{"a": 1,\n "b": }', "line 2: 'not JSON"),
         ('{"a": 1, "a": 2}', "key a: 'a' is not allowed; allowed: every key once"),
         ("[1]", "'a list' is not allowed; allowed: a mapping"),
         ("null", "'nothing' is not allowed"),
-        ("[" * 100_000, "'nested too deeply' is not allowed; allowed: valid JSON"),
+        ("[" * 100_000, "'nested too deeply' is not allowed; allowed: at most 32 levels"),
+        ('{"a": NaN}', "'NaN' is not allowed; allowed: finite numbers"),
+        ('{"a": ' + "9" * 5000 + "}", "not JSON"),
     ],
 )
 def test_what_is_no_json_mapping_is_told_in_one_line(tmp_path: Path, content: str, message: str) -> None:
@@ -85,10 +100,26 @@ def test_what_is_no_json_mapping_is_told_in_one_line(tmp_path: Path, content: st
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone.yaml: 'no such file' is not allowed; allowed: a YAML or JSON file"):
-        load_mapping(tmp_path / "gone.yaml")
+        read_mapping(tmp_path / "gone.yaml")
 
 
 @pytest.mark.parametrize("name", [".", "w\0.yaml", "x" * 5000])
 def test_what_cannot_be_opened(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="allowed: a readable YAML file"):
-        load_mapping(tmp_path / name)
+    with pytest.raises(InputError, match="allowed: a YAML or JSON file"):
+        read_mapping(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["1:30", "0600", "1_000", "0x10", ".inf", ".nan", "2024-01-01"])
+def test_numbers_are_written_in_one_way(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, f"a: {text}") == {"a": text}
+
+
+def test_only_ordinary_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", Path("/dev/zero")):
+        with pytest.raises(InputError, match="'no ordinary file' is not allowed"):
+            read_mapping(path)
+    monkeypatch.setattr(reading, "MAX_TEXT_BYTES", 2**20)
+    (tmp_path / "large.yaml").write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(InputError, match="'1 MiB' is not allowed; allowed: a YAML or JSON file of at most 1 MiB"):
+        read_mapping(tmp_path / "large.yaml")
