@@ -47,9 +47,13 @@ class Commands(click.Group):
             sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the process ends
         if sys.stdout is None:
             sys.exit(_complain("stdout is closed: there is nowhere to answer to", NO_OUTPUT))
+        stdout = sys.stdout
         try:
             code = super().main(*args, **extra | {"standalone_mode": False}) or 0
             sys.stdout.flush()
+        except SystemExit as error:
+            # Where the reader has gone, click puts another stdout in place of this one and ends with 1.
+            code = error.code if sys.stdout is stdout else BROKEN_PIPE
         except Exception as error:  # the traceback of those that are not expected is printed
             code = _told(error)
         if code in (BROKEN_PIPE, NO_OUTPUT):

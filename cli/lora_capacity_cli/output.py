@@ -128,7 +128,13 @@ def print_warnings(sentences: Iterable[str]) -> None:
 
 def terminal() -> "Console":
     """Return where tables go: stdout, without colours where that is no terminal."""
-    from rich.console import Console
+    from rich.console import Console as RichConsole
+
+    class Console(RichConsole):
+        """A console that leaves it to the command to end where its reader has gone; rich would end with 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
 
     # A pipe has no width of its own; rich would cut at 80 columns.
     width = None if sys.stdout.isatty() else _PLAIN_WIDTH

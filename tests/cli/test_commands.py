@@ -298,7 +298,7 @@ def test_interrupt_says_how_to_go_on_and_another_process_is_refused_meanwhile(tm
     assert "another process makes this one" in second.stderr
     assert process.returncode == 130
     assert stdout.strip() == ""
-    assert stderr == f"interrupted; the same command goes on from what is in {kept}\n"
+    assert stderr.strip() == f"interrupted; the same command goes on from what is in {kept}"
 
 
 def test_output_that_cannot_be_written_is_told_in_one_line() -> None:
