@@ -185,7 +185,7 @@ def test_a_server_that_did_not_start_takes_no_part_in_means(
     """Its lengths are recorded, its means are not: the other runs are predicted as if it were not there."""
     refused = {name: "" for name in MEASURED if not name.startswith("mean_")} | dict.fromkeys(blank, "")
     refused |= dict.fromkeys(("mean_itl_ms", "mean_ttft_ms", "rate_values", "rate_counts"), "")
-    refused |= {"max_loras": 2000, "max_cpu_loras": 2000}
+    refused |= {"max_loras": "2000", "max_cpu_loras": "2000"}
     runs = read(tmp_path, SHORT | {"duration_s": 60}, SHORT | refused | {"status": "oom"})
     both, alone = (predict_runs(part, calibrations, engine) for part in (runs, runs.take(np.arange(1))))
     assert both.starts.tolist() == [True, False]
