@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-from lora_capacity.text import brief, printable
+from lora_capacity.text import LONGEST_SHOWN, brief, printable
 
 LARGEST_WHOLE = 2**53
 """Largest whole number that double precision tells from its neighbours."""
@@ -28,7 +28,8 @@ class InputError(LoraCapacityError, ValueError):
 
     def __init__(self, field: str, value: object, allowed: str, remedy: str = "") -> None:
         self.field, self.value, self.allowed, self.remedy = field, value, allowed, remedy
-        message = f"{field}: {brief(value)} is not allowed; allowed: {allowed}"
+        where = field if len(field) <= LONGEST_SHOWN else f"{field[:LONGEST_SHOWN]}..."  # a path may be longer
+        message = f"{where}: {brief(value)} is not allowed; allowed: {allowed}"
         super().__init__(printable(f"{message}; {remedy}" if remedy else message))
 
 

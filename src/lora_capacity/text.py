@@ -3,7 +3,7 @@
 import re
 import reprlib
 
-LONGEST_SHOWN = 200
+LONGEST_SHOWN = 300
 """Characters of one value that a message shows: some lines of a terminal."""
 
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)

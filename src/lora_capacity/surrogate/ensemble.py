@@ -137,6 +137,8 @@ class Ensemble:
             arrays: dict[str, Any] = {name: np.array(content[name], kinds.get(name, np.float64)) for name in names}
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise InputError(source, str(error), "arrays of numbers") from None
+        if arrays["intercept"].ndim:
+            raise InputError(f"{source}.intercept", "an array", "a number")
         found = cls(**arrays | {"intercept": float(arrays["intercept"])})
         width, trees = found.mean.size, len(found.value)
         sound = (
