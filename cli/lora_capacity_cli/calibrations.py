@@ -73,6 +73,7 @@ def show(name: str, output_format: str) -> None:
 @derivation_options
 @click.option("--enforce-eager", is_flag=True, help="Without CUDA graphs.")
 @click.option("--fully-sharded-loras", is_flag=True, help="Adapters divided over the GPUs too.")
+@click.option("--efficiencies", type=FILE, metavar="FILE.json", help="What `fit SPEEDS.csv` wrote. [default: bundled]")
 @click.option("--name", help="Name of the calibration. [default: model and GPU]")
 @click.option("-o", "--output", type=FILE, metavar="FILE.json", help="File to write.")
 @format_option
@@ -80,6 +81,7 @@ def derive(
     derived: dict[str, Any],
     enforce_eager: bool,
     fully_sharded_loras: bool,
+    efficiencies: Path | None,
     name: str | None,
     output: Path | None,
     output_format: str,
@@ -94,7 +96,13 @@ def derive(
             raise InputError(f"--{option}", None, "a model and a GPU")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise InputError("--output", str(output), "a file in a folder that exists")
-    found = derive_from(**derived, name=name, enforce_eager=enforce_eager, fully_sharded_loras=fully_sharded_loras)
+    found = derive_from(
+        **derived,
+        name=name,
+        efficiencies=efficiencies,
+        enforce_eager=enforce_eager,
+        fully_sharded_loras=fully_sharded_loras,
+    )
     if output is not None:
         try:
             found.save(output)

@@ -172,6 +172,7 @@ def derive(
     quantization: str | None = None,
     vllm_version: str | None = None,
     name: str | None = None,
+    efficiencies: Path | None = None,
     **layout: Any,
 ) -> "Calibration":
     """Derive a calibration from what options say.
@@ -182,9 +183,10 @@ def derive(
         quantization: How weights are stored.
         vllm_version: vLLM's version.
         name: Name of the calibration.
+        efficiencies: What `fit SPEEDS.csv` wrote; None: the bundled ones.
         **layout: How the model is laid out on GPUs, by vLLM's names.
     """
-    from lora_capacity.calibration import derive_calibration
+    from lora_capacity.calibration import Efficiencies, derive_calibration
     from lora_capacity.engines import NEWEST
     from lora_capacity.memory import Deployment
 
@@ -195,6 +197,7 @@ def derive(
         deployment=Deployment(**layout),
         vllm_version=vllm_version or NEWEST,
         name=name,
+        efficiencies=None if efficiencies is None else Efficiencies.from_file(efficiencies),
     )
 
 

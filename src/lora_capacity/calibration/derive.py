@@ -31,6 +31,12 @@ _LINKED_BYTES_PER_S = 2e11
 _MOST_GPUS = 8
 """GPUs that are linked inside a node."""
 
+_TOLD = 0.005
+"""Error of the logarithm of a measured coefficient as it is told: files keep five digits, fits stop earlier."""
+
+_OTHER_MAKERS = 0.3
+"""Error of the logarithm of step times on GPUs that are not NVIDIA's, of which no speed was seen; assumed."""
+
 _SMALLEST_PREFILL = 0.05
 """Of a prompt token's products, what remains on top of a decode token's at least, lest a logarithm be of nothing."""
 
@@ -52,7 +58,7 @@ _DIFFERENCES = {
     "token_s": Differences(0.20, 0.10),
     "prefill_token_s": Differences(0.20, 0.10),
     "kv_token_s": Differences(0.15, 0.08),
-    "expert_s": Differences(0.20, 0.10),
+    "expert_s": Differences(0.30, 0.25),
     "lora_s": Differences(0.25, 0.15),
     "lora_token_s": Differences(0.25, 0.10),
     "expand_block_s": Differences(0.20, 0.07),
@@ -222,6 +228,7 @@ def derive_coefficients(target: Target, efficiencies: Efficiencies, measured: Se
     surprise = np.concatenate([each.surprise for each in seen])
     known = ~np.isnan(surprise)
     across, within, surprise = across[:, known], within[np.ix_(known, known)], surprise[known]
+    within += _TOLD**2 * np.eye(len(surprise))
     gain = np.linalg.solve(within, across.T).T
     covariance = believed.covariance_with(believed) - gain @ across.T
     return LogNormal(believed.names, believed.mean + gain @ surprise, covariance)
@@ -270,7 +277,7 @@ class _Belief:
         """Return the covariance of these coefficients with others'."""
         covariance = self.slopes @ self.shared @ other.slopes.T
         same_gpu = self.target.processor.name == other.target.processor.name
-        same_model = self.target.model.name == other.target.model.name
+        same_model = self.target.model.served_as == other.target.model.served_as
         place = {name: column for column, name in enumerate(other.names)}
         for row, name in enumerate(self.names):
             if name in place:
@@ -382,8 +389,13 @@ def derive_calibration(
     # What differs from machine to machine is in what was measured on the same kind of GPU.
     same = any(each.device == "gpu" and each.gpu.name == processor.name for each in measured)
     unexplained = 0.0 if same else efficiencies.step_spread
-    gpus = "" if deployment.tensor_parallel_size == 1 else f"{deployment.tensor_parallel_size}x"
+    if processor.compute_capability is None:
+        unexplained = max(unexplained, _OTHER_MAKERS)
     costs = Costs.of_values(found.values, target.kernels, ExpertRouting.of_model(model))
+    error = float(np.hypot(capacity_error(costs, found), unexplained))
+    # At best as sure as what was measured.
+    error = max(error, min((each.capacity_error for each in measured), default=0.0))
+    gpus = "" if deployment.tensor_parallel_size == 1 else f"{deployment.tensor_parallel_size}x"
     return Calibration(
         name=name or f"{model.name.rpartition('/')[2]}-{gpus}{processor.name}-derived".lower().replace(" ", "-"),
         model=model,
@@ -392,7 +404,7 @@ def derive_calibration(
         costs=costs,
         memory=terms or EstimatedTerms.bundled(),
         fitted_ranges={},
-        capacity_error=round(float(np.hypot(capacity_error(costs, found), unexplained)), 4),
+        capacity_error=round(error, 4),
         deployment=deployment,
         accuracy={
             "coefficient_errors": {name: round(each, 4) for name, each in found.spreads.items()},
@@ -420,7 +432,14 @@ def _grounds(target: Target, found: LogNormal, measured: Sequence[Calibration]) 
         told = "data sheet and shape alone"
     # Of those that no measured calibration has, speeds of other servers tell.
     seen = {name for each in measured for name, value in each.coefficients.items() if value > 0}
-    return {name: told if name in seen or not names else "data sheet and shape alone" for name in found.names}
+    scaled = target.coefficients(Efficiencies.first_guess().values)
+
+    def ground(name: str) -> str:
+        if name not in scaled:
+            return "measured on hosts of other servers, which are taken to be alike" if names else "assumed"
+        return told if name in seen or not names else "data sheet and shape alone"
+
+    return {name: ground(name) for name in found.names}
 
 
 def _correlations(covariance: Float[np.ndarray, "n n"]) -> list[list[float]]:
