@@ -122,8 +122,9 @@ def validate(
         "--startup": startup, "--speeds": speeds, "--transfer": transfer and runs, "--model-config": model_config
     }  # fmt: skip
     _check_together(runs, given_for, chosen)
-    if leave_out is not None and (terms or efficiencies):
-        raise InputError("--leave-out", leave_out, "not together with terms or efficiencies, which it fits itself")
+    for option, file in (("--terms", terms), ("--efficiencies", efficiencies)):
+        if leave_out is not None and file is not None:
+            raise InputError(option, str(file), "not together with --leave-out, which fits them itself")
     prepare()
     if startup is not None:
         _validate_startups(startup, models, terms, leave_out, output_format)

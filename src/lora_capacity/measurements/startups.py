@@ -154,7 +154,12 @@ class Startup:
                 return find_gpu(each.strip()).name
             except InputError:
                 continue
-        return next((name for name in names if _plain(name) in _plain(words)), words or "unnamed")
+        told = _plain(words)
+        # A name that several cards have stands for the largest of them, as servers mostly have that one.
+        sizes = [name for name in names if told and _plain(name).startswith(told)]
+        if sizes:
+            return max(sizes, key=lambda name: (catalogue()[name].memory_bytes or 0, -len(name)))
+        return next((name for name in names if _names(name, words)), words or "unnamed")
 
     @property
     def gpu(self) -> Gpu:
@@ -306,6 +311,12 @@ def _startup(row: Mapping[str, Any], config: Path | None) -> Startup:
         outcome=row["outcome"],
         config=None if config is None else read_config(config)[0],
     )
+
+
+def _names(name: str, words: str) -> bool:
+    """Whether words have a name in them, as words of their own: "A100" does not name an A10."""
+    parts = r"[\s-]*".join(map(re.escape, re.split(r"[\s-]+", name)))
+    return re.search(rf"(?<![a-z0-9]){parts}(?![a-z0-9])", words, re.IGNORECASE) is not None
 
 
 def _plain(name: str) -> str:

@@ -55,6 +55,8 @@ def read(tmp_path):
         ("A10G/L4 24GB (22.06 GiB)", "A10G", 22.06),
         ("NVIDIA A100-SXM4-80GB", "A100-80GB", 79.15),
         ("DGX Spark GB10 128GB", "GB10", 121.63),
+        ("A100", "A100-80GB", 79.15),
+        ("RTX 4090 48GB (modded)", "RTX 4090", 23.52),
         ("64GB card (not named)", "64GB card", 0.97 * 64),
     ],
 )
