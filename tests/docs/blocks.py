@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -20,9 +21,12 @@ from sybil import Document, Example
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
+from lora_capacity.fleet import Fleet
 from lora_capacity.workload import Workload
 from tests.cli.test_bad_input import RUN
 from tests.docs.servers import PYTHON, servers, write_material
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # Short requests: servers are sent some of them, for seconds.
 WORKLOAD = """
@@ -70,15 +74,7 @@ def run_page(page: Path, folder: Path) -> None:
             whole += f"$ {command}\n" + _compare(output, _run(command.replace("\n> ", "\n"), folder))
         updates.append((example.start, example.end, f"{whole}```"))
 
-    def read(example: Example) -> None:
-        content = yaml.safe_load(example.parsed)
-        if "server" in content:
-            assert Campaign.from_mapping(content, page.name).points
-        else:
-            assert Workload.from_mapping(content, folder).horizon_s > 0
-            (folder / "my_workload.yaml").write_text(example.parsed, encoding="utf-8")
-
-    evaluators = {"python": python, "text": text, "console": console, "yaml": read}
+    evaluators = {"python": python, "text": text, "console": console, "yaml": partial(_read, folder)}
     parsers = [CodeBlockParser(language, evaluator) for language, evaluator in evaluators.items()]
     examples = list(Document.parse(str(page), SkipParser(), *parsers).examples())
     content = page.read_text(encoding="utf-8")
@@ -129,3 +125,15 @@ def make_folder(folder: Path, repository: Path, page: Path) -> None:
     write_material(folder, page.read_text(encoding="utf-8"))
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(commands)
+
+
+def _read(folder: Path, example: Example) -> None:
+    """Check a campaign, a fleet, or a workload, which blocks further down find in the folder."""
+    content = yaml.safe_load(example.parsed)
+    if "server" in content:
+        assert Campaign.from_mapping(content, example.path).points
+    elif "pools" in content:
+        assert Fleet.from_mapping(content, EXAMPLES).pools
+    else:
+        assert Workload.from_mapping(content, folder).horizon_s > 0
+        (folder / "my_workload.yaml").write_text(example.parsed, encoding="utf-8")

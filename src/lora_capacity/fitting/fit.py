@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.optimize import least_squares
 
 from lora_capacity.calibration import Calibration
-from lora_capacity.costs import Costs, FrontEndCosts
+from lora_capacity.costs import Costs, FrontEndCosts, LoraKernels
 from lora_capacity.fitting.front_end import fit_front_end
 from lora_capacity.fitting.measured import MeasuredRuns, Predicted, read_measured
 from lora_capacity.fitting.memory import fit_memory
@@ -107,8 +107,10 @@ def fit_calibration(
         fitted_ranges={},
         capacity_error=_CAPACITY_ERROR_WITHOUT_RUNS,
     )
+    kernels = LoraKernels.of_model(profile.model, packed_expand_outputs=draft.behaviour.packed_expand_outputs)
+    draft = replace(draft, costs=replace(draft.costs, kernels=kernels))
     measured = None if runs is None else read_measured(Path(runs), draft)
-    problem = _Problem(profile, measured)
+    problem = _Problem(profile, measured, draft.costs)
     steps, done = 2 + len(_scenarios(measured)), 0
 
     def advance() -> None:
@@ -199,8 +201,8 @@ def _residuals_of(measured: MeasuredRuns) -> Callable[[Costs], jax.Array]:
 class _Problem:
     """The least-squares problem of one profile; compiled once, solved for any weighting of the runs."""
 
-    def __init__(self, profile: Profile, measured: MeasuredRuns | None) -> None:
-        self._model = profile.model
+    def __init__(self, profile: Profile, measured: MeasuredRuns | None, costs: Costs) -> None:
+        self._kernels, self._experts = costs.kernels, costs.experts
         self.names = fitted_names(profile.device)
         loads = profile.loading
         ranks = np.stack([np.ones_like(loads["rank"]), loads["rank"]], axis=1)
@@ -230,7 +232,8 @@ class _Problem:
 
     def _place(self, log_coefficients: Float[jax.Array, " coefficients"]) -> Costs:
         """Put coefficients, given by their logarithms in the order of ``names``, into place."""
-        return Costs.of_model(self._model, dict(zip(self.names, jnp.exp(log_coefficients), strict=True)) | self._disk)
+        values = dict(zip(self.names, jnp.exp(log_coefficients), strict=True)) | self._disk
+        return Costs.of_values(values, self._kernels, self._experts)
 
     def solve(
         self, run_weights: Float[np.ndarray, " runs"]
