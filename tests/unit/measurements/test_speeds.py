@@ -150,7 +150,7 @@ def test_intervals_hold_what_the_distribution_makes(read) -> None:
     speeds = read({"gpu": "A100-80GB", "concurrency": 16, "tpot_ms": 1})
     (found,) = predict_speeds(speeds, dataclasses.replace(GUESS, step_spread=0.0))
     generator = np.random.default_rng(0)
-    target = Target(speeds[0].server.shape, find_gpu("A100"), Deployment(), VllmBehaviour.for_version("0.20.0"))
+    target = Target(speeds[0].server.shape, find_gpu("A100-80GB"), Deployment(), VllmBehaviour.for_version("0.20.0"))
     names = list(GUESS.values)
     drawn = []
     for _ in range(400):
