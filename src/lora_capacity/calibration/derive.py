@@ -10,7 +10,7 @@ import datetime
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -208,6 +208,18 @@ class LogNormal(NamedTuple):
         """Standard deviations of the logarithms by name."""
         return dict(zip(self.names, np.sqrt(np.diag(self.covariance)).tolist(), strict=True))
 
+    @property
+    def accuracy(self) -> dict[str, Any]:
+        """What a calibration's ``accuracy`` keeps: errors, and correlations of each with those before it."""
+        spread = np.sqrt(np.diag(self.covariance))
+        correlation = self.covariance / np.outer(spread, spread)
+        return {
+            "coefficient_errors": {name: round(each, 4) for name, each in self.spreads.items()},
+            "coefficient_correlations": [
+                [round(float(each), 2) for each in row[:index]] for index, row in enumerate(correlation)
+            ],
+        }
+
 
 def derive_coefficients(target: Target, efficiencies: Efficiencies, measured: Sequence[Calibration] = ()) -> LogNormal:
     """Return the coefficients of a target, corrected by what was measured elsewhere.
@@ -329,24 +341,6 @@ def _measurement(calibration: Calibration, efficiencies: Efficiencies) -> _Measu
     return _Measurement(belief, np.array(logs) - belief.mean)
 
 
-def step_shares(
-    costs: Costs, values: Mapping[str, float], steps: Sequence[Mapping[str, float]]
-) -> Float[np.ndarray, "steps coefficients"]:
-    """Return the share of each coefficient in step times: derivatives of logarithms by logarithms.
-
-    Args:
-        costs: Whose launch grids and experts hold.
-        values: Coefficients by name; others count as 0.
-        steps: Arguments of `step_time_s`.
-    """
-    step = 1e-2  # of a logarithm: single precision tells less of smaller ones
-    moved = np.exp(step * np.concatenate([np.zeros((1, len(values))), np.eye(len(values))]))
-    columns = {name: moved[:, column, None] * value for column, (name, value) in enumerate(values.items())}
-    arguments = {name: np.array([each[name] for each in steps]) for name in steps[0]}
-    times_s = np.asarray(step_time_s(Costs.of_values(columns, costs.kernels, costs.experts), **arguments), np.float64)
-    return np.asarray(np.log(times_s[1:] / times_s[0]).T / step)
-
-
 def derive_calibration(
     model: ModelShape | str,
     gpu: Processor | str,
@@ -406,10 +400,7 @@ def derive_calibration(
         fitted_ranges={},
         capacity_error=round(error, 4),
         deployment=deployment,
-        accuracy={
-            "coefficient_errors": {name: round(each, 4) for name, each in found.spreads.items()},
-            "coefficient_correlations": _correlations(found.covariance),
-        },
+        accuracy=found.accuracy,
         provenance={
             "source": "derived from the model's shape and the GPU's data sheet",
             "derived_on": datetime.date.today().isoformat(),
@@ -442,14 +433,16 @@ def _grounds(target: Target, found: LogNormal, measured: Sequence[Calibration]) 
     return {name: ground(name) for name in found.names}
 
 
-def _correlations(covariance: Float[np.ndarray, "n n"]) -> list[list[float]]:
-    """Return the correlations of logarithms, to two digits, each with those before it."""
-    spread = np.sqrt(np.diag(covariance))
-    matrix = covariance / np.outer(spread, spread)
-    return [[round(float(each), 2) for each in row[:index]] for index, row in enumerate(matrix)]
-
-
 def capacity_error(costs: Costs, found: LogNormal) -> float:
-    """Return the standard deviation of the logarithm of a typical step time, by the errors of its coefficients."""
-    (shares,) = step_shares(costs, found.values, [_TYPICAL])
+    """Return the standard deviation of the logarithm of a typical step time, by the errors of its coefficients.
+
+    Args:
+        costs: Whose launch grids and experts hold.
+        found: The coefficients; others count as 0.
+    """
+    step = 1e-2  # of a logarithm: single precision tells less of smaller ones
+    moved = np.exp(step * np.concatenate([np.zeros((1, len(found.names))), np.eye(len(found.names))]))
+    columns = {name: moved[:, column] * value for column, (name, value) in enumerate(found.values.items())}
+    times_s = np.asarray(step_time_s(Costs.of_values(columns, costs.kernels, costs.experts), **_TYPICAL), np.float64)
+    shares = np.log(times_s[1:] / times_s[0]) / step
     return float(np.sqrt(shares @ found.covariance @ shares))

@@ -30,7 +30,7 @@ _ROUNDS = 30
 
 _ADAPTERS, _SLOTS, _RANK = 1.0, 1.0, 16.0  # where LoRA is on and no more is told
 
-_NINE_OF_TEN = 1.645
+NINE_OF_TEN = 1.645
 """Standard deviations to each side that nine of ten lie within."""
 
 _CLOSE, _NEAR = 0.15, 0.35  # relative errors by which scores count rows
@@ -73,15 +73,20 @@ class Loads:
         rows = [_load(speed, target) for speed, target in speeds]
         self.columns = {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}
 
-    def token_s(self, coefficients: Iterable[Mapping[str, float]], *, lora: bool) -> Float[np.ndarray, " speeds"]:
+    def token_s(
+        self, coefficients: Iterable[Mapping[str, float]], *, lora: bool, more_running: float = 1.0
+    ) -> Float[np.ndarray, " speeds"]:
         """Return the times per output token by coefficients of each target.
 
         Args:
             coefficients: Of each target, by name.
             lora: With what LoRA adds where it is on; otherwise of the base model alone.
+            more_running: Factor of the requests in flight.
         """
         costs = _stacked(self.targets, list(coefficients))
-        columns = self.columns if lora else self.columns | {"lora": np.zeros_like(self.columns["lora"])}
+        columns = self.columns | {"concurrency": self.columns["concurrency"] * np.float32(more_running)}
+        if not lora:
+            columns["lora"] = np.zeros_like(columns["lora"])
         return np.asarray(_token_s(costs, columns), np.float64)
 
 
@@ -209,7 +214,7 @@ def _predicted(
     base_s = loads.token_s([each.values for each in derived], lora=False)
     variance = _variance(loads, derived, token_s) + efficiencies.step_spread**2
     untold = np.array([not speed.tells_load for speed, _ in speeds])
-    spread = _NINE_OF_TEN * np.sqrt(variance + np.where(untold, _untold_variance(loads, derived, token_s), 0.0))
+    spread = NINE_OF_TEN * np.sqrt(variance + np.where(untold, _untold_variance(loads, derived, token_s), 0.0))
     return [
         SpeedPrediction(
             speed.id, token_s[row], token_s[row] * np.exp(-spread[row]), token_s[row] * np.exp(spread[row]), base_s[row]
@@ -242,10 +247,8 @@ def _untold_variance(
     loads: Loads, derived: Sequence[LogNormal], token_s: Float[np.ndarray, " speeds"]
 ) -> Float[np.ndarray, " speeds"]:
     """Variance of the logarithms by how many requests may have been in flight."""
-    more = Loads.__new__(Loads)
-    more.targets = loads.targets
-    more.columns = loads.columns | {"concurrency": loads.columns["concurrency"] * math.exp(_LOAD_SPREAD)}
-    return np.asarray(np.log(more.token_s([each.values for each in derived], lora=True) / token_s) ** 2)
+    busier_s = loads.token_s([each.values for each in derived], lora=True, more_running=math.exp(_LOAD_SPREAD))
+    return np.asarray(np.log(busier_s / token_s) ** 2)
 
 
 def score_speeds(speeds: Sequence[Speed], predicted: Sequence[SpeedPrediction]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lora_capacity.calibration.derive import LogNormal, capacity_error, derive_c
 from lora_capacity.calibration.efficiencies import Efficiencies
 from lora_capacity.costs import Costs, ExpertRouting, LoraKernels
 from lora_capacity.errors import InputError
+from lora_capacity.facts.speeds import NINE_OF_TEN
 from lora_capacity.fitting.measured import measured_runs, read_measured
 from lora_capacity.fitting.residuals import RunTargets, run_residuals
 from lora_capacity.measurements import Runs
@@ -29,12 +30,6 @@ _DRAWS = 24
 _TWIN_ERROR = 0.015
 """Error of the logarithm of throughput that is left with coefficients fitted to the very runs: that of the bundled
 calibrations on them is 0.013."""
-
-_NINE_OF_TEN = 1.645
-"""Standard deviations to each side that nine of ten lie within."""
-
-_LEAST_LENGTH_RUNS = 1
-"""Runs from which the lengths of a model's answers are read."""
 
 
 class NewModel(NamedTuple):
@@ -85,8 +80,7 @@ def transferred(
         derived = derive_calibration(
             of.shape, of.gpu, vllm_version=of.vllm_version, efficiencies=efficiencies, measured=others
         )
-        completed = np.count_nonzero((runs.model == model) & runs.started & (runs.completed > 0))
-        if completed >= _LEAST_LENGTH_RUNS:
+        if np.any((runs.model == model) & runs.started & (runs.completed > 0)):
             derived = replace(derived, runs=measured_runs(runs.completed_of(model), derived).lengths)
         found[model] = derived
     return found
@@ -113,7 +107,7 @@ def interval_coverage(runs: Runs, calibrations: Mapping[str, Calibration], seed:
         ]
         spread = np.hypot(np.sqrt(np.mean((np.array(drawn) - expected) ** 2, axis=0)), _TWIN_ERROR)
         error = np.abs(np.log(measured.runs.throughput_tokens_per_s) - expected)
-        inside[rows] = error <= _NINE_OF_TEN * spread
+        inside[rows] = error <= NINE_OF_TEN * spread
     return inside
 
 
@@ -181,20 +175,13 @@ def update_calibration(prior: Calibration, runs: str | Path | Runs, name: str | 
     fitted = Costs.of_values({**others, **values}, kernels, experts)
     slopes = jacobian(found.x)  # the solver's own are weighted by its loss
     after = LogNormal(believed.names, found.x, np.linalg.inv(slopes.T @ slopes))
-    spread = np.sqrt(np.diag(after.covariance))
-    correlation = after.covariance / np.outer(spread, spread)
     return replace(
         prior,
         name=name or prior.name,
         costs=fitted,
         runs=measured.lengths,
         capacity_error=round(float(np.hypot(capacity_error(fitted, after), _TWIN_ERROR)), 4),
-        accuracy={
-            "coefficient_errors": {name: round(float(each), 4) for name, each in zip(after.names, spread, strict=True)},
-            "coefficient_correlations": [
-                [round(float(each), 2) for each in row[:index]] for index, row in enumerate(correlation)
-            ],
-        },
+        accuracy=after.accuracy,
         provenance={**prior.provenance, "corrected_by_runs": len(measured.runs)},
     )
 
