@@ -44,23 +44,14 @@ def _other_files(option: str) -> Iterator[tuple[str, Path]]:
         given = ctx.params.get(param.name or "")
         for value in given if isinstance(given, tuple) else (given,):
             if isinstance(value, str | Path):
-                name, path = (
-                    param.opts[-1] if param.opts[-1].startswith("-") else param.human_readable_name,
-                    Path(value),
-                )
+                name = param.opts[-1] if param.opts[-1].startswith("-") else param.human_readable_name
+                path = Path(value)
                 yield name, path
                 if path.is_dir():
-                    yield from (
-                        (name, each)
-                        for each in path.iterdir()
-                        if each.suffix in _MEASURED or each.name == "profile.json"
-                    )
+                    if (described := path / "profile.json").exists():
+                        yield name, described
                 elif param.name == "workload":
                     yield from ((f"a table of {name}", each) for each in _tables(path))
-
-
-_MEASURED = ("*.csv", "*.jsonl", "profile.json")
-"""Files of a folder that is given to be read."""
 
 
 def _tables(workload: Path) -> list[Path]:
