@@ -356,7 +356,8 @@ def _most_requests(host: Any, steady: Results) -> NDArray[np.int64]:
     starts = host.starts
     arriving = host.requests_per_s * host.horizon_s
     arriving = arriving + 6.0 * np.sqrt(arriving) + 1.0  # beyond six standard deviations is never
-    completed = np.where(starts, steady.completed_per_s * host.horizon_s, 0.0)
+    # Tables that turn out too short are doubled, so that a first guess need only be a number.
+    completed = np.where(starts, np.fmax(steady.completed_per_s, 0.0) * host.horizon_s, 0.0)
     most = np.where(starts, np.minimum(arriving, _MARGIN * completed + host.max_pending + 1.0), 1.0)
     return np.ceil(most / _LAYOUT_STEP).astype(np.int64) * _LAYOUT_STEP
 

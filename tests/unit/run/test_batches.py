@@ -10,7 +10,7 @@ import pytest
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError
 from lora_capacity.run import LengthSample, simulate
-from lora_capacity.run.batches import Batches, bytes_per_configuration, expected_turns
+from lora_capacity.run.batches import Batches, Observation, bytes_per_configuration, expected_turns
 from lora_capacity.run.requests import draw_requests
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.events import RequestTables
@@ -107,6 +107,16 @@ def test_the_memory_counted_is_what_the_compiler_plans(load: float) -> None:
     total = planned.argument_size_in_bytes + planned.temp_size_in_bytes + planned.output_size_in_bytes
     total -= planned.alias_size_in_bytes
     assert counted == pytest.approx(total, rel=MEMORY)
+
+
+@pytest.mark.parametrize("completed_per_s", [np.nan, -1e9, 0.0])
+def test_tables_have_room_whatever_the_steady_twin_says(completed_per_s: float) -> None:
+    scenarios = make_scenarios([[8]], [0.5], max_pending=50.0)
+    steady = simulate(CALIBRATION, scenarios, STAYS, engine="steady")
+    wrong: Any = dataclasses.replace(steady, completed_per_s=np.full_like(steady.completed_per_s, completed_per_s))
+    plan = Batches.plan(CALIBRATION, jax.tree.map(np.asarray, scenarios), wrong, 255, Observation())
+    assert 50 < plan.most[0] <= 1024  # doubled until they hold all that arrive, hence soon enough
+    assert plan.with_longer_tables(np.ones(1, dtype=bool)).most.tolist() == (2 * plan.most).tolist()
 
 
 @pytest.mark.slow
