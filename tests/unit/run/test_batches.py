@@ -109,7 +109,7 @@ def test_the_memory_counted_is_what_the_compiler_plans(load: float) -> None:
     assert counted == pytest.approx(total, rel=MEMORY)
 
 
-@pytest.mark.parametrize("completed_per_s", [np.nan, -1e9, 0.0])
+@pytest.mark.parametrize("completed_per_s", [np.nan, -1e-3, 1e-3])
 def test_tables_have_room_whatever_the_steady_twin_says(completed_per_s: float) -> None:
     scenarios = make_scenarios([[8]], [0.5], max_pending=50.0)
     steady = simulate(CALIBRATION, scenarios, STAYS, engine="steady")
