@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Self
+from typing import NamedTuple, Self
 
 import jax.numpy as jnp
 from flax import struct
@@ -260,25 +260,74 @@ def step_time_s(
         Seconds, in the common shape of the arguments.
     """
     step = costs.step
-    grids = jnp.asarray(max_loras) + 1.0 + step.active_block_factor * adapters
-    expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, grids, max_lora_rank, small_share)
-    splits = shrink_splits(is_small(tokens) if small_share is None else small_share)
-    adapter_s = step.adapter_s + step.adapter_rank_s * max_lora_rank * splits / SHRINK_SPLITS_SMALL
-    adapter_s += step.lora_listing_s * loaded
+    terms = step_terms(costs, tokens, loaded=loaded, max_lora_rank=max_lora_rank, small_share=small_share)
+    grids = launched_grids(costs, max_loras=max_loras, adapters=adapters)
     return jnp.asarray(
-        step.base_s
+        terms.fixed_s
         + _experts_s(costs, tokens, prefill_tokens, prompt_tokens)
-        + step.lora_s
-        + (step.token_s + step.lora_token_s + step.lora_token_rank_s * max_lora_rank) * tokens
-        + step.prefill_token_s * prefill_tokens
-        + step.decode_token_s * jnp.subtract(tokens, prefill_tokens)
+        + terms.grid_s * grids
+        + terms.adapter_s * adapters
+        + jnp.subtract(step.prefill_token_s, step.decode_token_s) * prefill_tokens
         + step.kv_token_s * kv_tokens
-        + step.expand_block_s * expand_blocks
-        + step.shrink_block_s * shrink_blocks
-        + adapter_s * adapters
         + step.skipped_request_s * skipped
         + step.queued_request_s * queued
     )
+
+
+class StepTerms(NamedTuple):
+    """What the tokens of a step decide of its time, seconds, each in the shape of the tokens.
+
+    Attributes:
+        fixed_s: The step without adapters in it, its grids of blocks and experts apart.
+        grid_s: Each grid of blocks that the LoRA kernels launch.
+        adapter_s: Each different adapter.
+    """
+
+    fixed_s: Float[Array, "*shape"]
+    grid_s: Float[Array, "*shape"]
+    adapter_s: Float[Array, "*shape"]
+
+
+def step_terms(
+    costs: Costs,
+    tokens: ArrayLike,
+    *,
+    loaded: ArrayLike,
+    max_lora_rank: ArrayLike,
+    small_share: ArrayLike | None = None,
+) -> StepTerms:
+    """Return the terms of `step_time_s` that depend on the step's tokens, as if all of them were decode tokens.
+
+    Arguments as there.
+    """
+    step = costs.step
+    expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, 1.0, max_lora_rank, small_share)
+    splits = shrink_splits(is_small(tokens) if small_share is None else small_share)
+    adapter_s = step.adapter_s + step.adapter_rank_s * max_lora_rank * splits / SHRINK_SPLITS_SMALL
+    token_s = step.token_s + step.decode_token_s + step.lora_token_s + step.lora_token_rank_s * max_lora_rank
+    return StepTerms(
+        fixed_s=jnp.asarray(step.base_s + step.lora_s + token_s * jnp.asarray(tokens)),
+        grid_s=jnp.asarray(step.expand_block_s * expand_blocks + step.shrink_block_s * shrink_blocks),
+        adapter_s=jnp.asarray(adapter_s + step.lora_listing_s * loaded),
+    )
+
+
+def launched_grids(costs: Costs, *, max_loras: ArrayLike, adapters: ArrayLike) -> Float[Array, "*shape"]:
+    """Return the grids of blocks that each LoRA kernel launches: one a slot, and one for tokens without an adapter.
+
+    Those of adapters in the step count for more by ``active_block_factor``.
+
+    Args:
+        costs: The coefficients.
+        max_loras: Adapter slots of the server.
+        adapters: Different adapters in the step.
+    """
+    return jnp.asarray(max_loras) + 1.0 + costs.step.active_block_factor * adapters
+
+
+def experts_time_s(costs: Costs, tokens: ArrayLike) -> Float[Array, "*shape"]:
+    """Return what reading a mixture's experts takes in a step of so many tokens, seconds; 0 for other models."""
+    return jnp.asarray(_experts_s(costs, tokens))
 
 
 def bare_step_time_s(costs: Costs, *, sequences: ArrayLike, kv_tokens: ArrayLike) -> Float[Array, "*shape"]:
