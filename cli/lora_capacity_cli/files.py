@@ -60,9 +60,10 @@ def _tables(workload: Path) -> list[Path]:
         content: Any = read_mapping(workload)
         requests = content.get("requests") or {}
         lengths = [requests.get(name) or {} for name in ("input_tokens", "output_tokens")]
+        trace = requests.get("trace")
         names = [
             (content.get("adapters") or {}).get("list"),
-            requests.get("trace"),
+            trace.get("file") if isinstance(trace, dict) else trace,
             *(x.get("histogram") for x in lengths),
         ]
     except (InputError, AttributeError):

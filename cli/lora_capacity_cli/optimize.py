@@ -47,7 +47,8 @@ def optimize(question: dict[str, Any], page: Path | None, emit: str | None, outp
     Among servers that keep up within the bounds of --goodput, the one that answers the most requests. The steady twin
     proposes; the event twin plays what it proposes, and refuses what does not hold.
 
-    WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
+    WORKLOAD is a YAML or JSON file of adapters and traffic, or a table of recorded requests (CSV, JSONL, Parquet, .gz).
+    A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
     """
     if emit is not None:
         refuse_given(("output_format",), "--emit", "it is for the recommendation itself")

@@ -100,6 +100,47 @@ class Bound(click.ParamType):
             self.fail(f"{value!r} is not allowed; allowed: {allowed}", param, ctx)
 
 
+class DealType(click.ParamType):
+    """How requests are dealt to adapters: ``zipf:64`` or ``zipf:64:1.2`` (law, adapters, parameter)."""
+
+    name = "deal"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return how help shows it."""
+        return "LAW:ADAPTERS[:PARAMETER]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """Return it as a workload file has it."""
+        if isinstance(value, dict):
+            return value
+        law, *rest = value.split(":")
+        try:
+            deal = {"law": law, "adapters": int(rest[0])}
+            return deal if len(rest) == 1 else deal | {"parameter": float(":".join(rest[1:]))}
+        except (ValueError, IndexError):
+            allowed = "uniform:ADAPTERS, zipf:ADAPTERS or dirichlet:ADAPTERS, the latter two with :PARAMETER if not 1"
+            self.fail(f"{value!r} is not allowed; allowed: {allowed}", param, ctx)
+
+
+class Ranks(click.ParamType):
+    """Ranks in turn: ``8,16,16``."""
+
+    name = "ranks"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return how help shows it."""
+        return "RANK,RANK..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """Return the ranks."""
+        if isinstance(value, list):
+            return value
+        try:
+            return [int(each) for each in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not allowed; allowed: whole numbers with commas between", param, ctx)
+
+
 GRID = Grid()
 FILE = click.Path(path_type=Path)
 
@@ -237,6 +278,42 @@ def calibration_options(command: Command, *, derives: bool = True) -> Command:
         help="Model, GPU and coefficients: one of `lora-capacity calibrations`, or a file written by `fit`.",
     )
     decorated: Any = named(derivation_options(with_choice) if derives else with_choice)
+    return decorated
+
+
+_RECORDED = {
+    "format": (
+        "--trace-format",
+        click.STRING,
+        "What the columns are called: azure-llm, burstgpt, mooncake, servegen, access-log. [default: ours]",
+    ),
+    "time_column": ("--time-column", click.STRING, "Column of arrival times, numbers or dates."),
+    "adapter_column": ("--adapter-column", click.STRING, "Column of adapters' names."),
+    "input_column": ("--input-column", click.STRING, "Column of prompt lengths."),
+    "output_column": ("--output-column", click.STRING, "Column of output lengths."),
+    "time_unit": (
+        "--time-unit",
+        click.Choice(["s", "ms", "us", "ns"]),
+        "Unit of times that are numbers. [default: the end of the column's name, or the format's]",
+    ),
+    "base_model": ("--base-model", click.STRING, "Name in the adapters' column that is the base model's."),
+    "deal": ("--deal", DealType(), "Deal requests that name no adapter to some: uniform:64, zipf:64, zipf:64:1.2."),
+    "ranks": ("--ranks", Ranks(), "Ranks of the adapters, in turn from the most requested on."),
+}
+"""Options of a recording by the keys of ``requests.trace``."""
+
+
+def recording_options(command: Command) -> Command:
+    """Add what the columns of a recording are; the command gets those given as ``recording``, for `read_workload`."""
+
+    @functools.wraps(command)
+    def with_recording(**given: Any) -> Any:
+        told = {name: given.pop(f"trace_{name}") for name in _RECORDED}
+        return command(**given, recording={name: value for name, value in told.items() if value is not None})
+
+    decorated: Any = with_recording
+    for name, (flag, kind, text) in reversed(_RECORDED.items()):
+        decorated = click.option(flag, f"trace_{name}", type=kind, help=f"Recorded requests: {text}")(decorated)
     return decorated
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_capacity_cli.options import refuse_given
+
 if TYPE_CHECKING:
     from lora_capacity.workload import Goodput, Workload
 
@@ -41,19 +43,27 @@ def prepare(*, on_cpu: bool = False) -> None:
             enable_compilation_cache(folder)
 
 
-def read_workload(path: Path, bounds: dict[str, Any]) -> "Workload":
-    """Read a workload file, with latency bounds that were given in place of its own.
+def read_workload(path: Path, bounds: dict[str, Any], recording: dict[str, Any] | None = None) -> "Workload":
+    """Read a workload file or a table of requests, with latency bounds that were given in place of its own.
 
     Args:
         path: The file.
         bounds: What `goodput_options` gathered.
+        recording: What `recording_options` gathered.
 
     Raises:
-        InputError: If the file or a bound cannot be used.
+        InputError: If the file or a bound cannot be used, or options of a table are beside a workload file.
     """
-    from lora_capacity.workload import Workload
+    from lora_capacity.workload import Workload, is_recording
 
-    workload = Workload.from_file(path)
+    if is_recording(path):
+        trace = {"file": path.name, **(recording or {})}
+        workload = Workload.from_mapping({"requests": {"trace": trace}}, path.parent)
+    else:
+        if recording:
+            remedy = "it is for a table of requests; in a workload file it stands under requests.trace"
+            refuse_given([f"trace_{name}" for name in recording], "a workload file", remedy)
+        workload = Workload.from_file(path)
     return dataclasses.replace(workload, goodput=bounds_over(workload.goodput, bounds))
 
 

@@ -11,6 +11,7 @@ from lora_capacity_cli.options import (
     calibration_options,
     engine_options,
     goodput_options,
+    recording_options,
     refuse_given,
     seeds_option,
     server_options,
@@ -60,7 +61,7 @@ _OPTIONS = {
     ),
 }
 _PASSED = ("adapters", "max_loras", "starvation_threshold", "risk", "engine", "seed", "seeds")
-_SHARED = ("workload", "calibration", "bounds", "engine", "seed", "seeds", "settings")
+_SHARED = ("workload", "recording", "calibration", "bounds", "engine", "seed", "seeds", "settings")
 SEARCH_ONLY = (*_OPTIONS.keys() - {"adapters", "max_loras"}, "engine", "seed", "seeds")
 """Options that say how to search, which change nothing where the configurations are given."""
 
@@ -83,7 +84,7 @@ def search_options(command: Command, *, derives: bool = True) -> Command:
         return command(**given, question=question)
 
     decorated: Any = engine_options(seeds_option(4)(server_options(grids=True)(with_question)), default="event")
-    for option in reversed((goodput_options, *_OPTIONS.values())):
+    for option in reversed((recording_options, goodput_options, *_OPTIONS.values())):
         decorated = option(decorated)
     return workload_argument(calibration_options(decorated, derives=derives))
 
@@ -101,7 +102,7 @@ def recommend(question: dict[str, Any]) -> "tuple[Workload, Calibration, Recomme
     from lora_capacity import search
 
     objective = search.Objective(goal=question["goal"], within=question["within"])
-    asked = read_workload(question["workload"], question["bounds"])
+    asked = read_workload(question["workload"], question["bounds"], question["recording"])
     known = question["calibration"].load()
     settings = dict(question["settings"])
     axes = {name: settings.pop(name, None) for name in ("max_num_batched_tokens", "max_num_seqs")}

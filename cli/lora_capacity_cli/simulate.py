@@ -16,6 +16,7 @@ from lora_capacity_cli.options import (
     examples,
     format_option,
     goodput_options,
+    recording_options,
     refuse_given,
     server_options,
     workload_argument,
@@ -66,6 +67,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
     )
 )
 @workload_argument
+@recording_options
 @calibration_options
 @goodput_options
 @click.option("--adapters", type=int, required=True, metavar="A", help="Adapters served (max_cpu_loras).")
@@ -88,6 +90,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 @format_option
 def simulate(
     workload: Path,
+    recording: dict[str, Any],
     calibration: CalibrationChoice,
     bounds: dict[str, Any],
     adapters: int,
@@ -103,7 +106,7 @@ def simulate(
 ) -> None:
     """Predict one configuration in detail.
 
-    WORKLOAD is a YAML or JSON file of adapters and traffic.
+    WORKLOAD is a YAML or JSON file of adapters and traffic, or a table of recorded requests (CSV, JSONL, Parquet, .gz).
     """
     if emit is not None:
         refuse_given(_OF_THE_PREDICTION, "--emit", "it is for the prediction, and none is made")
@@ -114,7 +117,7 @@ def simulate(
     from lora_capacity.scenarios import build_scenarios, extrapolations, table
     from lora_capacity.status import Status
 
-    asked = read_workload(workload, bounds)
+    asked = read_workload(workload, bounds, recording)
     known = calibration.load()
     scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
     resolved = {"max_cpu_loras": adapters} | {name: int(getattr(scenarios, name)[0]) for name in _SETTINGS[1:]}
@@ -146,7 +149,7 @@ def simulate(
         "classes": _classes(asked, adapters, results),
         **events,
         "memory": {name: float(getattr(plan, name)[0]) for name in _MEMORY},
-        "warnings": extrapolations(asked, known, server) + failure,
+        "warnings": [*asked.assumptions, *extrapolations(asked, known, server), *failure],
         "serve_command": None if row["status"] in REFUSALS else server.serve_command(known.model.served_as),
         "serve_environment": ENVIRONMENT,
     }

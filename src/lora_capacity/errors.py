@@ -93,7 +93,7 @@ def number_words(
     if minimum is not None:
         words += f" {'>' if exclusive else '>='} {minimum:g}"
     if maximum is not None:
-        words += f"{' and' if minimum is not None else ''} <= {maximum:g}"
+        words += f"{' and' if minimum is not None else ''} <= {maximum:{'.0f' if integer else 'g'}}"
     return words
 
 

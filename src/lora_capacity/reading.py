@@ -36,27 +36,42 @@ def read_text(path: Path, allowed: str) -> str:
         InputError: If there is no such file, it is a folder, a device or a pipe, is larger than `MAX_TEXT_BYTES`,
             cannot be read, or is no text.
     """
+    size = check_ordinary(path, allowed)
+    if size > MAX_TEXT_BYTES:
+        shown = f"{size / 2**20:,.0f} MiB"
+        raise InputError(str(path), shown, f"{allowed} of at most {MAX_TEXT_BYTES // 2**20} MiB")
     try:
-        about = path.stat()
-        if stat.S_ISDIR(about.st_mode):
-            raise InputError(str(path), "a folder", allowed)
-        if not stat.S_ISREG(about.st_mode):
-            raise InputError(str(path), "no ordinary file", allowed)
-        if about.st_size > MAX_TEXT_BYTES:
-            size = f"{about.st_size / 2**20:,.0f} MiB"
-            raise InputError(str(path), size, f"{allowed} of at most {MAX_TEXT_BYTES // 2**20} MiB")
         text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file", allowed) from None
     except UnicodeDecodeError:
         raise InputError(str(path), "bytes that are no text", f"{allowed}, in UTF-8") from None
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(str(path), getattr(error, "strerror", None) or str(error), allowed) from None
+    except OSError as error:
+        raise InputError(str(path), error.strerror or str(error), allowed) from None
     if "\0" in text:
         raise InputError(str(path), "a NUL character", allowed)
     return text
+
+
+def check_ordinary(path: Path, allowed: str) -> int:
+    """Return the bytes of an ordinary file.
+
+    Args:
+        path: The file.
+        allowed: What it should be, in words.
+
+    Raises:
+        InputError: If there is no such file, or it is a folder, a device or a pipe.
+    """
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file", allowed) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(str(path), getattr(error, "strerror", None) or str(error), allowed) from None
+    if stat.S_ISDIR(about.st_mode):
+        raise InputError(str(path), "a folder", allowed)
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError(str(path), "no ordinary file", allowed)
+    return about.st_size
 
 
 def read_json(path: str | Path, allowed: str) -> Any:

@@ -22,6 +22,7 @@ class Column:
         required: Whether the table must have the column; an absent optional column is returned as missing.
         blank: Whether a cell may be empty; an empty cell becomes NaN (numbers) or an empty string (text).
         minimum: Smallest allowed number.
+        maximum: Largest allowed number.
         exclusive: Whether ``minimum`` itself is refused.
     """
 
@@ -29,6 +30,7 @@ class Column:
     required: bool = True
     blank: bool = False
     minimum: float | None = None
+    maximum: float | None = None
     exclusive: bool = False
 
     @property
@@ -36,8 +38,23 @@ class Column:
         """The allowed cell contents in words."""
         words = "text"
         if self.kind != "text":
-            words = number_words(self.minimum, exclusive=self.exclusive, integer=self.kind == "integer")
+            words = number_words(self.minimum, self.maximum, exclusive=self.exclusive, integer=self.kind == "integer")
         return f"{words} or empty" if self.blank else words
+
+    def checked(self, field: str, number: object) -> float:
+        """Return a number that the column may hold.
+
+        Raises:
+            InputError: If it may not.
+        """
+        return check_number(
+            field,
+            number,
+            minimum=self.minimum,
+            maximum=self.maximum,
+            exclusive=self.exclusive,
+            integer=self.kind == "integer",
+        )
 
 
 def read_table(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
@@ -93,9 +110,8 @@ def _cell(field: str, text: str | None, column: Column) -> float | str:
         raise InputError(field, text, column.allowed)
     if column.kind == "text":
         return text
-    whole = column.kind == "integer"
     try:
-        return check_number(field, number_of(text), minimum=column.minimum, exclusive=column.exclusive, integer=whole)
+        return column.checked(field, number_of(text))
     except ValueError:  # which an InputError is too; what stands in the cell is told, not what it was read as
         raise InputError(field, text, column.allowed) from None
 

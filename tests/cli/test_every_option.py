@@ -108,6 +108,17 @@ UNTRAINED = {
 }
 """Settings that surrogates are not trained for."""
 CACHING = {"--enable-prefix-caching": given(None, "--no-enable-prefix-caching", "--sharing")}
+RECORDED: dict[str, Given | list[Given]] = {
+    "--trace-format": [refused("azure-llm", "--recorded"), refused("azure-llm")],
+    "--time-column": given("at_ms", "--recorded"),
+    "--adapter-column": given("tenant", "--recorded"),
+    "--input-column": given("prompt", "--recorded"),
+    "--output-column": given("answer", "--recorded"),
+    "--time-unit": given("s", "--recorded", "--time-column", "at_ms"),
+    "--base-model": given("a-0", "--recorded"),
+    "--deal": [given("zipf:16", "--recorded"), refused("zipf", "--recorded")],
+    "--ranks": [given("16", "--recorded"), refused("many", "--recorded")],
+}
 ON_L40S = ("--model", "Qwen3-8B", "--gpu", "L40S")
 DERIVED: dict[str, Given | list[Given]] = {
     "--model": [given("Qwen3-14B", *ON_L40S), refused("Qwen3-8B", "--calibration", QWEN)],
@@ -137,6 +148,8 @@ SEARCH: dict[str, Given | list[Given]] = {
     "--seeds": [given(1, *EVENT), refused(3)],
     **SETTINGS,
     **CACHING,
+    **{option: refused("s" if option == "--time-unit" else "uniform:8") for option in RECORDED},
+    "--ranks": refused("8"),
 }
 STARTED = {
     "--python": given("other/python"),
@@ -149,11 +162,14 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     "optimize": SEARCH | {"--report": given("page.html"), "--emit": EMITTED},
     "place": {**BOUNDS, "--seed": given(7), "--seeds": given(2), "--emit": given("servers")},
     "report": SEARCH
+    | {option: given("s" if option == "--time-unit" else "8") for option in RECORDED}
+    | {"--deal": given("zipf:8")}
     | {"--goodput": given("ttft:50"), "--attainment": given(1)}  # what is handed on is not looked at here
     | {"--output": given("other.html"), "--figures": given("figures")},
     "simulate": {
         "--calibration": given(QWEN),
         **DERIVED,
+        **RECORDED,
         **BOUNDS,
         "--adapters": given(12),
         "--max-loras": given(4),
@@ -242,6 +258,8 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         **{option: refused("H100") for option in ("--gpu", "--vllm-version")},
     },
     "verify": {
+        **{option: refused("s" if option == "--time-unit" else "uniform:8") for option in RECORDED},
+        "--ranks": refused("8"),
         "--adapters": given("2"),
         "--max-loras": given("3"),
         "--calibration": given("other.json"),
@@ -435,10 +453,11 @@ def test_settings_of_no_workload_are_refused(run: Run, option: str, value: objec
 
 
 def _words(command: str, beside: tuple[str, ...]) -> tuple[str, ...]:
-    """Return base and further words; four stand for another base: shared prompts, a search, a server, a table."""
+    """Return base and further words; some stand for another base: shared or recorded requests, a search, a server."""
     words = (*BASES[command], *beside)
-    if "--sharing" in words:
-        words = tuple("sharing.yaml" if word == "w.yaml" else word for word in words if word != "--sharing")
+    for mark, workload in {"--sharing": "sharing.yaml", "--recorded": "requests.csv"}.items():
+        if mark in words:
+            words = tuple(workload if word == "w.yaml" else word for word in words if word != mark)
     dropped = {"--searched": "--max-loras", "--attached": "--model", "--unformatted": "--format"}
     for mark, option in dropped.items():
         if mark in words:
@@ -488,7 +507,7 @@ def _plain(value: Any) -> Any:
 
 
 NAMED = "w.yaml other_w.yaml space.yaml other.yaml runs.csv short.yaml recorded.yaml calibration.json other.json"
-INPUTS = (*NAMED.split(), "sharing.yaml", "new.json", "other_llama.json")
+INPUTS = (*NAMED.split(), "sharing.yaml", "requests.csv", "new.json", "other_llama.json")
 
 
 @pytest.fixture(scope="module")
@@ -503,6 +522,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other_w.yaml").write_text(WORKLOAD.replace("mean: 223", "mean: 300"), encoding="utf-8")
     sharing = MINUTE.replace("requests:\n", "requests:\n  shared_prefix_tokens: 64\n")
     (folder / "sharing.yaml").write_text(sharing, encoding="utf-8")
+    rows = [f"{i},{2000 * i},a-{i % 20},b-{i % 17},{50 + i},{60 + i},20,30,8" for i in range(100)]
+    names = "arrival_s,at_ms,adapter,tenant,input_tokens,prompt,output_tokens,answer,rank"
+    (folder / "requests.csv").write_text("\n".join([names, *rows]), encoding="utf-8")
     (folder / "recorded.yaml").write_text(MINUTE, encoding="utf-8")
     (folder / "fleet.yaml").write_text(FLEET, encoding="utf-8")
     (folder / "space.yaml").write_text(SPACE, encoding="utf-8")

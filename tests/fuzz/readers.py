@@ -46,6 +46,10 @@ WORKLOAD = {
 }
 LIST = "adapter,rank,rate_per_s\na,8,1.5\nb,16,0.25\n"
 TRACE = "arrival_s,adapter,input_tokens,output_tokens,rank\n0,a,10,20,8\n1.5,b,30,5,16\n2.5,,7,9,\n4,a,12,3,8\n"
+LOG = "".join(
+    f'{{"time": {i}.5, "model": "m-{i % 3}", "prompt_tokens": {i + 5}, "completion_tokens": {7 * i + 1}}}\n'
+    for i in range(9)
+)
 HISTOGRAM = "tokens,weight\n5,1\n50,3\n500,0.5\n"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -179,6 +183,7 @@ def readers() -> dict[str, Reader]:
     tables = {"list.csv": LIST.encode(), "trace.csv": TRACE.encode(), "lengths.csv": HISTOGRAM.encode()}
     listed = yaml.safe_dump(WORKLOAD | {"adapters": {"list": "list.csv"}}).encode()
     traced = yaml.safe_dump({"requests": {"trace": "trace.csv"}, "horizon_s": 60}).encode()
+    logged = yaml.safe_dump({"requests": {"trace": {"file": "trace.jsonl", "format": "access-log", "ranks": [8]}}})
     requests = {"input_tokens": {"histogram": "lengths.csv"}, "output_tokens": LENGTHS}
     counted = yaml.safe_dump(WORKLOAD | {"requests": requests}).encode()
     calibration = json.dumps(load_calibration(NAME).to_json()).encode()
@@ -207,6 +212,9 @@ def readers() -> dict[str, Reader]:
             lambda p: _workload(p.with_name("w.yaml")),
             damage.table,
             tables | {"w.yaml": traced},
+        ),
+        "trace of lines": Reader(
+            "trace.jsonl", LOG.encode(), lambda p: _workload(p.with_name("w.yaml")), _lines, {"w.yaml": logged.encode()}
         ),
         "histogram": Reader(
             "lengths.csv",

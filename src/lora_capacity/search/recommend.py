@@ -184,7 +184,7 @@ def _memory_margin(calibration: Calibration, server: ServerConfig) -> MemoryMarg
 
 
 def _warnings(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[str, ...]:
-    warnings = extrapolations(problem.workload, problem.calibration, server)
+    warnings = [*problem.workload.assumptions, *extrapolations(problem.workload, problem.calibration, server)]
     if best.extrapolation_error:
         within = problem.calibration.capacity_error
         wider = float(np.hypot(within, best.extrapolation_error))

@@ -2,6 +2,7 @@
 
 from lora_capacity.workload.adapters import AdapterClasses, AdapterList, AdapterMix, Adapters
 from lora_capacity.workload.arrivals import Arrivals
+from lora_capacity.workload.columns import is_recording
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
 from lora_capacity.workload.requests import BASE_MODEL, Requests, Trace
@@ -21,4 +22,5 @@ __all__ = [
     "RunLengths",
     "Trace",
     "Workload",
+    "is_recording",
 ]

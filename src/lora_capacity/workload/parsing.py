@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import BeforeValidator, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, WithJsonSchema, model_validator
 
 from lora_capacity.errors import InputError, check_keys
 from lora_capacity.schema import ABSENT, Count, Model, Number, Numbers, Positive, Share, briefly, validated
@@ -15,9 +15,10 @@ from lora_capacity.tables import Column, read_table
 from lora_capacity.units import S_PER_HOUR
 from lora_capacity.workload._fields import HORIZON, RATE, FloatArray
 from lora_capacity.workload.adapters import RANK, SHARED, AdapterList, AdapterMix, Adapters, check_distinct
-from lora_capacity.workload.arrivals import PROCESSES, Arrivals
+from lora_capacity.workload.arrivals import MIN_CV, PROCESSES, Arrivals
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
+from lora_capacity.workload.recordings import TablePath, TraceSource, table_path
 from lora_capacity.workload.requests import Trace
 
 _LIST_COLUMNS = {"adapter": Column("text"), "rank": Column("integer", minimum=1)}
@@ -26,18 +27,14 @@ _RATE_COLUMN = {"rate_per_s": Column(minimum=0, exclusive=True)}
 _HISTOGRAM_COLUMNS = {"tokens": Column("integer", minimum=1), "weight": Column(minimum=0)}
 
 
-def _path(value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise InputError("", briefly(value), "the path of a CSV file")
-    return value
+def _trace(value: object) -> object:
+    """Return a trace's description: a path alone is its file."""
+    return value if isinstance(value, Mapping) else {"file": table_path(value)}
 
 
 def _bound(value: object) -> object:
     return None if isinstance(value, str) and value.lower() == "none" else value
 
-
-TablePath = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string"})]
-"""Path of a table; a relative one starts at the workload file's folder."""
 
 _Tokens = Annotated[Any, WithJsonSchema({"type": "number"})]
 """A moment or a bound of lengths, which `LengthDistribution.from_moments` checks together with the others."""
@@ -94,7 +91,7 @@ class RequestSource(Model):
 
     input_tokens: Lengths = ABSENT
     output_tokens: Lengths = ABSENT
-    trace: TablePath = ABSENT
+    trace: Annotated[TraceSource, BeforeValidator(_trace)] = ABSENT
     shared_prefix_tokens: Annotated[int, SHARED] = 0
     cached_share: Annotated[float, Number(minimum=0)] = 0.0
 
@@ -212,7 +209,10 @@ def _recorded(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
         ranks = dict(zip(table["adapter"].tolist(), map(int, table["rank"].tolist()), strict=True))
         shared = _shared(path, table)
     horizon_s = file.horizon_s if "horizon_s" in file.model_fields_set else None
-    trace = Trace.from_csv(base_dir / file.requests.trace, horizon_s=horizon_s, ranks=ranks)
+    source = file.requests.trace
+    if ranks is not None and source.ranks is not None:
+        raise InputError("requests.trace.ranks", source.ranks.tolist(), "nothing beside adapters.list, which has ranks")
+    trace = Trace.from_file(base_dir / source.file, source, horizon_s=horizon_s, ranks=ranks)
     adapters = trace.adapters
     if shared is not None and ranks is not None:
         own = dict(zip(ranks, shared.tolist(), strict=True))
@@ -222,9 +222,10 @@ def _recorded(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
         "input_tokens": _recorded_lengths(trace.requests.input_tokens),
         "output_tokens": _recorded_lengths(trace.requests.output_tokens),
         "base_rate_per_s": trace.base_rate_per_s,
-        "arrivals": Arrivals("trace", trace.cv),
+        "arrivals": Arrivals("trace", max(trace.cv, MIN_CV)),
         "horizon_s": trace.horizon_s,
         "trace": trace.requests,
+        "assumptions": trace.assumptions,
     }
 
 
@@ -262,4 +263,5 @@ def _lengths(field: str, lengths: Lengths, base_dir: Path) -> LengthDistribution
 
 
 def _recorded_lengths(tokens: Int[np.ndarray, " requests"]) -> LengthDistribution:
-    return LengthDistribution.from_histogram(*np.unique(tokens, return_counts=True))
+    count = np.bincount(tokens)
+    return LengthDistribution.from_histogram(np.flatnonzero(count), count[count > 0])

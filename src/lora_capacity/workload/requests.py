@@ -1,6 +1,6 @@
 """Requests as they arrive at the server, and recorded ones read from a trace."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
@@ -9,20 +9,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lora_capacity.errors import InputError, nearest_hint
-from lora_capacity.tables import Column, read_table
-from lora_capacity.workload._fields import MAX_TOKENS, FloatArray, Int32Array, read_only
+from lora_capacity.workload._fields import FloatArray, Int32Array, read_only
 from lora_capacity.workload.adapters import AdapterList
+from lora_capacity.workload.recordings import Recording, TraceSource, ranks_in_turn, read_recording
 
 BASE_MODEL = -1
 """Index that stands for a request without an adapter."""
-
-_TRACE_COLUMNS = {
-    "arrival_s": Column(),
-    "adapter": Column("text", blank=True),
-    "input_tokens": Column("integer", minimum=1),
-    "output_tokens": Column("integer", minimum=1),
-    "rank": Column("integer", required=False, minimum=1),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +65,7 @@ class Trace:
         base_rate_per_s: Requests per second without an adapter.
         horizon_s: Length of the record in seconds.
         cv: Coefficient of variation of the gaps of an adapter.
+        assumptions: What is taken for granted of them, one sentence each.
     """
 
     requests: Requests
@@ -80,68 +73,92 @@ class Trace:
     base_rate_per_s: float
     horizon_s: float
     cv: float
+    assumptions: tuple[str, ...] = ()
 
     @classmethod
-    def from_csv(cls, path: Path, *, horizon_s: float | None = None, ranks: Mapping[str, int] | None = None) -> Self:
+    def from_file(
+        cls, path: Path, source: TraceSource, *, horizon_s: float | None = None, ranks: Mapping[str, int] | None = None
+    ) -> Self:
         """Read a table of requests.
 
-        Its columns are ``arrival_s`` (of any origin: the earliest is time 0), ``adapter`` (empty: the base model),
-        ``input_tokens``, ``output_tokens`` and, unless ``ranks`` is given, ``rank``. Rows may stand in any order.
+        Times may be of any origin: the earliest is time 0. Rows may stand in any order.
 
         Args:
-            path: The table.
+            path: The table, CSV, JSON lines or Parquet.
+            source: What its columns are. Ranks that it gives are assigned round-robin.
             horizon_s: Time looked at, in seconds; None: until the last request.
             ranks: Rank of each adapter by name, in order of importance. Without it adapters are ordered by falling
-                number of requests, equal ones by name.
+                number of requests, equal ones by name, and ranks are those of the source or of the table.
 
         Raises:
             InputError: If the table is malformed, covers no time, has no request for an adapter, an adapter has no rank
                 or two of them, or the names of ``ranks`` and of the table differ.
         """
-        table = read_table(path, _TRACE_COLUMNS)
-        order = np.argsort(table["arrival_s"], kind="stable")
-        table = {name: column[order] for name, column in table.items()}
-        for column in ("input_tokens", "output_tokens"):
-            if table[column].max() > MAX_TOKENS:
-                raise InputError(
-                    f"{path}, {column}", int(table[column].max()), f"a whole number from 1 to {MAX_TOKENS}"
-                )
-        arrival_s = table["arrival_s"] - table["arrival_s"][0]
+        recording = read_recording(path, source)
+        order = np.argsort(recording.time_s, kind="stable")
+        arrival_s = recording.time_s[order]
+        arrival_s -= arrival_s[0]
         if arrival_s[-1] <= 0:
-            raise InputError(f"{path}, arrival_s", float(table["arrival_s"][0]), "requests at two times or more")
+            raise InputError(
+                f"{path}, {recording.time_column}", float(recording.time_s[0]), "requests at two times or more"
+            )
         if ranks is not None:
-            _check_same_names(path, set(table["adapter"]) - {""}, ranks)
+            _check_same_names(path, set(recording.adapter.names) - {""}, ranks)
 
         horizon_s = float(arrival_s[-1] if horizon_s is None else horizon_s)
-        seen = {name: column[arrival_s <= horizon_s] for name, column in table.items()}
-        arrival_s = arrival_s[arrival_s <= horizon_s]
-        if ranks is None:
-            ranks = _recorded_ranks(path, seen)
-        names, index, count = _number_adapters(seen["adapter"], ranks)
+        order = order[: np.searchsorted(arrival_s, horizon_s, side="right")]
+        arrival_s = arrival_s[: order.size]
+        index = recording.adapter.index[order]
+        count = np.bincount(index, minlength=len(recording.adapter.names))
+        names = _served(recording.adapter.names, count, ranks)
         if not names:
             raise InputError(f"{path}, adapter", "", f"a request for an adapter in the first {horizon_s:g} s")
+        if ranks is None and source.ranks is not None:
+            ranks = dict(zip(names, ranks_in_turn(source.ranks, len(names)).tolist(), strict=True))
+        elif ranks is None:
+            ranks = _recorded_ranks(path, recording, order)
+        number = {name: i for i, name in enumerate(names)}
+        adapter = np.array([number.get(name, BASE_MODEL) for name in recording.adapter.names], np.int32)[index]
+        requests = np.bincount(adapter[adapter != BASE_MODEL], minlength=len(names))
         return cls(
-            Requests(arrival_s, index, seen["input_tokens"], seen["output_tokens"]),
-            AdapterList(names, count / horizon_s, np.array([ranks[name] for name in names])),
-            float(np.count_nonzero(index == BASE_MODEL)) / horizon_s,
+            Requests(arrival_s, adapter, recording.input_tokens[order], recording.output_tokens[order]),
+            AdapterList(names, requests / horizon_s, np.array([ranks[name] for name in names])),
+            float(np.count_nonzero(adapter == BASE_MODEL)) / horizon_s,
             horizon_s,
-            _gap_cv(arrival_s, index),
+            _gap_cv(arrival_s, adapter),
+            recording.assumptions,
         )
 
 
-def _recorded_ranks(path: Path, table: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Return the rank of each adapter from the trace's own column, most requested adapter first."""
-    served = table["adapter"] != ""
-    names, place, count = np.unique(table["adapter"][served].astype(str), return_inverse=True, return_counts=True)
-    least, most = np.full((2, names.size), np.nan)
-    np.fmin.at(least, place, table["rank"][served])
-    np.fmax.at(most, place, table["rank"][served])
-    for i in np.flatnonzero(~(least == most)):
-        known = np.isfinite(least[i])
-        value = f"{least[i]:g} and {most[i]:g}" if known else None
-        remedy = "" if known else "add a column rank, or an adapters.list with one"
-        raise InputError(f"{path}, rank of adapter {str(names[i])!r}", value, "one whole number >= 1", remedy)
-    return {str(names[i]): int(least[i]) for i in np.argsort(-count, kind="stable")}
+def _served(names: Sequence[str], count: Int[np.ndarray, " names"], order: Mapping[str, int] | None) -> list[str]:
+    """Return the names of adapters that have requests: in the order given, else the most requested first."""
+    requests: dict[str, int] = {}
+    for name, each in zip(names, count.tolist(), strict=True):
+        requests[name] = requests.get(name, 0) + each
+    present = [name for name, each in requests.items() if each and name]
+    if order is not None:
+        return [name for name in order if requests.get(name)]
+    return sorted(present, key=lambda name: (-requests[name], name))
+
+
+def _recorded_ranks(path: Path, recording: Recording, rows: np.ndarray) -> dict[str, int]:
+    """Return the rank of each adapter from the trace's own column."""
+    index = recording.adapter.index[rows]
+    least, most = np.full((2, len(recording.adapter.names)), np.nan)
+    if recording.rank is not None:
+        np.fmin.at(least, index, recording.rank[rows])
+        np.fmax.at(most, index, recording.rank[rows])
+    found = {}
+    for i in np.unique(index):
+        name = recording.adapter.names[i]
+        if name and least[i] != most[i]:
+            known = np.isfinite(least[i])
+            value = f"{least[i]:g} and {most[i]:g}" if known else None
+            remedy = "" if known else "add a column rank, say which ranks, or give an adapters.list with one"
+            raise InputError(f"{path}, rank of adapter {name!r}", value, "one whole number >= 1", remedy)
+        if name:
+            found[name] = int(least[i])
+    return found
 
 
 def _check_same_names(path: Path, in_trace: set[str], ranks: Mapping[str, int]) -> None:
@@ -154,28 +171,19 @@ def _check_same_names(path: Path, in_trace: set[str], ranks: Mapping[str, int]) 
             raise InputError("adapters.list", name, f"a name that has requests in {path}", nearest_hint(name, in_trace))
 
 
-def _number_adapters(
-    column: np.ndarray, order: Mapping[str, int]
-) -> tuple[list[str], Int[np.ndarray, " requests"], Int[np.ndarray, " adapters"]]:
-    """Return the names that occur, in the given order, each row's index among them, and the rows of each."""
-    present, place, count = np.unique(column.astype(str), return_inverse=True, return_counts=True)
-    rows = dict(zip(present.tolist(), count.tolist(), strict=True))
-    names = [name for name in order if name in rows]
-    number = {name: i for i, name in enumerate(names)}
-    index = np.array([number.get(name, BASE_MODEL) for name in present.tolist()], dtype=np.int32)[place]
-    return names, index, np.array([rows[name] for name in names], dtype=np.int64)
-
-
 def _gap_cv(arrival_s: Float[np.ndarray, " requests"], index: Int[np.ndarray, " requests"]) -> float:
     """Return the pooled coefficient of variation of the gaps of each adapter, relative to that adapter's mean gap.
 
     1 (Poisson) where no adapter has the three requests that it takes to see a variation.
     """
-    squares, degrees = 0.0, 0
-    order = np.lexsort((arrival_s, index))
-    for times in np.split(arrival_s[order], np.flatnonzero(np.diff(index[order])) + 1):
-        gap_s = np.diff(times)
-        if gap_s.size >= 2 and gap_s.mean() > 0:
-            squares += float(np.sum((gap_s / gap_s.mean() - 1.0) ** 2))
-            degrees += gap_s.size - 1
-    return float(np.sqrt(squares / degrees)) if degrees else 1.0
+    narrow = index.astype(np.int16) if index.max(initial=0) <= np.iinfo(np.int16).max else index
+    order = np.argsort(narrow, kind="stable")  # radix sort if narrow
+    same = index[order[1:]] == index[order[:-1]]
+    gap_s, whose = np.diff(arrival_s[order])[same], index[order[1:]][same] - BASE_MODEL
+    gaps, total_s = np.bincount(whose), np.bincount(whose, weights=gap_s)
+    told = (gaps >= 2) & (total_s > 0)
+    if not told.any():
+        return 1.0
+    kept = told[whose]
+    relative = gap_s[kept] * (gaps / np.where(told, total_s, 1.0))[whose[kept]] - 1.0
+    return float(np.sqrt(np.sum(relative**2) / np.sum(gaps[told] - 1)))

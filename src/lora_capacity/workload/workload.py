@@ -15,13 +15,14 @@ from lora_capacity.units import S_PER_HOUR
 from lora_capacity.workload._fields import HORIZON, MAX_TOKENS, RATE
 from lora_capacity.workload.adapters import AdapterClasses, Adapters
 from lora_capacity.workload.arrivals import Arrivals
+from lora_capacity.workload.columns import MAX_ROWS
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
 from lora_capacity.workload.parsing import parse_workload
 from lora_capacity.workload.requests import BASE_MODEL, Requests
 
-MAX_REQUESTS = 20_000_000
-"""Most requests sampled at once; a guard for memory (20 bytes each, several times while sorting)."""
+MAX_REQUESTS = MAX_ROWS
+"""Most requests sampled at once: as many as a recording may have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class Workload:
             their own.
         cached_share: Share of the prompts' tokens that a prefix cache holds, where no more is known, from 0 to less
             than 1.
+        assumptions: What was taken for granted where files do not tell, one sentence each; answers repeat it.
 
     Raises:
         InputError: If a number is out of its range, both a shared prefix and a cached share are given, or only one of
@@ -61,6 +63,7 @@ class Workload:
     goodput: Goodput = field(default_factory=Goodput)
     shared_prefix_tokens: int = 0
     cached_share: float = 0.0
+    assumptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_prefix()

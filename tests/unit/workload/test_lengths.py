@@ -61,7 +61,7 @@ def test_largest_std_is_both_ends() -> None:
         ((220, 10, 1024, 4), r"x.min: 1024 is not allowed; allowed: a whole number from 1 to max \(4\)"),
         ((220, 10, 0, 1024), "x.min: 0 is not allowed; allowed: a whole number >= 1"),
         ((220, 10, 4.5, 1024), "x.min: 4.5 is not allowed; allowed: a whole number >= 1"),
-        ((220, 10, 4, 10**7), "x.max: 10000000 is not allowed; allowed: a whole number >= 1 and <= 1e"),
+        ((220, 10, 4, 10**7), "x.max: 10000000 is not allowed; allowed: a whole number >= 1 and <= 1000000"),
         ((220, "10", 4, 1024), "x.std: '10' is not allowed; allowed: a number >= 0"),
     ],
 )

@@ -5,6 +5,7 @@ import pytest
 
 from lora_capacity.errors import InputError
 from lora_capacity.workload import BASE_MODEL, Requests, Trace
+from lora_capacity.workload.recordings import TraceSource
 
 ROWS = """arrival_s,adapter,input_tokens,output_tokens,rank
 105,b,10,20,16
@@ -18,7 +19,7 @@ ROWS = """arrival_s,adapter,input_tokens,output_tokens,rank
 def read(folder: Path, text: str = ROWS, **options: object) -> Trace:
     path = folder / "trace.csv"
     path.write_text(text)
-    return Trace.from_csv(path, **options)
+    return Trace.from_file(path, TraceSource(file=path.name), **options)
 
 
 def without_rank(text: str = ROWS) -> str:
@@ -91,21 +92,24 @@ def test_cv_is_within_adapters_not_between_them(tmp_path: Path) -> None:
         (ROWS.replace("adapter", "adaptor"), "allowed: a table with a column 'adapter'; did you mean 'adaptor'"),
         (ROWS.splitlines()[0], "'no rows' is not allowed"),
         ("", "a table with a column 'arrival_s'"),
-        (ROWS.replace("105", "soon"), "line 2, arrival_s: 'soon' is not allowed; allowed: a number"),
-        (ROWS.replace("105", "nan"), "line 2, arrival_s: 'nan' is not allowed"),
-        (ROWS.replace("1,2,8", "0,2,8"), "line 3, input_tokens: '0' is not allowed; allowed: a whole number >= 1"),
-        (ROWS.replace("1,2,8", "1,2.5,8"), "line 3, output_tokens: '2.5' is not allowed"),
-        (ROWS.replace("1,2,8", "1,10000000,8"), "output_tokens: 10000000 is not allowed; allowed: .* 1 to 1000000"),
+        (ROWS.replace("105", "soon"), "row 1, arrival_s: 'soon' is not allowed; allowed: a number"),
+        (ROWS.replace("105", "nan"), "row 1, arrival_s: 'nan' is not allowed"),
+        (ROWS.replace("1,2,8", "0,2,8"), "row 2, input_tokens: '0' is not allowed; allowed: a whole number >= 1"),
+        (ROWS.replace("1,2,8", "1,2.5,8"), "row 2, output_tokens: '2.5' is not allowed"),
+        (
+            ROWS.replace("1,2,8", "1,10000000,8"),
+            "row 2, output_tokens: '10000000' is not allowed; allowed: .* >= 1 and <= 1000000",
+        ),
         (
             ROWS.replace("40,16", "40,32"),
             "rank of adapter 'b': '16 and 32' is not allowed; allowed: one whole number >= 1",
         ),
         (
             ROWS.replace("2,8\n", "2,\n"),
-            "rank of adapter 'a': None is not allowed; .*; add a column rank, or an adapters.list",
+            "rank of adapter 'a': None is not allowed; .*; add a column rank, say which ranks",
         ),
-        (ROWS.replace("2,8\n", "2,0\n"), "line 3, rank: '0' is not allowed"),
-        (ROWS.replace("2,8\n", "2,1e300\n"), r"line 3, rank: '1e300' is not allowed"),
+        (ROWS.replace("2,8\n", "2,0\n"), "row 2, rank: '0' is not allowed"),
+        (ROWS.replace("2,8\n", "2,1e300\n"), r"row 2, rank: '1e300' is not allowed"),
         (without_rank(), "rank of adapter 'b': None|rank of adapter 'a': None"),
         ("\n".join(ROWS.splitlines()[:2]), "arrival_s: 105.0 is not allowed; allowed: requests at two times or more"),
         (
