@@ -407,6 +407,44 @@ def seeds_option(default: int) -> Callable[[Command], Command]:
     )
 
 
+def adapter_options(command: Command) -> Command:
+    """Add how many adapters there are on which tier; the command gets A as ``adapters``, S as ``max_loras``.
+
+    Those of the others that are given it gets as ``tiers``, by the names of `build_scenarios`.
+    """
+
+    @functools.wraps(command)
+    def with_tiers(**given: Any) -> Any:
+        tiers = {"max_cpu_loras": given.pop("max_cpu_loras"), "loaded_at_start": given.pop("loaded_at_start") or None}
+        return command(**given, tiers={name: value for name, value in tiers.items() if value is not None})
+
+    options = (
+        click.option(
+            "--adapters", type=int, required=True, metavar="A", help="Adapters served; 0 for the base model alone."
+        ),
+        click.option(
+            "--max-loras", type=int, required=True, metavar="S", help="Slots on the GPU; 0 for a server without LoRA."
+        ),
+        click.option(
+            "--max-cpu-loras",
+            type=int,
+            metavar="C",
+            help="Adapters that host memory holds; the others are read from disk as they are asked for. "
+            "[default: A or S, whichever is more]",
+        ),
+        click.option(
+            "--loaded-at-start",
+            is_flag=True,
+            help="Adapters are loaded before the first request, as those of `vllm serve --lora-modules` are; otherwise "
+            "each is as its first request comes.",
+        ),
+    )
+    decorated: Any = with_tiers
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
+
+
 def server_options(*, grids: bool, caches: bool = True) -> Callable[[Command], Command]:
     """Add vLLM's settings to a command, which gets those given as ``settings``, a dict by vLLM's names.
 

@@ -10,6 +10,7 @@ import click
 from lora_capacity.words import FAILURES, REFUSALS
 from lora_capacity_cli.options import (
     CalibrationChoice,
+    adapter_options,
     calibration_options,
     emit_option,
     engine_options,
@@ -63,6 +64,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 @click.command(
     epilog=examples(
         "lora-capacity simulate examples/many_idle.yaml --adapters 128 --max-loras 32",
+        "lora-capacity simulate examples/many_idle.yaml --adapters 512 --max-cpu-loras 128 --max-loras 32",
         "lora-capacity simulate examples/few_busy.yaml --adapters 24 --max-loras 8 --engine event --seed 1",
     )
 )
@@ -70,8 +72,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 @recording_options
 @calibration_options
 @goodput_options
-@click.option("--adapters", type=int, required=True, metavar="A", help="Adapters served (max_cpu_loras).")
-@click.option("--max-loras", type=int, required=True, metavar="S", help="Slots.")
+@adapter_options
 @functools.partial(engine_options, reference=True)
 @click.option(
     "--warmup-s", type=float, default=0.0, show_default=True, help="Event engine: time at the beginning left out."
@@ -95,6 +96,7 @@ def simulate(
     bounds: dict[str, Any],
     adapters: int,
     max_loras: int,
+    tiers: dict[str, Any],
     engine: str,
     seed: int,
     warmup_s: float,
@@ -111,7 +113,7 @@ def simulate(
     if emit is not None:
         refuse_given(_OF_THE_PREDICTION, "--emit", "it is for the prediction, and none is made")
     prepare()
-    from lora_capacity.engines import ENVIRONMENT, emitted
+    from lora_capacity.engines import emitted, environment
     from lora_capacity.errors import InfeasibleError
     from lora_capacity.run import simulate as run
     from lora_capacity.scenarios import build_scenarios, extrapolations, table
@@ -119,8 +121,9 @@ def simulate(
 
     asked = read_workload(workload, bounds, recording)
     known = calibration.load()
-    scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings)
-    resolved = {"max_cpu_loras": adapters} | {name: int(getattr(scenarios, name)[0]) for name in _SETTINGS[1:]}
+    scenarios = build_scenarios(asked, known, adapters=[adapters], max_loras=[max_loras], **settings, **tiers)
+    resolved = {"max_cpu_loras": tiers.get("max_cpu_loras", max(adapters, max_loras))}
+    resolved |= {name: int(getattr(scenarios, name)[0]) for name in _SETTINGS[1:]}
     server = known.server(**settings | resolved)
     if emit is not None:
         status = Status(int(scenarios.status[0])).label
@@ -131,8 +134,8 @@ def simulate(
     results = run(known, scenarios, asked, engine=engine, seed=seed, warmup_s=warmup_s, samples=samples, drain=drain)
     row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
     events = {} if results.events is None else {"events": _events(row, asked, adapters, seed, results.events)}
-    for name in resolved:
-        del row[name]
+    for name in ("adapters", *resolved):
+        row.pop(name, None)
     client = {name: row.pop(f"client_{name}") for name in ("ttft_s", "tpot_s", "itl_s")}
     plan = known.plan_memory(server)
     failure = [FAILURES[row["status"]]] if row["status"] in FAILURES else []
@@ -140,7 +143,9 @@ def simulate(
         "calibration": known.name,
         "model": known.model.name,
         "engine": engine,
+        "adapters": adapters,
         **resolved,
+        "loaded_at_start": "loaded_at_start" in tiers,
         "goodput": asked.goodput.to_ms(),
         "attainment": asked.goodput.attainment,
         "keeps_bounds": row["attainment"] >= asked.goodput.attainment,
@@ -149,9 +154,9 @@ def simulate(
         "classes": _classes(asked, adapters, results),
         **events,
         "memory": {name: float(getattr(plan, name)[0]) for name in _MEMORY},
-        "warnings": [*asked.assumptions, *extrapolations(asked, known, server), *failure],
+        "warnings": [*asked.assumptions, *extrapolations(asked, known, server, adapters), *failure],
         "serve_command": None if row["status"] in REFUSALS else server.serve_command(known.model.served_as),
-        "serve_environment": ENVIRONMENT,
+        "serve_environment": environment(server),
     }
     if output_format == "json":
         print_json(document)
@@ -161,6 +166,8 @@ def simulate(
 
 def _classes(workload: "Workload", adapters: int, results: "Results") -> list[dict[str, Any]]:
     """Return the service of adapters of each rate and rank."""
+    if not adapters:
+        return []
     classes = workload.classes([adapters])
     columns = (classes.rate_per_s, classes.rank, classes.count[0], results.class_service[0])
     names = ("rate_per_s", "rank", "adapters", "service")
@@ -183,7 +190,7 @@ def _events(
         "lower_bounds_from": {time: row.pop(f"{time}_lower_bound_from") for time in ("ttft", "e2e")},
         **{name: row.pop(name) for name in counts},
         "time_shares": {name: row.pop(f"{name}_share") for name in ("compute", "scheduling", "load", "idle")},
-        "worst_served": _worst_served(workload, adapters, events) if row["status"] not in FAILURES else [],
+        "worst_served": _worst_served(workload, adapters, events) if adapters and row["status"] not in FAILURES else [],
         "series": {name: values[0].tolist() for name, values in vars(events.series).items() if values.size},
     }
 
@@ -201,11 +208,19 @@ def _worst_served(workload: "Workload", adapters: int, events: "EventDetails") -
     return sorted(asked_for, key=lambda row: row["completed"] / row["arrived"])[:_SHOWN]
 
 
+def _tiers(document: dict[str, Any]) -> str:
+    adapters, room, slots = (document[name] for name in ("adapters", "max_cpu_loras", "max_loras"))
+    if not slots:
+        return "Without LoRA"
+    held = f"{room:,} in host memory, " if room < adapters else ""
+    return f"{adapters:,} adapters, {held}{slots:,} slots"
+
+
 def _print(document: dict[str, Any]) -> None:
     row, client, memory = document["prediction"], document["client"], document["memory"]
     starved = "starved: " if row["starved"] else ""
     print_facts(
-        f"{document['max_cpu_loras']:,} adapters, {document['max_loras']:,} slots on {document['model']}",
+        f"{_tiers(document)} on {document['model']}",
         {
             "status": spoken(row["status"]),
             "throughput": f"{shown(row['throughput_tokens_per_s'])} tokens/s",

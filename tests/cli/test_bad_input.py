@@ -95,9 +95,9 @@ def test_bad_adapter_list(run: Run, workload: Path, table: str, fragments: list[
 @pytest.mark.parametrize(
     ("options", "fragments"),
     [
-        (("--adapters", 8, "--max-loras", 9), ["max_loras", "9", "1 to the number of adapters served, 8"]),
-        (("--adapters", 8, "--max-loras", 0), ["max_loras", "0", ">= 1"]),
-        (("--adapters", 0, "--max-loras", 0), ["adapters", "0"]),
+        (("--adapters", 8, "--max-loras", 0), ["max_loras", "0", ">= 1", "use 0 adapters"]),
+        (("--adapters", 8, "--max-loras", 4, "--max-cpu-loras", 3), ["max_cpu_loras", "3", "max_loras 4"]),
+        (("--adapters", 8, "--max-loras", 4, "--max-cpu-loras", 6, "--engine", "event"), ["max_cpu_loras", "6", "8"]),
         (("--adapters", -8, "--max-loras", 1), ["adapters", "-8"]),
         (("--adapters", "many", "--max-loras", 1), ["--adapters", "many"]),
         (("--adapters", 8), ["--max-loras"]),

@@ -173,6 +173,8 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         **BOUNDS,
         "--adapters": given(12),
         "--max-loras": given(4),
+        "--max-cpu-loras": [given(12), refused(4)],
+        "--loaded-at-start": given(),
         "--engine": given("event"),
         "--seed": [given(7, *EVENT), refused(7)],
         "--warmup-s": [given(20, *EVENT), refused(20)],

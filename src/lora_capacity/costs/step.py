@@ -231,6 +231,8 @@ def step_time_s(
     skipped_request · skipped + queued_request · queued``, with ``max_loras + 1 + active_block_factor · adapters``
     grids of blocks.
 
+    A server without LoRA, which has no slots, has none of the terms of ``lora`` and of blocks.
+
     A GPU has no ``decode_token`` and no ``lora_token_rank``; a CPU no blocks, and of the others no ``prefill_token``,
     ``adapter_rank``, ``lora_listing`` and ``queued_request``. A mixture adds ``expert`` times the different experts
     that the tokens go to (`ExpertRouting`).
@@ -250,7 +252,7 @@ def step_time_s(
         skipped: Queued requests that the scheduler looks at and skips, since their adapter has no slot.
         queued: All queued requests.
         loaded: Adapters loaded on the host.
-        max_loras: Adapter slots of the server.
+        max_loras: Adapter slots of the server; 0: it serves without LoRA.
         max_lora_rank: Rank that the slots are reserved for.
         small_share: Share of steps below 128 tokens where the arguments are means over steps; None for one actual step.
         prompt_tokens: Mean prompt where the arguments are means over steps; None for one actual step. Only experts ask
@@ -260,7 +262,9 @@ def step_time_s(
         Seconds, in the common shape of the arguments.
     """
     step = costs.step
-    terms = step_terms(costs, tokens, loaded=loaded, max_lora_rank=max_lora_rank, small_share=small_share)
+    terms = step_terms(
+        costs, tokens, loaded=loaded, max_loras=max_loras, max_lora_rank=max_lora_rank, small_share=small_share
+    )
     grids = launched_grids(costs, max_loras=max_loras, adapters=adapters)
     return jnp.asarray(
         terms.fixed_s
@@ -293,6 +297,7 @@ def step_terms(
     tokens: ArrayLike,
     *,
     loaded: ArrayLike,
+    max_loras: ArrayLike,
     max_lora_rank: ArrayLike,
     small_share: ArrayLike | None = None,
 ) -> StepTerms:
@@ -304,9 +309,12 @@ def step_terms(
     expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, 1.0, max_lora_rank, small_share)
     splits = shrink_splits(is_small(tokens) if small_share is None else small_share)
     adapter_s = step.adapter_s + step.adapter_rank_s * max_lora_rank * splits / SHRINK_SPLITS_SMALL
-    token_s = step.token_s + step.decode_token_s + step.lora_token_s + step.lora_token_rank_s * max_lora_rank
+    bare_token_s = step.token_s + step.decode_token_s
+    token_s = bare_token_s + step.lora_token_s + step.lora_token_rank_s * max_lora_rank
+    has_lora = jnp.asarray(max_loras) > 0
+    fixed_s = jnp.where(has_lora, step.base_s + step.lora_s, step.base_s)
     return StepTerms(
-        fixed_s=jnp.asarray(step.base_s + step.lora_s + token_s * jnp.asarray(tokens)),
+        fixed_s=jnp.asarray(fixed_s + jnp.where(has_lora, token_s, bare_token_s) * jnp.asarray(tokens)),
         grid_s=jnp.asarray(step.expand_block_s * expand_blocks + step.shrink_block_s * shrink_blocks),
         adapter_s=jnp.asarray(adapter_s + step.lora_listing_s * loaded),
     )
@@ -315,14 +323,15 @@ def step_terms(
 def launched_grids(costs: Costs, *, max_loras: ArrayLike, adapters: ArrayLike) -> Float[Array, "*shape"]:
     """Return the grids of blocks that each LoRA kernel launches: one a slot, and one for tokens without an adapter.
 
-    Those of adapters in the step count for more by ``active_block_factor``.
+    Those of adapters in the step count for more by ``active_block_factor``. A server without LoRA launches none.
 
     Args:
         costs: The coefficients.
-        max_loras: Adapter slots of the server.
+        max_loras: Adapter slots of the server; 0: it serves without LoRA.
         adapters: Different adapters in the step.
     """
-    return jnp.asarray(max_loras) + 1.0 + costs.step.active_block_factor * adapters
+    slots = jnp.asarray(max_loras)
+    return jnp.where(slots > 0, slots + 1.0 + costs.step.active_block_factor * adapters, 0.0)
 
 
 def experts_time_s(costs: Costs, tokens: ArrayLike) -> Float[Array, "*shape"]:

@@ -1,13 +1,12 @@
 """Inference engines: what a version does by default, how it schedules, and the flags of its server."""
 
 from lora_capacity.engines.base import DEVICES, BatchBudget, EngineBehaviour, SchedulerRules, smallest_max_lora_rank
-from lora_capacity.engines.vllm import ENVIRONMENT, FORMS, FlagValue, ServerConfig, VllmBehaviour, emitted, flag_words
+from lora_capacity.engines.vllm import FORMS, FlagValue, ServerConfig, VllmBehaviour, emitted, environment, flag_words
 from lora_capacity.engines.vllm.serve_line import read_serve_config, read_serve_line
 from lora_capacity.engines.vllm.versions import NEWEST
 
 __all__ = [
     "DEVICES",
-    "ENVIRONMENT",
     "FORMS",
     "NEWEST",
     "BatchBudget",
@@ -17,6 +16,7 @@ __all__ = [
     "ServerConfig",
     "VllmBehaviour",
     "emitted",
+    "environment",
     "flag_words",
     "read_serve_config",
     "read_serve_line",

@@ -107,7 +107,7 @@ def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, 
 def _workload_source(scenarios: Scenarios, workload: Workload, seeds: Sequence[int], loads: Sequence[float]) -> Source:
     """Return the workload's own arrivals; those of a configuration depend on its adapters, seed and load alone."""
     served = np.asarray(scenarios.class_count).sum(axis=1).astype(int)
-    rates, ranks = workload.adapters.deal(int(served.max()))
+    rates, ranks = workload.adapters.deal(max(int(served.max()), 1))
     _, class_of = np.unique(np.stack([rates, ranks], axis=1), axis=0, return_inverse=True)
     sample = _sampler(workload, served, loads)
     caching = {"longest_prefix": _longest_prefix(scenarios, workload), "cached": scenarios.cached_share is not None}
@@ -141,7 +141,7 @@ def _sampler(
     workload: Workload, served: NDArray[np.int64], loads: Sequence[float]
 ) -> Callable[[int, int, float], Requests]:
     """Return what samples requests, given adapters, seed and load; the latest samples are kept."""
-    rates, _ = workload.adapters.deal(int(served.max()))
+    rates, _ = workload.adapters.deal(max(int(served.max()), 1))
     most = (rates.sum() + workload.base_rate_per_s) * workload.horizon_s * max(loads)
 
     @functools.lru_cache(maxsize=int(np.clip(_CACHED_REQUESTS / most, 1, 256)))
@@ -174,6 +174,7 @@ def run_events(
         progress: See there.
     """
     host: Any = jax.tree.map(np.asarray, scenarios)
+    _check_host_memory(host)
     observation.check(host.horizon_s)
     classes = min(host.class_count.shape[1], _MOST_CLASSES)
     steady = run_steady(calibration, with_classes(host, classes), source.stays)
@@ -207,6 +208,18 @@ def run_events(
     results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part for _, part in known))
     whole: Results = gather(np.concatenate([rows for rows, _ in known]), results)
     return whole
+
+
+def _check_host_memory(host: Any) -> None:
+    """Refuse what the event twin does not know: host memory too small for all adapters, or full from the start."""
+    remedy = "ask the steady twin or the reference"
+    if host.max_cpu_loras is not None:
+        adapters = host.class_count.sum(axis=1)
+        row = int(np.argmax(host.max_cpu_loras < adapters))
+        allowed = f">= {adapters[row]:.0f}, the adapters served, with the event twin"
+        raise InputError("max_cpu_loras", int(host.max_cpu_loras[row]), allowed, remedy)
+    if host.loaded_at_start is not None:
+        raise InputError("loaded_at_start", True, "False with the event twin", remedy)
 
 
 def _run_batch(batches: Batches, batch: Batch, host: Any, source: Source) -> Results:

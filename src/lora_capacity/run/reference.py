@@ -1,7 +1,7 @@
 """Configurations run by the plain-Python reference scheduler, one after the other: slow, to check the twins with."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import jax
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs, step_time_s
 from lora_capacity.run.batches import Observation
+from lora_capacity.run.drawn import order_of_touching
 from lora_capacity.run.events import Source
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Bottleneck, EventDetails, Results, Scenarios, Series
@@ -44,9 +45,10 @@ def run_reference(
     configs, found = len(host.status), []
     for row in range(configs):
         part = jax.tree.map(lambda values, row=row: values[row : row + 1], host)
-        tables = source.draw(part, [row], np.array([np.iinfo(np.int64).max])).tables
+        drawn = source.draw(part, [row], np.array([np.iinfo(np.int64).max]))
         one: Any = jax.tree.map(lambda values: values[0], part)
-        found.append(_run_one(calibration, one, jax.tree.map(lambda leaf: np.asarray(leaf)[0], tables), observation))
+        tables = jax.tree.map(lambda leaf: np.asarray(leaf)[0], drawn.tables)
+        found.append(_run_one(calibration, one, tables, drawn.keys[0], observation))
         if progress is not None:
             progress(row + 1, configs)
     widest = max(each.events.adapter_arrived.size for each in found if each.events is not None)
@@ -60,11 +62,11 @@ def run_reference(
 class _StepTime:
     """What steps of one server take, seconds; it remembers which requests decode, since their tokens cost less."""
 
-    def __init__(self, costs: Costs, scenario: Any, adapters: int, rank: NDArray[Any]) -> None:
+    def __init__(self, costs: Costs, scenario: Any, loaded: int, rank: NDArray[Any]) -> None:
         self.costs, self.rank = costs, rank
         self.decoding: set[int] = set()
         self.server = {
-            "loaded": float(adapters),
+            "loaded": float(loaded),
             "max_loras": float(scenario.max_loras),
             "max_lora_rank": float(scenario.max_lora_rank),
         }
@@ -97,19 +99,25 @@ class _StepTime:
         return _number(loads.host_to_gpu_load_s) * len(state.host_loads) + disk_s
 
 
-def _run_one(calibration: Calibration, scenario: Any, tables: RequestTables, observation: Observation) -> Results:
+def _run_one(
+    calibration: Calibration, scenario: Any, tables: RequestTables, key: Sequence[int], observation: Observation
+) -> Results:
     starts = scenario.starts
     requests = _requests(scenario, tables) if starts else Requests(*[np.zeros(0, int)] * 4)
     adapters = int(scenario.class_count.sum())
-    step_time = _StepTime(calibration.costs, scenario, adapters, np.asarray(tables.rank))
+    room = adapters if scenario.max_cpu_loras is None else int(scenario.max_cpu_loras)
+    step_time = _StepTime(calibration.costs, scenario, min(adapters, room), np.asarray(tables.rank))
+    # Tables number adapters in the order of touching; they are loaded in the workload's.
+    place = np.argsort(order_of_touching(adapters, key)).tolist()
     config = Config(
         max_num_seqs=int(min(scenario.max_num_seqs, scenario.max_num_batched_tokens)),
         max_num_batched_tokens=int(scenario.max_num_batched_tokens),
         max_loras=int(scenario.max_loras),
-        max_cpu_loras=adapters,
+        max_cpu_loras=room,
         kv_blocks=int(usable_blocks(scenario.kv_cache_tokens.astype(int), int(scenario.block_size))),
         block_size=int(scenario.block_size),
         prefix_caching=tables.shared_blocks is not None,
+        loaded_at_start=tuple(place) if scenario.loaded_at_start else (),
         behaviour=Behaviour.of(calibration.behaviour.scheduler),
     )
     simulation = simulate(

@@ -19,6 +19,9 @@ _VARYING = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "gpu_memo
 _BLOCK_TOKENS = 16
 """Tokens of a KV block where none are asked for: vLLM's default on a GPU (``CacheConfig.block_size``)."""
 
+_OF_LORA = ("adapters", "max_loras", "max_lora_rank")
+"""Ranges of calibrations that say nothing of a server without LoRA."""
+
 _FRACTIONS = ("gpu_memory_utilization",)
 
 
@@ -65,7 +68,7 @@ class Scenarios:
             ``[configs]``.
         horizon_s: Time observed, from an empty server, ``[configs]``.
         max_pending: Most unanswered requests that the clients hold; infinite if unbounded, ``[configs]``.
-        max_loras: Adapter slots, ``[configs]``.
+        max_loras: Adapter slots, ``[configs]``; 0: a server without LoRA.
         max_lora_rank: Rank that the slots are reserved for, ``[configs]``.
         max_num_seqs: Most running requests, ``[configs]``.
         max_num_batched_tokens: Most tokens in a step, ``[configs]``.
@@ -80,6 +83,10 @@ class Scenarios:
             other prompts begin with too, ``[configs, classes]``; None: no prefix caching, or nothing to share.
         base_shared_tokens: The same of a prompt to the base model, ``[configs]``; None likewise.
         cached_share: Share of the prompts' tokens that the prefix cache is taken to hold, ``[configs]``; None: of none.
+        max_cpu_loras: Adapters that host memory holds, those on the GPU included, ``[configs]``; None: all that are
+            served.
+        loaded_at_start: Whether all adapters were loaded once before the first request, in their order, bool
+            ``[configs]``; None: each is as its first request comes.
     """
 
     class_count: Array
@@ -104,6 +111,8 @@ class Scenarios:
     class_shared_tokens: Array | None = None
     base_shared_tokens: Array | None = None
     cached_share: Array | None = None
+    max_cpu_loras: Array | None = None
+    loaded_at_start: Array | None = None
 
     @property
     def starts(self) -> Array:
@@ -163,21 +172,28 @@ def build_scenarios(
     Args:
         workload: Adapters and traffic.
         calibration: Model, GPU and coefficients.
-        adapters: Adapters served, A, at least 1; this and the next broadcast to ``[configs]``.
-        max_loras: Slots, S, from 1 to A.
-        **settings: Other server settings by vLLM's names, None for vLLM's default. ``max_lora_rank``, ``max_num_seqs``,
-            ``max_num_batched_tokens`` and ``gpu_memory_utilization`` may be arrays. ``max_lora_rank`` is by default the
-            smallest that vLLM allows for the adapters served.
+        adapters: Adapters served, A; this and the next broadcast to ``[configs]``. With 0 there is only the traffic of
+            the base model.
+        max_loras: Slots, S; 0 for a server without LoRA, where A is 0. Slots beyond A stay empty.
+        **settings: Other server settings by vLLM's names, None for vLLM's default, and ``loaded_at_start`` (see
+            `Scenarios`). ``max_cpu_loras``, ``max_lora_rank``, ``max_num_seqs``, ``max_num_batched_tokens``,
+            ``gpu_memory_utilization`` and ``loaded_at_start`` may be arrays. ``max_cpu_loras`` is by default A or S,
+            whichever is more, so that host memory holds all adapters; ``max_lora_rank`` the smallest that vLLM allows
+            for the adapters served.
 
     Returns:
         The configurations, with the KV cache and the start-up outcome of each.
 
     Raises:
-        InputError: If a setting is not allowed, there are more slots than adapters or fewer adapters than asked for, or
+        InputError: If a setting is not allowed, adapters are served without a slot, there are fewer than asked for, or
             requests are longer than ``max_model_len``.
     """
-    classes = workload.classes(np.atleast_1d(np.asarray(adapters)).ravel())
-    rank_needed = workload.adapters.max_rank(np.atleast_1d(np.asarray(adapters)).ravel())
+    served = np.atleast_1d(np.asarray(adapters)).ravel()
+    none = served == 0
+    counted = np.where(none, 1, served)  # no workload is without adapters; those of such a server are taken out again
+    classes = workload.classes(counted)
+    classes = dataclasses.replace(classes, count=np.where(none[:, np.newaxis], 0, classes.count))
+    rank_needed = np.where(none, 1, workload.adapters.max_rank(counted))
     if settings.get("max_lora_rank") is None:
         allowed = {rank: calibration.smallest_max_lora_rank(int(rank)) for rank in np.unique(rank_needed)}
         settings["max_lora_rank"] = np.array([allowed[rank] for rank in rank_needed])
@@ -217,7 +233,7 @@ def lay_out(
         The configurations, with the KV cache and the start-up outcome of each.
 
     Raises:
-        InputError: If a setting is not allowed, there are more slots than adapters, or requests are longer than
+        InputError: If a setting is not allowed, adapters are served without a slot, or requests are longer than
             ``max_model_len``.
     """
     scenarios = pack_scenarios(
@@ -258,11 +274,12 @@ def _cached(workload: Workload, scenarios: Scenarios, adapters: ArrayLike) -> di
         return {}
     counts = np.broadcast_to(np.asarray(adapters).ravel(), (configs,)).astype(int)
     block_size, lengths = int(np.asarray(scenarios.block_size)[0]), workload.input_tokens
-    prefixes = workload.shared_prefixes(int(counts.max()))
+    most = max(int(counts.max()), 1)
+    prefixes = workload.shared_prefixes(most)
     distinct, place = np.unique(prefixes, return_inverse=True)
     whole = np.minimum(distinct[:, np.newaxis], lengths.tokens - 1) // block_size * block_size
     tokens = (whole @ lengths.probability)[place]
-    rates, ranks = workload.adapters.deal(int(counts.max()))
+    rates, ranks = workload.adapters.deal(most)
     pairs = np.stack([rates, ranks], axis=1)
     classes = np.stack([scenarios.class_rate_per_s[0], scenarios.class_rank[0]], axis=1)
     member = (pairs[:, np.newaxis].astype(classes.dtype) == classes).all(axis=2)
@@ -308,8 +325,9 @@ def pack_scenarios(
         **settings: As in `build_scenarios`, ``max_lora_rank`` included.
 
     Raises:
-        InputError: If a setting is not allowed or there are more slots than adapters.
+        InputError: If a setting is not allowed, or adapters are served without a slot.
     """
+    held, loaded = settings.pop("max_cpu_loras", None), settings.pop("loaded_at_start", None)
     per_config = {
         "base_rate_per_s": base_rate_per_s,
         "mean_input_tokens": mean_input_tokens,
@@ -319,6 +337,8 @@ def pack_scenarios(
         "max_pending": max_pending,
         "adapters": adapters,
         "max_loras": max_loras,
+        "max_cpu_loras": np.maximum(adapters, max_loras) if held is None else held,
+        "loaded_at_start": False if loaded is None else loaded,
     }
     varying = {name: settings.pop(name) for name in _VARYING if settings.get(name) is not None}
     columns = dict(
@@ -328,14 +348,14 @@ def pack_scenarios(
             strict=True,
         )
     )
-    _check_slots(columns["adapters"], columns["max_loras"])
+    _check_slots(columns["adapters"], columns["max_loras"], columns["max_cpu_loras"])
     batch, config = _resolve(calibration, {name: columns.pop(name) for name in varying}, settings)
     plan = calibration.plan_memory(config, max_loras=columns["max_loras"], **batch)
-    served = columns.pop("adapters")
+    served, held, loaded = (columns.pop(name) for name in ("adapters", "max_cpu_loras", "loaded_at_start"))
     outside = calibration.outside(
-        adapters=served,
-        max_loras=columns["max_loras"],
-        **{name: batch[name] for name in ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens")},
+        max_num_seqs=batch["max_num_seqs"], max_num_batched_tokens=batch["max_num_batched_tokens"]
+    ) | (columns["max_loras"] > 0) & calibration.outside(
+        adapters=served, max_loras=columns["max_loras"], max_lora_rank=batch["max_lora_rank"]
     )
     status = np.where((plan.status == Status.OK) & outside, Status.OUTSIDE_CALIBRATION, plan.status)
     batch.pop("gpu_memory_utilization")
@@ -347,6 +367,8 @@ def pack_scenarios(
         kv_cache_tokens=_leaf(plan.kv_cache_tokens),
         block_size=_leaf(np.full(served.shape, config.block_size), np.int32),
         status=_leaf(status, np.int32),
+        max_cpu_loras=_leaf(held) if np.any(held < served) else None,
+        loaded_at_start=_leaf(loaded, bool) if np.any(loaded) else None,
     )
 
 
@@ -355,18 +377,24 @@ def _leaf(values: ArrayLike, kind: Any = float) -> Any:
     return np.asarray(values, dtype=jax.dtypes.canonicalize_dtype(kind))
 
 
-def extrapolations(workload: Workload, calibration: Calibration, server: ServerConfig) -> list[str]:
+def extrapolations(
+    workload: Workload, calibration: Calibration, server: ServerConfig, adapters: int | None = None
+) -> list[str]:
     """Say in a sentence each in what a workload on a server lies beyond what the calibration was fitted over.
 
     Args:
         workload: Adapters and traffic.
         calibration: Whose ranges hold.
-        server: The server, which serves ``max_cpu_loras`` adapters.
+        server: The server.
+        adapters: Adapters that it serves; None: ``max_cpu_loras`` of them.
     """
-    classes = workload.classes([server.max_cpu_loras])
-    requests_per_s = float((classes.count * classes.rate_per_s).sum() + workload.base_rate_per_s)
-    settings = {name: getattr(server, name) for name in ("max_loras", *_VARYING)}
-    return calibration.extrapolations(adapters=server.max_cpu_loras, **_asked(workload, requests_per_s), **settings)
+    served = server.max_cpu_loras if adapters is None else adapters
+    rates_per_s = workload.adapters.deal(served)[0] if served else np.zeros(0)
+    requests_per_s = float(rates_per_s.sum() + workload.base_rate_per_s)
+    settings = {name: getattr(server, name) for name in ("max_loras", *_VARYING)} | {"adapters": served}
+    if not server.enable_lora:
+        settings = {name: value for name, value in settings.items() if name not in _OF_LORA}
+    return calibration.extrapolations(**_asked(workload, requests_per_s), **settings)
 
 
 def _asked(workload: Workload, requests_per_s: Any) -> dict[str, Any]:
@@ -389,21 +417,20 @@ def kv_tokens_per_request(workload: Workload, block_size: int = _BLOCK_TOKENS) -
     return held / workload.mean_output_tokens + 0.5 * block_size
 
 
-def _check_slots(adapters: np.ndarray, max_loras: np.ndarray) -> None:
-    if np.any(max_loras < 1) or np.any(max_loras != np.floor(max_loras)):
-        raise InputError(
-            "max_loras",
-            max_loras[(max_loras < 1) | (max_loras != np.floor(max_loras))][0].item(),
-            "a whole number >= 1",
-        )
-    if np.any(max_loras > adapters):
-        first = np.argmax(max_loras > adapters)
-        raise InputError(
-            "max_loras",
-            max_loras[first].item(),
-            f"1 to the number of adapters served, {adapters[first].item()}",
-            "slots beyond the adapters would never be used",
-        )
+def _check_slots(adapters: np.ndarray, max_loras: np.ndarray, max_cpu_loras: np.ndarray) -> None:
+    """Refuse slots that no server has, adapters without one, and a host memory smaller than the slots."""
+    for name, values, least, which in (
+        ("max_loras", max_loras, 0 * max_loras, ""),
+        ("max_cpu_loras", max_cpu_loras, max_loras, "max_loras "),
+    ):
+        wrong = (values < least) | (values != np.floor(values))
+        if np.any(wrong):
+            allowed = f"a whole number >= {which}{least[wrong][0].item()}"
+            raise InputError(name, values[wrong][0].item(), allowed)
+    without = (max_loras == 0) & (adapters > 0)
+    if np.any(without):
+        allowed = f">= 1 for a server of {adapters[without][0].item()} adapters"
+        raise InputError("max_loras", 0, allowed, "without LoRA only the base model is served: use 0 adapters")
 
 
 def _resolve(

@@ -37,7 +37,8 @@ def table(scenarios: Scenarios, results: Results, threshold: float = STARVED_SHO
         threshold: Share below the offered load from which throughput counts as starved.
 
     Returns:
-        Columns ``[configs]``: ``max_cpu_loras``, ``max_loras``, ``max_lora_rank``, ``max_num_seqs``,
+        Columns ``[configs]``: ``max_cpu_loras``, which is the number of adapters served unless host memory holds fewer
+        (then ``adapters`` comes first, how many are served), ``max_loras``, ``max_lora_rank``, ``max_num_seqs``,
         ``max_num_batched_tokens``, ``kv_cache_tokens`` (integers), ``throughput_tokens_per_s``,
         ``offered_tokens_per_s``, ``service``, ``starved`` (bool), ``completed_per_s``, ``mean_running``,
         ``mean_waiting``, ``step_time_s``, ``itl_s``, ``tpot_s``, ``ttft_s``, ``answered_ttft_s``, ``attainment``,
@@ -52,7 +53,8 @@ def table(scenarios: Scenarios, results: Results, threshold: float = STARVED_SHO
         ``worst_service``, the smallest share of an adapter's requests that were completed, and ``worst_wait_s``, the
         longest that a request has waited for its admission.
     """
-    columns = {"max_cpu_loras": np.asarray(scenarios.class_count).sum(axis=1)}
+    adapters, room = np.asarray(scenarios.class_count).sum(axis=1), scenarios.max_cpu_loras
+    columns = {"max_cpu_loras": adapters} if room is None else {"adapters": adapters, "max_cpu_loras": np.asarray(room)}
     columns |= {name: np.asarray(getattr(scenarios, name)) for name in _SETTINGS}
     columns = {name: np.rint(column).astype(np.int64) for name, column in columns.items()}
     columns["throughput_tokens_per_s"] = np.asarray(results.throughput_tokens_per_s)

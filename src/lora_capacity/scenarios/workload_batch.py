@@ -26,7 +26,7 @@ _MOST_SLOTS = 2048
 
 _NOT_TOLD = (
     *("block_size", "status", "bounds", "arrival_cv", "input_cv"),
-    *("class_shared_tokens", "base_shared_tokens", "cached_share"),
+    *("class_shared_tokens", "base_shared_tokens", "cached_share", "max_cpu_loras", "loaded_at_start"),
 )
 """Fields of `Scenarios` that are no column here: told apart, or as by default, Poisson arrivals included."""
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from lora_capacity.engines import ENVIRONMENT, ServerConfig
+from lora_capacity.engines import ServerConfig, environment
 from lora_capacity.search.objective import Columns, Objective
 from lora_capacity.words import bottleneck, gibibytes, percent, plural, shown, spoken
 from lora_capacity.workload import Goodput
@@ -321,7 +321,7 @@ class Recommendation:
                 if entry.name != "defaults"
             },
             "serve_command": self.serve_command,
-            "serve_environment": ENVIRONMENT,
+            "serve_environment": environment(self.server),
             "explanation": list(self.explanation),
             "warnings": list(self.warnings),
             "engine": self.engine,

@@ -77,6 +77,7 @@ class Config:
         block_size: Tokens of a block.
         watermark_blocks: Blocks that an admission leaves free unless nothing runs.
         prefix_caching: Whether blocks are found again that hold a request's first tokens.
+        loaded_at_start: Adapters that are loaded before the first request, in that order.
         touch_order: Adapters in the order in which a step touches them; ascending if not given. In vLLM it is that of a
             set of adapter names, hence arbitrary, nearly the same in all steps of a run, and another in the next run.
         behaviour: What depends on the version.
@@ -90,6 +91,7 @@ class Config:
     block_size: int = 16
     watermark_blocks: int = 0
     prefix_caching: bool = False
+    loaded_at_start: tuple[int, ...] = ()
     touch_order: tuple[int, ...] | None = None
     behaviour: Behaviour = Behaviour()
 
@@ -221,6 +223,8 @@ class Scheduler:
             config.kv_blocks, caching=config.prefix_caching, uncached_first=config.behaviour.uncached_first
         )
         self.tiers = AdapterTiers(config.max_loras, config.max_cpu_loras)
+        for adapter in config.loaded_at_start:
+            self.tiers.touch(adapter)
 
     def add(self, request: Request) -> None:
         """Queue a request; ValueError if it would never fit."""

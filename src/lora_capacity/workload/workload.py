@@ -184,7 +184,7 @@ class Workload:
         replayed: its requests for other adapters are left out and ``seed`` has no part.
 
         Args:
-            adapters: Number of adapters A.
+            adapters: Number of adapters A; 0 for the base model's requests alone.
             seed: Whole number >= 0; equal seeds give equal requests.
 
         Returns:
@@ -194,11 +194,11 @@ class Workload:
             InputError: If there are not so many adapters, the seed is no such number, or there would be over 20 million
                 requests.
         """
-        count = self.check_adapters(adapters)
+        count = self.check_adapters(adapters) if adapters else 0
         seed = int(check_number("seed", seed, minimum=0, integer=True))
         if self.trace is not None:
             return self._with_prefixes(self.trace.select(self.trace.adapter < count), count)
-        rates_per_s, _ = self.adapters.deal(count)
+        rates_per_s = self.adapters.deal(count)[0] if count else np.zeros(0)
         total = (float(rates_per_s.sum()) + self.base_rate_per_s) * self.horizon_s
         if total > MAX_REQUESTS:
             most_s = f"{self.horizon_s * MAX_REQUESTS / total:.3g}"

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_capacity.costs import StepCosts, step_time_s
+from lora_capacity.costs import StepCosts, bare_step_time_s, step_time_s
 from tests.examples import COSTS, make_costs
 
 STEP = {
@@ -81,6 +81,17 @@ def test_a_step_of_this_size_takes_milliseconds() -> None:
     """10 ms + 200 · 40 µs + 30000 · 60 ns + 20 · (200 + 32 · 4 / 8) µs + 300 · 0.4 µs + blocks, by hand."""
     blocks_s = 32 * 32 * 384 * 4 * 1.5e-9 + 32 * 32 * 7 * 2 * 8 * 7 * 2e-10
     assert step_s() == pytest.approx(0.010 + 0.008 + 0.0018 + 0.00432 + 0.00012 + blocks_s, rel=1e-5)
+
+
+def test_a_server_without_lora_pays_for_its_base_model_alone() -> None:
+    without = {"adapters": 0.0, "loaded": 0.0, "skipped": 0.0, "queued": 0.0, "max_loras": 0.0}
+    for name, (large, _) in UNITS.items():
+        paid = 0.0 if "lora" in name or "block" in name or name.startswith(("adapter", "skip", "queue")) else large
+        assert step_s(make_costs(**{name: 1.0}), **without) == pytest.approx(paid), name
+    costs = make_costs(**{name: 10.0**-place for place, name in enumerate(UNITS)})
+    decode = without | {"tokens": 40.0, "prefill_tokens": 0.0}
+    bare_s = bare_step_time_s(costs, sequences=40.0, kv_tokens=STEP["kv_tokens"])
+    assert step_s(costs, **decode) == pytest.approx(float(bare_s))
 
 
 def test_no_part_shortens_a_step_and_shapes_broadcast() -> None:

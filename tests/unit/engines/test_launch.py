@@ -1,9 +1,10 @@
+import re
 import shlex
 
 import pytest
 import yaml
 
-from lora_capacity.engines import ENVIRONMENT, FORMS, ServerConfig, emitted, flag_words
+from lora_capacity.engines import FORMS, ServerConfig, emitted, environment, flag_words
 from tests.examples import make_calibration
 
 CALIBRATION = make_calibration(vllm_version="0.33.0")
@@ -29,13 +30,13 @@ def test_flags_become_words() -> None:
 def test_all_forms_start_the_same_server() -> None:
     command = shlex.split(SERVER.serve_command("org/model"))
     assert shlex.split(emitted(SERVER, "org/model", "command")) == [
-        *(f"{name}={value}" for name, value in ENVIRONMENT.items()),
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
         *command,
     ]
     assert words_of(yaml.safe_load(emitted(SERVER, "org/model", "config"))) == command
     container = yaml.safe_load(emitted(SERVER, "org/model", "k8s"))["spec"]["template"]["spec"]["containers"][0]
     assert container["command"] == command
-    assert {each["name"]: each["value"] for each in container["env"]} == ENVIRONMENT
+    assert {each["name"]: each["value"] for each in container["env"]} == environment(SERVER)
     assert container["image"].endswith(":v0.33.0")
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
 
@@ -48,6 +49,13 @@ def test_flags_are_told_whether_or_not_they_are_defaults(name: str) -> None:
     server = ServerConfig.with_defaults(CALIBRATION.behaviour, CALIBRATION.gpu, CALIBRATION.model)
     for form in FORMS:
         assert name.replace("_", "-") in emitted(server, "m", form)
+
+
+def test_a_server_without_lora_is_started_without_its_flags() -> None:
+    server = CALIBRATION.server(max_loras=0)
+    assert not server.enable_lora
+    assert not re.search("lora", server.serve_command("m") + emitted(server, "m", "command"), re.IGNORECASE)
+    assert shlex.split(emitted(server, "m", "command"))[:3] == ["vllm", "serve", "m"]
 
 
 def test_a_deployment_is_named_as_kubernetes_allows_and_takes_no_gpu_for_a_cpu() -> None:

@@ -153,12 +153,12 @@ def test_plain_numbers_are_laid_out_as_given() -> None:
 @pytest.mark.parametrize(
     ("adapters", "max_loras", "settings", "words"),
     [
-        (8, 9, {}, "max_loras: 9 is not allowed; allowed: 1 to the number of adapters served, 8"),
-        ([16, 8], [16, 12], {}, "max_loras: 12 is not allowed; .* served, 8"),
-        (8, 0, {}, "max_loras: 0 is not allowed; allowed: a whole number >= 1"),
+        (8, 0, {}, "max_loras: 0 is not allowed; allowed: >= 1 for a server of 8 adapters; without LoRA only the base"),
         (8, -1, {}, "max_loras: -1 is not allowed"),
-        (8, 2.5, {}, "max_loras: 2.5 is not allowed; allowed: a whole number >= 1"),
-        (0, 1, {}, "0 is not allowed; allowed: "),
+        (8, 2.5, {}, "max_loras: 2.5 is not allowed; allowed: a whole number >= 0"),
+        (-1, 1, {}, "-1 is not allowed; allowed: "),
+        ([16, 8], 4, {"max_cpu_loras": [4, 3]}, "max_cpu_loras: 3 is not allowed; allowed: .* >= max_loras 4"),
+        (8, 4, {"max_cpu_loras": 4.5}, "max_cpu_loras: 4.5 is not allowed"),
         (8, 4, {"max_lora_rank": 8}, "max_lora_rank: 8 is not allowed; allowed: >= 32, .*; use at least 32"),
         (8, 4, {"max_lora_rank": 48}, "max_lora_rank: 48 is not allowed; allowed: one of "),
         (8, 4, {"max_num_seqs": 0}, "max_num_seqs: 0 is not allowed"),
@@ -174,6 +174,24 @@ def test_what_no_server_takes_is_refused(adapters: Any, max_loras: Any, settings
     with pytest.raises(InputError, match=words) as caught:
         build(adapters, max_loras, **settings)
     assert str(caught.value).isprintable()
+
+
+def test_a_server_without_lora_has_the_base_model_s_traffic_and_the_slots_memory() -> None:
+    """Slots that no adapter takes are reserved all the same, those beyond the adapters too."""
+    scenarios = build([0, 0, 8, 8], [0, 4, 4, 12], max_lora_rank=32)
+    np.testing.assert_array_equal(scenarios.class_count.sum(axis=1), [0, 0, 8, 8])
+    np.testing.assert_allclose(scenarios.requests_per_s, [0.5, 0.5, 2.5, 2.5])
+    bare, idle, used, more = np.asarray(scenarios.kv_cache_tokens)
+    assert bare > idle == used > more
+    # Ranges of adapters, slots and ranks say nothing of a server without any.
+    assert [Status(int(code)) for code in scenarios.status] == [
+        Status.OK,
+        Status.OUTSIDE_CALIBRATION,
+        Status.OK,
+        Status.OK,
+    ]
+    server = CALIBRATION.server(max_loras=0)
+    assert extrapolations(WORKLOAD, CALIBRATION, server, 0) == []
 
 
 def test_a_gpu_too_small_for_the_model_does_not_start() -> None:

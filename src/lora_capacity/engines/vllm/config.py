@@ -19,6 +19,7 @@ _NUMBERS = (
     *("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"),
     *("gpu_memory_utilization", "max_model_len", "block_size"),
 )
+_OF_LORA = ("max_loras", "max_cpu_loras", "max_lora_rank")
 
 FlagValue = str | int | float | bool | list[str] | tuple[str, ...]
 """Value of a flag."""
@@ -49,8 +50,8 @@ class ServerConfig:
 
     Attributes:
         vllm_version: The vLLM version that runs them.
-        max_loras: Slots for adapters on the GPU (S).
-        max_cpu_loras: Adapters held in host memory (A), at least ``max_loras``.
+        max_loras: Slots for adapters on the GPU (S); 0: the server is started without LoRA.
+        max_cpu_loras: Adapters held in host memory (C), at least ``max_loras``.
         max_lora_rank: Rank that every slot is reserved for.
         max_num_seqs: Most requests in a step.
         max_num_batched_tokens: Most tokens in a step, at least ``max_num_seqs``.
@@ -66,8 +67,8 @@ class ServerConfig:
     """
 
     vllm_version: str
-    max_loras: Count
-    max_cpu_loras: Count
+    max_loras: Annotated[int, Number(minimum=0)]
+    max_cpu_loras: Annotated[int, Number(minimum=0)]
     max_lora_rank: SkipValidation[int]
     max_num_seqs: Count
     max_num_batched_tokens: Count
@@ -97,6 +98,11 @@ class ServerConfig:
     def behaviour(self) -> EngineBehaviour:
         """Defaults and rules of the vLLM version on the device."""
         return VllmBehaviour.for_version(self.vllm_version, self.device)
+
+    @property
+    def enable_lora(self) -> bool:
+        """Whether the server has slots for adapters at all."""
+        return self.max_loras > 0
 
     @property
     def reserved_modules(self) -> str | tuple[str, ...]:
@@ -156,8 +162,12 @@ class ServerConfig:
 
         Prefix caching is told only where it is off, since all versions have it on.
         """
-        flags: dict[str, FlagValue] = {"enable_lora": True} | {name: getattr(self, name) for name in _NUMBERS}
-        if self.reserved_modules != "all-linear":
+        flags: dict[str, FlagValue] = {name: getattr(self, name) for name in _NUMBERS}
+        if self.enable_lora:
+            flags = {"enable_lora": True} | flags
+        else:
+            flags = {name: value for name, value in flags.items() if name not in _OF_LORA}
+        if self.enable_lora and self.reserved_modules != "all-linear":
             flags["lora_target_modules"] = list(expand_target_modules(self.reserved_modules))
         flags |= dict(self.layout)
         return flags if self.enable_prefix_caching else flags | {"enable_prefix_caching": False}

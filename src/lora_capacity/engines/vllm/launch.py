@@ -9,9 +9,15 @@ import yaml
 
 from lora_capacity.engines.vllm.config import FlagValue, ServerConfig
 
-ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+_ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 """Lets adapters be loaded while the server runs (``/v1/load_lora_adapter``, in vLLM's documentation of LoRA), where
 no ``--lora-modules`` name them at its start."""
+
+
+def environment(server: ServerConfig) -> dict[str, str]:
+    """Return the variables that a server is started with: none without LoRA."""
+    return dict(_ENVIRONMENT) if server.enable_lora else {}
+
 
 FORMS = ("command", "config", "k8s")
 """What `emitted` can return."""
@@ -34,7 +40,8 @@ def emitted(server: ServerConfig, model: str, form: str, name: str = "") -> str:
         name: What Kubernetes calls it; by default the model's name.
     """
     if form == "command":
-        return f"{' '.join(f'{name}={value}' for name, value in ENVIRONMENT.items())} {server.serve_command(model)}"
+        variables = (f"{name}={value}" for name, value in environment(server).items())
+        return " ".join((*variables, server.serve_command(model)))
     document = _config(server, model) if form == "config" else _deployment(server, model, name or model)
     text: str = yaml.safe_dump(document, sort_keys=False, width=120)
     return text.rstrip()
@@ -56,7 +63,7 @@ def _deployment(server: ServerConfig, model: str, name: str) -> dict[str, Any]:
         "name": "vllm",
         "image": f"vllm/vllm-openai:v{server.vllm_version.removeprefix('v')}",
         "command": shlex.split(server.serve_command(model)),
-        "env": [{"name": variable, "value": value} for variable, value in ENVIRONMENT.items()],
+        "env": [{"name": variable, "value": value} for variable, value in environment(server).items()],
         "ports": [{"containerPort": _PORT}],
         "startupProbe": {
             "httpGet": {"path": "/health", "port": _PORT},

@@ -41,11 +41,19 @@ class Queue(NamedTuple):
 
 
 class Loads(NamedTuple):
-    """Adapters loaded from disk by the end of an interval, loads into slots per second, and their share of the time."""
+    """The adapter loads of an interval.
+
+    Attributes:
+        loaded_once: Adapters loaded from disk by its end.
+        per_s: Loads into slots per second.
+        time_share: Share of the time that all loads take.
+        reloads_per_s: Adapters read from disk again per second; None: host memory holds them all.
+    """
 
     loaded_once: Float[Array, "classes configs"]
     per_s: Float[Array, " configs"]
     time_share: Float[Array, " configs"]
+    reloads_per_s: Float[Array, "classes configs"] | None
 
 
 class Step(NamedTuple):

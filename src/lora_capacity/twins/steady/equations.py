@@ -15,6 +15,7 @@ from lora_capacity.scenarios.results import Bottleneck
 from lora_capacity.twins.steady.balance import Demand, Loads, Observed, Queue, Step
 from lora_capacity.twins.steady.chance import Overflow, overflow
 from lora_capacity.twins.steady.first_token import first_token, piled_up
+from lora_capacity.twins.steady.host_memory import disk_reloads_per_s, with_reloads
 from lora_capacity.twins.steady.problem import TINY, Interval, Problem, ServerState
 from lora_capacity.twins.steady.slots import AdapterCycle, adapter_cycle, burst_width
 
@@ -52,11 +53,14 @@ def follow(problem: Problem, interval: Interval, guess: ServerState) -> tuple[Se
     loads = _loads(problem, interval, cycle)
     step = _step(problem, cycle, queue, running, loads)
     by_chance = _full_by_chance(problem, interval, guess, demand, running, step.fixed_share)
+    first = first_token(problem, guess, cycle, queue, step, by_chance)
+    if loads.reloads_per_s is not None:
+        first = with_reloads(problem, first, loads.reloads_per_s, queue.completed_per_s)
     return _next_guess(problem, guess, cycle, queue, loads, step, held), Observed(
         running=running,
         waiting=jnp.minimum(queue.mean_waiting + 0.5 * (interval.start.held + held), problem.most_waiting),
         completed_per_s=queue.completed_per_s,
-        first_token=first_token(problem, guess, cycle, queue, step, by_chance),
+        first_token=first,
         step_s=step.time_s,
         active_adapters=_adapters_in_step(cycle, running),
         loads_per_s=loads.per_s,
@@ -172,7 +176,11 @@ def _completed_per_s(
 
 
 def _loads(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Loads:
-    """Loads from disk, once for each adapter, and from the host into slots; both block the engine.
+    """Loads from disk, and from the host into slots; both block the engine.
+
+    Each adapter is read from disk once, and again as often as host memory had to make room for others; an adapter that
+    was loaded before the first request is taken to be there still as it is first asked for with the chance
+    ``max_cpu_loras / adapters``.
 
     A load that takes the last free slot evicts, at random, adapters that are still active and must come back at once:
     vLLM touches the adapters of a step in the order of a hash set, and evicts the one touched longest ago. With the
@@ -194,10 +202,24 @@ def _loads(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Loads:
     loads_per_activation = jnp.where(fewer_slots, spare + crowded * (1.0 + max_loras / 6.0 - spare), 0.0)
     first_loads_per_s = (loaded_once - start.loaded_once) / duration_s
     loads_per_s = (cycle.activations_per_s * loads_per_activation).sum(axis=0)
-    time_share = loads_per_s * problem.costs.loads.host_to_gpu_load_s + (first_loads_per_s * problem.disk_load_s).sum(
+    disk_loads_per_s, reloads_per_s = first_loads_per_s * _first_loads_share(problem), None
+    if problem.scenarios.max_cpu_loras is not None:
+        reloads_per_s = disk_reloads_per_s(problem, interval, cycle, loaded_once, problem.scenarios.max_cpu_loras)
+        disk_loads_per_s += reloads_per_s
+    time_share = loads_per_s * problem.costs.loads.host_to_gpu_load_s + (disk_loads_per_s * problem.disk_load_s).sum(
         axis=0
     )
-    return Loads(loaded_once, loads_per_s, jnp.minimum(time_share, _MAX_LOADING_SHARE))
+    return Loads(loaded_once, loads_per_s, jnp.minimum(time_share, _MAX_LOADING_SHARE), reloads_per_s)
+
+
+def _first_loads_share(problem: Problem) -> Float[Array, " configs"] | float:
+    """Share of the first loads of adapters that come from disk."""
+    scenarios = problem.scenarios
+    if scenarios.loaded_at_start is None:
+        return 1.0
+    room = jnp.inf if scenarios.max_cpu_loras is None else scenarios.max_cpu_loras
+    there = jnp.minimum(room / jnp.maximum(problem.adapters.sum(axis=0), TINY), 1.0)
+    return jnp.where(scenarios.loaded_at_start, 1.0 - there, 1.0)
 
 
 def _full_by_chance(
@@ -244,8 +266,8 @@ def _step(problem: Problem, cycle: AdapterCycle, queue: Queue, running: Float[Ar
             adapters=adapters,
             skipped=jnp.where(cycle.slots_taken, queue.mean_waiting * skipped_share, 0.0),
             queued=queue.mean_waiting,
-            loaded=problem.adapters.sum(axis=0),
-            max_loras=scenarios.max_loras,
+            loaded=_loaded(problem),
+            max_loras=problem.max_loras,
             max_lora_rank=scenarios.max_lora_rank,
             small_share=_small_step_share(running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens),
             prompt_tokens=scenarios.mean_input_tokens,
@@ -261,6 +283,13 @@ def _step(problem: Problem, cycle: AdapterCycle, queue: Queue, running: Float[Ar
         prompt_token_s=(computed_s - decode_s) / jnp.maximum(prompts, TINY),
         fixed_share=jnp.clip(alone_s / computed_s, _LEAST_FREE_SHARE, 1.0),
     )
+
+
+def _loaded(problem: Problem) -> Float[Array, " configs"]:
+    """Adapters loaded on the host: all that are served, as far as there is room."""
+    served = problem.adapters.sum(axis=0)
+    room = problem.scenarios.max_cpu_loras
+    return served if room is None else jnp.minimum(served, room)
 
 
 def _adapters_in_step(cycle: AdapterCycle, running: Float[Array, " configs"]) -> Float[Array, " configs"]:

@@ -1,5 +1,6 @@
 """What the steady twin solves: the configurations with what follows from them, and a server's state in time."""
 
+import dataclasses
 from typing import NamedTuple, Self
 
 import jax
@@ -36,7 +37,8 @@ class Problem(NamedTuple):
 
     Attributes:
         costs: What steps and loads cost.
-        scenarios: The configurations.
+        scenarios: The configurations; those without LoRA have a slot that no adapter asks for.
+        max_loras: Slots that the servers are started with, 0 without LoRA.
         residence: Distribution of a request's residence in the batch.
         adapters: Adapters of each class.
         rate_per_s: Requests per second of one adapter.
@@ -56,6 +58,7 @@ class Problem(NamedTuple):
 
     costs: Costs
     scenarios: Scenarios
+    max_loras: Real[Array, " configs"]
     residence: ResidenceTime
     adapters: Real[Array, "classes configs"]
     rate_per_s: Float[Array, "classes configs"]
@@ -73,6 +76,8 @@ class Problem(NamedTuple):
     @classmethod
     def of(cls, costs: Costs, scenarios: Scenarios, residence: ResidenceTime) -> Self:
         """Derive what does not change over the horizon."""
+        max_loras = scenarios.max_loras
+        scenarios = dataclasses.replace(scenarios, max_loras=jnp.maximum(max_loras, 1))
         adapters, rate_per_s = scenarios.class_count.T, scenarios.class_rate_per_s.T
         tokens_per_sequence = 1.0 + scenarios.mean_input_tokens / scenarios.mean_output_tokens
         most_running_by = jnp.stack(
@@ -86,6 +91,7 @@ class Problem(NamedTuple):
         return cls(
             costs=costs,
             scenarios=scenarios,
+            max_loras=max_loras,
             residence=residence,
             adapters=adapters,
             rate_per_s=rate_per_s,
@@ -161,7 +167,7 @@ class ServerState(NamedTuple):
         """Return a server that has just started: nothing runs, a step takes its least time."""
         none, no_adapter = jnp.zeros_like(problem.offered_per_s), jnp.zeros_like(problem.rate_per_s)
         step = problem.costs.step
-        step_s, one = none + step.base_s + step.lora_s, none + 1.0
+        step_s, one = none + step.base_s + jnp.where(problem.max_loras > 0, step.lora_s, 0.0), none + 1.0
         return cls(no_adapter, no_adapter, none, none, step_s, one, none, none, one, one)
 
 
