@@ -1,6 +1,7 @@
 """``lora-capacity observe``: a serving run from a server's metrics, or the memory that it logged at its start."""
 
 import datetime
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from lora_capacity_cli.output import duration, percent, print_facts, print_json,
 from lora_capacity_cli.servers import stages
 
 if TYPE_CHECKING:
-    from lora_capacity_profiling.observing import Observation
+    from lora_capacity_profiling.observing import Observation, Observed
 
     from lora_capacity.workload import Workload
 
@@ -33,8 +34,10 @@ _SHOWN = (
     "mean_ttft_ms",
     "mean_running",
     "mean_waiting",
+    "mean_skipped",
     "mean_kv_usage",
     "preemptions",
+    "cached_share",
 )
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 """Seconds of the units that a window may be given in."""
@@ -72,6 +75,17 @@ class Time(click.ParamType):
 )
 @click.option("--workload", type=FILE, help="Rates and ranks of the adapters, and the lengths.")
 @click.option("--model", metavar="NAME", help="Name of the model, as its calibration or profile has it.")
+@click.option(
+    "--model-name",
+    metavar="NAME",
+    help="Name of the model in the metrics, where they tell of several. [default: MODEL]",
+)
+@click.option(
+    "--engine-index",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Engine to observe, where a server has several. [default: the only one]",
+)
 @click.option("--gpu", default="", metavar="NAME", help="Name of the GPU.")
 @click.option("--adapters", type=click.IntRange(min=1), metavar="A", help="Adapters served.")
 @click.option(
@@ -87,7 +101,7 @@ class Time(click.ParamType):
     type=Time(),
     metavar="TIME",
     help="How long a server is observed, such as 10m; or the time from the first dump to the last. "
-    "[default: 10m; of dumps: what the files' times say]",
+    "or of a single dump from the server's start on. [default: 10m; of dumps: what the files' times say]",
 )
 @click.option(
     "-o",
@@ -109,12 +123,14 @@ def observe(
     output_format: str,
     adapters: int | None,
     max_loras: int | None,
+    model_name: str | None,
+    engine_index: int | None,
     **settings: Any,
 ) -> None:
     """Make a serving run of what a server's metrics say, for `fit --runs` and `validate`.
 
-    The server, a URL, is asked for /metrics every ten seconds and gets no request; or give DUMPs, two or more answers
-    of /metrics saved earlier, in order of time.
+    The server, a URL, is asked for /metrics every ten seconds and gets no request; or give DUMPs, answers of /metrics
+    saved earlier, in order of time. A single one stands for all that came since the server's start, --window ago.
 
     Metrics count all requests together: completed requests, their lengths, times to first token and between tokens,
     requests running and waiting, KV cache in use. They do not tell which adapters are resident, how often each is
@@ -124,7 +140,13 @@ def observe(
     With --startup-log the log of a start is read instead; debug messages (VLLM_LOGGING_LEVEL=DEBUG) tell most.
     """
     if startup_log is not None:
-        others = {"sources": sources, "--workload": workload, "--adapters": adapters, "--max-loras": max_loras}
+        others: dict[str, object] = {
+            "sources": sources,
+            "--workload": workload,
+            "--adapters": adapters,
+            "--max-loras": max_loras,
+        }
+        others |= {"--model-name": model_name, "--engine-index": engine_index is not None}
         beside = next((name for name, value in others.items() if value), None)
         if beside is not None:
             raise InputError("--startup-log", str(startup_log), f"without {beside}, which goes with metrics")
@@ -133,27 +155,27 @@ def observe(
     _require(context)
     assert workload is not None
     assert adapters is not None
-    from lora_capacity_profiling.runs import append_runs, run_row
+    from lora_capacity_profiling.observing import Observed
+    from lora_capacity_profiling.runs import append_runs, check_row, run_row
     from lora_capacity_profiling.serving import traffic_columns
 
     from lora_capacity.workload import Workload
 
     asked = Workload.from_file(workload)
     traffic = traffic_columns(asked, adapters)
+    _check_ranks(asked, adapters, settings["max_lora_rank"])
     append_runs(output, [])
-    found, interrupted = _observe(sources, window_s)
-    if found.max_loras == 0:
-        raise InputError("max_lora of the metrics", 0, "a server started with --enable-lora", "this one has LoRA off")
+    found, interrupted = _observe(sources, window_s, Observed(settings["model"], max_loras, model_name, engine_index))
+    measured = found.measured() | _lengths(asked)
     slots = max_loras or found.max_loras
     if slots is None:
         raise InputError("--max-loras", None, "the server's number of slots", "its metrics do not tell")
-    if found.max_loras not in (None, slots):
-        raise InputError("--max-loras", slots, f"{found.max_loras}, which the metrics say", "leave it out")
-    measured = found.measured() | _lengths(asked)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     about = {"run_id": f"observed/{workload.stem}/{now}", "set": "observed", "scenario": workload.stem, "status": "ok"}
     about |= {name: value for name, value in settings.items() if value is not None}
-    append_runs(output, [run_row(traffic | about | {"max_loras": slots}, measured)])
+    row = run_row(traffic | about | {"max_loras": slots}, measured)
+    check_row(row)
+    append_runs(output, [row])
     document = {
         "runs_file": str(output),
         "max_cpu_loras": adapters,
@@ -199,18 +221,32 @@ def _observe_start(log: Path, settings: Mapping[str, Any], output: Path, output_
         print_facts(f"Start added to {output}", {name: str(value) for name, value in row.items()})
 
 
-def _observe(sources: tuple[str, ...], window_s: float | None) -> "tuple[Observation, bool]":
+def _check_ranks(workload: "Workload", adapters: int, max_lora_rank: int) -> None:
+    """Refuse ranks that no server has, before anything is waited for."""
+    from lora_capacity.engines import NEWEST, VllmBehaviour
+
+    taken = VllmBehaviour.for_version(NEWEST).max_lora_ranks
+    if max_lora_rank not in taken:
+        raise InputError("--max-lora-rank", max_lora_rank, f"one of {', '.join(map(str, taken))}")
+    _, ranks = workload.adapters.deal(adapters)
+    if ranks.max() > max_lora_rank:
+        raise InputError("--max-lora-rank", max_lora_rank, f"at least {ranks.max()}, the workload's largest rank")
+
+
+def _observe(sources: tuple[str, ...], window_s: float | None, observed: "Observed") -> "tuple[Observation, bool]":
     """Return what was observed, and whether an interrupt ended that early."""
     from lora_capacity_profiling.observing import observe_server, read_dumps
 
     if not sources[0].startswith(("http://", "https://")):
-        return read_dumps([Path(source) for source in sources], window_s), False
+        return read_dumps([Path(source) for source in sources], window_s, observed=observed), False
     if len(sources) > 1:
         raise InputError("sources", sources[1], "one server, or files with answers of /metrics")
     asked_s = window_s or _DEFAULT_WINDOW_S
     with stages([sources[0]], asked_s) as shown:
         tell = shown.begin()
-        found = observe_server(sources[0], asked_s, lambda spent_s: tell("observing", spent_s, asked_s))
+        found = observe_server(
+            sources[0], asked_s, lambda spent_s: tell("observing", spent_s, asked_s), observed=observed
+        )
     return found, found.interrupted
 
 
@@ -230,6 +266,7 @@ def _nominal(workload: "Workload", adapters: int) -> float:
 
 def _print(document: dict[str, Any]) -> None:
     measured, seen = document["measured"], document["adapters_seen"]
+    cached = measured["cached_share"]
     print_facts(
         f"{document['max_cpu_loras']:,} adapters, {document['max_loras']:,} slots, observed for "
         f"{measured['duration_s']:.0f} s; added to {document['runs_file']}",
@@ -242,6 +279,10 @@ def _print(document: dict[str, Any]) -> None:
             "inter-token latency": duration(measured["mean_itl_ms"] / MS_PER_S),
             "time to first token": duration(measured["mean_ttft_ms"] / MS_PER_S),
             "requests running, waiting": f"{shown(measured['mean_running'])}, {shown(measured['mean_waiting'])}",
+            "of the waiting, skipped": "not told"
+            if measured["mean_skipped"] is None
+            else shown(measured["mean_skipped"]),
+            "prompts from a cache": "not told" if math.isnan(cached) else percent(cached),
             "KV cache in use": "–" if measured["mean_kv_usage"] is None else percent(measured["mean_kv_usage"]),
         },
     )

@@ -8,7 +8,7 @@ import click
 
 from lora_capacity.errors import InputError
 from lora_capacity_cli.options import FILE, engine_options, examples, format_option, seeds_option
-from lora_capacity_cli.output import print_facts, print_json, print_table
+from lora_capacity_cli.output import print_facts, print_json, print_table, print_warnings
 from lora_capacity_cli.runtime import prepare, progress_bar
 
 if TYPE_CHECKING:
@@ -134,15 +134,16 @@ def validate(
         return
     assert runs is not None  # checked together above
     from lora_capacity.measurements import read_runs
-    from lora_capacity.validation import predict_runs, score_runs
+    from lora_capacity.validation import comparable_runs, predict_runs, score_runs
 
     measured = read_runs(runs)
     calibrations = _calibrations(set(measured.model.tolist()), given, strict=not transfer)
     if transfer:
         calibrations = _transferred(measured, calibrations, model_config, gpu, vllm_version)
+    measured, left_out = comparable_runs(measured, calibrations)
     with progress_bar("runs") as progress:
         predicted = predict_runs(measured, calibrations, engine, seed=seed, seeds=seeds, progress=progress)
-    scores = score_runs(measured, predicted, engine)
+    scores = score_runs(measured, predicted, engine) | {"warnings": left_out}
     if transfer:
         scores["transfer"] = _transfer_scores(measured, calibrations)
     if output_format == "json":
@@ -305,6 +306,7 @@ def _calibrations(models: set[str], given: tuple[str, ...], *, strict: bool) -> 
 
 
 def _print(scores: dict[str, Any]) -> None:
+    print_warnings(scores["warnings"])
     for by, key in (("model", "models"), ("workload", "groups")):
         rows = [{_TITLES.get(name, name): value for name, value in row.items()} for row in scores[key]]
         print_table(f"SMAPE by {by}, and mean absolute error (MAPE) of the throughput, %", rows)

@@ -6,6 +6,7 @@ process that also hands out tokens, and stalls them: what is measured then is th
 """
 
 import contextlib
+import math
 import re
 import threading
 import time
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lora_capacity.engines.vllm.metrics as names_of
-from lora_capacity.errors import check_number
+from lora_capacity.errors import InputError, check_number
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
 
@@ -38,8 +39,12 @@ _WANTED = (
     ),
     names_of.FINISHED,
     names_of.CACHE_CONFIG,
+    names_of.WAITING_BY_REASON,
 )
-# One line of it tells; there may be a megabyte of them, which are searched and not parsed.
+_TOLD_BY_ALL = (*names_of.TOTALS["running"], *names_of.TOTALS["prompt_tokens"], names_of.FINISHED)
+"""Metrics that every engine of every model has."""
+
+# There may be a megabyte of these lines, which are searched and not parsed.
 _MAX_LORA = re.compile(rf'^[ \t]*{names_of.LORA_REQUESTS}[ \t]*\{{[^\n]*?\bmax_lora="(\d+)"', re.MULTILINE)
 
 _LINE = re.compile(r'\s*(?P<name>[\w:]+)\s*(?:\{(?P<labels>(?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(?P<value>\S+)')
@@ -63,6 +68,61 @@ def metrics_text(endpoint: Endpoint, *, timeout_s: float = _TIMEOUT_S) -> str:
     if status != 200:
         raise ServerError(f"{endpoint.url}/metrics answers with status {status}")
     return body.decode(errors="replace")
+
+
+def of_one_server(text: str, model: str, model_name: str | None = None, engine: int | None = None) -> str:
+    """Return the lines of /metrics that are about one engine of one model.
+
+    Lines that tell of no model, or no engine, are kept, but for those of adapters where there are several models.
+
+    Args:
+        text: What /metrics answered, or several servers did.
+        model: Whose metrics are wanted where they tell of several models.
+        model_name: What the metrics call it, if not so.
+        engine: Number of the engine that is wanted; None: the only one.
+
+    Raises:
+        InputError: If they tell of several models or engines and not of the one wanted, or of other numbers of slots.
+        ServerError: If they are of the V0 engine.
+    """
+    found = parse_prometheus(text, (*_TOLD_BY_ALL, *names_of.ONLY_V0))
+    if any(name in found for name in names_of.ONLY_V0):
+        raise ServerError(
+            "the metrics are of vLLM's V0 engine, which schedules otherwise than what is predicted here; observe a "
+            "server of 0.8 or later without VLLM_USE_V1=0"
+        )
+    labels = [labels for name in _TOLD_BY_ALL for labels, _ in found.get(name, [])]
+    models = sorted({each["model_name"] for each in labels if "model_name" in each})
+    wanted = {}
+    if model_name is not None or len(models) > 1:
+        asked = model if model_name is None else model_name
+        if asked not in models:
+            raise InputError("--model-name", asked, ", ".join(models) or "nothing, as the metrics name no model")
+        wanted["model_name"] = asked
+    labels = [each for each in labels if each.get("model_name") in (None, wanted.get("model_name"))] or labels
+    engines = sorted({each["engine"] for each in labels if "engine" in each})
+    if engine is not None or len(engines) > 1:
+        if str(engine) not in engines:
+            told = "none" if engine is None else engine
+            raise InputError("--engine-index", told, ", ".join(engines) or "nothing, as the metrics tell no engines")
+        wanted["engine"] = str(engine)
+    return "\n".join(line for line in text.splitlines() if _is_about(line, wanted, several=len(models) > 1))
+
+
+def _is_about(line: str, wanted: Mapping[str, str], *, several: bool) -> bool:
+    labels = dict(_LABEL.findall(line)) if wanted else {}
+    if several and "model_name" not in labels and names_of.LORA_REQUESTS in line:
+        return False
+    return all(labels.get(name, value) == value for name, value in wanted.items())
+
+
+def since_start(text: str) -> str:
+    """Return the answer of /metrics that the same server gave at its start: all counts are 0."""
+    lines = []
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        lines.append(line if match is None else f"{line[: match.start('value')]}0")
+    return "\n".join(lines)
 
 
 def parse_prometheus(text: str, names: Iterable[str]) -> dict[str, list[Series]]:
@@ -154,6 +214,10 @@ class Snapshot:
         generation_tokens: Tokens generated.
         completed: Requests that ended with all of their output.
         broken_off: Requests that ended in another way.
+        skipped: Those waiting that the scheduler skips, as for want of an adapter slot.
+        prefix_queries: Prompt tokens, or blocks, that were looked up in the prefix cache since the server started.
+        prefix_hits: Those of them that were there.
+        external_prefix_hits: Those that came from other servers' caches.
         ttft: Times to first token, from arrival at the server.
         itl: Times between tokens.
         e2e: Times from arrival to the last token.
@@ -174,6 +238,10 @@ class Snapshot:
     generation_tokens: float
     completed: float
     broken_off: float
+    skipped: float
+    prefix_queries: float
+    prefix_hits: float
+    external_prefix_hits: float
     ttft: Histogram
     itl: Histogram
     e2e: Histogram
@@ -189,12 +257,21 @@ class Snapshot:
         """Read what /metrics answered.
 
         Raises:
-            ServerError: If there is no metric of vLLM.
+            ServerError: If there is no metric of vLLM, one is no number, or the number of slots differs.
         """
         found = parse_prometheus(text, _WANTED)
         if not found:
             raise ServerError("/metrics has no metric of vLLM; was the server started with --disable-log-stats?")
-        max_loras = _MAX_LORA.search(text)
+        for name, series in found.items():
+            for _, value in series:
+                if not math.isfinite(value):
+                    raise ServerError(f"/metrics has no number for {name}, but {value}")
+        slots = sorted({int(each) for each in _MAX_LORA.findall(text)})
+        if len(slots) > 1:
+            each = " and ".join(map(str, slots))
+            raise ServerError(
+                f"/metrics tells of {each} adapter slots: of several servers, which have to be told apart"
+            )
         told: dict[str, Any] = {name: _total(found, names) for name, names in names_of.TOTALS.items()}
         told |= {name: _histogram(found, names) for name, names in names_of.HISTOGRAMS.items()}
         return cls(
@@ -202,8 +279,9 @@ class Snapshot:
             kv_usage=_mean(found, names_of.KV_USAGE),
             completed=_finished(found, whole=True),
             broken_off=_finished(found, whole=False),
+            skipped=_skipped(found),
             kv_cache_tokens=_kv_cache_tokens(found),
-            max_loras=None if max_loras is None else int(max_loras[1]),
+            max_loras=slots[0] if slots else None,
         )
 
     @classmethod
@@ -217,8 +295,15 @@ class Snapshot:
 
 
 def _total(found: Mapping[str, list[Series]], names: tuple[str, ...]) -> float:
-    """Return the sum over engines and labels."""
-    values = [value for name in names for _, value in found.get(name, [])]
+    """Return the sum over engines and labels, of the newest name: a version between has both, which count the same."""
+    values = next(([value for _, value in found[name]] for name in names if name in found), None)
+    return sum(values) if values else float("nan")
+
+
+def _skipped(found: Mapping[str, list[Series]]) -> float:
+    values = [
+        value for labels, value in found.get(names_of.WAITING_BY_REASON, []) if labels.get("reason") == names_of.SKIPPED
+    ]
     return sum(values) if values else float("nan")
 
 
@@ -236,7 +321,6 @@ def _mean(found: Mapping[str, list[Series]], names: tuple[str, ...]) -> float:
 
 
 def _histogram(found: Mapping[str, list[Series]], names: tuple[str, ...]) -> Histogram:
-    # The newer name first; a version between may have both, which count the same.
     name = next((name for name in names if f"{name}_bucket" in found), names[0])
     counts: dict[float, float] = {}
     for labels, value in found.get(f"{name}_bucket", []):
@@ -270,6 +354,7 @@ class Window:
         at_s: When each was taken, seconds from the first.
         running: Requests in the batch.
         waiting: Requests not in the batch.
+        skipped: Those of them that the scheduler skips.
         kv_usage: Share of the KV cache in use.
         preemptions: Preemptions since the server started.
         prompt_tokens: Prompt tokens processed since the server started.
@@ -283,6 +368,7 @@ class Window:
     at_s: FloatArray
     running: FloatArray
     waiting: FloatArray
+    skipped: FloatArray
     kv_usage: FloatArray
     preemptions: FloatArray
     prompt_tokens: FloatArray
@@ -310,6 +396,7 @@ class Window:
         return {
             "mean_running": float(self.running.mean()),
             "mean_waiting": float(self.waiting.mean()),
+            "mean_skipped": float(self.skipped.mean()),
             "mean_running_2nd_half": float(self.running[late].mean()),
             "mean_waiting_2nd_half": float(self.waiting[late].mean()),
             "max_running": float(self.running.max()),
@@ -317,7 +404,16 @@ class Window:
             "mean_kv_usage": float(self.kv_usage.mean()),
             "max_kv_usage": float(self.kv_usage.max()),
             "preemptions": float(self.preemptions[-1] - self.preemptions[0]),
+            "cached_share": self.cached_share,
         }
+
+    @property
+    def cached_share(self) -> float:
+        """Share of the prompt tokens that were found in a prefix cache, of those looked up; NaN where unknown."""
+        first, last = self.first, self.last
+        queries, hits = (getattr(last, name) - getattr(first, name) for name in ("prefix_queries", "prefix_hits"))
+        external = last.external_prefix_hits - first.external_prefix_hits
+        return (hits + (external if external > 0 else 0.0)) / queries if queries > 0 else float("nan")
 
 
 _SAMPLED = tuple(entry.name for entry in fields(Window) if entry.name in Snapshot.__dataclass_fields__)

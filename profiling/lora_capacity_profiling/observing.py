@@ -14,10 +14,19 @@ from pathlib import Path
 import lora_capacity.engines.vllm.metrics as names_of
 from lora_capacity.engines.vllm.metrics import LORA_REQUESTS
 from lora_capacity.errors import InputError, check_number
+from lora_capacity.measurements.runs import CACHED_SHARE
 from lora_capacity.units import MS_PER_S
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
-from lora_capacity_profiling.metrics import SAMPLE_INTERVAL_S, Histogram, Snapshot, Window, metrics_text
+from lora_capacity_profiling.metrics import (
+    SAMPLE_INTERVAL_S,
+    Histogram,
+    Snapshot,
+    Window,
+    metrics_text,
+    of_one_server,
+    since_start,
+)
 
 Progress = Callable[[float], None]
 """Told, with every sample, the seconds since the first."""
@@ -35,6 +44,38 @@ _SETTLED = 20.0
 
 _FEW_SAMPLES = 10
 """With fewer samples, means and maxima of what fluctuates say little and are left out."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Which server is observed, of those that metrics may tell of.
+
+    Attributes:
+        model: Name of its model.
+        max_loras: Its slots; None: as its metrics say.
+        model_name: What its metrics call the model, where they tell of several and not of ``model``.
+        engine: Number of its engine, where there are several.
+    """
+
+    model: str
+    max_loras: int | None = None
+    model_name: str | None = None
+    engine: int | None = None
+
+    def take(self, text: str) -> str:
+        """Return what /metrics answered of this server.
+
+        Raises:
+            InputError: If they tell of several and not of this one, of other slots, or of a server without LoRA.
+            ServerError: If they hold no metric of vLLM's V1 engine, or one that is no number.
+        """
+        text = of_one_server(text, self.model, self.model_name, self.engine)
+        told = Snapshot.from_text(text).max_loras
+        if told == 0:
+            raise InputError("max_lora of the metrics", 0, "a server started with --enable-lora", "it has LoRA off")
+        if told is not None and self.max_loras not in (None, told):
+            raise InputError("--max-loras", self.max_loras, f"{told}, which the metrics say", "leave it out")
+        return text
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +106,7 @@ class Observation:
         in the time.
 
         Raises:
-            ServerError: If no request was completed, or the server was started anew meanwhile.
+            ServerError: If no request was completed, the server was started anew meanwhile, or a metric is missing.
         """
         first, last = self.window.first, self.window.last
         self._check()
@@ -80,7 +121,7 @@ class Observation:
                 (outputs, last.generation_tokens - first.generation_tokens),
             )
         )
-        return {
+        found = {
             "mean_input_tokens": mean_input,
             "mean_output_tokens": mean_output,
             "arrivals": max(round(completed + broken_off + left), 0),
@@ -94,12 +135,16 @@ class Observation:
             **_latencies("itl", last.itl.since(first.itl)),
             **self._occupancy(),
         }
+        for name, value in found.items():
+            if math.isinf(value) or value < 0:
+                raise ServerError(f"what /metrics tells makes a {name} of {value:g}: something else than vLLM answers")
+        return found
 
     def _occupancy(self) -> dict[str, float]:
         """Return how full the server was: of few samples only what was also counted between them."""
         first, last, known = self.window.first, self.window.last, self.window.summary()
         if self.window.at_s.size < _FEW_SAMPLES:
-            known = {"preemptions": known["preemptions"]}
+            known = {name: known[name] for name in ("preemptions", "cached_share")}
         # Little's law: requests in a place are the time that each spends there, times how many come.
         for name, before, after in (
             ("mean_running", first.served, last.served),
@@ -115,13 +160,17 @@ class Observation:
         for name in (*_COUNTED, "running", "waiting"):
             for each in (first, last):
                 if not math.isfinite(getattr(each, name)):
-                    raise ServerError(f"/metrics has no number for {name}: {_METRICS[name]} is missing, or NaN")
+                    raise ServerError(f"/metrics has no number for {name}: {_METRICS[name]} is missing")
         for name in _COUNTED:
             if getattr(last, name) < getattr(first, name):
                 raise ServerError(
                     f"{name} fell from {getattr(first, name):g} to {getattr(last, name):g}: the server was "
                     "started anew in the time observed, or the order is wrong"
                 )
+        for name in ("ttft", "itl"):
+            if not math.isfinite(getattr(last, name).sum_s + getattr(last, name).count):
+                missing = " or ".join(names_of.HISTOGRAMS[name])
+                raise ServerError(f"/metrics has no number for {name}: {missing} is missing")
         if not last.completed - first.completed > 0:
             raise ServerError("no request was completed in the time observed; observe for longer")
         if not last.itl.since(first.itl).count > 0:
@@ -145,27 +194,36 @@ class Observation:
         if self.window.last.broken_off > self.window.first.broken_off:
             count = self.window.last.broken_off - self.window.first.broken_off
             found.append(f"{count:.0f} requests were broken off; their tokens are counted as those of completed ones")
+        if self.window.cached_share > CACHED_SHARE:
+            found.append(
+                f"{self.window.cached_share:.0%} of the prompt tokens came from the prefix cache: `validate` and `fit` "
+                "leave this run out, since their predictions compute all of them"
+            )
         if self.window.missed:
             found.append(f"the server did not answer {self.window.missed} times")
         return found
 
 
-def observe_server(url: str, duration_s: float, on_progress: Progress | None = None) -> Observation:
+def observe_server(
+    url: str, duration_s: float, on_progress: Progress | None = None, *, observed: Observed | None = None
+) -> Observation:
     """Sample a server's metrics for a time; an interrupt ends that time early.
 
     Args:
         url: Address of the server.
         duration_s: Seconds to observe.
         on_progress: Called a few times a second.
+        observed: Which server; None: the only one that the metrics tell of.
 
     Raises:
-        InputError: If the address or the time cannot be used.
+        InputError: If the address or the time cannot be used, or the metrics do not go with ``observed``.
         ServerError: If it does not answer at the beginning, or never again.
     """
     check_number("window", duration_s, minimum=0, exclusive=True)
     endpoint = Endpoint.from_url(url)
     started_s = time.monotonic()
-    texts, missed, interrupted = [(0.0, _ask(endpoint))], 0, False
+    observed = observed or Observed("")
+    texts, missed, interrupted = [(0.0, observed.take(metrics_text(endpoint)))], 0, False
     interval_s = min(SAMPLE_INTERVAL_S, duration_s / 2)
     try:
         for number in range(1, math.ceil(duration_s / interval_s - 1e-9) + 1):
@@ -175,7 +233,7 @@ def observe_server(url: str, duration_s: float, on_progress: Progress | None = N
                     on_progress(now_s)
                 time.sleep(min(_POLL_S, due_s - now_s))
             try:
-                texts.append((time.monotonic() - started_s, _ask(endpoint)))
+                texts.append((time.monotonic() - started_s, observed.take(metrics_text(endpoint))))
             except ServerError:
                 missed += 1
     except KeyboardInterrupt:
@@ -187,36 +245,38 @@ def observe_server(url: str, duration_s: float, on_progress: Progress | None = N
     return replace(_observation(texts, missed), interrupted=interrupted)
 
 
-def read_dumps(paths: Sequence[Path], duration_s: float | None = None) -> Observation:
+def read_dumps(
+    paths: Sequence[Path], duration_s: float | None = None, *, observed: Observed | None = None
+) -> Observation:
     """Read answers of a server's /metrics, saved to files in order of time.
 
     Args:
-        paths: The files, two or more.
-        duration_s: Seconds from the first to the last, evenly spaced; by default the files' own times say.
+        paths: The files; a single one stands for all since the server's start.
+        duration_s: Seconds from the first, or the server's start, to the last, evenly spaced; by default the files' own
+            times say.
+        observed: Which server; None: the only one that the metrics tell of.
 
     Raises:
-        InputError: If there are fewer than two files, one cannot be read, or their times do not ascend.
-        ServerError: If one holds no metrics of vLLM.
+        InputError: If one cannot be read, their times do not ascend, a single one has no time, or the metrics do not go
+            with ``observed``.
+        ServerError: If one holds no metrics of vLLM's V1 engine.
     """
-    if len(paths) < 2:
-        raise InputError("dumps", f"{len(paths)} file", "two files or more, an earlier and a later one")
+    if len(paths) == 1 and duration_s is None:
+        raise InputError("--window", None, "the time since the server's start, with one file", "or give an earlier one")
     texts: list[tuple[float, str]] = []
     for place, path in enumerate(paths):
         try:
             text, changed_s = path.read_text(encoding="utf-8", errors="replace"), path.stat().st_mtime
         except OSError as error:
             raise InputError(str(path), error.strerror or str(error), "a file with an answer of /metrics") from None
+        text = (observed or Observed("")).take(text)
+        if len(paths) == 1:
+            return _observation([(0.0, since_start(text)), (duration_s or 0.0, text)], 0)
         at_s = changed_s if duration_s is None else duration_s * place / (len(paths) - 1)
         if texts and at_s <= texts[-1][0]:
             raise InputError(str(path), "not later than the one before", "files in order of time", "or give the window")
         texts.append((at_s, text))
     return _observation(texts, 0)
-
-
-def _ask(endpoint: Endpoint) -> str:
-    text = metrics_text(endpoint)
-    Snapshot.from_text(text)
-    return text
 
 
 def _observation(texts: Sequence[tuple[float, str]], missed: int) -> Observation:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lora_capacity.errors import InputError, check_keys
 from lora_capacity.files import locked_folder, write_whole
+from lora_capacity.measurements.runs import runs_of
 from lora_capacity.measurements.schemas import MEASURED_RUN_COLUMNS, RUN_COLUMNS, SERVING_RUNS
 
 
@@ -25,6 +26,15 @@ def run_row(about: Mapping[str, object], measured: Mapping[str, float]) -> dict[
     row = {name: about.get(name, "") for name in RUN_COLUMNS}
     known = {name: value for name, value in measured.items() if not math.isnan(value)}
     return row | {name: known.get(name, "") for name in MEASURED_RUN_COLUMNS}
+
+
+def check_row(row: Mapping[str, object]) -> None:
+    """Refuse a row that ``validate`` and ``fit`` would refuse.
+
+    Raises:
+        InputError: As of `read_runs`.
+    """
+    runs_of(SERVING_RUNS.parse(as_csv([row]), "the run"), Path("the run"))
 
 
 def append_runs(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -71,28 +71,42 @@ def read_table(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarra
         InputError: If the file cannot be read, has no rows or lacks a required column, or a cell does not hold what it
             should.
     """
+    return parse_table(read_text(path, "a readable CSV file"), str(path), columns)
+
+
+def parse_table(text: str, path: str, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
+    """Read the named columns of a CSV file's text, as `read_table` does.
+
+    Args:
+        text: What the file holds.
+        path: Where it is from, for messages.
+        columns: What each wanted column holds.
+
+    Raises:
+        InputError: As of `read_table`.
+    """
     try:
-        with io.StringIO(read_text(path, "a readable CSV file"), newline="") as file:
+        with io.StringIO(text, newline="") as file:
             reader = csv.DictReader(file)
             names = reader.fieldnames or []
             _check_distinct(path, names)
             for name, column in columns.items():
                 if column.required and name not in names:
                     raise InputError(
-                        f"{path}",
+                        path,
                         f"columns {', '.join(names) or 'none'}",
                         f"a table with a column {name!r}",
                         nearest_hint(name, names),
                     )
             rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise InputError(str(path), str(error), "a readable CSV file") from None
+        raise InputError(path, str(error), "a readable CSV file") from None
     for line, row in rows:
         if None in row:
             cells = f"{len(names) + len(row[None])} cells"
             raise InputError(f"{path} line {line}", cells, f"{len(names)}, one a column", "decimals have a point")
     if not rows:
-        raise InputError(str(path), "no rows", "at least one row")
+        raise InputError(path, "no rows", "at least one row")
     return {
         name: np.array(
             [_cell(f"{path} line {line}, {name}", row.get(name), column) for line, row in rows],
@@ -116,7 +130,7 @@ def _cell(field: str, text: str | None, column: Column) -> float | str:
         raise InputError(field, text, column.allowed) from None
 
 
-def _check_distinct(path: Path, names: Sequence[str]) -> None:
+def _check_distinct(path: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{path} line 1", name, "every column once")

@@ -106,7 +106,10 @@ def test_server_is_observed_while_others_load_it(run: Run, site: Site, server: S
 @pytest.mark.parametrize(
     ("words", "texts"),
     [
-        ((DUMPS[0], "--adapters", 4), ["two files or more"]),
+        ((DUMPS[0], "--adapters", 4), ["--window", "the time since the server's start"]),
+        ((*DUMPS, "--adapters", 1, "--window", "50s"), ["max_loras: 2", "1 to max_cpu_loras, 1"]),
+        ((*DUMPS, "--adapters", 4, "--window", "50s", "--model-name", "x"), ["--model-name: 'x'", "small"]),
+        ((*DUMPS, "--adapters", 4, "--window", "50s", "--engine-index", 3), ["--engine-index: 3", "allowed: 0"]),
         (
             (*DUMPS, "--adapters", 4, "--max-loras", 3, "--window", "50s"),
             ["--max-loras: 3", "2, which the metrics say"],
@@ -124,6 +127,14 @@ def test_what_cannot_be_observed(run: Run, site: Site, words: tuple[object, ...]
     assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize(("rank", "text"), [(7, "one of 1, 8, 16"), (1, "at least 8, the workload's largest rank")])
+def test_ranks_that_no_run_has_are_refused_before_anything_is_asked(run: Run, site: Site, rank: int, text: str) -> None:
+    given = ("--workload", "recorded.yaml", "--adapters", 4, "--max-lora-rank", rank)
+    result = run(*observe("http://127.0.0.1:9"), *given)
+    assert result.exit_code == 2, result.output
+    assert text in result.stderr
+
+
 def test_server_with_lora_off_is_refused(run: Run, site: Site, tmp_path: Path) -> None:
     dumps = [tmp_path / dump.name for dump in DUMPS]
     for dump, copy in zip(DUMPS, dumps, strict=True):
@@ -132,7 +143,7 @@ def test_server_with_lora_off_is_refused(run: Run, site: Site, tmp_path: Path) -
     for more in ((), ("--max-loras", 2)):
         result = run(*observe(*dumps, *given, *more))
         assert result.exit_code == 2, result.output
-        assert "a server started with --enable-lora; this one has LoRA off" in result.stderr
+        assert "a server started with --enable-lora; it has LoRA off" in result.stderr
     assert Path("runs.csv").read_text().count("\n") == 1  # its header
 
 

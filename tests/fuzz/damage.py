@@ -31,7 +31,8 @@ def anything(rng: random.Random) -> Any:
         return deep(rng.choice((5, 50, 300)))
     if kind == 1:
         return float(rng.choice(("nan", "inf", "-inf")))
-    return rng.choice((NUMBERS, TEXTS, OTHERS)[kind % 3])
+    # A copy: what is put into a document is changed there.
+    return copy.deepcopy(rng.choice((NUMBERS, TEXTS, OTHERS)[kind % 3]))
 
 
 def document(content: Any, rng: random.Random) -> Any:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
+from lora_capacity.errors import InputError
 from lora_capacity.measurements import RunLengths, Runs, is_starved, read_runs, smape
 from lora_capacity.measurements.runs import FloatArray
 from lora_capacity.scenarios import Results, Scenarios
@@ -136,9 +137,14 @@ def read_measured(path: Path, server: Calibration) -> MeasuredRuns:
         server: Model, GPU, version and memory of the server; its costs do not matter.
 
     Raises:
-        InputError: If the table is malformed or no run of the model completed a request.
+        InputError: If the table is malformed, no run of the model completed a request, or one was measured on another
+            GPU or with prompts from a prefix cache.
     """
     runs = read_runs(path).completed_of(server.model.name)
+    for run_id, why in zip(runs.run_id, runs.unlike(server.gpu.name), strict=True):
+        if why:
+            name = f"{path}, run {run_id}" if run_id else str(path)
+            raise InputError(name, f"a run {why}", "runs of the server that is fitted", "take it out of the table")
     return measured_runs(runs, server)
 
 

@@ -134,6 +134,16 @@ def find_gpu(name: str) -> Processor:
     return found
 
 
+def same_gpu(one: str, other: str) -> bool:
+    """Return whether two names are of one GPU: alike but for case, blanks, dashes and the maker, or aliases."""
+    if _key(one) == _key(other):
+        return True
+    try:
+        return find_gpu(one) == find_gpu(other)
+    except InputError:  # one that the catalogue does not know
+        return False
+
+
 def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", _MAKERS.sub("", name.lower()))
 

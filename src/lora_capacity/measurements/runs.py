@@ -1,5 +1,6 @@
 """Measured serving runs: reading their table, strictly, and what was measured in each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from lora_capacity.errors import InputError
+from lora_capacity.hardware.catalogue import same_gpu
 from lora_capacity.measurements.schemas import SERVING_RUNS
 from lora_capacity.status import Status
 from lora_capacity.text import number_of
@@ -32,13 +34,18 @@ MAX_NUM_BATCHED_TOKENS = 2048
 METRICS_INTERVAL_S = 2.0
 """Time between two readings of the metrics in runs whose table does not say: of the published H100 runs."""
 
+CACHED_SHARE = 0.01
+"""Share of the prompts' tokens in a prefix cache above which a run is another question than what is predicted.
+
+Predictions of runs compute every prompt; up to here that is at most a hundredth more than the server did."""
+
 LENGTH_COLUMNS = ("std_input_tokens", "std_output_tokens", "max_output_tokens")
 """Columns that tell, beside the means, how long requests were."""
 
 _AS_THEY_STAND = (
-    *("run_id", "set", "scenario", "model", "max_model_len", "max_pending", *LENGTH_COLUMNS),
+    *("run_id", "set", "scenario", "model", "gpu", "max_model_len", "max_pending", *LENGTH_COLUMNS),
     *("mean_input_tokens", "mean_output_tokens", "completed", "arrivals", "duration_s", "mean_running"),
-    "mean_kv_usage",
+    *("mean_kv_usage", "cached_share"),
 )
 """Columns whose names and units are those of `Runs`."""
 
@@ -68,6 +75,7 @@ class Runs:
         set: Name of the campaign, object.
         scenario: Name of the workload, object.
         model: Name of the base model, object.
+        gpu: Name of the GPU, object; empty where that is not told.
         max_loras: Slots.
         max_cpu_loras: Adapters served.
         max_lora_rank: Rank that slots were reserved for.
@@ -96,6 +104,7 @@ class Runs:
         output_tokens_per_s: Output tokens of completed requests per second.
         mean_running: Requests in the batch, mean over time; NaN: not recorded, as the next.
         mean_kv_usage: Share of the KV cache in use, mean over time.
+        cached_share: Share of the prompts' tokens that were found in a prefix cache; NaN: not recorded.
         status: :class:`~lora_capacity.status.Status` of the start, int64.
     """
 
@@ -104,6 +113,7 @@ class Runs:
     set: np.ndarray
     scenario: np.ndarray
     model: np.ndarray
+    gpu: np.ndarray
     max_loras: IntArray
     max_cpu_loras: IntArray
     max_lora_rank: IntArray
@@ -131,6 +141,7 @@ class Runs:
     output_tokens_per_s: FloatArray
     mean_running: FloatArray
     mean_kv_usage: FloatArray
+    cached_share: FloatArray
     status: IntArray
 
     def __len__(self) -> int:
@@ -150,6 +161,17 @@ class Runs:
         if not rows.size:
             raise InputError(f"{self.path}, model", model, "a model with runs that completed requests")
         return self.take(rows)
+
+    def unlike(self, gpu: str) -> np.ndarray:
+        """Return why a run cannot be held against a prediction, in words, object ``[runs]``; empty where it can.
+
+        Args:
+            gpu: Name of the GPU that is predicted.
+        """
+        others = {each: f"measured on {each}, not on {gpu}" for each in set(self.gpu) if each}
+        others = {each: why for each, why in others.items() if not same_gpu(each, gpu)}
+        cached = np.where(self.cached_share > CACHED_SHARE, "measured with prompts from a prefix cache", "")
+        return np.array([others.get(each) or why for each, why in zip(self.gpu, cached, strict=True)], dtype=object)
 
     @property
     def started(self) -> Bool[np.ndarray, " runs"]:
@@ -194,9 +216,10 @@ def read_runs(path: str | Path) -> Runs:
 
     Needed are ``model, max_loras, max_cpu_loras, max_lora_rank, ranks, rates, mean_input_tokens, mean_output_tokens,
     completed, duration_s, input_throughput, output_throughput, mean_itl_ms, mean_ttft_ms, status``; used where present
-    are ``run_id, set, scenario, rate_values, rate_counts, arrivals, max_num_seqs, max_num_batched_tokens,
-    max_model_len, base_rate_per_s, max_pending`` and, where the lengths were exact, the three of `LENGTH_COLUMNS`.
-    Lists (``rates``, ``ranks``, ``rate_values``, ``rate_counts``) stand in one cell with blanks between. Without
+    are ``run_id, set, scenario, gpu, rate_values, rate_counts, arrivals, max_num_seqs, max_num_batched_tokens,
+    max_model_len, base_rate_per_s, max_pending, cached_share`` and, where the lengths were exact, the three of
+    `LENGTH_COLUMNS`. Lists (``rates``, ``ranks``, ``rate_values``, ``rate_counts``) stand in one cell with blanks
+    between. Without
     ``rate_values`` and ``rate_counts`` the ``rates`` are dealt in turn to the adapters. Rows of a server that did not
     start (``status`` ``oom`` or ``no_kv_cache``) may leave all measured columns empty.
 
@@ -204,10 +227,23 @@ def read_runs(path: str | Path) -> Runs:
         path: The table.
 
     Raises:
-        InputError: If the file cannot be read, lacks a column, or a cell does not hold what it should.
+        InputError: If the file cannot be read, lacks a column, or a cell does not hold what it should or contradicts
+            others of its row.
     """
     path = Path(path)
-    table = SERVING_RUNS.read(path)
+    return runs_of(SERVING_RUNS.read(path), path)
+
+
+def runs_of(table: Mapping[str, Any], path: Path) -> Runs:
+    """Return the runs of a table's columns, as `read_runs` does.
+
+    Args:
+        table: The columns, as the schema reads them.
+        path: The table, for messages.
+
+    Raises:
+        InputError: As of `read_runs`.
+    """
     status = np.array([_status(path, row, text) for row, text in enumerate(table["status"])], dtype=np.int64)
     started = status == Status.OK
     for name in _MEASURED:
@@ -221,6 +257,7 @@ def read_runs(path: str | Path) -> Runs:
         if each.max() > table["max_lora_rank"][row]:
             allowed = f"at most max_lora_rank, {table['max_lora_rank'][row]:g}"
             raise InputError(_cell(path, row, "ranks"), table["ranks"][row], allowed)
+    _refuse_contradictions(path, table, started)
     counts, rates = _classes(path, table)
     return Runs(
         path=path,
@@ -248,12 +285,27 @@ _COUNTS_OFF = 1.5
 """Factor by which adapters counted by rate may miss ``max_cpu_loras``: two of the published runs do, by a third."""
 
 
+def _refuse_contradictions(path: Path, table: Mapping[str, Any], started: Bool[np.ndarray, " runs"]) -> None:
+    """Refuse rows in which a column says what others rule out, as one in another unit or of another row does."""
+    seqs = _with_default(table["max_num_seqs"], MAX_NUM_SEQS)
+    none_came = started & (table["arrivals"] == 0) & (table["completed"] > 0)
+    for name, wrong, allowed in (
+        ("mean_running", table["mean_running"] > seqs, "at most max_num_seqs"),
+        ("mean_kv_usage", table["mean_kv_usage"] > 1.0, "a share, at most 1"),
+        ("cached_share", table["cached_share"] > 1.0, "a share, at most 1"),
+        ("max_output_tokens", table["max_output_tokens"] < table["mean_output_tokens"], "at least mean_output_tokens"),
+        ("arrivals", none_came, "the requests sent, since some were completed"),
+    ):
+        for row in np.flatnonzero(wrong)[:1]:
+            raise InputError(_cell(path, row, name), float(table[name][row]), allowed)
+
+
 def _with_default(column: Float[np.ndarray, " runs"], default: int) -> Int[np.ndarray, " runs"]:
     return np.where(np.isnan(column), default, column).astype(np.int64)
 
 
 def _classes(
-    path: Path, table: dict[str, Any]
+    path: Path, table: Mapping[str, Any]
 ) -> tuple[Float[np.ndarray, "runs classes"], Float[np.ndarray, "runs classes"]]:
     """Return how many adapters have which rate, ``[runs, classes]`` each, padded with zeros."""
     found = [_rates_of_row(path, row, table) for row in range(table["model"].size)]
@@ -265,7 +317,7 @@ def _classes(
 
 
 def _rates_of_row(
-    path: Path, row: int, table: dict[str, Any]
+    path: Path, row: int, table: Mapping[str, Any]
 ) -> tuple[Float[np.ndarray, " classes"], Float[np.ndarray, " classes"]]:
     adapters = int(table["max_cpu_loras"][row])
     rates = _numbers(path, row, "rates", table["rates"][row])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_capacity.tables import Column, read_table
+from lora_capacity.tables import Column, parse_table, read_table
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,23 @@ class TableSchema:
         Raises:
             InputError: As `read_table`.
         """
-        return read_table(path, {name: column for name, column in self.columns.items() if column is not None})
+        return read_table(path, self._used)
+
+    def parse(self, text: str, source: str) -> dict[str, np.ndarray]:
+        """Read a table's text, as `read` does its file.
+
+        Args:
+            text: The table, CSV.
+            source: What it is, for messages.
+
+        Raises:
+            InputError: As `read_table`.
+        """
+        return parse_table(text, source, self._used)
+
+    @property
+    def _used(self) -> dict[str, Column]:
+        return {name: column for name, column in self.columns.items() if column is not None}
 
 
 _TEXT = Column("text")
@@ -139,7 +155,7 @@ RUN_COLUMNS: Mapping[str, Column | None] = {
     "max_pending": _OPTIONAL_COUNT,
     "metrics_interval_s": Column(required=False, blank=True, minimum=0),
     "status": _TEXT,
-    "gpu": None,
+    "gpu": _LABEL,
 }
 """What was run in a serving run: the server's settings, its adapters' rates and ranks, how often its metrics were read,
 and whether it started."""
@@ -167,6 +183,7 @@ MEASURED_RUN_COLUMNS: Mapping[str, Column | None] = {
     "p99_itl_ms": None,
     "mean_running": _OPTIONAL,
     "mean_waiting": None,
+    "mean_skipped": None,
     "mean_running_2nd_half": None,
     "mean_waiting_2nd_half": None,
     "max_running": None,
@@ -174,9 +191,10 @@ MEASURED_RUN_COLUMNS: Mapping[str, Column | None] = {
     "mean_kv_usage": _OPTIONAL,
     "max_kv_usage": None,
     "preemptions": None,
+    "cached_share": Column(required=False, minimum=0),
     "arrivals": Column("integer", required=False, minimum=0),
 }
-"""What was measured in it: by the client; from ``mean_running`` to ``preemptions``, by the server's metrics."""
+"""What was measured in it: by the client; from ``mean_running`` to ``cached_share``, by the server's metrics."""
 
 SERVING_RUNS = TableSchema({**RUN_COLUMNS, **MEASURED_RUN_COLUMNS})
 """One serving run a row."""

@@ -201,7 +201,9 @@ class _Sizes:
     def _head_dim(self) -> int:
         if self.has("head_dim"):
             value = self.raw("head_dim")
-            return int(check_number("config.json head_dim", value or self.layout.defaults["head_dim"], minimum=1))
+            if value is None:
+                value = self.layout.defaults["head_dim"]
+            return int(check_number("config.json head_dim", value, minimum=1, integer=True))
         heads, hidden = self["num_attention_heads"], self["hidden_size"]
         if hidden % heads:
             raise InputError(

@@ -140,12 +140,13 @@ class Ensemble:
         if arrays["intercept"].ndim:
             raise InputError(f"{source}.intercept", "an array", "a number")
         found = cls(**arrays | {"intercept": float(arrays["intercept"])})
-        width, trees = found.mean.size, len(found.value)
+        width, trees = found.mean.size, found.value.shape[:1]
         sound = (
-            found.linear.shape == found.scale.shape == found.logarithmic.shape == (width,)
+            found.value.ndim == 2
+            and found.linear.shape == found.scale.shape == found.logarithmic.shape == (width,)
             and found.quadratic.shape == (width, width)
-            and found.feature.shape == found.threshold.shape == (trees, 2**found.depth - 1)
-            and found.value.shape == (trees, 2**found.depth)
+            and found.feature.shape == found.threshold.shape == (*trees, 2**found.depth - 1)
+            and found.value.shape == (*trees, 2**found.depth)
             and found.depth <= _MOST_DEPTH
             and (not found.feature.size or 0 <= found.feature.min() <= found.feature.max() < width)
         )

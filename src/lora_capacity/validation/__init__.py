@@ -5,6 +5,7 @@ from lora_capacity.validation.outcomes import Outcome, offered_tokens_per_s, pre
 from lora_capacity.validation.predict import (
     RUN_LENGTHS,
     Predictions,
+    comparable_runs,
     pack_runs,
     predict_runs,
     run_lengths,
@@ -16,6 +17,7 @@ __all__ = [
     "Agreement",
     "Outcome",
     "Predictions",
+    "comparable_runs",
     "offered_tokens_per_s",
     "pack_runs",
     "predict_outcomes",

@@ -71,6 +71,28 @@ class Predictions:
         return ~np.isin(self.status, (Status.OOM.label, Status.NO_KV_CACHE.label))
 
 
+def comparable_runs(runs: Runs, calibrations: Mapping[str, Calibration]) -> tuple[Runs, list[str]]:
+    """Return the runs that calibrations can be held against, and what is left out and why, in sentences.
+
+    Args:
+        runs: The runs.
+        calibrations: The calibration of each model, by its name; runs of other models stay.
+
+    Raises:
+        InputError: If none is left.
+    """
+    why = np.full(len(runs), "", dtype=object)
+    for model, calibration in calibrations.items():
+        of_model = runs.model == model
+        why[of_model] = runs.unlike(calibration.gpu.name)[of_model]
+    found = [
+        f"{np.count_nonzero(why == each)} of {len(runs)} runs left out: {each}" for each in sorted(set(why)) if each
+    ]
+    if not np.any(why == ""):
+        raise InputError(str(runs.path), "; ".join(found), "at least one run that a calibration predicts")
+    return runs.take(np.flatnonzero(why == "")), found
+
+
 def predict_runs(
     runs: Runs,
     calibrations: Mapping[str, Calibration],

@@ -110,6 +110,7 @@ def test_flags_of_a_server() -> None:
         ({"decode": [3]}, "small: decode[0]: 3 is not allowed; allowed: a mapping"),
         ({"loading": {"max_lora_rank": 8, "adapter_rank": 16, "adapters": 4, "rounds": 1}}, "at least one combination"),
         ({"server": {"max_num_seqs": 8}}, "server.max_num_batched_tokens"),
+        ({"server": {"max_num_seqs": 8.0, "max_num_batched_tokens": 64}}, "without a decimal point"),
         ({"server": [1]}, "small: server: 'a list' is not allowed; allowed: a mapping"),
         ({"environment": 1}, "small: environment: 1 is not allowed; allowed: a mapping"),
         ({"repeats": 0}, "small: repeats"),

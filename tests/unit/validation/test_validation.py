@@ -12,10 +12,12 @@ import pytest
 
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.errors import InputError
+from lora_capacity.fitting.measured import read_measured
 from lora_capacity.measurements import Runs, is_starved, mape, read_runs, read_time_means, smape
 from lora_capacity.status import Status
 from lora_capacity.validation import (
     Predictions,
+    comparable_runs,
     pack_runs,
     predict_runs,
     run_lengths,
@@ -341,6 +343,46 @@ def test_times_to_first_token_count_where_servers_keep_up(tmp_path: Path) -> Non
     assert model["ttft_smape_keeping_up"] == pytest.approx((50 + 50) / 2)
     assert model["ttft_smape"] > model["ttft_smape_keeping_up"]
     assert np.isnan(model["tpot_smape"])  # the table has no such column
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"mean_running": 300, "max_num_seqs": 256}, "mean_running: 300.0 .*at most max_num_seqs"),
+        ({"mean_kv_usage": 40}, "mean_kv_usage: 40.0 .*a share, at most 1"),
+        ({"cached_share": 60}, "cached_share: 60.0 .*a share, at most 1"),
+        ({"max_output_tokens": 100}, "max_output_tokens: 100.0 .*at least mean_output_tokens"),
+        ({"arrivals": 0}, "arrivals: 0.0 .*some were completed"),
+        ({"rate_counts": "60 70 70"}, "rate_counts: '60 70 70' .*add up to max_cpu_loras, 20"),
+        ({"ranks": "8 32"}, "ranks: '8 32' .*at most max_lora_rank, 16"),
+    ],
+)
+def test_runs_that_contradict_themselves_are_refused(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        read(tmp_path, changes)
+
+
+def test_runs_that_ask_another_question_are_left_out_and_told(
+    tmp_path: Path, calibrations: dict[str, Calibration]
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"gpu": "", "cached_share": ""},
+        {"gpu": "NVIDIA L4", "cached_share": 0.4},
+        {"gpu": "h100 64gb", "cached_share": 0.005},
+        {"gpu": "H100-64GB", "cached_share": 0.4},
+        {"gpu": "NVIDIA L4", "cached_share": ""},
+    ]
+    runs = read(tmp_path, *({"run_id": str(number)} | row for number, row in enumerate(rows)))
+    left, told = comparable_runs(runs, calibrations)
+    assert left.run_id.tolist() == ["0", "2"]
+    assert told == [
+        "2 of 5 runs left out: measured on NVIDIA L4, not on H100-64GB",
+        "1 of 5 runs left out: measured with prompts from a prefix cache",
+    ]
+    with pytest.raises(InputError, match=r"2 of 2 runs left out: measured on NVIDIA L4.*at least one run"):
+        comparable_runs(runs.take(np.array([1, 4])), calibrations)
+    with pytest.raises(InputError, match=r"runs.csv, run 1: 'a run measured on NVIDIA L4.*take it out of the table"):
+        read_measured(tmp_path / "runs.csv", calibrations[MODEL])
 
 
 def test_errors_by_model_and_by_group(tmp_path: Path) -> None:

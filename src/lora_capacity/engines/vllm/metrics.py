@@ -1,7 +1,7 @@
 """Names of what a vLLM server tells of itself at /metrics.
 
 Where versions call a metric differently, the newer name stands first. Source: vLLM 0.8.5 and 0.32.0,
-v1/metrics/loggers.py.
+v1/metrics/loggers.py; of the V0 engine, 0.8.5, engine/metrics.py.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,21 @@ TOTALS: Mapping[str, tuple[str, ...]] = {
     "preemptions": ("vllm:num_preemptions_total",),
     "prompt_tokens": ("vllm:prompt_tokens_total",),
     "generation_tokens": ("vllm:generation_tokens_total",),
+    "prefix_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+    "prefix_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+    "external_prefix_hits": ("vllm:external_prefix_cache_hits_total",),
 }
-"""Gauges and counters, which add up over engines: requests in the batch and not in it, and sums since the start."""
+"""Gauges and counters, which add up over engines: requests in the batch and not in it, and sums since the start. Prefix
+hits and queries are counted in tokens, in 0.8.5 in blocks."""
+
+WAITING_BY_REASON = "vllm:num_requests_waiting_by_reason"
+"""Those not in the batch, by the label ``reason``; 0.20.0 and later."""
+
+SKIPPED = "deferred"
+"""The reason of requests that the scheduler skips, as for want of an adapter slot."""
+
+ONLY_V0 = ("vllm:num_requests_swapped", "vllm:cpu_cache_usage_perc")
+"""Metrics that only the V0 engine has, whose scheduler is another one."""
 
 KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """Share of the KV cache in use, 0 to 1, despite the name."""

@@ -51,6 +51,7 @@ def metrics() -> str:
         "generation_tokens_total": state["generated"],
     }
     lines = [f'vllm:{name}{{engine="0",model_name="fake"}} {value}' for name, value in values.items()]
+    lines.append('vllm:num_requests_waiting_by_reason{engine="0",model_name="fake",reason="deferred"} 0')
     lines.append(f'vllm:request_success_total{{engine="0",finished_reason="length"}} {state["completed"]}')
     lines.append('vllm:cache_config_info{block_size="16",num_gpu_blocks="100",engine="0"} 1.0')
     for name, seen_s in asked_s.items():
