@@ -282,7 +282,7 @@ def _print(document: dict[str, Any]) -> None:
             "of the waiting, skipped": "not told"
             if measured["mean_skipped"] is None
             else shown(measured["mean_skipped"]),
-            "prompts from a cache": "not told" if math.isnan(cached) else percent(cached),
+            "prompts from a cache": "–" if math.isnan(cached) else percent(cached),
             "KV cache in use": "–" if measured["mean_kv_usage"] is None else percent(measured["mean_kv_usage"]),
         },
     )

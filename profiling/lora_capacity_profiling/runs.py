@@ -34,7 +34,7 @@ def check_row(row: Mapping[str, object]) -> None:
     Raises:
         InputError: As of `read_runs`.
     """
-    runs_of(SERVING_RUNS.parse(as_csv([row]), "the run"), Path("the run"))
+    runs_of(SERVING_RUNS.parse(as_csv([row]), "observed"), Path("observed"))
 
 
 def append_runs(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
