@@ -12,6 +12,7 @@ import click
 from lora_capacity.errors import ImpossibleResultError, InfeasibleError, LoraCapacityError
 from lora_capacity_cli.calibrations import calibrations
 from lora_capacity_cli.compare import compare
+from lora_capacity_cli.cost import cost
 from lora_capacity_cli.fit import fit
 from lora_capacity_cli.label import label
 from lora_capacity_cli.memory import memory
@@ -108,7 +109,7 @@ def main() -> None:
 
 
 COMMANDS = (
-    *(memory, optimize, place, report, simulate, sweep, compare),
+    *(memory, optimize, place, report, simulate, cost, sweep, compare),
     *(label, train, rules, predict),
     *(validate, verify, observe, profile, fit, calibrations),
 )

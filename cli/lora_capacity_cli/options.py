@@ -407,24 +407,23 @@ def seeds_option(default: int) -> Callable[[Command], Command]:
     )
 
 
-def adapter_options(command: Command) -> Command:
+def adapter_options(*, recommended: bool = False) -> Callable[[Command], Command]:
     """Add how many adapters there are on which tier; the command gets A as ``adapters``, S as ``max_loras``.
 
     Those of the others that are given it gets as ``tiers``, by the names of `build_scenarios`.
+
+    Args:
+        recommended: Whether A and S are those of a recommendation where they are not given; otherwise they must be,
+            and may be 0.
     """
-
-    @functools.wraps(command)
-    def with_tiers(**given: Any) -> Any:
-        tiers = {"max_cpu_loras": given.pop("max_cpu_loras"), "loaded_at_start": given.pop("loaded_at_start") or None}
-        return command(**given, tiers={name: value for name, value in tiers.items() if value is not None})
-
+    least = 1 if recommended else None
+    end = " [default: as `optimize --engine steady` recommends]" if recommended else ""
+    served = "Adapters served" + (f".{end}" if recommended else "; 0 for the base model alone.")
+    slots = "Slots on the GPU" + (f".{end}" if recommended else "; 0 for a server without LoRA.")
+    count = click.IntRange(min=least) if recommended else click.INT
     options = (
-        click.option(
-            "--adapters", type=int, required=True, metavar="A", help="Adapters served; 0 for the base model alone."
-        ),
-        click.option(
-            "--max-loras", type=int, required=True, metavar="S", help="Slots on the GPU; 0 for a server without LoRA."
-        ),
+        click.option("--adapters", type=count, required=not recommended, metavar="A", help=served),
+        click.option("--max-loras", type=count, required=not recommended, metavar="S", help=slots),
         click.option(
             "--max-cpu-loras",
             type=int,
@@ -439,10 +438,20 @@ def adapter_options(command: Command) -> Command:
             "each is as its first request comes.",
         ),
     )
-    decorated: Any = with_tiers
-    for option in reversed(options):
-        decorated = option(decorated)
-    return decorated
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_tiers(**given: Any) -> Any:
+            early = given.pop("loaded_at_start") or None
+            tiers = {"max_cpu_loras": given.pop("max_cpu_loras"), "loaded_at_start": early}
+            return command(**given, tiers={name: value for name, value in tiers.items() if value is not None})
+
+        decorated: Any = with_tiers
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
 
 
 def server_options(*, grids: bool, caches: bool = True) -> Callable[[Command], Command]:

@@ -72,7 +72,7 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 @recording_options
 @calibration_options
 @goodput_options
-@adapter_options
+@adapter_options()
 @functools.partial(engine_options, reference=True)
 @click.option(
     "--warmup-s", type=float, default=0.0, show_default=True, help="Event engine: time at the beginning left out."
