@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.errors import InputError
+from lora_capacity_cli.files import check_output, writing
 from lora_capacity_cli.options import FILE, derivation_options, examples, format_option
 from lora_capacity_cli.options import derive as derive_from
 from lora_capacity_cli.output import print_facts, print_json, print_table, shown
@@ -94,8 +95,8 @@ def derive(
     for option in ("model", "gpu"):
         if option not in derived:
             raise InputError(f"--{option}", None, "a model and a GPU")
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise InputError("--output", str(output), "a file in a folder that exists")
+    if output is not None:
+        check_output("--output", output, (".json",))
     found = derive_from(
         **derived,
         name=name,
@@ -104,10 +105,8 @@ def derive(
         fully_sharded_loras=fully_sharded_loras,
     )
     if output is not None:
-        try:
+        with writing("--output", output):
             found.save(output)
-        except OSError as error:
-            raise InputError("--output", str(output), f"a file that can be written ({error.strerror})") from None
     content = found.to_json()
     if output_format == "json":
         print_json(content)

@@ -13,7 +13,7 @@ from lora_capacity.reading import read_mapping
 
 
 def check_output(option: str, output: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse a file that cannot be written before anything is computed.
+    """Refuse a file that cannot be written, or may not be written over, before anything is computed.
 
     Args:
         option: The option that names it, for the message.
@@ -22,7 +22,7 @@ def check_output(option: str, output: Path, suffixes: tuple[str, ...]) -> None:
 
     Raises:
         InputError: If its name ends otherwise, its folder does not exist, it is a folder or a device, or another option
-            of the running command names the same file: to be read, or to be written too.
+            of the running command names the same file, or the folder that it is in: to be read, or to be written too.
     """
     if output.suffix.lower() not in suffixes:
         raise InputError(option, str(output), f"a name that ends in {' or '.join(suffixes)}")
@@ -48,8 +48,7 @@ def _other_files(option: str) -> Iterator[tuple[str, Path]]:
                 path = Path(value)
                 yield name, path
                 if path.is_dir():
-                    if (described := path / "profile.json").exists():
-                        yield name, described
+                    yield from ((f"a file in {name}", each) for each in path.iterdir())
                 elif param.name == "workload":
                     yield from ((f"a table of {name}", each) for each in _tables(path))
 

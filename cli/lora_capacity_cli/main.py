@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from lora_capacity_cli.memory import memory
 from lora_capacity_cli.observe import observe
 from lora_capacity_cli.optimize import optimize
 from lora_capacity_cli.options import examples
-from lora_capacity_cli.output import say
+from lora_capacity_cli.output import say, speak_any_encoding
 from lora_capacity_cli.place import place
 from lora_capacity_cli.predict import predict
 from lora_capacity_cli.profile import profile
@@ -49,6 +50,8 @@ class Commands(click.Group):
         if sys.stdout is None:
             sys.exit(_complain("stdout is closed: there is nowhere to answer to", NO_OUTPUT))
         stdout = sys.stdout
+        speak_any_encoding()
+        warnings.showwarning = _warn
         try:
             code = super().main(*args, **extra | {"standalone_mode": False}) or 0
             sys.stdout.flush()
@@ -60,6 +63,11 @@ class Commands(click.Group):
         if code in (BROKEN_PIPE, NO_OUTPUT):
             _forget_stdout()
         sys.exit(code)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Tell a warning of the library in one line, without the place in its code."""
+    say(f"warning: {message}", err=True)
 
 
 def _told(error: Exception) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.errors import InputError
+from lora_capacity.reading import read_text
 from lora_capacity.units import MS_PER_S
 from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import duration, percent, print_facts, print_json, print_warnings, say, shown
@@ -206,10 +207,7 @@ def _observe_start(log: Path, settings: Mapping[str, Any], output: Path, output_
     """Add the start that a log tells of to a table; what is given goes before what the log says."""
     from lora_capacity_profiling.startups import append_startup, startup_row
 
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise InputError(str(log), error.strerror or str(error), "a readable log of a vLLM server") from None
+    text = read_text(log, "a log of a vLLM server", "replace")
     told = {name: value for name, value in settings.items() if value not in (None, "")}
     row = startup_row(text, log.stem) | told
     if "model_load_gib" not in row and "kv_cache_gib" not in row:

@@ -1,5 +1,7 @@
 """How results are printed: JSON documents, and tables for people."""
 
+import codecs
+import io
 import json
 import math
 import sys
@@ -21,6 +23,7 @@ __all__ = [
     "print_warnings",
     "say",
     "shown",
+    "speak_any_encoding",
     "spoken",
     "stacked_bar",
     "terminal",
@@ -35,8 +38,42 @@ _BAR_WIDTH = 72
 _PIECES = (("█", "blue"), ("▓", "magenta"), ("▒", "cyan"), ("░", "yellow"), ("▚", "white"), ("▞", "green"))
 """Characters and colours of a bar's pieces, told apart without colours too."""
 
+_SPELT = {
+    **dict.fromkeys("–—−", "-"),
+    "±": "+-",
+    "·": "*",
+    "×": "x",
+    "≥": ">=",
+    "≤": "<=",
+    "…": "...",
+    "²": "2",
+    "∞": "inf",
+    "→": "->",
+}
+"""Characters that encodings may lack, in ASCII; others become escapes."""
+
 _PLAIN_WIDTH = 132
 """Columns of a table in a file or pipe: room for the widest one without folding."""
+
+
+def speak_any_encoding() -> None:
+    """Let stdout and stderr spell what their encoding has no character for, in place of failing.
+
+    Files are named to `click.echo` then: it would write UTF-8 to those that it opens itself in place of ASCII ones.
+    """
+    codecs.register_error("spell", _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="spell")
+
+
+def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    blocks = dict(zip((piece for piece, _ in _PIECES), "#%+=@*", strict=True))
+    spelt = (blocks.get(each) or _SPELT.get(each) or ascii(each)[1:-1] for each in missing)
+    return "".join(spelt), error.end
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -46,7 +83,7 @@ def say(text: str, *, err: bool = False) -> None:
         text: The lines.
         err: Whether to stderr.
     """
-    click.echo(printable_lines(text), err=err)
+    click.echo(printable_lines(text), file=sys.stderr if err else sys.stdout)
 
 
 def print_json(document: Any) -> None:
@@ -123,7 +160,7 @@ def stacked_bar(title: str, shares: Mapping[str, float], limit: float) -> None:
 def print_warnings(sentences: Iterable[str]) -> None:
     """Print what the user should know, a line each."""
     for sentence in sentences:
-        click.echo(click.style("warning: ", fg="yellow") + printable(sentence))
+        click.echo(click.style("warning: ", fg="yellow") + printable(sentence), file=sys.stdout)
 
 
 def terminal() -> "Console":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_capacity.errors import InputError
+from lora_capacity.errors import InputError, LoraCapacityError
 from lora_capacity.text import printable, printable_lines
 from lora_capacity_cli.options import FILE, examples, refuse_given
 from lora_capacity_cli.output import print_facts, print_table, say
@@ -69,8 +69,9 @@ def profile(**given: Any) -> None:
         raise InputError("--output", "nothing", "-o FOLDER, the profile folder to write")
     if given["url"] is not None:
         refuse_given(("environment", "timeout_s"), "--url", "it is for servers that are started")
+    _campaign(given, given["device"])  # its faults are told before an interpreter is asked, which takes long
     machine = _machine(given)
-    campaign = _campaign(given, machine)
+    campaign = _campaign(given, machine.device)
     if given["dry_run"]:
         _print_plan(campaign, machine)
         return
@@ -91,19 +92,27 @@ def profile(**given: Any) -> None:
 def _machine(given: Mapping[str, Any]) -> "Machine":
     from lora_capacity_profiling.machine import Machine, look_at, this_cpu
 
+    from lora_capacity.hardware import Gpu
+
     if given["url"] is not None and given["device"] == "cpu":
         return Machine("cpu", this_cpu(), "")
-    found = look_at(given["python"])
+    try:
+        found = look_at(given["python"])
+    except LoraCapacityError as error:
+        if not given["dry_run"]:
+            raise
+        say(f"warning: planned for any {given['device'] or 'gpu'}, since {error}", err=True)
+        return Machine(given["device"] or "gpu", Gpu("not seen", 1), "")
     if given["device"] not in (None, found.device):
         raise InputError("--device", given["device"], f"{found.device}, which vLLM there is for")
     return found
 
 
-def _campaign(given: Mapping[str, Any], machine: "Machine") -> "Campaign":
+def _campaign(given: Mapping[str, Any], device: str | None) -> "Campaign":
     from lora_capacity_profiling.campaign import LIMITS, load_campaign
 
     name = given["campaign"] or "quick"
-    name = "quick-cpu" if name == "quick" and machine.device == "cpu" else name
+    name = "quick-cpu" if name == "quick" and device == "cpu" else name
     campaign = load_campaign(name)
     flags = dict(given["flags"])
     for name in LIMITS:
@@ -174,7 +183,7 @@ def _print_plan(campaign: "Campaign", machine: "Machine", profiler: "Profiler | 
     print_table(f"Campaign {campaign.name}: {campaign.description}", rows)
     facts = {
         "machine": machine.gpu.name,
-        "vLLM": machine.vllm_version or "as the server says",
+        "vLLM": machine.vllm_version or ("as the server says" if profiler else "not seen"),
         "time needed": f"about {_time(total_s)}",
     }
     if profiler is not None:

@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import os
+import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_capacity_cli.options import refuse_given
+from lora_capacity_cli.output import say
 
 if TYPE_CHECKING:
     from lora_capacity.workload import Goodput, Workload
@@ -23,7 +26,10 @@ def cache_dir() -> Path:
 
 
 def prepare(*, on_cpu: bool = False) -> None:
-    """Let JAX keep what it compiles from one command to the next; a folder that cannot be written is done without.
+    """Let JAX keep what it compiles from one command to the next.
+
+    A folder that cannot be written is done without; so is one that others can write to, with a warning, since code is
+    loaded from it. Entries in it that are damaged are compiled anew.
 
     Args:
         on_cpu: Whether to leave the GPU alone, for commands that start a server on it.
@@ -38,9 +44,23 @@ def prepare(*, on_cpu: bool = False) -> None:
 
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
         folder = cache_dir()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parents[1].mkdir(parents=True, exist_ok=True)
+        for each in (folder.parent, folder):
+            each.mkdir(mode=0o700, exist_ok=True)
+            if not _is_private(each):
+                whose = "belongs to others, or they can write to it: delete it"
+                say(f"warning: compiled code is not kept: {each} {whose}", err=True)
+                return
         if os.access(folder, os.W_OK):
+            warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
             enable_compilation_cache(folder)
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a folder is the user's own, not a link, and nobody else can write to it."""
+    status = folder.lstat()
+    others_write = stat.S_IWGRP | stat.S_IWOTH
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & others_write
 
 
 def read_workload(path: Path, bounds: dict[str, Any], recording: dict[str, Any] | None = None) -> "Workload":

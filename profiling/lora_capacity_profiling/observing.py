@@ -15,6 +15,7 @@ import lora_capacity.engines.vllm.metrics as names_of
 from lora_capacity.engines.vllm.metrics import LORA_REQUESTS
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.measurements.runs import CACHED_SHARE
+from lora_capacity.reading import read_text
 from lora_capacity.units import MS_PER_S
 from lora_capacity_profiling.endpoint import Endpoint
 from lora_capacity_profiling.errors import ServerError
@@ -265,14 +266,10 @@ def read_dumps(
         raise InputError("--window", None, "the time since the server's start, with one file", "or give an earlier one")
     texts: list[tuple[float, str]] = []
     for place, path in enumerate(paths):
-        try:
-            text, changed_s = path.read_text(encoding="utf-8", errors="replace"), path.stat().st_mtime
-        except OSError as error:
-            raise InputError(str(path), error.strerror or str(error), "a file with an answer of /metrics") from None
-        text = (observed or Observed("")).take(text)
+        text = (observed or Observed("")).take(read_text(path, "a file with an answer of /metrics", "replace"))
         if len(paths) == 1:
             return _observation([(0.0, since_start(text)), (duration_s or 0.0, text)], 0)
-        at_s = changed_s if duration_s is None else duration_s * place / (len(paths) - 1)
+        at_s = path.stat().st_mtime if duration_s is None else duration_s * place / (len(paths) - 1)
         if texts and at_s <= texts[-1][0]:
             raise InputError(str(path), "not later than the one before", "files in order of time", "or give the window")
         texts.append((at_s, text))

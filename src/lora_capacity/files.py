@@ -22,7 +22,7 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
 
     Args:
         path: The file; its folder exists.
-        content: Bytes, or text to be written as UTF-8.
+        content: Bytes, or text to be written as UTF-8; what of a file's name is no text stands as escapes.
 
     Raises:
         OSError: If it cannot be written, or a folder, device or pipe is there; a file that was there is then left as it
@@ -37,7 +37,7 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
     written = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_UNFINISHED}")  # a rename moves nothing between disks
     try:
         with written.open("xb") as file, locked(file.fileno()):
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())  # or the new name might reach the disk before the content does
             written.replace(path)

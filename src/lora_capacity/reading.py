@@ -9,7 +9,7 @@ import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -25,12 +25,13 @@ MAX_DEPTH = 32
 """Deepest nesting of JSON and YAML; files of ours have 8 levels."""
 
 
-def read_text(path: Path, allowed: str) -> str:
+def read_text(path: Path, allowed: str, errors: Literal["strict", "replace"] = "strict") -> str:
     """Return the text of an ordinary file, without a byte order mark.
 
     Args:
         path: The file.
         allowed: What it should be, in words.
+        errors: What becomes of bytes that are no text: refused, or replaced, as in logs, where they are of no matter.
 
     Raises:
         InputError: If there is no such file, it is a folder, a device or a pipe, is larger than `MAX_TEXT_BYTES`,
@@ -41,12 +42,12 @@ def read_text(path: Path, allowed: str) -> str:
         shown = f"{size / 2**20:,.0f} MiB"
         raise InputError(str(path), shown, f"{allowed} of at most {MAX_TEXT_BYTES // 2**20} MiB")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig", errors)
     except UnicodeDecodeError:
         raise InputError(str(path), "bytes that are no text", f"{allowed}, in UTF-8") from None
     except OSError as error:
         raise InputError(str(path), error.strerror or str(error), allowed) from None
-    if "\0" in text:
+    if "\0" in text and errors == "strict":
         raise InputError(str(path), "a NUL character", allowed)
     return text
 

@@ -179,6 +179,20 @@ def test_bad_output_of_sweep(run: Run, workload: Path, output: str, fragments: l
     assert_refused(run(*SWEEP[:-1], output), "--output", *fragments)
 
 
+def test_an_output_writes_over_nothing_that_is_read(run: Run, workload: Path) -> None:
+    content = Path("model/config.json")
+    content.parent.mkdir()
+    content.write_text("{}")
+    Path("adapters.csv").write_text("adapter,rank,rate_per_s\na,8,0.5\n")
+    Path("listed.yaml").write_text(LIST)
+    for words in (
+        ("calibrations", "derive", "--model", "model", "--gpu", "L4", "-o", "model/config.json"),
+        ("fit", "model", "-o", "model/config.json"),
+        ("sweep", "listed.yaml", "--adapters", 1, "--max-loras", 1, "-o", "adapters.csv"),
+    ):
+        assert_refused(run(*words), "--output", "it would be written over")
+
+
 @pytest.mark.parametrize(
     ("change", "fragments"),
     [

@@ -288,6 +288,26 @@ def _valued(costs: type[C]) -> Callable[[object], C]:
     return lambda content: costs(**dict(validated(schema, content)))
 
 
+def _accuracy(content: object) -> dict[str, Any]:
+    """Return ``accuracy``; of what it tells of coefficients, for their draws, every number is checked."""
+    if not isinstance(content, Mapping):
+        raise InputError("", type(content).__name__, "an object")
+    errors, below = content.get("coefficient_errors", {}), content.get("coefficient_correlations")
+    if not isinstance(errors, Mapping):
+        raise InputError("coefficient_errors", errors, "an object of numbers")
+    for name, error in errors.items():
+        check_number(f"coefficient_errors.{name}", error, minimum=0)
+    if below is not None:
+        sound = isinstance(below, list) and all(isinstance(row, list) and len(row) == i for i, row in enumerate(below))
+        if not sound or len(below) != len(errors):
+            allowed = f"a triangle of numbers, {len(errors)} rows as coefficient_errors, of 0, 1, 2, ... numbers"
+            raise InputError("coefficient_correlations", below, allowed)
+        for index, row in enumerate(below):
+            for each in row:
+                check_number(f"coefficient_correlations[{index}]", each, minimum=-1, maximum=1)
+    return dict(content)
+
+
 def _memory(content: object) -> MemoryModel | EstimatedTerms:
     """Return the terms of memory: fitted ones, or those for any GPU, which name what they were fitted to."""
     terms = EstimatedTerms if isinstance(content, Mapping) and "source" in content else MemoryModel
@@ -319,7 +339,9 @@ class CalibrationFile(JsonModel):
     device: Literal["gpu", "cpu"] = "gpu"
     deployment: Deployment = Field(default_factory=Deployment)
     runs: RunLengths | None = None
-    accuracy: dict[str, Any] = Field(default_factory=dict)
+    accuracy: Annotated[dict[str, Any], PlainValidator(_accuracy, json_schema_input_type=dict[str, Any])] = Field(
+        default_factory=dict
+    )
     provenance: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -32,6 +32,10 @@ _TWIN_ERROR = 0.015
 calibrations on them is 0.013."""
 
 
+_LEAST_EIGENVALUE = 1e-6
+"""Of correlations: that of two coefficients whose sum, or difference, is known a thousand times better than each."""
+
+
 class NewModel(NamedTuple):
     """A model that there is no calibration of.
 
@@ -123,7 +127,17 @@ def distribution(calibration: Calibration) -> LogNormal:
         for row, column in enumerate(below):
             correlation[row, :row] = correlation[:row, row] = column
     logs = np.log([values[name] for name in names])
-    return LogNormal(names, logs, correlation * np.outer(spread, spread))
+    return LogNormal(names, logs, _positive(correlation) * np.outer(spread, spread))
+
+
+def _positive(correlation: Float[np.ndarray, "rows rows"]) -> Float[np.ndarray, "rows rows"]:
+    """Return correlations that some variables have: those of a file are rounded, and may have none."""
+    values, vectors = np.linalg.eigh(correlation)
+    if values.min(initial=1.0) >= _LEAST_EIGENVALUE:
+        return correlation
+    nearest = (vectors * np.maximum(values, _LEAST_EIGENVALUE)) @ vectors.T
+    scale = np.sqrt(np.diag(nearest))
+    return np.asarray(nearest / np.outer(scale, scale))
 
 
 def draw_costs(calibration: Calibration, generator: np.random.Generator) -> Costs:

@@ -6,6 +6,7 @@ A folder is for one question, told by a digest of all that decides the answer; i
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,13 +53,14 @@ class Checkpoint:
         )
 
     def load(self) -> list[Part]:
-        """Return the batches that are there."""
-        nothing = _nothing(Results, client=_nothing(ClientView), events=_nothing(EventDetails, series=_nothing(Series)))
-        template = {"rows": None, "results": nothing}
-        found = [
-            serialization.from_bytes(template, path.read_bytes()) for path in sorted(self.folder.glob(f"*{_SUFFIX}"))
-        ]
-        return [(part["rows"], part["results"]) for part in found]
+        """Return the batches that are there; files that are damaged are removed, with a warning."""
+        found = []
+        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+            try:
+                found.append(_part(path.read_bytes()))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                discard(path)
+        return found
 
     def save(self, rows: NDArray[np.int64], results: Results) -> None:
         """Keep a batch."""
@@ -74,6 +76,23 @@ def fingerprint(question: Any) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode())
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
+
+
+def discard(path: Path) -> None:
+    """Remove a damaged part, and warn that it is computed anew."""
+    path.unlink(missing_ok=True)
+    warnings.warn(f"{path} is damaged: what was in it is computed anew", RuntimeWarning, stacklevel=3)
+
+
+def _part(content: bytes) -> Part:
+    """Return a batch; raises ValueError if it holds something else."""
+    nothing = _nothing(Results, client=_nothing(ClientView), events=_nothing(EventDetails, series=_nothing(Series)))
+    part = serialization.from_bytes({"rows": None, "results": nothing}, content)
+    rows, results = part["rows"], part["results"]
+    leaves = jax.tree.leaves(results)
+    if rows.ndim != 1 or not leaves or any(len(leaf) != rows.size for leaf in leaves):
+        raise ValueError("arrays of other lengths")
+    return rows, results
 
 
 def _nothing(cls: Any, **groups: Any) -> Any:

@@ -1,9 +1,12 @@
 """Labels by the thousand: made in shards, so that work goes on where it stopped; a Parquet file with its provenance."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +21,7 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.files import write_whole
 from lora_capacity.reading import parse_json
-from lora_capacity.run.checkpoint import open_folder, package_version
+from lora_capacity.run.checkpoint import discard, open_folder, package_version
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import STARVED_SHORTFALL
 from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
@@ -235,17 +238,28 @@ def _surveyed(calibration: Calibration, workloads: WorkloadBatch, folder: Path |
     shards = []
     for start in range(0, len(workloads), SHARD):
         path = None if folder is None else folder / f"shard-{start:07d}.npz"
-        if path is not None and path.exists():
-            with np.load(path) as kept:
-                shards.append(dict(kept))
-        else:
-            shards.append(vars(survey(calibration, workloads.take(slice(start, start + SHARD)))))
+        shard = None if path is None or not path.exists() else _kept(path, min(SHARD, len(workloads) - start))
+        if shard is None:
+            shard = vars(survey(calibration, workloads.take(slice(start, start + SHARD))))
             if path is not None:
                 file = io.BytesIO()
-                np.savez(file, **shards[-1])
+                np.savez(file, **shard)
                 write_whole(path, file.getvalue())
+        shards.append(shard)
         done(min(start + SHARD, len(workloads)))
     return Surfaces(**{name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]})
+
+
+def _kept(path: Path, workloads: int) -> dict[str, Any] | None:
+    """Return a shard; None where it is damaged, which is told."""
+    names = {entry.name for entry in fields(Surfaces)}
+    damaged = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
+    with contextlib.suppress(*damaged), np.load(io.BytesIO(path.read_bytes())) as kept:
+        found = dict(kept)
+        if set(found) == names and all(values.ndim and len(values) == workloads for values in found.values()):
+            return found
+    discard(path)
+    return None
 
 
 def _open(folder: Path, about: Mapping[str, Any]) -> None:

@@ -41,6 +41,28 @@ def without(path: str) -> dict[str, Any]:
     return content
 
 
+ERRORS = {"base_s": 0.1, "token_s": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "match"),
+    [
+        ({"coefficient_errors": {"base_s": "x"}}, r"coefficient_errors.base_s: 'x'"),
+        ({"coefficient_errors": {"base_s": -1}}, r"coefficient_errors.base_s: -1"),
+        ({"coefficient_errors": [1]}, "coefficient_errors: .*an object of numbers"),
+        ({"coefficient_errors": ERRORS, "coefficient_correlations": [[]]}, "a triangle of numbers, 2 rows"),
+        ({"coefficient_errors": ERRORS, "coefficient_correlations": [[], [1, 2]]}, "a triangle of numbers"),
+        ({"coefficient_errors": ERRORS, "coefficient_correlations": [[], [7]]}, r"coefficient_correlations\[1\]: 7"),
+        ({"coefficient_errors": ERRORS, "coefficient_correlations": [[], [None]]}, r"coefficient_correlations\[1\]"),
+        ([], "accuracy: 'list'"),
+    ],
+)
+def test_errors_of_coefficients_are_checked(accuracy: object, match: str) -> None:
+    content = load_calibration(bundled_names()[0]).to_json() | {"accuracy": accuracy}
+    with pytest.raises(InputError, match=match):
+        Calibration.from_json(content)
+
+
 def test_a_calibration_survives_a_file(tmp_path: Path) -> None:
     for calibration in (FULL, make_calibration(), replace(FULL, name="größer")):
         path = tmp_path / "calibration.json"

@@ -96,6 +96,16 @@ def test_draws_have_the_spreads_and_correlations_told() -> None:
     assert np.corrcoef(drawn.T)[0, 1] == pytest.approx(correlation, abs=0.12)
 
 
+def test_correlations_that_no_variables_have_are_made_ones() -> None:
+    errors = {"base_s": 0.1, "token_s": 0.1, "lora_s": 0.1}
+    told = {"coefficient_errors": errors, "coefficient_correlations": [[], [0.99], [0.99, -0.99]]}
+    covariance = distribution(dataclasses.replace(PRIOR, accuracy=told)).covariance
+    assert np.linalg.eigvalsh(covariance).min() > 0
+    assert np.diag(covariance) == pytest.approx(0.01)
+    sound = {"coefficient_errors": errors, "coefficient_correlations": [[], [0.5], [0.2, -0.1]]}
+    assert distribution(dataclasses.replace(PRIOR, accuracy=sound)).covariance[2, 1] == pytest.approx(-0.001)
+
+
 def test_intervals_of_the_right_server_hold_and_of_a_wrong_one_do_not(runs: Runs, truth) -> None:
     assert interval_coverage(runs, {"mine": truth}).mean() == 1.0
     sure = {"coefficient_errors": dict.fromkeys(PRIOR.accuracy["coefficient_errors"], 1e-4)}

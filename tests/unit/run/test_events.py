@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import serialization
 
 from lora_capacity.engines import VllmBehaviour
 from lora_capacity.errors import InputError
@@ -224,6 +225,11 @@ def test_what_was_played_is_not_played_again(monkeypatch: pytest.MonkeyPatch, tm
     assert [path.stat().st_mtime_ns for path in begun] == times
     assert 0 < seen[0][0] < 24
     assert seen[-1] == (24, 24)
+    torn = sorted(tmp_path.glob("*.msgpack"))[:3]
+    for path, content in zip(torn, (b"", torn[1].read_bytes()[:500], serialization.to_bytes({"rows": 1})), strict=True):
+        path.write_bytes(content)
+    with pytest.warns(RuntimeWarning, match="is damaged: what was in it is computed anew"):
+        assert_same(simulate(CALIBRATION, given, workload(), engine="event", checkpoint_dir=tmp_path), expected)
     monkeypatch.setattr(batches.Batches, "run", None)
     assert_same(simulate(CALIBRATION, given, workload(), engine="event", checkpoint_dir=tmp_path), expected)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 
 import numpy as np
 import pyarrow
@@ -73,6 +74,14 @@ def test_interrupted_labels_go_on(calibration, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "survey", surveyed)
     whole = label(calibration, Space(), 8)
     assert found.optima.max_loras.tolist() == whole.optima.max_loras.tolist()
+    shards = sorted(parts.glob("*.npz"))
+    others = io.BytesIO()
+    np.savez(others, slots=np.zeros(4))
+    for content in (b"", shards[0].read_bytes()[:300], others.getvalue()):
+        shards[0].write_bytes(content)
+        with pytest.warns(RuntimeWarning, match=r"shard-0000000.npz is damaged: what was in it is computed anew"):
+            again = label(calibration, Space(), 8, checkpoint_dir=parts)
+        assert again.optima.max_loras.tolist() == whole.optima.max_loras.tolist()
     with pytest.raises(InputError, match="what is left of other labels"):
         label(calibration, Space(), 8, seed=1, checkpoint_dir=parts)
 
