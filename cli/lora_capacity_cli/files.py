@@ -61,7 +61,7 @@ def _tables(workload: Path) -> list[Path]:
         lengths = [requests.get(name) or {} for name in ("input_tokens", "output_tokens")]
         trace = requests.get("trace")
         names = [
-            (content.get("adapters") or {}).get("list"),
+            *((content.get("adapters") or {}).get(name) for name in ("list", "rates")),
             trace.get("file") if isinstance(trace, dict) else trace,
             *(x.get("histogram") for x in lengths),
         ]

@@ -96,7 +96,7 @@ def recommend(question: dict[str, Any]) -> "tuple[Workload, Calibration, Recomme
         question: What `search_options` gathered.
 
     Returns:
-        The workload and the calibration read, and the recommendation.
+        The workload, as it is at the peak of traffic over time, and the calibration, and the recommendation.
     """
     prepare()
     from lora_capacity import search
@@ -116,4 +116,4 @@ def recommend(question: dict[str, Any]) -> "tuple[Workload, Calibration, Recomme
             progress=progress,
             **{name: question[name] for name in _PASSED},
         )
-    return asked, known, found
+    return asked.at_peak(), known, found

@@ -1,5 +1,6 @@
 """``lora-capacity simulate``: one configuration in detail."""
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -37,7 +38,7 @@ from lora_capacity_cli.output import (
 from lora_capacity_cli.runtime import prepare, read_workload
 
 if TYPE_CHECKING:
-    from lora_capacity.scenarios import EventDetails, Results
+    from lora_capacity.scenarios import EventDetails, Results, WindowDetails
     from lora_capacity.workload import Workload
 
 _SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
@@ -136,6 +137,7 @@ def simulate(
     events = {} if results.events is None else {"events": _events(row, asked, adapters, seed, results.events)}
     for name in ("adapters", *resolved):
         row.pop(name, None)
+    windows = {} if results.windows is None else {"windows": _windows(results.windows)}
     client = {name: row.pop(f"client_{name}") for name in ("ttft_s", "tpot_s", "itl_s")}
     plan = known.plan_memory(server)
     failure = [FAILURES[row["status"]]] if row["status"] in FAILURES else []
@@ -153,6 +155,7 @@ def simulate(
         "client": client,
         "classes": _classes(asked, adapters, results),
         **events,
+        **windows,
         "memory": {name: float(getattr(plan, name)[0]) for name in _MEMORY},
         "warnings": [*asked.assumptions, *extrapolations(asked, known, server, adapters), *failure],
         "serve_command": None if row["status"] in REFUSALS else server.serve_command(known.model.served_as),
@@ -193,6 +196,14 @@ def _events(
         "worst_served": _worst_served(workload, adapters, events) if adapters and row["status"] not in FAILURES else [],
         "series": {name: values[0].tolist() for name, values in vars(events.series).items() if values.size},
     }
+
+
+def _windows(told: "WindowDetails") -> dict[str, Any]:
+    """Return what is told of each window of traffic over time, and which is the worst."""
+    names = (*(entry.name for entry in dataclasses.fields(told)), "wait_s")
+    columns = (getattr(told, name)[0].tolist() for name in names)
+    each = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return {"worst": each[told.worst[0]], "each": each}
 
 
 def _worst_served(workload: "Workload", adapters: int, events: "EventDetails") -> list[dict[str, Any]]:
@@ -239,6 +250,8 @@ def _print(document: dict[str, Any]) -> None:
     print_facts("GPU memory", {text: gibibytes(memory[name]) for name, text in _MEMORY.items()})
     if "events" in document:
         _print_events(document["events"])
+    if "windows" in document:
+        _print_windows(document["windows"])
     _print_classes(document["classes"])
     print_warnings(document["warnings"])
     if document["serve_command"]:
@@ -269,6 +282,22 @@ def _print_events(events: dict[str, Any]) -> None:
     heads = ("rate per s", "rank", "requests", "completed", "longest wait s")
     print_table(
         "Worst served adapters", [dict(zip(heads, each.values(), strict=True)) for each in events["worst_served"]]
+    )
+
+
+def _print_windows(windows: dict[str, Any]) -> None:
+    worst, each = windows["worst"], windows["each"]
+    seconds = sum(window["end_s"] - window["start_s"] for window in each)
+    mean = sum(window["requests_per_s"] * (window["end_s"] - window["start_s"]) for window in each) / seconds
+    print_facts(
+        f"Traffic over time: the worst of {len(each):,} windows",
+        {
+            "from, to": f"{worst['start_s']:,.0f} s, {worst['end_s']:,.0f} s",
+            "requests": f"{shown(worst['requests_per_s'])} per s, {shown(mean)} on average",
+            "running, waiting": f"{shown(worst['mean_running'])}, {shown(worst['mean_waiting'])}",
+            "mean wait for admission": duration(worst["wait_s"]),
+            "KV cache in use": percent(worst["kv_usage"]),
+        },
     )
 
 

@@ -149,6 +149,17 @@ def test_simulate_json(run: Run, workload: Path) -> None:
     assert off["prediction"] == found["prediction"]
 
 
+def test_simulate_tells_windows_and_the_worst(run: Run, workload: Path) -> None:
+    workload.write_text(WORKLOAD + "arrivals: {profile: [1, 8, 1]}\n", encoding="utf-8")
+    command = ("simulate", workload, "--adapters", 16, "--max-loras", 16)
+    windows = answer(run(*command, "--format", "json"))["windows"]
+    assert [each["start_s"] for each in windows["each"]] == [0, 1200, 2400]
+    assert windows["worst"] == windows["each"][1]
+    assert windows["worst"]["requests_per_s"] == pytest.approx(8 * windows["each"][0]["requests_per_s"])
+    assert windows["each"][2]["mean_waiting"] > windows["each"][0]["mean_waiting"]  # of what the second left behind
+    assert "the worst of 3 windows" in run(*command).stdout
+
+
 def test_simulate_of_a_server_that_does_not_start(run: Run, workload: Path) -> None:
     command = ("simulate", workload, "--adapters", 1000, "--max-loras", 1000)
     found = answer(run(*command, "--format", "json"))

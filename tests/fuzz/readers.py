@@ -50,6 +50,7 @@ LOG = "".join(
     f'{{"time": {i}.5, "model": "m-{i % 3}", "prompt_tokens": {i + 5}, "completion_tokens": {7 * i + 1}}}\n'
     for i in range(9)
 )
+RATES = "adapter,t_s,rate_per_s,cv\na,0,1.5,1\nb,0,0.25,\na,600,3,0.5\nb,600,0.5,2\na,1200,0,0\n"
 HISTOGRAM = "tokens,weight\n5,1\n50,3\n500,0.5\n"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -183,6 +184,7 @@ def readers() -> dict[str, Reader]:
     tables = {"list.csv": LIST.encode(), "trace.csv": TRACE.encode(), "lengths.csv": HISTOGRAM.encode()}
     listed = yaml.safe_dump(WORKLOAD | {"adapters": {"list": "list.csv"}}).encode()
     traced = yaml.safe_dump({"requests": {"trace": "trace.csv"}, "horizon_s": 60}).encode()
+    changing = yaml.safe_dump(WORKLOAD | {"adapters": {"rates": "rates.csv", "ranks": [8, 16]}}).encode()
     logged = yaml.safe_dump({"requests": {"trace": {"file": "trace.jsonl", "format": "access-log", "ranks": [8]}}})
     requests = {"input_tokens": {"histogram": "lengths.csv"}, "output_tokens": LENGTHS}
     counted = yaml.safe_dump(WORKLOAD | {"requests": requests}).encode()
@@ -212,6 +214,9 @@ def readers() -> dict[str, Reader]:
             lambda p: _workload(p.with_name("w.yaml")),
             damage.table,
             tables | {"w.yaml": traced},
+        ),
+        "rates": Reader(
+            "rates.csv", RATES.encode(), lambda p: _workload(p.with_name("w.yaml")), damage.table, {"w.yaml": changing}
         ),
         "trace of lines": Reader(
             "trace.jsonl", LOG.encode(), lambda p: _workload(p.with_name("w.yaml")), _lines, {"w.yaml": logged.encode()}

@@ -148,7 +148,7 @@ def _sampler(
     def sample(adapters: int, seed: int, load: float) -> Requests:
         longer = workload
         if workload.trace is None:
-            longer = dataclasses.replace(workload, horizon_s=workload.horizon_s * load)
+            longer = workload.lasting(load)
         requests = longer.sample_requests(adapters, seed)
         return dataclasses.replace(requests, arrival_s=requests.arrival_s / load)
 

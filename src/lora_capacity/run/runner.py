@@ -1,7 +1,7 @@
 """One way to simulate configurations, whichever engine does it."""
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.run.batches import Observation
 from lora_capacity.run.events import LengthSample, run_events, source_of
 from lora_capacity.run.invariants import check_results
+from lora_capacity.run.over_time import steady_over_time, windows_in_series, windows_played
 from lora_capacity.run.reference import run_reference
 from lora_capacity.run.steady import Progress, run_steady
 from lora_capacity.scenarios import Results, Scenarios
@@ -88,7 +89,8 @@ def simulate(
         load: Times the workload's rates, > 0, one or ``[configs]``. Arrivals are drawn over so many times the horizon
             and pressed together; those of a trace then end earlier, and so does the time observed. Not with a sample.
         warmup_s: Time at the beginning that is left out of all but what is told by adapter or class.
-        samples: Parts of the horizon whose means make a series; 0 for none.
+        samples: Parts of the horizon whose means make a series; 0 for none, or one for each window of traffic over
+            time.
         drain: Whether latencies and attainment are those of all requests that arrive within the horizon, however long
             it takes after it to answer them. Everything else is still told of the horizon.
         checkpoint_dir: Folder for finished batches: the same call goes on from what is there. It stays until deleted.
@@ -104,39 +106,59 @@ def simulate(
         ImpossibleResultError: If an engine says of a configuration what no server can do.
     """
     can = engine_named(engine)
-    unheard: dict[str, tuple[Any, float]] = {} if can.keeps_batches else {"samples": (samples, 0)}
+    options = {"seed": seed, "load": load, "warmup_s": warmup_s, "drain": drain, "samples": samples}
+    _refuse_unheard(engine, can, options, checkpoint_dir)
     if not can.draws_requests:
-        unheard = {
-            "seed": (seed, 0),
-            "load": (load, 1.0),
-            "warmup_s": (warmup_s, 0.0),
-            "drain": (drain, False),
-        } | unheard
-    for name, (given, otherwise) in unheard.items():
-        if np.any(np.asarray(given) != otherwise):
-            raise InputError(name, given, f"{otherwise:g} with the {engine} engine", "ask the event engine")
+        return _solved(calibration, scenarios, traffic, progress)
+    if isinstance(traffic, LengthDistribution | ResidenceTime):
+        allowed = f"a workload or a sample of lengths for the {engine} engine"
+        raise InputError("traffic", "output lengths", allowed)
+    if can.keeps_batches:
+        samples = samples or windows_in_series(traffic)
+    observation = Observation(warmup_s, samples)
+    source, loaded = source_of(scenarios, traffic, seed, load)
+
+    def run(asked: Scenarios, name: str) -> Results:
+        if not can.keeps_batches:
+            return run_reference(calibration, asked, source, observation, progress)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir) / name
+        return run_events(calibration, asked, source, observation, folder, progress)
+
+    results = run(loaded, "")
+    check_results(loaded, results)
+    if isinstance(traffic, Workload):
+        results = dataclasses.replace(results, windows=windows_played(loaded, results, traffic, load))
+    return _drained(run, loaded, results) if drain else results
+
+
+def _solved(calibration: Calibration, scenarios: Scenarios, traffic: Traffic, progress: Progress | None) -> Results:
+    """Return what the steady twin says, over all windows where traffic changes over time."""
+
+    def solve(asked: Scenarios) -> Results:
+        return run_steady(calibration, asked, _residence_time(traffic), progress=progress)
+
+    if isinstance(traffic, Workload) and traffic.over_time is not None:
+        results = steady_over_time(scenarios, traffic, solve)
+    else:
+        results = solve(scenarios)
+    check_results(scenarios, results)
+    return results
+
+
+def _refuse_unheard(
+    engine: str, can: Engine, options: Mapping[str, ArrayLike], checkpoint_dir: str | Path | None
+) -> None:
+    """Refuse options that would change nothing with an engine; those that are as if not given are let be."""
+    heard = {"samples"} if can.keeps_batches else set()
+    if can.draws_requests:
+        heard |= options.keys() - {"samples"}
+    for name in [name for name in options if name not in heard]:
+        otherwise = 1.0 if name == "load" else 0.0
+        if np.any(np.asarray(options[name]) != otherwise):
+            raise InputError(name, options[name], f"{otherwise:g} with the {engine} engine", "ask the event engine")
     if checkpoint_dir is not None and not can.keeps_batches:
         allowed = f"none with the {engine} engine"
         raise InputError("checkpoint_dir", str(checkpoint_dir), allowed, "ask the event engine")
-    if can.draws_requests:
-        if isinstance(traffic, LengthDistribution | ResidenceTime):
-            allowed = f"a workload or a sample of lengths for the {engine} engine"
-            raise InputError("traffic", "output lengths", allowed)
-        observation = Observation(warmup_s, samples)
-        source, loaded = source_of(scenarios, traffic, seed, load)
-
-        def run(asked: Scenarios, name: str) -> Results:
-            if not can.keeps_batches:
-                return run_reference(calibration, asked, source, observation, progress)
-            folder = None if checkpoint_dir is None else Path(checkpoint_dir) / name
-            return run_events(calibration, asked, source, observation, folder, progress)
-
-        results = run(loaded, "")
-        check_results(loaded, results)
-        return _drained(run, loaded, results) if drain else results
-    results = run_steady(calibration, scenarios, _residence_time(traffic), progress=progress)
-    check_results(scenarios, results)
-    return results
 
 
 def engine_named(name: str, known: Collection[str] = ENGINES) -> Engine:

@@ -2,10 +2,15 @@
 
 import enum
 
+import numpy as np
 from flax import struct
 from jax import Array
+from numpy.typing import NDArray
 
 from lora_capacity.status import STARVED_SHORTFALL
+
+_LEAST_PER_S = 1e-6
+"""Rate below which nothing arrives, for Little's law: a request in eleven days."""
 
 
 class Bottleneck(enum.IntEnum):
@@ -112,6 +117,50 @@ class EventDetails:
 
 
 @struct.dataclass
+class WindowDetails:
+    """What traffic over time does, window by window, each ``[configs, windows]``.
+
+    Attributes:
+        start_s: Where the window begins.
+        end_s: Where it ends.
+        requests_per_s: Requests that arrive per second.
+        served_per_s: Requests completed per second; from the steady twin, taken up.
+        mean_running: Requests in the batch, mean over time.
+        mean_waiting: Requests waiting, mean over time, those carried over from earlier windows among them.
+        kv_usage: Share of the KV cache in use, mean over time.
+        ttft_s: Mean time to first token; NaN from the event twin.
+        attainment: Share of the arriving requests that keep their bounds; NaN from the event twin.
+    """
+
+    start_s: Array
+    end_s: Array
+    requests_per_s: Array
+    served_per_s: Array
+    mean_running: Array
+    mean_waiting: Array
+    kv_usage: Array
+    ttft_s: Array
+    attainment: Array
+
+    @property
+    def wait_s(self) -> Array:
+        """Mean wait for admission by Little's law, 0 where nothing arrives, ``[configs, windows]``."""
+        return self.mean_waiting / np.maximum(self.requests_per_s, _LEAST_PER_S)
+
+    @property
+    def worst(self) -> NDArray[np.int64]:
+        """Number of the worst window of each configuration, ``[configs]``.
+
+        It keeps the fewest bounds, to a thousandth; of equals it has the longest wait, to a millisecond; of equals it
+        is the busiest.
+        """
+        kept = np.round(np.nan_to_num(np.asarray(self.attainment), nan=1.0), 3)
+        waits = np.round(np.nan_to_num(np.asarray(self.wait_s)), 3)
+        rows = zip(kept, waits, np.asarray(self.requests_per_s), strict=True)
+        return np.array([np.lexsort((-rate, -wait, share))[0] for share, wait, rate in rows])
+
+
+@struct.dataclass
 class ClientView:
     """Mean latencies as clients measure them, behind the server's front end, each ``[configs]``.
 
@@ -153,6 +202,7 @@ class Results:
         limit: `Bottleneck` at the end of the horizon, int32.
         status: `Status`, int32.
         events: What only engine steps tell; None from the steady twin.
+        windows: What is told of each window of traffic over time; None without.
     """
 
     throughput_tokens_per_s: Array
@@ -174,6 +224,7 @@ class Results:
     limit: Array
     status: Array
     events: EventDetails | None = None
+    windows: WindowDetails | None = None
 
     @property
     def service(self) -> Array:

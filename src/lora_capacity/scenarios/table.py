@@ -19,6 +19,7 @@ _TOLD_APART = (
     "limit",
     "status",
     "events",
+    "windows",
 )
 _PREDICTED = tuple(entry.name for entry in fields(Results) if entry.name not in _TOLD_APART)
 _QUANTILES = ("p50", "p95", "p99")

@@ -92,6 +92,9 @@ class WorkloadBatch:
                 raise InputError(
                     f"requests.{name}", getattr(workload, name), "0, which surrogates are made for", remedy
                 )
+        if workload.over_time is not None:
+            allowed = "constant rates, which surrogates are made for"
+            raise InputError("arrivals.profile", "traffic over time", allowed, "use `optimize` or `simulate`")
         server = calibration.server(**settings)
         _check_fixed(server, int(ranks.max()), settings)
         mean = workload.mean_output_tokens

@@ -1,6 +1,7 @@
 """Recommends how many adapters to serve on one GPU, with how many slots and which batch limits."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lora_capacity.search.recommendation import (
     Candidate,
     MemoryMargin,
     Neighbour,
+    OverTime,
     Played,
     Recommendation,
 )
@@ -55,7 +57,8 @@ def recommend(
     """Recommend how many adapters to serve, how many slots to reserve and which batch limits to set.
 
     The steady twin looks everywhere and proposes. The event twin plays what it proposes, walks to the nearest that
-    holds, and settles the answer with seeds that the search has not seen.
+    holds, and settles the answer with seeds that the search has not seen. Of traffic over time the peak window is
+    planned for, as if it lasted (`Workload.at_peak`).
 
     Args:
         workload: Adapters and traffic.
@@ -87,7 +90,7 @@ def recommend(
     """
     axes = {"max_num_batched_tokens": max_num_batched_tokens, "max_num_seqs": max_num_seqs}
     problem = Problem(
-        workload,
+        workload.at_peak(),
         calibration,
         objective or Objective(),
         {name: value for name, value in (settings or {}).items() if value is not None},
@@ -105,17 +108,18 @@ def recommend(
     played: Played | None = None
     if engine == "event":
         plays = Plays(problem, columns, first, count, progress)
-        found, refused = settle(problem, plays)
-        if found is None:
+        settled, refused = settle(problem, plays)
+        if settled is None:
             raise InfeasibleError(_closest(problem, join(refused) if refused else columns))
-        best = point_of(found, 0)
-        played = Played(tuple(plays.seeds), Candidate.from_columns(found)[0], found["error"].item(), len(refused))
+        best = point_of(settled, 0)
+        played = Played(tuple(plays.seeds), Candidate.from_columns(settled)[0], settled["error"].item(), len(refused))
     else:
         chosen = problem.choose(columns)
         if chosen is None:
             raise InfeasibleError(_closest(problem, columns))
         best = point_of(columns, chosen)
-    return _recommend(problem, columns, best, played)
+    found = _recommend(problem, columns, best, played)
+    return found if workload.over_time is None else replace(found, over_time=OverTime.of(workload, found.told))
 
 
 def _assess(problem: Problem, points: Sequence[Point]) -> Columns:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from lora_capacity.engines import ServerConfig, environment
 from lora_capacity.search.objective import Columns, Objective
 from lora_capacity.words import bottleneck, gibibytes, percent, plural, shown, spoken
-from lora_capacity.workload import Goodput
+from lora_capacity.workload import Goodput, Workload
 
 _COMPARED = {
     "throughput_tokens_per_s": "throughput",
@@ -163,6 +163,44 @@ class Played:
 
 
 @dataclass(frozen=True)
+class OverTime:
+    """What a plan for the peak of traffic over time leaves unused.
+
+    Attributes:
+        peak_start_s: Where the peak window begins.
+        peak_end_s: Where it ends.
+        peak_per_s: Requests per second of the adapters served and the base model in it.
+        mean_per_s: The same over the horizon.
+        unused: Share of the requests which the server could take over the horizon, each second as many as it keeps
+            its bounds with, that do not come.
+    """
+
+    peak_start_s: float
+    peak_end_s: float
+    peak_per_s: float
+    mean_per_s: float
+    unused: float
+
+    @classmethod
+    def of(cls, workload: Workload, told: Candidate) -> Self:
+        """Return what a plan leaves unused of a workload whose traffic changes over time."""
+        windows: Any = workload.over_time
+        rates = workload.rates_over_time(told.max_cpu_loras).sum(axis=1)
+        mean, peak = float(rates @ windows.lengths_s / workload.horizon_s), float(rates[workload.peak])
+        start_s, end_s = windows.edges_s[workload.peak : workload.peak + 2].tolist()
+        return cls(start_s, end_s, peak, mean, 1.0 - mean / (peak * max(told.critical_load, 1.0)))
+
+    @property
+    def words(self) -> str:
+        """What it says, in a sentence."""
+        return (
+            f"Planned for the peak, {self.peak_start_s:,.0f} to {self.peak_end_s:,.0f} s, with "
+            f"{shown(self.peak_per_s)} requests/s; on average {shown(self.mean_per_s)} arrive, and "
+            f"{percent(self.unused)} of what the server can take over the whole time goes unused."
+        )
+
+
+@dataclass(frozen=True)
 class Recommendation:
     """The configuration to run.
 
@@ -182,6 +220,7 @@ class Recommendation:
         counts: Configurations that the steady twin looked at, by verdict (`Neighbour.verdict`).
         warnings: What the user should know, one sentence each.
         played: What the event twin says of the recommended configuration; None if it was not asked.
+        over_time: What the peak that this is for leaves unused; None if traffic does not change over time.
     """
 
     calibration: str
@@ -199,6 +238,7 @@ class Recommendation:
     counts: Mapping[str, int]
     warnings: tuple[str, ...]
     played: Played | None = None
+    over_time: OverTime | None = None
 
     @property
     def engine(self) -> str:
@@ -219,6 +259,7 @@ class Recommendation:
     def explanation(self) -> tuple[str, ...]:
         """Why this configuration, in sentences."""
         return (
+            *([] if self.over_time is None else [self.over_time.words]),
             self._load_margin(),
             *self._as_played(),
             f"Memory: the KV cache holds {self.memory.kv_cache_tokens} tokens, {self.memory.spare_kv_cache_tokens} "
@@ -279,9 +320,10 @@ class Recommendation:
         fields of Candidate}, "margin": {"critical_load", "starving_probability", "limit_beyond", "kv_cache_tokens",
         "spare_kv_cache_tokens", "spare_bytes"}, "neighbours": [{"change", "verdict", "gain_tokens_per_s", "candidate":
         {Candidate}}], "runners_up": [{Candidate}], "looked_at": {verdict: count}, "server": {vLLM's names},
-        "serve_command", "serve_environment", "explanation": [sentences], "warnings": [sentences], "engine"}``, where
-        ``{Candidate}`` has the fields of `Candidate` by the steady twin; ``played`` is the event twin's, null if it was
-        not asked; ``client`` is told by the twin that decided.
+        "serve_command", "serve_environment", "explanation": [sentences], "warnings": [sentences], "engine",
+        "over_time": {OverTime} or null}``, where ``{Candidate}`` has the fields of `Candidate` by the steady twin and
+        ``{OverTime}`` those of `OverTime`; ``played`` is the event twin's, null if it was not asked; ``client`` is told
+        by the twin that decided.
         """
         best, told, played = self.best, self.told, self.played
         content = {
@@ -325,6 +367,7 @@ class Recommendation:
             "explanation": list(self.explanation),
             "warnings": list(self.warnings),
             "engine": self.engine,
+            "over_time": self.over_time and asdict(self.over_time),
         }
         plain: dict[str, Any] = _without_nan(content)
         return plain

@@ -5,6 +5,7 @@ from lora_capacity.workload.arrivals import Arrivals
 from lora_capacity.workload.columns import is_recording
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
+from lora_capacity.workload.over_time import Windows
 from lora_capacity.workload.requests import BASE_MODEL, Requests, Trace
 from lora_capacity.workload.run_lengths import RunLengths
 from lora_capacity.workload.workload import Workload
@@ -21,6 +22,7 @@ __all__ = [
     "Requests",
     "RunLengths",
     "Trace",
+    "Windows",
     "Workload",
     "is_recording",
 ]

@@ -2,7 +2,8 @@
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,6 +18,9 @@ MAX_ADAPTERS = 10**6
 
 MAX_RANK = 2**16
 """Largest rank taken for one; no layer of a served model is as wide."""
+
+IDLE_PER_S = 1e-9
+"""Rate of an adapter without requests for a time, one in thirty years: rates are above 0."""
 
 RANK = Number(minimum=1, maximum=MAX_RANK)
 SHARED = Number(minimum=0, maximum=MAX_TOKENS)
@@ -58,6 +62,14 @@ class Adapters(abc.ABC):
 
         Raises:
             InputError: If there are not so many adapters.
+        """
+
+    @abc.abstractmethod
+    def times(self, factors: FloatArray) -> Self:
+        """Return the same adapters with other rates.
+
+        Args:
+            factors: One for all, or one for each, ``[adapters]``; a rate of 0 becomes one that does not count.
         """
 
     def check_count(self, count: object) -> int:
@@ -141,6 +153,10 @@ class AdapterMix(Adapters):
         object.__setattr__(self, "rates_per_s", read_only(rates, np.float64))
         object.__setattr__(self, "ranks", read_only(ranks, np.int64))
 
+    def times(self, factors: FloatArray) -> Self:
+        """Return the same adapters with so many times their rates; all alike."""
+        return replace(self, rates_per_s=np.maximum(self.rates_per_s * factors, IDLE_PER_S))
+
     @property
     def max_count(self) -> None:
         """None: a mix goes round as often as needed."""
@@ -189,6 +205,10 @@ class AdapterList(Adapters):
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "rates_per_s", read_only(rates, np.float64))
         object.__setattr__(self, "ranks", read_only(ranks, np.int64))
+
+    def times(self, factors: FloatArray) -> Self:
+        """Return the same adapters with so many times their rates, all alike or each by itself."""
+        return replace(self, rates_per_s=np.maximum(self.rates_per_s * factors, IDLE_PER_S))
 
     @property
     def max_count(self) -> int:

@@ -18,13 +18,18 @@ from lora_capacity.workload.adapters import RANK, SHARED, AdapterList, AdapterMi
 from lora_capacity.workload.arrivals import MIN_CV, PROCESSES, Arrivals
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
-from lora_capacity.workload.recordings import TablePath, TraceSource, table_path
+from lora_capacity.workload.over_time import Windows, read_rates
+from lora_capacity.workload.recordings import TablePath, TraceSource, ranks_in_turn, table_path
 from lora_capacity.workload.requests import Trace
 
 _LIST_COLUMNS = {"adapter": Column("text"), "rank": Column("integer", minimum=1)}
 _SHARED_COLUMN = {"shared_prefix_tokens": Column("integer", required=False, minimum=0)}
 _RATE_COLUMN = {"rate_per_s": Column(minimum=0, exclusive=True)}
 _HISTOGRAM_COLUMNS = {"tokens": Column("integer", minimum=1), "weight": Column(minimum=0)}
+
+
+MAX_MULTIPLIER = 1e6
+"""Largest factor of `arrivals.profile`: with it the lowest rates become the highest that are taken."""
 
 
 def _trace(value: object) -> object:
@@ -48,15 +53,20 @@ class Mix(Model):
 
 
 class AdapterSource(Model):
-    """``adapters``: a mix or a list."""
+    """``adapters``: a mix, a list, or rates over time with ranks, their own or those of a list."""
 
     mix: Mix = ABSENT
     list: TablePath = ABSENT
+    rates: TablePath = ABSENT
+    ranks: Annotated[FloatArray, Numbers(RANK, whole=True)] = ABSENT
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if len(self.model_fields_set) != 1:
-            raise InputError("", self.given or "neither", "one of mix and list")
+        given = self.model_fields_set
+        if "rates" not in given and (len(given) != 1 or given == {"ranks"}):
+            raise InputError("", self.given or "neither", "one of mix, list and rates")
+        if "rates" in given and given not in ({"rates", "list"}, {"rates", "ranks"}):
+            raise InputError("", self.given, "rates with a list, or with ranks, in turn from the busiest adapter on")
         return self
 
     @property
@@ -118,6 +128,13 @@ class ArrivalProcess(Model):
 
     process: Annotated[Any, WithJsonSchema({"enum": list(PROCESSES)})] = "poisson"
     cv: _Tokens = 1.0
+    profile: Annotated[FloatArray, Numbers(Number(minimum=0, maximum=MAX_MULTIPLIER))] = ABSENT
+
+    @model_validator(mode="after")
+    def _some_traffic(self) -> Self:
+        if self.profile is not None and not self.profile.any():
+            raise InputError("profile", self.profile.tolist(), "at least one number > 0")
+        return self
 
 
 class LatencyBoundsMs(Model):
@@ -151,6 +168,8 @@ class WorkloadFile(Model):
         elif self.arrivals.process == "gamma" and "cv" not in self.arrivals.model_fields_set:
             remedy = "gamma needs a cv; 1 is Poisson, above 1 is bursty"
             raise InputError("arrivals.cv", None, "a number > 0", remedy)
+        elif self.arrivals.profile is not None and self.adapters.rates is not None:
+            raise InputError("arrivals.profile", "a list", "nothing beside adapters.rates, which change over time")
         return self
 
     def _check_beside_trace(self) -> None:
@@ -190,13 +209,40 @@ def _goodput(file: WorkloadFile) -> Goodput:
 
 def _sampled(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
     """Return the fields of a workload whose requests are drawn."""
-    return {
-        "adapters": _adapters(file.adapters, base_dir),
+    mean, fields = 1.0, dict[str, Any](horizon_s=file.horizon_s)
+    if file.arrivals.profile is not None:
+        fields["over_time"], mean = Windows.from_profile(file.arrivals.profile, file.horizon_s)
+    if file.adapters.rates is not None:
+        fields = _over_time(file, base_dir)
+    else:
+        fields["adapters"] = _adapters(file.adapters, base_dir).times(np.array([mean]))
+    return fields | {
         "input_tokens": _lengths("requests.input_tokens", file.requests.input_tokens, base_dir),
         "output_tokens": _lengths("requests.output_tokens", file.requests.output_tokens, base_dir),
-        "base_rate_per_s": file.base_model.rate_per_s,
+        "base_rate_per_s": file.base_model.rate_per_s * mean,
         "arrivals": Arrivals(file.arrivals.process, file.arrivals.cv),
-        "horizon_s": file.horizon_s,
+    }
+
+
+def _over_time(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
+    """Return the fields that follow from rates over time; adapters have their means."""
+    source, order, shared = file.adapters, None, None
+    if source.list is not None:
+        path = base_dir / source.list
+        table = _read_list(path, _LIST_COLUMNS | _SHARED_COLUMN)
+        order, shared = table["adapter"].tolist(), _shared(path, table)
+    horizon_s = file.horizon_s if "horizon_s" in file.model_fields_set else None
+    found = read_rates(base_dir / source.rates, order, horizon_s)
+    if order is None:
+        ranks = ranks_in_turn(source.ranks, len(found.names))
+    else:
+        rows = np.array([order.index(name) for name in found.names])
+        ranks, shared = table["rank"][rows].astype(np.int64), None if shared is None else shared[rows]
+    return {
+        "adapters": AdapterList(found.names, found.mean_per_s, ranks, shared),
+        "over_time": found.windows,
+        "horizon_s": float(found.windows.edges_s[-1]),
+        "assumptions": found.assumptions,
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from lora_capacity.errors import InputError, check_number
@@ -18,6 +18,7 @@ from lora_capacity.workload.arrivals import Arrivals
 from lora_capacity.workload.columns import MAX_ROWS
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
+from lora_capacity.workload.over_time import Windows
 from lora_capacity.workload.parsing import parse_workload
 from lora_capacity.workload.requests import BASE_MODEL, Requests
 
@@ -39,6 +40,8 @@ class Workload:
         max_pending: Most in-flight requests of all clients (one more enters as another completes), >= 1; None:
             unbounded.
         trace: Recorded requests that take the place of sampled ones.
+        over_time: How rates change over the horizon; rates of adapters and of the base model are then means. None:
+            they do not.
         goodput: Latency bounds of requests, and the share of requests that should keep them.
         shared_prefix_tokens: Tokens with which the prompts of an adapter, and those to the base model, begin alike; a
             shorter prompt is the beginning of them but for its last token. Adapters of a list may have numbers of
@@ -60,6 +63,7 @@ class Workload:
     horizon_s: float = S_PER_HOUR
     max_pending: int | None = None
     trace: Requests | None = None
+    over_time: Windows | None = None
     goodput: Goodput = field(default_factory=Goodput)
     shared_prefix_tokens: int = 0
     cached_share: float = 0.0
@@ -74,6 +78,9 @@ class Workload:
         if (self.arrivals.process == "trace") != (self.trace is not None):
             allowed = "trace" if self.trace is not None else "poisson, gamma"
             raise InputError("arrivals.process", self.arrivals.process, allowed, "trace goes with requests.trace")
+        if self.over_time is not None and not np.isclose(self.over_time.edges_s[-1], self.horizon_s, rtol=1e-6):
+            end_s = float(self.over_time.edges_s[-1])
+            raise InputError("horizon_s", self.horizon_s, f"{end_s:g}, the end of the traffic over time")
 
     def _check_prefix(self) -> None:
         name = "requests.shared_prefix_tokens"
@@ -164,6 +171,47 @@ class Workload:
             shared[:count] = own[:count]
         return shared
 
+    def lasting(self, times: float) -> Self:
+        """Return the workload with a horizon, and windows of traffic over time, so many times as long."""
+        windows = None if self.over_time is None else self.over_time.stretched(times)
+        return replace(self, horizon_s=self.horizon_s * times, over_time=windows)
+
+    def rates_over_time(self, adapters: int) -> Float[np.ndarray, "windows {adapters}+1"]:
+        """Return the requests per second of the first adapters, and last of the base model, in each window.
+
+        Without traffic over time there is one window, the horizon.
+        """
+        rates = np.append(self.adapters.deal(adapters)[0], self.base_rate_per_s)
+        if self.over_time is None:
+            return rates[np.newaxis]
+        factors = self.over_time.factors(adapters)
+        return np.asarray(rates * np.concatenate([factors, self.over_time.base_factor[:, np.newaxis]], axis=1))
+
+    @property
+    def peak(self) -> int:
+        """Number of the window in which most requests arrive, all adapters of a list together; 0 without windows."""
+        count = self.adapters.max_count or 1  # a mix changes all alike
+        return int(self.rates_over_time(count).sum(axis=1).argmax())
+
+    def at_peak(self) -> Self:
+        """Return the workload as it is in its peak window, for an hour, or as long as it lasts if that is less.
+
+        Without traffic over time that is the workload itself.
+        """
+        windows = self.over_time
+        if windows is None:
+            return self
+        rates, _ = self.adapters.deal(self.adapters.max_count or 1)
+        cv = float(windows.gaps_cv(rates, self.arrival_cv)[self.peak])
+        return replace(
+            self,
+            adapters=self.adapters.times(windows.factor[self.peak]),
+            base_rate_per_s=self.base_rate_per_s * float(windows.base_factor[self.peak]),
+            arrivals=self.arrivals if windows.cv is None else Arrivals("gamma", cv),
+            horizon_s=max(float(windows.lengths_s[self.peak]), min(self.horizon_s, S_PER_HOUR)),
+            over_time=None,
+        )
+
     def check_adapters(self, count: object) -> int:
         """Return a number of adapters A that this workload has.
 
@@ -180,8 +228,9 @@ class Workload:
         """Draw the requests of the first ``adapters`` adapters and of the base model over the horizon.
 
         Adapters are independent renewal processes with independent lengths, each with random streams of its own for
-        arrivals, prompts and outputs: more adapters or a longer horizon add requests and change none. A trace is
-        replayed: its requests for other adapters are left out and ``seed`` has no part.
+        arrivals, prompts and outputs: more adapters or a longer horizon add requests and change none. Where rates
+        change over time, see `Windows.sample`. A trace is replayed: its requests for other adapters are left out and
+        ``seed`` has no part.
 
         Args:
             adapters: Number of adapters A; 0 for the base model's requests alone.
@@ -224,7 +273,11 @@ class Workload:
         """Return the columns of ``Requests`` for one adapter (or the base model)."""
         seeds = np.random.SeedSequence(seed, spawn_key=(adapter - BASE_MODEL,)).spawn(3)
         arrival_rng, input_rng, output_rng = (np.random.default_rng(each) for each in seeds)
-        arrival_s = self.arrivals.sample(arrival_rng, rate_per_s, float(self.horizon_s))
+        if self.over_time is None:
+            arrival_s = self.arrivals.sample(arrival_rng, rate_per_s, float(self.horizon_s))
+        else:
+            own = None if adapter == BASE_MODEL else adapter
+            arrival_s = self.over_time.sample(arrival_rng, own, rate_per_s, self.arrivals)
         return (
             arrival_s,
             np.full(arrival_s.size, adapter),

@@ -24,7 +24,7 @@ from lora_capacity.search import (
 from lora_capacity.search.margin import capacity_error, load_factors
 from lora_capacity.search.objective import GOALS
 from lora_capacity.units import BYTES_PER_GIB
-from lora_capacity.workload import AdapterList, AdapterMix, Goodput, Workload
+from lora_capacity.workload import AdapterList, AdapterMix, Goodput, Windows, Workload
 from tests.examples import LENGTHS, LLAMA_8B, STAYS, make_calibration, make_scenarios
 
 GPU_80 = make_calibration()
@@ -450,3 +450,21 @@ def test_where_nothing_keeps_up_the_event_twin_says_so_too():
 def test_an_unknown_engine_is_refused():
     with pytest.raises(InputError, match=r"engine.*did you mean 'event'"):
         advise(BUSY, GPU_80, engine="events")
+
+
+def test_the_peak_is_planned_for_and_what_goes_unused_is_told():
+    windows, mean = Windows.from_profile([0.5, 2.0, 0.5, 1.0], 14_400.0)
+    assert mean == 1.0
+    changing = dataclasses.replace(BUSY, horizon_s=14_400.0, over_time=windows)
+    found, at_peak = advise(changing, GPU_80), advise(changing.at_peak(), GPU_80)
+    assert found.best == at_peak.best
+    assert at_peak.over_time is None
+    told = found.over_time
+    assert (told.peak_start_s, told.peak_end_s) == (3600, 7200)
+    offered = BUSY.adapters.deal(found.best.max_cpu_loras)[0].sum()
+    assert told.peak_per_s == pytest.approx(2 * offered)
+    assert told.mean_per_s == pytest.approx(offered)
+    # It could take the headroom times the peak all the time, and the mean comes, half the peak.
+    assert told.unused == pytest.approx(1 - 0.5 / found.told.critical_load)
+    assert "Planned for the peak, 3,600 to 7,200 s" in found.explanation[0]
+    assert json.loads(json.dumps(found.to_json()))["over_time"]["peak_start_s"] == 3600
