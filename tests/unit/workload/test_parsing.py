@@ -109,7 +109,10 @@ def test_a_list_beside_a_trace_gives_ranks_and_order(folder: Path) -> None:
             "adapters: 'an empty list' is not allowed; allowed: a mapping with the keys mix, list",
         ),
         (changed("adapters", {}), "adapters: 'neither' is not allowed; allowed: one of mix, list and rates"),
-        (changed("adapters.list", "list.csv"), "adapters: 'mix and list' is not allowed; allowed: one of mix, list and rates"),
+        (
+            changed("adapters.list", "list.csv"),
+            "adapters: 'mix and list' is not allowed; allowed: one of mix, list and rates",
+        ),
         (changed("adapters.mixed", {}), "adapters.mixed: .*; did you mean 'mix'"),
         (
             changed("adapters.mix", None),
