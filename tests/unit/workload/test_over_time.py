@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lora_capacity.errors import InputError
-from lora_capacity.workload import BASE_MODEL, Windows, Workload
+from lora_capacity.workload import BASE_MODEL, AdapterList, Windows, Workload
 
 LENGTHS = {"mean": 20, "std": 0, "min": 1, "max": 40}
 REQUESTS = {"input_tokens": LENGTHS, "output_tokens": LENGTHS}
@@ -17,6 +17,11 @@ RATES = "adapter,t_s,rate_per_s,cv\na,100,1,1\nb,100,4,\na,160,3,4\na,220,0,0\nb
 
 def workload(folder: Path = Path(), **keys: Any) -> Workload:
     return Workload.from_mapping({"adapters": MIX, "requests": REQUESTS, "horizon_s": 400} | keys, folder)
+
+
+def listed(asked: Workload) -> AdapterList:
+    assert isinstance(asked.adapters, AdapterList)
+    return asked.adapters
 
 
 def from_rates(folder: Path, text: str = RATES, **keys: Any) -> Workload:
@@ -54,8 +59,8 @@ def test_under_more_load_the_same_windows_hold_more() -> None:
 
 def test_rates_hold_until_the_next_row(tmp_path: Path) -> None:
     found = from_rates(tmp_path)
-    assert found.adapters.names == ("b", "a")
-    assert found.adapters.ranks.tolist() == [8, 16]
+    assert listed(found).names == ("b", "a")
+    assert listed(found).ranks.tolist() == [8, 16]
     assert found.horizon_s == 180
     assert found.over_time.edges_s.tolist() == [0, 60, 120, 180]
     np.testing.assert_allclose(found.rates_over_time(2), [[4, 1, 0], [4, 3, 0], [6, 0, 0]])
@@ -73,14 +78,14 @@ def test_a_horizon_cuts_rates_off_or_goes_on_with_the_last(tmp_path: Path) -> No
 def test_a_list_gives_ranks_and_order(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("adapter,rank,shared_prefix_tokens\nidle,8,1\na,32,5\nb,64,7\n")
     found = from_rates(tmp_path, adapters={"rates": "rates.csv", "list": "list.csv"})
-    assert found.adapters.names == ("a", "b")
-    assert found.adapters.ranks.tolist() == [32, 64]
+    assert listed(found).names == ("a", "b")
+    assert listed(found).ranks.tolist() == [32, 64]
     assert found.shared_prefixes(2).tolist() == [5, 7, 0]
 
 
 def test_columns_may_be_those_of_tenants(tmp_path: Path) -> None:
     tenants = RATES.replace("adapter,", "tenant,")
-    assert from_rates(tmp_path, tenants).adapters.names == ("b", "a")
+    assert listed(from_rates(tmp_path, tenants)).names == ("b", "a")
 
 
 def test_windows_have_a_burstiness_of_their_own(tmp_path: Path) -> None:
