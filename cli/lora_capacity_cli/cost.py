@@ -34,6 +34,9 @@ _COLUMNS = {
 }
 """Heads of the table and factors by figure; the time per token of a request is that between tokens here."""
 
+_NOTHING = 1e-4
+"""Share of a figure below which a difference is rounding."""
+
 _NO_BOUNDS: dict[str, Any] = {"goodput": (), "attainment": None}
 
 
@@ -154,5 +157,5 @@ def _spoken(each: dict[str, Any]) -> str:
 def _with_difference(value: float, difference: float | None, factor: float) -> str:
     if difference is None:
         return shown(value)
-    more = difference * factor
-    return f"{shown(value)} ({'+' if more >= 0 else '−'}{shown(abs(more))})"
+    more = 0.0 if abs(difference * factor) < _NOTHING * abs(value) else difference * factor
+    return f"{shown(value)} ({'−' if more < 0 else '+'}{shown(abs(more))})"

@@ -184,17 +184,24 @@ class CalibrationChoice:
     Attributes:
         name: Name or file of one there is.
         derived: Names of options and their values, what to derive one from; empty: none is derived.
+        specialized: Whether it is asked for servers with ``specialize_active_lora``.
     """
 
     name: str
     derived: tuple[tuple[str, Any], ...] = ()
+    specialized: bool = False
 
     def load(self) -> "Calibration":
         """Read or derive it.
 
         Raises:
-            InputError: If there is none of this name, or model, GPU or layout is not known.
+            InputError: If there is none of this name, model, GPU or layout is not known, or vLLM's version has no
+                such flag.
         """
+        found = self._load()
+        return found.specialized() if self.specialized else found
+
+    def _load(self) -> "Calibration":
         from lora_capacity import calibration
 
         if not self.derived:
@@ -265,10 +272,16 @@ def calibration_options(command: Command, *, derives: bool = True) -> Command:
     """
 
     @functools.wraps(command)
-    def with_choice(calibration: str, derived: Mapping[str, Any] | None = None, **given: Any) -> Any:
+    def with_choice(
+        calibration: str,
+        derived: Mapping[str, Any] | None = None,
+        specialize_active_lora: bool = False,
+        **given: Any,
+    ) -> Any:
         if derived:
             refuse_given(("calibration",), "--model and --gpu", "they derive one")
-        return command(**given, calibration=CalibrationChoice(calibration, tuple((derived or {}).items())))
+        choice = CalibrationChoice(calibration, tuple((derived or {}).items()), specialize_active_lora)
+        return command(**given, calibration=choice)
 
     named = click.option(
         "--calibration",
@@ -277,7 +290,12 @@ def calibration_options(command: Command, *, derives: bool = True) -> Command:
         show_default=True,
         help="Model, GPU and coefficients: one of `lora-capacity calibrations`, or a file written by `fit`.",
     )
-    decorated: Any = named(derivation_options(with_choice) if derives else with_choice)
+    specialize = click.option(
+        "--specialize-active-lora",
+        is_flag=True,
+        help="LoRA kernels cover the adapters in a step, not all slots (vLLM 0.16 on); step times are then derived.",
+    )
+    decorated: Any = named(specialize(derivation_options(with_choice)) if derives else with_choice)
     return decorated
 
 

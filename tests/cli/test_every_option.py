@@ -128,6 +128,7 @@ DERIVED: dict[str, Given | list[Given]] = {
     "--quantization": given("fp8", *ON_L40S),
     "--kv-cache-dtype": given("fp8", *ON_L40S),
     "--vllm-version": given("0.12.0", *ON_L40S),
+    "--specialize-active-lora": [given(None, *ON_L40S), refused()],
 }
 BOUNDS: dict[str, Given | list[Given]] = {
     "--goodput": [given("ttft:50"), refused("ttft:5", "--goodput", "ttft:6"), refused("itl:5"), refused("ttft=5")],

@@ -78,6 +78,16 @@ def test_defaults_and_flags(version: str) -> None:
     assert behaviour.lora_graph_captures == (2 if "cudagraph_specialize_lora: bool = True" in text else 1)
 
 
+def test_specialized_kernels_are_launched_over_the_counts_that_graphs_are_captured_for(version: str) -> None:
+    folder = VERSIONS[version] / "lora"
+    counts = (folder / "utils.py").read_text("utf-8")
+    told = "(n & (n - 1)) == 0 or n == max_loras + 1" in counts and "range(1, max_loras + 2)" in counts
+    assert VllmBehaviour.for_version(version).specializes_active_lora == told
+    for kernel in ("expand", "shrink") if told else ():
+        grid = (folder / "ops" / "triton_ops" / f"lora_{kernel}_op.py").read_text("utf-8")
+        assert re.search(r"grid = \([^=]*?NUM_SLICES,\s+num_active_loras", grid), kernel
+
+
 def test_memory_rules(version: str) -> None:
     behaviour, folder = VllmBehaviour.for_version(version), VERSIONS[version]
     estimate = re.search(r'ESTIMATE_CUDAGRAPHS", "(\d)"', (folder / "envs.py").read_text("utf-8"))

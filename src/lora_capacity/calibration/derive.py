@@ -119,9 +119,7 @@ class Target:
     @functools.cached_property
     def kernels(self) -> LoraKernels:
         """Launch grids of the LoRA kernels."""
-        return LoraKernels.of_model(
-            self.model, self.deployment.tensor_parallel_size, self.behaviour.packed_expand_outputs
-        )
+        return LoraKernels.of_server(self.model, self.deployment, self.behaviour)
 
     def coefficients(self, e: Mapping[str, float]) -> dict[str, float]:
         """Return the coefficients of the step and of loads that follow from the work, by name.

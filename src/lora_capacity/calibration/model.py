@@ -43,6 +43,10 @@ SCHEMA_VERSION = 2
 _OWN = ("model", "gpu", "vllm_version")
 """What the coefficients of a calibration are of, and cannot be changed without them."""
 
+_SPECIALIZED = (
+    "specialize_active_lora: step times with it are derived from the launch grids in vLLM's sources; none was measured"
+)
+
 RENAMED_IN_2 = {
     "listed_s": "lora_listing_s",
     "passed_over_s": "skipped_request_s",
@@ -131,12 +135,27 @@ class Calibration:
         Args:
             **settings: Values by setting name; names without a fitted range are ignored.
         """
-        return [
+        found = [
             f"{name} {settings[name]:g} lies outside {low:g} to {high:g}, which the calibration was fitted over: "
             "an extrapolation"
             for name, (low, high) in self.fitted_ranges.items()
             if name in settings and self.outside(**{name: settings[name]})
         ]
+        return [*found, _SPECIALIZED] if self.costs.kernels.specialized else found
+
+    def specialized(self) -> Self:
+        """Return the same of servers with ``specialize_active_lora``, whose LoRA kernels cover the adapters in a step.
+
+        Raises:
+            InputError: If the vLLM version has no such flag.
+        """
+        if not self.behaviour.specializes_active_lora:
+            allowed = f"off: vLLM {self.vllm_version} has no such flag"
+            raise InputError("--specialize-active-lora", "on", allowed, "it is for 0.16 and later")
+        deployment = dataclasses.replace(self.deployment, specialize_active_lora=True)
+        kernels = LoraKernels.of_server(self.model, deployment, self.behaviour)
+        costs: Costs = dataclasses.replace(self.costs, kernels=kernels)
+        return dataclasses.replace(self, deployment=deployment, costs=costs)
 
     def server(self, **settings: Any) -> ServerConfig:
         """Return a server's settings by vLLM's names, with the defaults of its version on this GPU for those not given.
@@ -239,8 +258,7 @@ class Calibration:
         del fields["schema_version"]
         coefficients, model = fields.pop("coefficients"), fields["model"]
         behaviour = VllmBehaviour.for_version(fields["vllm_version"], fields["device"])
-        gpus = fields["deployment"].tensor_parallel_size
-        kernels = LoraKernels.of_model(model, gpus, behaviour.packed_expand_outputs)
+        kernels = LoraKernels.of_server(model, fields["deployment"], behaviour)
         costs = Costs(**dict(coefficients), kernels=kernels, experts=ExpertRouting.of_model(model))
         return cls(costs=costs, **fields)
 

@@ -6,17 +6,26 @@ tokens of the step were its own; a block whose slot has no tokens there leaves a
 and a little more if its adapter has tokens elsewhere in the step. That is why slots cost time even when empty, and why
 the cost of a slot grows with the tokens in the step.
 
+With ``--specialize-active-lora`` (vLLM 0.16 on) the grids cover as many adapters as the step has, rounded up to a power
+of two, as CUDA graphs are captured for those numbers only; a step without adapters launches none.
+
 Source: the launch grids in ``vllm/lora/ops/triton_ops/lora_shrink.py`` and ``lora_expand.py`` of vLLM 0.8.5. The
 block sizes are those of that version; later versions tune them per GPU, which a calibration's ``kernel_block_s``
 absorbs.
 """
 
+import dataclasses
+from dataclasses import field
+
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from lora_capacity.engines import EngineBehaviour
+from lora_capacity.memory import Deployment
 from lora_capacity.models import ModelShape
 
 SMALL_STEP_TOKENS = 128
@@ -32,6 +41,13 @@ SHRINK_SPLITS_SMALL, SHRINK_SPLITS_LARGE = 64, 8
 """Parts of the shrink kernel's inner dimension in small and in large steps (``lora_shrink.py``, ``SPLIT_K``)."""
 
 
+_CAPTURED_COUNTS = tuple(2**power for power in range(13))
+"""Numbers of adapters that CUDA graphs are captured for, beside the slots and one, far beyond what has room."""
+
+_LEAST_ACTIVE = 1e-3
+"""Mean number of adapters in a step below which there are as good as none."""
+
+
 @struct.dataclass
 class LoraKernels:
     """The parts of the launch grid that the model's shape fixes; scalars.
@@ -40,17 +56,32 @@ class LoraKernels:
         layers: Transformer layers.
         expand_tiles: Blocks across the outputs of all adapted modules of a layer.
         shrink_slices: Adapted matrices in a layer; packed modules count once per slice (q, k and v are three).
+        specialized: Whether grids cover the adapters in the step (``--specialize-active-lora``), not the slots; static.
     """
 
     layers: ArrayLike
     expand_tiles: ArrayLike
     shrink_slices: ArrayLike
+    specialized: bool = field(metadata={"pytree_node": False}, default=False)
+
+    @classmethod
+    def of_server(cls, model: ModelShape, deployment: Deployment, behaviour: EngineBehaviour) -> "LoraKernels":
+        """Count the grid of a GPU of a server whose linear modules are all adapted, as vLLM reserves them.
+
+        Args:
+            model: Layer shapes.
+            deployment: How the model is laid out on GPUs.
+            behaviour: The vLLM version.
+        """
+        kernels = cls.of_model(model, deployment.tensor_parallel_size, behaviour.packed_expand_outputs)
+        specialized = deployment.specialize_active_lora and behaviour.specializes_active_lora
+        return dataclasses.replace(kernels, specialized=specialized)
 
     @classmethod
     def of_model(
         cls, model: ModelShape, tensor_parallel_size: int = 1, packed_expand_outputs: int = _EXPAND_BLOCK_OUTPUTS
     ) -> "LoraKernels":
-        """Count the grid of a model whose linear modules are all adapted, as vLLM reserves them.
+        """Count the grid of a model that covers all slots, by default that of vLLM 0.8.5 on one GPU.
 
         Args:
             model: Layer shapes.
@@ -104,6 +135,38 @@ def launched_blocks(
     expand = per_kernel * kernels.expand_tiles * expand_rows
     shrink = per_kernel * kernels.shrink_slices * rank_tiles * shrink_splits(small_share) * shrink_rows
     return jnp.asarray(expand), jnp.asarray(shrink)
+
+
+def slot_grids(
+    kernels: LoraKernels, *, max_loras: ArrayLike, adapters: ArrayLike, mean: bool = False
+) -> Float[Array, "*shape"]:
+    """Grids that a LoRA kernel is launched over: one a slot, and one for tokens without an adapter.
+
+    Specialized they are the least power of two, or the number for all slots, that is not below the adapters in a step:
+    ``Σ (min(next, slots + 1) − min(count, slots + 1)) · P(adapters > count)`` over the counts 0, 1, 2, 4, … , each with
+    the next. Tokens of the base model beside adapters, which count as one adapter more, are left out.
+
+    Source: ``get_captured_lora_counts`` in ``lora/utils.py``, ``LoRAKernelMeta.prepare_tensors`` in
+    ``lora/ops/triton_ops/lora_kernel_metadata.py``, vLLM 0.16 to 0.33.
+
+    Args:
+        kernels: The model's part of the grid.
+        max_loras: Adapter slots of the server; 0: it serves without LoRA and launches none.
+        adapters: Different adapters in the step, same shape.
+        mean: Whether ``adapters`` is a mean over steps, in which their number has a Poisson number's variance.
+    """
+    slots, active = jnp.asarray(max_loras), jnp.asarray(adapters)
+    whole = jnp.where(slots > 0, slots + 1.0, 0.0)
+    if not kernels.specialized:
+        return whole
+    grids = jnp.minimum(1.0, whole) * (-jnp.expm1(-active) if mean else jnp.where(active > 0, 1.0, 0.0))
+    spread = jnp.sqrt(jnp.maximum(active, _LEAST_ACTIVE))
+    for count in _CAPTURED_COUNTS:
+        above = (
+            jax.scipy.stats.norm.cdf((active - count - 0.5) / spread) if mean else jnp.where(active > count, 1.0, 0.0)
+        )
+        grids += (jnp.minimum(2 * count, whole) - jnp.minimum(count, whole)) * above
+    return grids
 
 
 def shrink_splits(small_share: ArrayLike) -> Float[Array, "*shape"]:

@@ -13,7 +13,14 @@ from jaxtyping import Float
 from lora_capacity.costs.coefficients import Coefficient, MakePrior, Prior, PriorBasis, coefficient, coefficients_of
 from lora_capacity.costs.experts import ExpertRouting
 from lora_capacity.costs.front_end import FrontEndCosts
-from lora_capacity.costs.kernels import SHRINK_SPLITS_SMALL, LoraKernels, is_small, launched_blocks, shrink_splits
+from lora_capacity.costs.kernels import (
+    SHRINK_SPLITS_SMALL,
+    LoraKernels,
+    is_small,
+    launched_blocks,
+    shrink_splits,
+    slot_grids,
+)
 from lora_capacity.models import ModelShape
 
 _PREFILL_SHARE_ON_TOP = 0.4
@@ -229,7 +236,7 @@ def step_time_s(
     decode_token · (tokens - prefill_tokens) + kv_token · kv_tokens + expand_block · expand_blocks + shrink_block ·
     shrink_blocks + adapters · (adapter + adapter_rank · max_lora_rank · splits / 64 + lora_listing · loaded) +
     skipped_request · skipped + queued_request · queued``, with ``max_loras + 1 + active_block_factor · adapters``
-    grids of blocks.
+    grids of blocks; where they are specialized `slot_grids` stand in the place of ``max_loras + 1``.
 
     A server without LoRA, which has no slots, has none of the terms of ``lora`` and of blocks.
 
@@ -265,7 +272,7 @@ def step_time_s(
     terms = step_terms(
         costs, tokens, loaded=loaded, max_loras=max_loras, max_lora_rank=max_lora_rank, small_share=small_share
     )
-    grids = launched_grids(costs, max_loras=max_loras, adapters=adapters)
+    grids = launched_grids(costs, max_loras=max_loras, adapters=adapters, mean=small_share is not None)
     return jnp.asarray(
         terms.fixed_s
         + _experts_s(costs, tokens, prefill_tokens, prompt_tokens)
@@ -320,8 +327,10 @@ def step_terms(
     )
 
 
-def launched_grids(costs: Costs, *, max_loras: ArrayLike, adapters: ArrayLike) -> Float[Array, "*shape"]:
-    """Return the grids of blocks that each LoRA kernel launches: one a slot, and one for tokens without an adapter.
+def launched_grids(
+    costs: Costs, *, max_loras: ArrayLike, adapters: ArrayLike, mean: bool = False
+) -> Float[Array, "*shape"]:
+    """Return the grids of blocks that each LoRA kernel launches (`lora_capacity.costs.kernels.slot_grids`).
 
     Those of adapters in the step count for more by ``active_block_factor``. A server without LoRA launches none.
 
@@ -329,9 +338,10 @@ def launched_grids(costs: Costs, *, max_loras: ArrayLike, adapters: ArrayLike) -
         costs: The coefficients.
         max_loras: Adapter slots of the server; 0: it serves without LoRA.
         adapters: Different adapters in the step.
+        mean: Whether that is a mean over steps.
     """
-    slots = jnp.asarray(max_loras)
-    return jnp.where(slots > 0, slots + 1.0 + costs.step.active_block_factor * adapters, 0.0)
+    grids = slot_grids(costs.kernels, max_loras=max_loras, adapters=adapters, mean=mean)
+    return jnp.where(grids > 0, grids + costs.step.active_block_factor * adapters, 0.0)
 
 
 def experts_time_s(costs: Costs, tokens: ArrayLike) -> Float[Array, "*shape"]:

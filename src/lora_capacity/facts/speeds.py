@@ -152,15 +152,17 @@ def _stacked(targets: Sequence[Target], coefficients: Sequence[Mapping[str, floa
         return np.array(list(values), np.float32)
 
     kernels = [target.kernels for target in targets]
-    grids = {
-        name: stack(getattr(each, name) for each in kernels) for name in ("layers", "expand_tiles", "shrink_slices")
-    }
+    grids = LoraKernels(
+        layers=stack(each.layers for each in kernels),
+        expand_tiles=stack(each.expand_tiles for each in kernels),
+        shrink_slices=stack(each.shrink_slices for each in kernels),
+    )
     # One expert that costs nothing where there are none.
     experts = ExpertRouting(
         stack(max(target.model.num_experts, 1) for target in targets),
         stack(target.model.experts_per_token for target in targets),
     )
-    return Costs.of_values(columns, LoraKernels(**grids), experts)
+    return Costs.of_values(columns, grids, experts)
 
 
 def _or(value: float, otherwise: float) -> float:

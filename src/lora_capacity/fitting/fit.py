@@ -107,7 +107,7 @@ def fit_calibration(
         fitted_ranges={},
         capacity_error=_CAPACITY_ERROR_WITHOUT_RUNS,
     )
-    kernels = LoraKernels.of_model(profile.model, packed_expand_outputs=draft.behaviour.packed_expand_outputs)
+    kernels = LoraKernels.of_server(profile.model, draft.deployment, draft.behaviour)
     draft = replace(draft, costs=replace(draft.costs, kernels=kernels))
     measured = None if runs is None else read_measured(Path(runs), draft)
     problem = _Problem(profile, measured, draft.costs)

@@ -1,6 +1,7 @@
 """Derived calibrations: work counted against shapes, scaling laws, what measurements change, files, refusals."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -170,6 +171,21 @@ class TestCalibration:
         for name in ("base_s", "kv_token_s", "adapter_s"):
             assert again.coefficients[name] == pytest.approx(known.coefficients[name], rel=0.01)
         assert again.capacity_error == min(each.capacity_error for each in MEASURED)
+
+    def test_specialized_servers_keep_their_coefficients_and_say_that_nobody_measured_them(self) -> None:
+        plain = derive_calibration("Qwen3-8B", "H100", vllm_version="0.33.0")
+        special = plain.specialized()
+        assert special.coefficients == plain.coefficients
+        assert special.costs.kernels.specialized
+        assert "--specialize-active-lora" in special.server(max_loras=4).serve_command("m")
+        graphs = [float(each.plan_memory(each.server(max_loras=4)).cuda_graph_bytes[0]) for each in (plain, special)]
+        assert graphs[1] > graphs[0]  # one for each number of adapters
+        assert [each for each in special.extrapolations() if "none was measured" in each]
+        assert not plain.extrapolations()
+        again = Calibration.from_json(json.loads(json.dumps(special.to_json())))
+        assert again.costs.kernels == special.costs.kernels
+        with pytest.raises(InputError, match=r"--specialize-active-lora: .* vLLM 0.8.5 has no such flag"):
+            MEASURED[0].specialized()
 
     def test_changing_what_a_calibration_is_of_is_refused(self) -> None:
         known = MEASURED[0]

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from lora_capacity.costs import LoraKernels
-from lora_capacity.costs.kernels import is_small, launched_blocks
+from lora_capacity.costs.kernels import is_small, launched_blocks, slot_grids
+from lora_capacity.engines import VllmBehaviour
+from lora_capacity.memory import Deployment
 from tests.examples import LLAMA_8B
 
+SPECIALIZED = LoraKernels(layers=32.0, expand_tiles=384.0, shrink_slices=7.0, specialized=True)
 KERNELS = LoraKernels(layers=32.0, expand_tiles=384.0, shrink_slices=7.0)
 
 
@@ -58,6 +61,38 @@ def test_arrays_broadcast_and_slopes_in_grids_and_tokens_are_the_tiles() -> None
     assert float(by_grid) == 32 * 384 * 4.5
     by_token = jax.grad(lambda tokens: launched_blocks(KERNELS, tokens, 8.0, 16, 0.0)[0])(256.0)
     assert float(by_token) == 32 * 8 * 384 / 64
+
+
+def test_specialized_grids_are_those_that_graphs_are_captured_for() -> None:
+    """For 1, 2, 4, … adapters and for all slots and one; a step without adapters launches none."""
+    active = np.arange(8.0)
+    for slots, expected in {
+        1: [0, 1, 2, 2, 2, 2, 2, 2],
+        4: [0, 1, 2, 4, 4, 5, 5, 5],
+        5: [0, 1, 2, 4, 4, 6, 6, 6],
+        64: [0, 1, 2, 4, 4, 8, 8, 8],
+    }.items():
+        np.testing.assert_array_equal(slot_grids(SPECIALIZED, max_loras=slots, adapters=active), expected)
+        np.testing.assert_array_equal(slot_grids(KERNELS, max_loras=slots, adapters=active), slots + 1)
+    for kernels in (KERNELS, SPECIALIZED):
+        assert float(slot_grids(kernels, max_loras=0, adapters=0.0)) == 0
+
+
+@pytest.mark.parametrize("mean", [0.2, 1.0, 3.0, 7.0, 20.0, 90.0])
+def test_specialized_grids_of_a_mean_are_the_mean_of_a_poisson_number(mean: float) -> None:
+    drawn = np.random.default_rng(1).poisson(mean, 20_000)
+    exact = float(slot_grids(SPECIALIZED, max_loras=100, adapters=np.minimum(drawn, 100)).mean())
+    assert float(slot_grids(SPECIALIZED, max_loras=100, adapters=mean, mean=True)) == pytest.approx(exact, rel=0.1)
+
+
+def test_kernels_of_a_server_follow_its_flags_and_version() -> None:
+    flags = Deployment(tensor_parallel_size=2, specialize_active_lora=True)
+    old, new = (
+        LoraKernels.of_server(LLAMA_8B, flags, VllmBehaviour.for_version(each)) for each in ("0.15.0", "0.33.0")
+    )
+    assert (old.specialized, new.specialized) == (False, True)
+    # A GPU of two has half of the outputs of q, k, v and gate, up, in tiles of 64; all of o and down, in tiles of 128.
+    assert old.expand_tiles == new.expand_tiles == 3 * 32 + 32 + 2 * 112 + 32
 
 
 def test_a_step_is_small_below_128_tokens() -> None:
