@@ -52,9 +52,10 @@ def steady_over_time(scenarios: Scenarios, workload: Workload, solve: Callable[[
     host: Any = scenarios.take(slice(None))
     shape, length_s = (host.status.size, len(windows)), windows.lengths_s
     each = _by_window(host, workload, windows)
-    own = busy = _Shaped(solve(each), shape)
+    solved = solve(each)
+    own = busy = _Shaped(solved, shape)
     offered = capacity = np.asarray(each.requests_per_s, np.float64).reshape(shape)
-    served = _served_per_s(own, offered, length_s)
+    served = served_per_s(solved, offered, length_s)
     queue = np.zeros((shape[0], shape[1] + 1))  # at the edges of windows
     if np.any(served < _KEPT_UP * offered):
         # A window with next to no requests works off a queue that is made up as the busiest window's.
@@ -63,20 +64,21 @@ def steady_over_time(scenarios: Scenarios, workload: Workload, solve: Callable[[
         rows = (np.arange(shape[0])[:, np.newaxis] * shape[1] + busiest).ravel()
         load = _OVERLOAD * most / np.take_along_axis(offered, busiest, axis=1)
         crowded = each.take(rows).scaled(load.ravel())
-        busy = _Shaped(solve(crowded), shape)
-        full = _served_per_s(busy, np.asarray(crowded.requests_per_s, np.float64).reshape(shape), length_s)
+        solved = solve(crowded)
+        busy = _Shaped(solved, shape)
+        full = served_per_s(solved, np.asarray(crowded.requests_per_s, np.float64).reshape(shape), length_s)
         capacity = np.maximum(full, served)
-        for window in range(shape[1]):
-            left = queue[:, window] + (offered[:, window] - capacity[:, window]) * length_s[window]
-            queue[:, window + 1] = np.maximum(left, 0.0)
+        passed = np.cumsum((offered - capacity) * length_s, axis=1)
+        queue[:, 1:] = passed - np.minimum(np.minimum.accumulate(passed, axis=1), 0.0)
     return _told(host, workload, own, busy, offered, capacity, queue)
 
 
-def _served_per_s(results: "_Shaped", offered: Floats, length_s: Floats) -> Floats:
-    """Return the requests per second that are completed or in service at the end."""
-    per_request = results["offered_tokens_per_s"] / offered
-    completed = results["throughput_tokens_per_s"] / per_request
-    return np.minimum(completed + results["mean_running"] / length_s, offered)
+def served_per_s(results: Any, offered: Floats, length_s: Floats) -> Floats:
+    """Return the requests per second that are completed or in service at the end, in the shape of those offered."""
+    per_request = np.asarray(results.offered_tokens_per_s, np.float64).reshape(offered.shape) / offered
+    completed = np.asarray(results.throughput_tokens_per_s, np.float64).reshape(offered.shape) / per_request
+    running = np.asarray(results.mean_running, np.float64).reshape(offered.shape)
+    return np.asarray(np.minimum(completed + running / length_s, offered))
 
 
 def windows_played(scenarios: Scenarios, results: Results, workload: Workload, load: ArrayLike) -> WindowDetails | None:

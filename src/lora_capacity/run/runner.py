@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.run.batches import Observation
+from lora_capacity.run.bursts import with_bursts
 from lora_capacity.run.events import LengthSample, run_events, source_of
 from lora_capacity.run.invariants import check_results
 from lora_capacity.run.over_time import steady_over_time, windows_in_series, windows_played
@@ -141,6 +142,8 @@ def _solved(calibration: Calibration, scenarios: Scenarios, traffic: Traffic, pr
         results = steady_over_time(scenarios, traffic, solve)
     else:
         results = solve(scenarios)
+        if isinstance(traffic, Workload) and traffic.trace is not None:
+            results = with_bursts(scenarios, traffic.trace, float(traffic.horizon_s), results, solve)
     check_results(scenarios, results)
     return results
 
