@@ -8,7 +8,7 @@ import pytest
 from lora_capacity.calibration import load_calibration
 from lora_capacity.run import simulate
 from lora_capacity.run.bursts import with_bursts
-from lora_capacity.scenarios import Results, Scenarios, build_scenarios
+from lora_capacity.scenarios import Scenarios, build_scenarios
 from lora_capacity.workload import AdapterMix, Arrivals, LengthDistribution, Requests, Workload
 
 CALIBRATION = load_calibration("llama-3.1-8b-instruct-h100-64gb")
@@ -54,7 +54,7 @@ def test_requests_that_come_evenly_wait_for_nothing_more() -> None:
         assert getattr(found, name) == pytest.approx(getattr(averages, name), rel=1e-6)
 
 
-def served(capacity_per_s: float, averages: Results) -> Any:
+def served(capacity_per_s: float, averages: Any) -> Any:
     """A twin of a server with a known capacity."""
 
     def solve(asked: Scenarios) -> Any:
