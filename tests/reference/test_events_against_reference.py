@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_capacity.engines import SchedulerRules, VllmBehaviour
+from lora_capacity.run.compiled import build_server as build_compiled
 from lora_capacity.run.requests import pack_requests
 from lora_capacity.scenarios import Scenarios
+from lora_capacity.twins.compiled import Server, simulate_server
 from lora_capacity.twins.events import RequestTables, simulate_events
 from lora_capacity.twins.events import state as engine
 from lora_capacity.twins.events.asynchronous import step_times
@@ -253,6 +255,49 @@ def twin_rows(
         if work.tokens[i] > 0
     ]
     return rows, state
+
+
+def compiled_server(
+    scenarios: Scenarios, tables: RequestTables, rules: SchedulerRules, host: int = ADAPTERS, rows: int = 0
+) -> Server:
+    """Return a server that the twin for processors has run, with so many adapters in host memory."""
+    scenario, own = jax.tree.map(lambda leaf: np.asarray(leaf)[0], (scenarios, tables))
+    server = build_compiled(COSTS, scenario, own, rules, rows=rows)
+    server.numbers["max_cpu_loras"] = host
+    assert simulate_server(server)
+    return server
+
+
+def rows_of(server: Server) -> list[Row]:
+    """Return the steps that it has written down."""
+    rows = server.rows[: server.numbers[0]["rows"]]
+    return [
+        Row(round(row["end_s"] / TICK_S), *(int(row[name]) for name in Row._fields if name != "end")) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("version", RULES)
+@settings(max_examples=200)
+@given(st.data())
+def test_same_steps_on_processors(version: str, data: st.DataObject) -> None:
+    size, caching = data.draw(st.sampled_from([1, 16, 32, 48, 128])), data.draw(st.booleans())
+    requests, config, max_pending = data.draw(workloads(RULES[version], size, caching))
+    case = requests, replace(config, max_cpu_loras=data.draw(st.integers(config.max_loras, ADAPTERS))), max_pending
+    expected, result = played(*case)
+    server = compiled_server(*laid_out(*case), RULES[version], case[1].max_cpu_loras, ITERATIONS)
+    rows = rows_of(server)
+    for i, (row, right) in enumerate(zip(rows, expected, strict=False)):
+        assert row == right, f"step {i}"
+    assert len(rows) == len(expected)
+    assert int(server.adapters["completed"].sum()) == len(case[0])
+    delays = result.first_token_s - result.sent_s
+    assert int(server.histograms[0].sum()) == delays.size
+    assert float(server.totals[0]["ttft_s"]) == pytest.approx(delays.sum(), rel=1e-9)
+    # Steps that are written down are run one by one, others several at a time.
+    forwarded = compiled_server(*laid_out(*case), RULES[version], case[1].max_cpu_loras)
+    for name in set(server.totals.dtype.names) - {"iterations"}:
+        assert float(forwarded.totals[0][name]) == pytest.approx(float(server.totals[0][name]), rel=1e-9), name
+    np.testing.assert_array_equal(forwarded.histograms, server.histograms)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 from lora_capacity.costs import LoadCosts
 from lora_capacity.errors import InputError
 from lora_capacity.run import simulate
+from lora_capacity.run.batches import Batches
 from lora_capacity.scenarios import Results, build_scenarios, table
 from lora_capacity.workload import AdapterMix, Arrivals, LengthDistribution, Requests, Workload
 from tests.examples import COSTS, make_calibration
@@ -27,6 +28,7 @@ def one_after_the_other(*adapters: int) -> Workload:
     )
 
 
+@pytest.mark.parametrize("engine", ["event", "reference"])
 @pytest.mark.parametrize(
     ("adapters", "settings", "disk_loads"),
     [
@@ -37,10 +39,12 @@ def one_after_the_other(*adapters: int) -> Workload:
         ((2, 1, 0, 1, 0, 2), {"max_cpu_loras": 2, "loaded_at_start": True}, 2),  # the last two of three are there
     ],
 )
-def test_disk_loads_counted_by_hand(adapters: tuple[int, ...], settings: dict[str, Any], disk_loads: int) -> None:
+def test_disk_loads_counted_by_hand(
+    adapters: tuple[int, ...], settings: dict[str, Any], disk_loads: int, engine: str
+) -> None:
     workload = one_after_the_other(*adapters)
     scenarios = build_scenarios(workload, CALIBRATION, 3, 1, **settings)
-    results = simulate(CALIBRATION, scenarios, workload, engine="reference")
+    results = simulate(CALIBRATION, scenarios, workload, engine=engine)
     assert int(results.events.disk_loads[0]) == disk_loads
 
 
@@ -95,7 +99,9 @@ def test_loaded_at_start_saves_the_first_loads() -> None:
     assert saved == pytest.approx(60 * 0.1 / 200, rel=0.25)
 
 
-def test_event_twin_refuses_what_it_does_not_know() -> None:
+def test_event_twin_on_an_accelerator_refuses_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Batches.plan
+    monkeypatch.setattr(Batches, "plan", lambda *given: dataclasses.replace(plan(*given), processors=False))
     short = dataclasses.replace(WORKLOAD, horizon_s=1.0)
     for settings, words in (
         (

@@ -1,8 +1,8 @@
 """Batches of configurations: which go together, how many fit into memory, and how one is run.
 
-On a CPU each core runs one configuration after the other: an iteration then does only what its server needs. On an
-accelerator a batch is run at once, and its loop goes on until its last server is done: servers with about as much to
-do go together. Sizes are rounded up, so that batches share what was compiled.
+On a CPU each core runs one configuration after the other, by the twin for processors. On an accelerator a batch is run
+at once, and its loop goes on until its last server is done: servers with about as much to do go together. Sizes are
+rounded up, so that batches share what was compiled.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from lora_capacity.workload import Requests
 WIDTH_ACCELERATOR = 4096
 """Most configurations that an accelerator runs at once: fewer use less of its vector units."""
 
-LONGEST_BATCH, BATCHES_PER_CORE = 64, 4
+LONGEST_BATCH, BATCHES_PER_CORE = 16, 4
 """Most configurations in a batch on a CPU, and batches that each core should get at least, for an even end."""
 
 WORTH_COMPILING, MOST_SIZES = 64, 4
@@ -66,6 +66,9 @@ _SUMMARY_BYTES = 20
 
 Source: what XLA plans for tables of 3,000 and 14,000 requests beyond tables and state."""
 
+_REQUEST_BYTES = 128
+"""Bytes per request on a CPU: as it is drawn, in the tables, and in the server; the rest of a server is small."""
+
 _COSTS: tuple[Any, ...] = (StepCosts, LoadCosts, LoraKernels)
 
 _OF_ADAPTERS = ("adapter_arrived", "adapter_completed", "adapter_worst_wait_s")
@@ -91,10 +94,6 @@ class Batch:
     requests: int
     adapters: int
     block_size: int
-
-    def pieces(self) -> list[NDArray[np.int64]]:
-        """Return the rows run at a time."""
-        return [self.rows[i : i + self.width] for i in range(0, self.rows.size, self.width)]
 
 
 @dataclass(frozen=True)
@@ -132,6 +131,7 @@ class Batches:
         memory_bytes: What they may take together.
         observation: What is told.
         longest_prefix: Blocks of the longest prefix that requests share.
+        processors: Whether cores run them, not an accelerator.
     """
 
     calibration: Calibration
@@ -144,14 +144,14 @@ class Batches:
     memory_bytes: float
     observation: Observation = Observation()
     longest_prefix: int = 0
+    processors: bool = True
 
     @classmethod
     def plan(
         cls, calibration: Calibration, host: Any, steady: Results, longest_output: int, observation: Observation
     ) -> Self:
         """Size configurations by what the steady twin says of them."""
-        devices = jax.local_devices()
-        on_cpu = devices[0].platform == "cpu"
+        on_cpu = jax.local_devices()[0].platform == "cpu"
         return cls(
             calibration,
             _most_requests(host, steady),
@@ -159,9 +159,10 @@ class Batches:
             np.array([_rounded(int(count) + 1) - 1 for count in host.class_count.sum(axis=1)]),
             np.asarray(host.block_size, dtype=np.int64),
             (1 << longest_output.bit_length()) - 1,
-            max(1, available_cores() // len(devices)) if on_cpu else 1,
+            available_cores() if on_cpu else 1,
             MEMORY_SHARE * free_memory_bytes(),
             observation,
+            processors=on_cpu,
         )
 
     @property
@@ -194,9 +195,9 @@ class Batches:
         while order.size:
             width, count, room = widest, together, common  # one shape is compiled once
             while not self._fits(width, room, adapters):
-                if count == _devices():
+                if count == self._devices:
                     raise self._too_large(order[:count], adapters)
-                count = max(count // 2, _devices())
+                count = max(count // 2, self._devices)
                 width, room = min(width, count), self._room(order[:count])
             batches.append(Batch(order[:count], width, room, adapters, int(self.block_size[order[0]])))
             order = order[count:]
@@ -217,16 +218,23 @@ class Batches:
 
     def _widest(self, configs: int) -> tuple[int, int]:
         """Return how many configurations to run at a time, and how many to put into a batch."""
-        share = configs / (self.at_once * _devices() * jax.process_count())
-        if jax.local_devices()[0].platform == "cpu":
-            return _devices(), _devices() * min(_power(share / BATCHES_PER_CORE), LONGEST_BATCH)
-        return (_devices() * min(_power(share), WIDTH_ACCELERATOR),) * 2
+        share = configs / (self.at_once * self._devices * jax.process_count())
+        if self.processors:
+            return (min(_power(share / BATCHES_PER_CORE), LONGEST_BATCH),) * 2
+        return (self._devices * min(_power(share), WIDTH_ACCELERATOR),) * 2
+
+    @property
+    def _devices(self) -> int:
+        """Devices that share a batch."""
+        return 1 if self.processors else jax.local_device_count()
 
     def _room(self, rows: NDArray[np.int64]) -> int:
         """Return a power of two of requests that all have room in, so that few shapes are compiled."""
         return max(_LAYOUT_STEP, 1 << int(self.most[rows].max(initial=0)).bit_length())
 
     def _bytes(self, requests: int, adapters: int) -> float:
+        if self.processors:
+            return _REQUEST_BYTES * requests
         return bytes_per_configuration(requests, adapters, self.longest_output, self.longest_prefix)
 
     def _too_large(self, rows: NDArray[np.int64], adapters: int) -> InputError:
@@ -244,27 +252,21 @@ class Batches:
         return dataclasses.replace(self, most=np.where(wanted, 2 * self.most, self.most))
 
     def run(self, batch: Batch, part: Scenarios, drawn: Drawn) -> tuple[Results, NDArray[np.bool_]]:
-        """Run a piece of a batch.
+        """Run a batch.
 
         Args:
             batch: The batch.
-            part: The piece's configurations.
+            part: Its configurations.
             drawn: Their requests.
 
         Returns:
             Their results, adapters in the order of their classes, and whether more requests were wanted than the
-            tables hold, which makes a result worthless, ``[piece]``.
+            tables hold, which makes a result worthless, ``[rows]``.
         """
         tables = drawn.tables
-        padded = _padded(tables, batch, self.longest_output)
-        caching = tables.longest_prefix, tables.cached_tokens is not None
-        simulate = compiled_twin(self.rules, batch.block_size, self.observation.samples)
-        warmup_s = np.float32(self.observation.warmup_s)
-        filled = _with_room_for_classes(part.filled_up(batch.width))
-        shape = self.rules, self.observation.samples, self.longest_output, filled.class_count.shape, padded.table.shape
-        with _compiled_once((*shape, *caching, batch.adapters, batch.block_size)):
-            found: Any = simulate(self.calibration.costs, warmup_s, filled, padded)
-        told, sent = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], found)
+        told, sent = (
+            self._run_on_cores(batch, part, drawn) if self.processors else self._run_at_once(batch, part, tables)
+        )
         too_few = drawn.too_few(told, sent, self.observation.warmup_s)
         results: Any = drawn.of_all_arrivals(told, self.observation.warmup_s)
         class_of = np.asarray(tables.class_of)
@@ -276,6 +278,34 @@ class Batches:
             **{name: self._by_adapter(getattr(results.events, name), by_class) for name in _OF_ADAPTERS},
         )
         return dataclasses.replace(results, events=details), too_few
+
+    def _run_on_cores(self, batch: Batch, part: Scenarios, drawn: Drawn) -> tuple[Any, NDArray[np.int32]]:
+        from lora_capacity.run.compiled import run_compiled  # Numba takes half a second to load
+
+        seen = self.observation
+        return run_compiled(
+            self.calibration.costs,
+            _with_room_for_classes(part),
+            _padded(drawn.tables, batch.adapters, drawn.tables.arrival.shape[1], self.longest_output),
+            drawn.keys,
+            self.rules,
+            warmup_s=seen.warmup_s,
+            samples=seen.samples,
+        )
+
+    def _run_at_once(self, batch: Batch, part: Scenarios, tables: RequestTables) -> tuple[Any, NDArray[np.int32]]:
+        padded = _edge(
+            _padded(tables, batch.adapters, batch.requests, self.longest_output), batch.width - len(part.status)
+        )
+        caching = tables.longest_prefix, tables.cached_tokens is not None
+        simulate = compiled_twin(self.rules, batch.block_size, self.observation.samples)
+        warmup_s = np.float32(self.observation.warmup_s)
+        filled = _with_room_for_classes(part.filled_up(batch.width))
+        shape = self.rules, self.observation.samples, self.longest_output, filled.class_count.shape, padded.table.shape
+        with _compiled_once((*shape, *caching, batch.adapters, batch.block_size)):
+            found: Any = simulate(self.calibration.costs, warmup_s, filled, padded)
+        told, sent = jax.tree.map(lambda values: np.asarray(values)[: len(part.status)], found)
+        return told, sent
 
     def _by_adapter(self, values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
         """Return values of adapters in another order, as wide as for the configuration with the most."""
@@ -305,10 +335,6 @@ def _with_room_for_classes(part: Scenarios) -> Scenarios:
     return wider
 
 
-def _devices() -> int:
-    return jax.local_device_count()
-
-
 def free_memory_bytes() -> float:
     """Return the memory that is free: of the devices together, or of this machine."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -336,7 +362,7 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int, l
     none = np.zeros(0, dtype=int)
     nobody = [Requests(none, none, none, none)]
     tables = pack_requests(scenario, nobody, [none], seed=None, longest_prefix=longest_prefix)
-    tables = _padded(tables, Batch(np.arange(1), 1, requests, adapters, BLOCK_SIZE), longest_output)
+    tables = _padded(tables, adapters, requests, longest_output)
     nothing: list[Any] = [kind(**{field.name: 0.0 for field in dataclasses.fields(kind)}) for kind in _COSTS]
     costs = Costs(step=nothing[0], loads=nothing[1], kernels=nothing[2])
     scenario, one = jax.tree.map(lambda leaf: leaf[0], (scenario, tables))
@@ -379,11 +405,10 @@ def expected_turns(host: Any, steady: Results) -> NDArray[np.float64]:
     return iterations
 
 
-def _padded(tables: RequestTables, batch: Batch, longest_output: int) -> RequestTables:
-    """Widen tables to the sizes of the batch, the base model behind its adapters."""
+def _padded(tables: RequestTables, adapters: int, requests: int, longest_output: int) -> RequestTables:
+    """Widen tables to so many adapters and requests, the base model behind the adapters."""
     host: Any = jax.tree.map(np.asarray, tables)
-    more = batch.adapters - host.rank.shape[1]
-    longer = batch.requests - host.arrival.shape[1]
+    more, longer = adapters - host.rank.shape[1], requests - host.arrival.shape[1]
     far = np.iinfo(np.int32).max
 
     def wide(values: NDArray[Any], fill: int, columns: int = more) -> NDArray[Any]:
@@ -391,8 +416,8 @@ def _padded(tables: RequestTables, batch: Batch, longest_output: int) -> Request
 
     table = np.pad(host.table, [(0, 0), (0, longer), (0, 0)])
     adapter = table[..., 0]
-    adapter[adapter == host.rank.shape[1]] = batch.adapters
-    padded = dataclasses.replace(
+    adapter[adapter == host.rank.shape[1]] = adapters
+    padded: Any = dataclasses.replace(
         host,
         arrival=wide(host.arrival, far, longer),
         table=table,
@@ -406,7 +431,7 @@ def _padded(tables: RequestTables, batch: Batch, longest_output: int) -> Request
     for name in ("shared_blocks", "cached_tokens"):
         if getattr(host, name) is not None:
             padded = dataclasses.replace(padded, **{name: wide(getattr(host, name), 0, longer)})
-    rows: RequestTables = _edge(padded, batch.width - len(host.arrival))
+    rows: RequestTables = padded
     return rows
 
 

@@ -174,7 +174,6 @@ def run_events(
         progress: See there.
     """
     host: Any = jax.tree.map(np.asarray, scenarios)
-    _check_host_memory(host)
     observation.check(host.horizon_s)
     classes = min(host.class_count.shape[1], _MOST_CLASSES)
     steady = run_steady(calibration, with_classes(host, classes), source.stays)
@@ -182,6 +181,8 @@ def run_events(
     host = host.without_cache()
     plan = Batches.plan(calibration, host, steady, source.longest_output, observation)
     batches = dataclasses.replace(plan, longest_prefix=source.longest_prefix)
+    if not batches.processors:
+        _check_host_memory(host)
     question = (
         calibration.costs,
         dataclasses.astuple(batches.rules),
@@ -211,15 +212,15 @@ def run_events(
 
 
 def _check_host_memory(host: Any) -> None:
-    """Refuse what the event twin does not know: host memory too small for all adapters, or full from the start."""
-    remedy = "ask the steady twin or the reference"
+    """Refuse what the event twin in JAX does not know: host memory too small for all adapters, or full at the start."""
+    remedy = "run it on a CPU, or ask the steady twin"
     if host.max_cpu_loras is not None:
         adapters = host.class_count.sum(axis=1)
         row = int(np.argmax(host.max_cpu_loras < adapters))
-        allowed = f">= {adapters[row]:.0f}, the adapters served, with the event twin"
+        allowed = f">= {adapters[row]:.0f}, the adapters served, with the event twin on an accelerator"
         raise InputError("max_cpu_loras", int(host.max_cpu_loras[row]), allowed, remedy)
     if host.loaded_at_start is not None:
-        raise InputError("loaded_at_start", True, "False with the event twin", remedy)
+        raise InputError("loaded_at_start", True, "False with the event twin on an accelerator", remedy)
 
 
 def _run_batch(batches: Batches, batch: Batch, host: Any, source: Source) -> Results:
@@ -227,22 +228,17 @@ def _run_batch(batches: Batches, batch: Batch, host: Any, source: Source) -> Res
 
     How many requests tables hold rests on what the steady twin sees completed, and that can be too few.
     """
-    pieces, ran_dry = [], []
-    for rows in batch.pieces():
-        part = host.take(rows)
-        piece, dry = batches.run(batch, part, source.draw(part, rows.tolist(), batches.most[rows]))
-        pieces.append(piece)
-        ran_dry.append(dry)
-    results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
-    again = np.concatenate(ran_dry)
+    rows = batch.rows
+    part = host.take(rows)
+    results, again = batches.run(batch, part, source.draw(part, rows.tolist(), batches.most[rows]))
     if not again.any():
         return results
-    wanted = np.isin(np.arange(batches.configs), batch.rows[again])
+    wanted = np.isin(np.arange(batches.configs), rows[again])
     longer = batches.with_longer_tables(wanted)
     parts = [(each.rows, _run_batch(longer, each, host, source)) for each in longer.cut(wanted)]
     if not again.all():
-        parts.append((batch.rows[~again], jax.tree.map(lambda leaf: leaf[~again], results)))
-    return _in_order(batch.rows, parts)
+        parts.append((rows[~again], jax.tree.map(lambda leaf: leaf[~again], results)))
+    return _in_order(rows, parts)
 
 
 def _in_order(rows: NDArray[np.int64], parts: Sequence[Part]) -> Results:

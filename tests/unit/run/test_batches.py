@@ -45,7 +45,7 @@ def test_every_configuration_is_in_one_batch_the_longest_first() -> None:
     rows = np.concatenate([batch.rows for batch in batches])
     assert sorted(rows.tolist()) == np.flatnonzero(wanted).tolist()
     assert plan.work[rows].tolist() == sorted(plan.work[wanted], reverse=True)
-    assert {(batch.width, batch.requests) for batch in batches} == {(1, batches[0].requests)}
+    assert {(batch.width, batch.requests) for batch in batches} == {(batches[0].rows.size, batches[0].requests)}
     assert max(batch.rows.size for batch in batches) <= 16
 
 
@@ -66,22 +66,18 @@ def test_configurations_of_one_block_size_go_together() -> None:
         assert set(block_size[batch.rows]) == {batch.block_size}
 
 
-@pytest.mark.parametrize(("configs", "largest"), [(1, 1), (3, 1), (10, 2), (60, 8), (500, 64), (5000, 64)])
+@pytest.mark.parametrize(("configs", "largest"), [(1, 1), (3, 1), (10, 2), (60, 8), (500, 16), (5000, 16)])
 def test_few_configurations_keep_all_cores_busy(configs: int, largest: int) -> None:
     plan = make_plan(most=np.full(configs, 4096), work=np.ones(configs), adapters=np.full(configs, 31))
     assert plan.cut(plan.work > 0)[0].rows.size == largest
 
 
-def test_a_batch_is_played_in_pieces() -> None:
-    batch = make_plan().cut(np.ones(100, dtype=bool))[0]
-    assert [piece.size for piece in batch.pieces()] == [1] * batch.rows.size
-    assert np.concatenate(batch.pieces()).tolist() == batch.rows.tolist()
-
-
-def test_batches_fit_into_the_memory() -> None:
+@pytest.mark.parametrize("processors", [True, False])
+def test_batches_fit_into_the_memory(processors: bool) -> None:
     most = np.where(np.arange(100) % 5, 4096, 2**17)
-    each = bytes_per_configuration(2**18, 31, 255)  # room for the next power of two
-    plan = make_plan(most=most, work=most.astype(float), memory_bytes=2.3 * each)
+    plan = make_plan(most=most, work=most.astype(float), processors=processors)
+    each = plan._bytes(2**18, 31)  # room for the next power of two
+    plan = dataclasses.replace(plan, memory_bytes=2.3 * each)
     assert sum(batch.rows.size for batch in plan.cut(most > 0)) == 100
     with pytest.raises(InputError, match="requests, which fill the memory"):
         dataclasses.replace(plan, memory_bytes=1.9 * each).cut(most > 0)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Shaped
 
+from lora_capacity.costs import FrontEndCosts
 from lora_capacity.scenarios.results import ClientView, EventDetails, Results, Series
 from lora_capacity.scenarios.scenarios import Scenarios
 from lora_capacity.status import Status
@@ -29,6 +30,7 @@ from lora_capacity.twins.events.state import (
     TPOT,
     TTFT,
     WAITING,
+    Flag,
     Number,
     Seconds,
     State,
@@ -36,79 +38,161 @@ from lora_capacity.twins.events.state import (
 from lora_capacity.twins.events.statistics import delay_histogram, place_among_bins
 
 
-def summarise(scenario: Scenarios, server: Server, s: State) -> Results:
-    """Divide one server's sums by what they are sums over, and blank what does not start.
+class Observed(NamedTuple):
+    """What was seen of one server within the horizon; whole numbers int32, times float32 seconds.
+
+    Attributes:
+        status: Status of its start-up, or `Status.STEP_LIMIT`.
+        observed_s: Time observed.
+        kv_blocks: KV blocks that requests could have.
+        sums: Integrals over time and sums of times, in the order of ``Statistics.sums``, ``[10]``.
+        counts: What happened, in the order of ``Statistics.counts``, ``[7]``.
+        kept_bounds: In the order of ``Statistics.kept_bounds``, ``[4]``.
+        most: Most running requests, adapters of a step and KV blocks in use, ``[3]``.
+        histograms: Requests by time to the first token, time of each later one, time to the last, ``[3, BINS]``.
+        arrived: Requests that arrived in the time observed.
+        unanswered: Requests sent without a first token at its end.
+        unanswered_s: How long they have waited, together.
+        unanswered_histogram: Requests by that, ``[BINS]``.
+        worst_wait_s: Longest wait of each adapter's requests, of those that still wait too, ``[adapters]``.
+        adapter_arrived: Requests of each adapter that arrived, ``[adapters]``.
+        adapter_completed: Those that have left, ``[adapters]``.
+        class_of: Class of each adapter, -1 for none, ``[adapters]``.
+        series: As of ``Statistics.series``, ``[samples, 7]``.
+        bottleneck: What ended admission in the latest step.
+        iterations: Iterations of the simulation's loop.
+    """
+
+    status: Number
+    observed_s: Seconds
+    kv_blocks: Number
+    sums: Float[Array, "10"]
+    counts: Int[Array, "7"]
+    kept_bounds: Int[Array, "4"]
+    most: Int[Array, "3"]
+    histograms: Shaped[Array, "3 bins"]
+    arrived: Number
+    unanswered: Number
+    unanswered_s: Seconds
+    unanswered_histogram: Float[Array, " bins"]
+    worst_wait_s: Float[Array, " adapters"]
+    adapter_arrived: Int[Array, " adapters"]
+    adapter_completed: Int[Array, " adapters"]
+    class_of: Int[Array, " adapters"]
+    series: Float[Array, "samples 7"]
+    bottleneck: Number
+    iterations: Number
+
+
+def observed(scenario: Scenarios, server: Server, s: State) -> Observed:
+    """Return what was seen of a server.
 
     Args:
-        scenario: The configuration, without an axis of configurations, as the results.
+        scenario: The configuration, without an axis of configurations.
         server: The server.
         s: Its state at the end.
     """
     r, requests = s.statistics, server.requests
-    observed_s = (server.horizon - server.warmup) * server.tick_s
-    status = jnp.where(s.overflow, Status.STEP_LIMIT, scenario.status)
-    told = status <= Status.OUTSIDE_CALIBRATION
-    requests_done, tokens, next_tokens, steps, host_loads, disk_loads, preemptions = r.counts
-    sums = jnp.where(told, r.sums, jnp.nan)
-    mean = sums * (1.0 / observed_s)
-    nan = jnp.where(told, 0.0, jnp.nan)
-    arrived, completed = requests.arrived, _completed(server, s)
-    first, later, whole = r.histogram.reshape(3, -1)
+    arrived = ((requests.arrival >= server.warmup) & (requests.arrival < server.horizon)).sum()
     unanswered = _unanswered(server, s)
-    ttft_s, ttft_at_least = _quantiles_s(first, unanswered)
+    return Observed(
+        status=jnp.where(s.overflow, Status.STEP_LIMIT, scenario.status),
+        observed_s=(server.horizon - server.warmup) * server.tick_s,
+        kv_blocks=server.kv_blocks,
+        sums=r.sums,
+        counts=r.counts,
+        kept_bounds=r.kept_bounds,
+        most=r.most,
+        histograms=r.histogram.reshape(3, -1),
+        arrived=arrived,
+        unanswered=unanswered.number,
+        unanswered_s=unanswered.waited_s,
+        unanswered_histogram=unanswered.histogram,
+        worst_wait_s=_worst_wait_s(server, s),
+        adapter_arrived=requests.arrived,
+        adapter_completed=_completed(server, s),
+        class_of=requests.class_of,
+        series=r.series,
+        bottleneck=r.bottleneck,
+        iterations=r.iterations,
+    )
+
+
+def summarise(scenario: Scenarios, front_end: FrontEndCosts, o: Observed) -> Results:
+    """Divide one server's sums by what they are sums over, and blank what does not start.
+
+    Args:
+        scenario: The configuration, without an axis of configurations, as the results.
+        front_end: What clients see besides.
+        o: What was seen of the server.
+    """
+    told = o.status <= Status.OUTSIDE_CALIBRATION
+    requests_done, tokens, next_tokens, steps, host_loads, disk_loads, preemptions = o.counts
+    sums = jnp.where(told, o.sums, jnp.nan)
+    mean = sums * (1.0 / o.observed_s)
+    nan = jnp.where(told, 0.0, jnp.nan)
+    first, later, whole = o.histograms
+    waits = o.unanswered_histogram
+    ttft_s, ttft_at_least = _quantiles_s(first, waits)
     tpot_s, _ = _quantiles_s(later)
-    e2e_s, e2e_at_least = _quantiles_s(whole * (requests_done / jnp.maximum(whole.sum(), 1)), unanswered)
-    max_running, max_adapters, max_blocks = r.most
+    e2e_s, e2e_at_least = _quantiles_s(whole * (requests_done / jnp.maximum(whole.sum(), 1)), waits)
+    max_running, max_adapters, max_blocks = o.most
     offered_per_s = (scenario.class_count * scenario.class_rate_per_s).sum() + scenario.base_rate_per_s
-    member = requests.class_of[:, None] == jnp.arange(scenario.class_count.shape[0])
-    class_arrived, class_completed = ((count[:, None] * member).sum(axis=0) for count in (arrived, completed))
+    member = o.class_of[:, None] == jnp.arange(scenario.class_count.shape[0])
+    class_arrived, class_completed = (
+        (count[:, None] * member).sum(axis=0) for count in (o.adapter_arrived, o.adapter_completed)
+    )
     events = EventDetails(
         ttft_quantiles_s=ttft_s + nan,
         tpot_quantiles_s=tpot_s + nan,
         e2e_quantiles_s=e2e_s + nan,
-        quantile_requests=jnp.stack([first.sum() + unanswered.number, later.sum(), whole.sum()]).astype(jnp.int32),
-        unanswered=unanswered.number,
+        quantile_requests=jnp.stack([first.sum() + o.unanswered, later.sum(), whole.sum()]).astype(jnp.int32),
+        unanswered=o.unanswered,
         ttft_at_least=ttft_at_least,
         e2e_at_least=e2e_at_least,
-        adapter_worst_wait_s=_worst_wait_s(server, s) + nan,
+        adapter_worst_wait_s=o.worst_wait_s + nan,
         max_running=max_running,
         max_adapters=max_adapters,
-        max_kv_usage=max_blocks / server.kv_blocks + nan,
-        adapter_arrived=arrived,
-        adapter_completed=completed,
+        max_kv_usage=max_blocks / o.kv_blocks + nan,
+        adapter_arrived=o.adapter_arrived,
+        adapter_completed=o.adapter_completed,
         disk_loads=disk_loads,
         preemptions=preemptions,
         steps=steps,
         compute_share=mean[COMPUTING],
         scheduling_share=mean[SCHEDULING],
         load_share=mean[LOADING],
-        iterations=r.iterations,
-        series=_series(server, s),
+        iterations=o.iterations,
+        series=_series(o),
+    )
+    bounds = scenario.bounds
+    max_ttft_s, max_tpot_s, max_e2el_s = (
+        [jnp.asarray(jnp.inf, jnp.float32)] * 3 if bounds is None else (bounds.ttft_s, bounds.tpot_s, bounds.e2el_s)
     )
     results = Results(
-        throughput_tokens_per_s=tokens / observed_s + nan,
+        throughput_tokens_per_s=tokens / o.observed_s + nan,
         offered_tokens_per_s=offered_per_s * (scenario.mean_input_tokens + scenario.mean_output_tokens),
-        completed_per_s=requests_done / observed_s + nan,
+        completed_per_s=requests_done / o.observed_s + nan,
         class_service=jnp.where(class_arrived > 0, class_completed / class_arrived, jnp.nan) + nan,
         mean_running=mean[RUNNING],
         mean_waiting=mean[WAITING],
         step_time_s=(sums[COMPUTING] + sums[LOADING]) / steps,
         itl_s=sums[STREAMING] / next_tokens,
         tpot_s=sums[TPOT] / later.sum(),
-        ttft_s=(sums[TTFT] + unanswered.waited_s) / (first.sum() + unanswered.number),
+        ttft_s=(sums[TTFT] + o.unanswered_s) / (first.sum() + o.unanswered),
         answered_ttft_s=sums[TTFT] / first.sum(),
-        attainment=_attainment(server, s) + nan,
+        attainment=_attainment(o, jnp.isfinite(max_tpot_s) | jnp.isfinite(max_e2el_s)) + nan,
         active_adapters=mean[ADAPTERS],
-        kv_usage=mean[KV_BLOCKS] / server.kv_blocks,
-        loads_per_s=host_loads / observed_s + nan,
+        kv_usage=mean[KV_BLOCKS] / o.kv_blocks,
+        loads_per_s=host_loads / o.observed_s + nan,
         client=ClientView(ttft_s=nan, tpot_s=nan, itl_s=nan),
-        limit=r.bottleneck,
-        status=status,
+        limit=o.bottleneck,
+        status=o.status,
         events=events,
     )
-    client = seen_by_clients(server.costs.front_end, scenario, results)
+    client = seen_by_clients(front_end, scenario, results)
     later_s = client.ttft_s - results.answered_ttft_s
-    still = _still_within(first, server.max_ttft_s, later_s) * _still_within(whole, server.max_e2el_s, later_s)
+    still = _still_within(first, max_ttft_s, later_s) * _still_within(whole, max_e2el_s, later_s)
     seen: Results = dataclasses.replace(results, client=client, attainment=results.attainment * still)
     return seen
 
@@ -121,9 +205,9 @@ def _worst_wait_s(server: Server, s: State) -> Float[Array, " adapters"]:
     return (jnp.maximum(s.statistics.worst_wait, waits) * server.tick_s)[:-1]
 
 
-def _series(server: Server, s: State) -> Series:
+def _series(o: Observed) -> Series:
     """Means between samples, from what had added up by each."""
-    summed = jax.lax.cummax(s.statistics.series, axis=0)
+    summed = jax.lax.cummax(o.series, axis=0)
     grown = jnp.diff(summed, axis=0, prepend=jnp.zeros_like(summed[:1]))
     time_s, *rest = grown.T
     running, waiting, kv_blocks, adapters, completed, tokens = (
@@ -133,7 +217,7 @@ def _series(server: Server, s: State) -> Series:
         end_s=summed[:, 0],
         running=running,
         waiting=waiting,
-        kv_usage=kv_blocks / server.kv_blocks,
+        kv_usage=kv_blocks / o.kv_blocks,
         active_adapters=adapters,
         completed_per_s=completed,
         throughput_tokens_per_s=tokens,
@@ -179,18 +263,19 @@ def _unanswered(server: Server, s: State) -> _Unanswered:
     return _Unanswered(number, histogram, total_s)
 
 
-def _attainment(server: Server, s: State) -> Float[Array, ""]:
+def _attainment(o: Observed, bounded: Flag) -> Float[Array, ""]:
     """Share of arriving requests that keep all bounds.
 
     First tokens are all counted; whether a request whose first token came in time keeps the other bounds too is told by
-    the traced ones.
+    those that have ended.
+
+    Args:
+        o: What was seen.
+        bounded: Whether there are other bounds.
     """
-    _, prompt, traced, good = s.statistics.kept_bounds
-    arrival = server.requests.arrival
-    arrived = ((arrival >= server.warmup) & (arrival < server.horizon)).sum()
-    bounded = jnp.isfinite(server.max_tpot_s) | jnp.isfinite(server.max_e2el_s)
+    _, prompt, traced, good = o.kept_bounds
     unknown = jnp.where(bounded & (prompt > 0), jnp.nan, 1.0)
-    return jnp.minimum(prompt / arrived, 1.0) * jnp.where(traced > 0, good / traced, unknown)
+    return jnp.minimum(prompt / o.arrived, 1.0) * jnp.where(traced > 0, good / traced, unknown)
 
 
 def _still_within(histogram: Int[Array, " bins"], bound_s: Seconds, later_s: Seconds) -> Seconds:
@@ -206,14 +291,14 @@ def _still_within(histogram: Int[Array, " bins"], bound_s: Seconds, later_s: Sec
 
 
 def _quantiles_s(
-    histogram: Shaped[Array, " bins"], unanswered: _Unanswered | None = None
+    histogram: Shaped[Array, " bins"], waits: Float[Array, " bins"] | None = None
 ) -> tuple[Float[Array, "3"], Bool[Array, "3"]]:
     """50, 95 and 99 % quantile at the middle of their bins, and whether they are lower bounds.
 
     They are where it matters how much longer the unanswered requests will wait than they have.
     """
     shares = jnp.array([0.5, 0.95, 0.99])
-    least = histogram if unanswered is None else histogram + unanswered.histogram
+    least = histogram if waits is None else histogram + waits
     wanted = shares * least.sum()
     places = [jnp.sum(jnp.cumsum(each)[:, None] < wanted, axis=0) for each in (least, histogram)]
     value_s = SHORTEST_S * 2.0 ** ((places[0] + 0.5) / BINS_PER_DOUBLING)

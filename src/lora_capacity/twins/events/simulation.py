@@ -27,7 +27,7 @@ from lora_capacity.twins.events.fast_forward import fast_forward
 from lora_capacity.twins.events.kv_cache import BLOCK_SIZE, KvCache
 from lora_capacity.twins.events.prefix_cache import no_prefixes
 from lora_capacity.twins.events.requests import RequestTables
-from lora_capacity.twins.events.results import summarise
+from lora_capacity.twins.events.results import observed, summarise
 from lora_capacity.twins.events.scheduler import arrange, send
 from lora_capacity.twins.events.server import Server, build_server
 from lora_capacity.twins.events.state import (
@@ -139,7 +139,7 @@ def _simulate_one(
         return fast_forward(server, s) if forwards else s
 
     state: State = jax.lax.while_loop(lambda s: on_any(alive(s)), body, start)
-    return summarise(scenario, server, state), state.clients
+    return summarise(scenario, costs.front_end, observed(scenario, server, state)), state.clients
 
 
 def alive(s: State) -> Flag:
