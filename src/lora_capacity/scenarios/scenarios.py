@@ -389,7 +389,7 @@ def extrapolations(
         adapters: Adapters that it serves; None: ``max_cpu_loras`` of them.
     """
     served = server.max_cpu_loras if adapters is None else adapters
-    rates_per_s = workload.adapters.deal(served)[0] if served else np.zeros(0)
+    rates_per_s, _ = workload.adapters.deal(served)
     requests_per_s = float(rates_per_s.sum() + workload.base_rate_per_s)
     settings = {name: getattr(server, name) for name in ("max_loras", *_VARYING)} | {"adapters": served}
     if not server.enable_lora:

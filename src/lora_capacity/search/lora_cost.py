@@ -68,7 +68,7 @@ def lora_cost(
       former where the workload has one more.
 
     Requests of one adapter or of the base model come in one stream: where arrivals are not Poisson, that is burstier
-    than the streams of many.
+    than the streams of many. Of traffic that changes over time it is told as in its peak window.
 
     Args:
         workload: Adapters and traffic.
@@ -83,6 +83,7 @@ def lora_cost(
     Raises:
         InputError: If a setting is not allowed, or there are fewer adapters.
     """
+    workload = workload.at_peak()
     rates_per_s, ranks = workload.adapters.deal(adapters)
     total_per_s = float(rates_per_s.sum())
     prefixes = workload.shared_prefixes(adapters)[:-1]

@@ -55,7 +55,7 @@ class Adapters(abc.ABC):
         """Return rates and ranks of the first ``count`` adapters.
 
         Args:
-            count: A, from 1 to ``max_count``.
+            count: A, from 0 to ``max_count``.
 
         Returns:
             Request rates per second, float64 ``[count]``, and ranks, int64 ``[count]``.
@@ -164,7 +164,7 @@ class AdapterMix(Adapters):
 
     def deal(self, count: int) -> tuple[Float[np.ndarray, " adapters"], Int[np.ndarray, " adapters"]]:
         """Return rates per second, float64 ``[count]``, and ranks, int64 ``[count]``, of the first adapters."""
-        index = np.arange(self.check_count(count))
+        index = np.arange(self.check_count(count) if count else 0)
         return self.rates_per_s[index % self.rates_per_s.size], self.ranks[index % self.ranks.size]
 
 
@@ -217,7 +217,7 @@ class AdapterList(Adapters):
 
     def deal(self, count: int) -> tuple[Float[np.ndarray, " adapters"], Int[np.ndarray, " adapters"]]:
         """Return rates per second, float64 ``[count]``, and ranks, int64 ``[count]``, of the first adapters."""
-        count = self.check_count(count)
+        count = self.check_count(count) if count else 0
         return self.rates_per_s[:count], self.ranks[:count]
 
 

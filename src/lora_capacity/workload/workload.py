@@ -247,7 +247,7 @@ class Workload:
         seed = int(check_number("seed", seed, minimum=0, integer=True))
         if self.trace is not None:
             return self._with_prefixes(self.trace.select(self.trace.adapter < count), count)
-        rates_per_s = self.adapters.deal(count)[0] if count else np.zeros(0)
+        rates_per_s, _ = self.adapters.deal(count)
         total = (float(rates_per_s.sum()) + self.base_rate_per_s) * self.horizon_s
         if total > MAX_REQUESTS:
             most_s = f"{self.horizon_s * MAX_REQUESTS / total:.3g}"

@@ -69,3 +69,18 @@ def test_the_reference_finds_the_same_differences() -> None:
         assert found[name].figures["itl_s"] == pytest.approx(itl_s[name], rel=0.06)
     for name, other in (("one_adapter", "base_model"), ("idle_slots", "one_adapter")):
         assert found[name].difference["itl_s"] == pytest.approx(itl_s[name] - itl_s[other], rel=0.15)
+
+
+def test_traffic_over_time_is_told_as_in_its_busiest_window() -> None:
+    calibration = make_calibration()
+    changing = {
+        "adapters": {"mix": {"rates_per_s": [0.6, 0.2], "ranks": [8, 16]}},
+        "requests": {f"{kind}_tokens": {"mean": 100, "std": 80, "min": 1, "max": 400} for kind in ("input", "output")},
+        "arrivals": {"profile": [0.5, 1.5]},
+        "horizon_s": 7200,
+    }
+    constant = changing | {"adapters": {"mix": {"rates_per_s": [0.9, 0.3], "ranks": [8, 16]}}, "horizon_s": 3600}
+    del constant["arrivals"]
+    over_time, peak = (lora_cost(Workload.from_mapping(each), calibration, 6, 6) for each in (changing, constant))
+    for told, expected in zip(over_time, peak, strict=True):
+        assert told.figures == pytest.approx(dict(expected.figures), rel=1e-4)

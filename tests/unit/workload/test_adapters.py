@@ -44,8 +44,6 @@ def test_max_rank_is_of_the_first_adapters() -> None:
     ("adapters", "count", "message"),
     [
         (LIST, 4, r"adapters: 4 is not allowed; allowed: 1 to 3 \(the adapter list has 3\)"),
-        (LIST, 0, r"adapters: 0 is not allowed; allowed: 1 to 3 \(the adapter list has 3\)"),
-        (MIX, 0, "adapters: 0 is not allowed; allowed: 1 to 1000000"),
         (MIX, -1, "adapters: -1 is not allowed"),
         (MIX, 2.5, "adapters: 2.5 is not allowed"),
         (MIX, 10**9, "adapters: 1000000000 is not allowed"),
@@ -63,6 +61,14 @@ def test_numbers_of_adapters_that_there_are_not(adapters: Adapters, count: objec
         if ask in (adapters.check_count, adapters.deal) or not isinstance(count, str):
             with pytest.raises(InputError, match=message):
                 ask(count)
+
+
+@pytest.mark.parametrize("adapters", [LIST, MIX])
+def test_no_adapters_have_neither_rates_nor_classes(adapters: Adapters) -> None:
+    assert [values.size for values in adapters.deal(0)] == [0, 0]
+    for ask in (adapters.check_count, lambda count: adapters.classes([1, count])):
+        with pytest.raises(InputError, match="adapters: 0 is not allowed; allowed: 1 to "):
+            ask(0)
 
 
 def test_no_number_of_adapters_is_an_error() -> None:
