@@ -16,6 +16,7 @@ absorbs.
 
 import dataclasses
 from dataclasses import field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,7 @@ def launched_blocks(
     grids: ArrayLike,
     max_lora_rank: ArrayLike,
     small_share: ArrayLike | None = None,
+    rows: "MeanRows | None" = None,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Thread blocks launched by the LoRA kernels in one step.
 
@@ -120,20 +122,24 @@ def launched_blocks(
         max_lora_rank: Rank that the slots are reserved for, same shape.
         small_share: Share of steps with fewer than 128 tokens when ``tokens`` is a mean over steps; the ceilings are
             then replaced by their means. None for the tokens of one actual step.
+        rows: What is known of steps whose tokens vary less than evenly; ``small_share`` is then not asked for.
 
     Returns:
         Number of expand and of shrink blocks, each of the same shape.
     """
     tokens = jnp.asarray(tokens)
-    if small_share is None:
-        expand_rows, shrink_rows = jnp.ceil(tokens / _EXPAND_BLOCK_TOKENS), jnp.ceil(tokens / _SHRINK_BLOCK_TOKENS)
-        small_share = is_small(tokens)
+    if rows is not None:
+        expand_rows, shrink_rows = rows.expand, rows.split_shrink
+    elif small_share is None:
+        expand_rows = jnp.ceil(tokens / _EXPAND_BLOCK_TOKENS)
+        shrink_rows = shrink_splits(is_small(tokens)) * jnp.ceil(tokens / _SHRINK_BLOCK_TOKENS)
     else:
-        expand_rows, shrink_rows = tokens / _EXPAND_BLOCK_TOKENS + 0.5, tokens / _SHRINK_BLOCK_TOKENS + 0.5
+        expand_rows = tokens / _EXPAND_BLOCK_TOKENS + 0.5
+        shrink_rows = shrink_splits(small_share) * (tokens / _SHRINK_BLOCK_TOKENS + 0.5)
     rank_tiles = jnp.ceil(jnp.asarray(max_lora_rank) / _SHRINK_BLOCK_RANKS)
     per_kernel = kernels.layers * jnp.asarray(grids)
     expand = per_kernel * kernels.expand_tiles * expand_rows
-    shrink = per_kernel * kernels.shrink_slices * rank_tiles * shrink_splits(small_share) * shrink_rows
+    shrink = per_kernel * kernels.shrink_slices * rank_tiles * shrink_rows
     return jnp.asarray(expand), jnp.asarray(shrink)
 
 
@@ -167,6 +173,70 @@ def slot_grids(
         )
         grids += (jnp.minimum(2 * count, whole) - jnp.minimum(count, whole)) * above
     return grids
+
+
+class MeanRows(NamedTuple):
+    """What the rows of blocks in the kernels' grids are on average over steps of different tokens.
+
+    Attributes:
+        expand: Mean of ``⌈tokens/64⌉``.
+        split_shrink: Mean of ``splits · ⌈tokens/32⌉``: small steps have more splits, and few rows.
+        small_share: Share of steps below 128 tokens.
+    """
+
+    expand: Float[Array, "*shape"]
+    split_shrink: Float[Array, "*shape"]
+    small_share: Float[Array, "*shape"]
+
+
+def mean_rows(
+    sequences: Float[Array, "*shape"],
+    variance: Float[Array, "*shape"],
+    prompts: Float[Array, "*shape"],
+    prompt_tokens: Float[Array, "*shape"],
+) -> MeanRows:
+    """Return the kernels' rows of steps whose sequences and prompts are random.
+
+    Sequences are taken as normal, prompts as Poisson numbers of exponential lengths: those of small steps are the ones
+    that fit beside the sequences.
+
+    Args:
+        sequences: Decoding sequences, their mean.
+        variance: Their variance.
+        prompts: Prompts in a step, their mean; may be 0.
+        prompt_tokens: Their mean length.
+    """
+    room = jnp.maximum(SMALL_STEP_TOKENS - sequences, 0.0)
+    longer = jnp.exp(-room / prompt_tokens)
+    fitting = prompts * (1.0 - longer)
+    below = jax.scipy.stats.norm.cdf((SMALL_STEP_TOKENS - 0.5 - sequences) / jnp.sqrt(variance))
+    small_share = below * jnp.exp(-prompts * longer)
+    fitting_tokens = prompts * ((1.0 - longer) * prompt_tokens - longer * room)
+    tokens = sequences + prompts * prompt_tokens
+    small_tokens = jnp.minimum(sequences + fitting_tokens, SMALL_STEP_TOKENS - 1.0)
+    expand = tokens / _EXPAND_BLOCK_TOKENS + _rounded_up(sequences, variance, prompts, _EXPAND_BLOCK_TOKENS)
+    shrink = tokens / _SHRINK_BLOCK_TOKENS + _rounded_up(sequences, variance, prompts, _SHRINK_BLOCK_TOKENS)
+    small = small_tokens / _SHRINK_BLOCK_TOKENS + _rounded_up(sequences, variance, fitting, _SHRINK_BLOCK_TOKENS)
+    small = jnp.minimum(small, SMALL_STEP_TOKENS / _SHRINK_BLOCK_TOKENS)
+    more_splits = SHRINK_SPLITS_SMALL - SHRINK_SPLITS_LARGE
+    return MeanRows(expand, SHRINK_SPLITS_LARGE * shrink + more_splits * small_share * small, small_share)
+
+
+def _rounded_up(
+    sequences: Float[Array, "*shape"], variance: Float[Array, "*shape"], prompts: Float[Array, "*shape"], block: int
+) -> Float[Array, "*shape"]:
+    """What ``⌈tokens/block⌉`` adds to ``tokens/block`` on average: a half beside prompts, whose lengths vary more.
+
+    Without them the Fourier series of a ceiling, ``½ + Σ sin(2πkx) / (πk)``, whose terms a spread of ``x`` damps: the
+    first by ``ρ = e^{−2π²·variance}``, as for normal numbers, the others by ``ρᵏ``, so that the sum has a closed form.
+
+    Source: the sum by Gradshteyn and Ryzhik, Table of Integrals, Series, and Products, 1.448.
+    """
+    # Tokens are whole numbers: the step of the ceiling lies between two of them.
+    angle = 2.0 * jnp.pi * (sequences - 0.5) / block
+    damping = jnp.exp(-2.0 * (jnp.pi / block) ** 2 * variance)
+    wave = jnp.arctan2(damping * jnp.sin(angle), 1.0 - damping * jnp.cos(angle))
+    return 0.5 + jnp.exp(-prompts) * (wave / jnp.pi - 0.5 / block)
 
 
 def shrink_splits(small_share: ArrayLike) -> Float[Array, "*shape"]:

@@ -16,6 +16,7 @@ from lora_capacity.costs.front_end import FrontEndCosts
 from lora_capacity.costs.kernels import (
     SHRINK_SPLITS_SMALL,
     LoraKernels,
+    MeanRows,
     is_small,
     launched_blocks,
     shrink_splits,
@@ -228,6 +229,7 @@ def step_time_s(
     max_loras: ArrayLike,
     max_lora_rank: ArrayLike,
     small_share: ArrayLike | None = None,
+    rows: MeanRows | None = None,
     prompt_tokens: ArrayLike | None = None,
 ) -> Float[Array, "*shape"]:
     """Time of one engine step, adapter loads apart.
@@ -262,6 +264,7 @@ def step_time_s(
         max_loras: Adapter slots of the server; 0: it serves without LoRA.
         max_lora_rank: Rank that the slots are reserved for.
         small_share: Share of steps below 128 tokens where the arguments are means over steps; None for one actual step.
+        rows: What is known of the kernels' rows where the arguments are means over steps, in place of ``small_share``.
         prompt_tokens: Mean prompt where the arguments are means over steps; None for one actual step. Only experts ask
             for it: they depend on how many of its tokens come at once.
 
@@ -270,9 +273,16 @@ def step_time_s(
     """
     step = costs.step
     terms = step_terms(
-        costs, tokens, loaded=loaded, max_loras=max_loras, max_lora_rank=max_lora_rank, small_share=small_share
+        costs,
+        tokens,
+        loaded=loaded,
+        max_loras=max_loras,
+        max_lora_rank=max_lora_rank,
+        small_share=small_share,
+        rows=rows,
     )
-    grids = launched_grids(costs, max_loras=max_loras, adapters=adapters, mean=small_share is not None)
+    mean = small_share is not None or rows is not None
+    grids = launched_grids(costs, max_loras=max_loras, adapters=adapters, mean=mean)
     return jnp.asarray(
         terms.fixed_s
         + _experts_s(costs, tokens, prefill_tokens, prompt_tokens)
@@ -307,13 +317,16 @@ def step_terms(
     max_loras: ArrayLike,
     max_lora_rank: ArrayLike,
     small_share: ArrayLike | None = None,
+    rows: MeanRows | None = None,
 ) -> StepTerms:
     """Return the terms of `step_time_s` that depend on the step's tokens, as if all of them were decode tokens.
 
     Arguments as there.
     """
     step = costs.step
-    expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, 1.0, max_lora_rank, small_share)
+    expand_blocks, shrink_blocks = launched_blocks(costs.kernels, tokens, 1.0, max_lora_rank, small_share, rows)
+    if rows is not None:
+        small_share = rows.small_share
     splits = shrink_splits(is_small(tokens) if small_share is None else small_share)
     adapter_s = step.adapter_s + step.adapter_rank_s * max_lora_rank * splits / SHRINK_SPLITS_SMALL
     bare_token_s = step.token_s + step.decode_token_s

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lora_capacity.costs import LoraKernels
-from lora_capacity.costs.kernels import is_small, launched_blocks, slot_grids
+from lora_capacity.costs.kernels import is_small, launched_blocks, mean_rows, slot_grids
 from lora_capacity.engines import VllmBehaviour
 from lora_capacity.memory import Deployment
 from tests.examples import LLAMA_8B
@@ -45,6 +45,28 @@ def test_means_over_steps_agree_with_the_mean_of_the_steps() -> None:
         mean = launched_blocks(KERNELS, tokens.mean(), 16, 16, small_share=float(low < 128))
         for of_steps, of_mean in zip(exact, mean, strict=True):
             assert float(of_mean) == pytest.approx(float(np.mean(of_steps)), rel=1e-6)
+
+
+ROWS = 0.04
+"""Relative error of the mean rows: what spreads a ceiling is taken as the first term of its series tells."""
+
+
+@pytest.mark.parametrize(
+    ("sequences", "spread", "prompts", "prompt_tokens"),
+    [(64, 0, 0, 100), (128, 0, 0.8, 300), (30, 5, 0.2, 800), (110, 10, 0.5, 60), (14, 4, 0.2, 1200), (300, 17, 2, 40)],
+)
+def test_rows_are_those_of_steps_drawn_at_random(
+    sequences: float, spread: float, prompts: float, prompt_tokens: float
+) -> None:
+    rng = np.random.default_rng(5)
+    drawn = np.maximum(np.round(rng.normal(sequences, spread, 40_000)), 1)
+    parts = rng.poisson(prompts, drawn.size)
+    tokens = drawn + np.ceil(rng.gamma(np.maximum(parts, 1e-9), prompt_tokens) * (parts > 0))
+    splits = np.where(tokens < 128, 64, 8)
+    found = mean_rows(*(jnp.asarray(float(value)) for value in (sequences, spread**2, prompts, prompt_tokens)))
+    assert float(found.expand) == pytest.approx(np.ceil(tokens / 64).mean(), rel=ROWS)
+    assert float(found.split_shrink) == pytest.approx((splits * np.ceil(tokens / 32)).mean(), rel=ROWS)
+    assert float(found.small_share) == pytest.approx((tokens < 128).mean(), abs=ROWS)
 
 
 def test_the_share_of_small_steps_weighs_the_two_ways_to_split() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lora_capacity.costs import step_time_s
+from lora_capacity.costs.kernels import mean_rows
 from lora_capacity.scenarios import Bottleneck, Results, Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.steady import ResidenceTime, simulate_steady
@@ -28,7 +29,7 @@ PLAYED = 1.6
 """Factor between the mean wait for a slot and what playing it gives: piles are followed as means only."""
 
 # Every token and adapter of a step counts, the rank and size of its kernels do not: the balance can be solved by hand.
-PLAIN = make_costs(base_s=0.01, token_s=4e-5, kv_token_s=6e-8, adapter_s=2e-4, expand_block_s=1.5e-9)
+PLAIN = make_costs(base_s=0.01, token_s=1.5e-4, kv_token_s=6e-8, adapter_s=2e-4)
 # Three classes of adapters in every case, so that it compiles once: 60 adapters, 5.2 requests/s, with 8 slots to spare.
 COUNT, RATE = [10, 20, 30], [0.2, 0.1, 0.04]
 
@@ -44,14 +45,13 @@ def numbers(results: Results) -> dict[str, np.ndarray]:
     return {name: value[0] for name, value in columns(results).items()}
 
 
-def plain_step_s(running: float, adapters: float, max_loras: float, own: float = 0.0) -> float:
+def plain_step_s(running: float, adapters: float, own: float = 0.0) -> float:
     """Step time of `PLAIN` with 250 tokens in and 200 out, by hand; ``own`` requests more than those on average."""
     tokens = running * (1 + 250 / 200) + own
-    blocks = 32 * (max_loras + 1) * 384 * (tokens / 64 + 0.5)
-    return 0.01 + 4e-5 * tokens + 6e-8 * 450 * (running + own) + 2e-4 * adapters + 1.5e-9 * blocks
+    return 0.01 + 1.5e-4 * tokens + 6e-8 * 450 * (running + own) + 2e-4 * adapters
 
 
-def balance_by_bisection(max_loras: float, base_rate_per_s: float = 0.0) -> tuple[float, float, float]:
+def balance_by_bisection(base_rate_per_s: float = 0.0) -> tuple[float, float, float]:
     """Step time, requests and adapters running where the batch that arrives in a stay needs just that step time.
 
     A request finds as many others as run on average, and makes it one more, of an adapter that is idle so many times.
@@ -69,15 +69,15 @@ def balance_by_bisection(max_loras: float, base_rate_per_s: float = 0.0) -> tupl
     for _ in range(200):
         middle = 0.5 * (low + high)
         running, active, own_adapter = load(middle)
-        seen_s = plain_step_s(running, active + own_adapter, max_loras, own=1.0)
+        seen_s = plain_step_s(running, active + own_adapter, own=1.0)
         low, high = (middle, high) if seen_s > middle else (low, middle)
     running, active, _ = load(low)
     return low, running, active
 
 
-def prompts_by_hand(max_loras: float, offered_per_s: float) -> float:
+def prompts_by_hand(offered_per_s: float) -> float:
     """Time of a prompt of `PLAIN` among those that come meanwhile, of exponential lengths."""
-    alone_s = 250 * (4e-5 + 1.5e-9 * 32 * (max_loras + 1) * 384 / 64)
+    alone_s = 250 * 1.5e-4
     load = offered_per_s * alone_s
     return alone_s + load * alone_s * (1 + 2 * load) / (1 - load**2)
 
@@ -88,7 +88,7 @@ def test_a_server_that_keeps_up_settles_where_little_s_law_and_the_step_time_mee
 ) -> None:
     scenarios = make_scenarios([COUNT], RATE, max_loras=max_loras, base_rate_per_s=base_rate_per_s, horizon_s=1e6)
     found = numbers(simulate(scenarios, PLAIN))
-    step_s, running, adapters = balance_by_bisection(max_loras, base_rate_per_s)
+    step_s, running, adapters = balance_by_bisection(base_rate_per_s)
     offered_per_s = 5.2 + base_rate_per_s
     assert found["offered_tokens_per_s"] == pytest.approx(offered_per_s * 450, rel=FLOAT32)
     assert found["throughput_tokens_per_s"] == pytest.approx(offered_per_s * 450, rel=SETTLED)
@@ -99,7 +99,7 @@ def test_a_server_that_keeps_up_settles_where_little_s_law_and_the_step_time_mee
     assert found["active_adapters"] == pytest.approx(adapters, rel=QUADRATURE)
     assert found["kv_usage"] == pytest.approx(running * 450 / 1e8, rel=SETTLED)
     assert found["mean_waiting"] == pytest.approx(0.0, abs=1e-3)
-    assert found["ttft_s"] == pytest.approx(1.5 * step_s + prompts_by_hand(max_loras, offered_per_s), rel=SETTLED)
+    assert found["ttft_s"] == pytest.approx(1.5 * step_s + prompts_by_hand(offered_per_s), rel=SETTLED)
     np.testing.assert_allclose(found["class_service"], 1.0, rtol=SETTLED)
     assert found["limit"] == Bottleneck.NONE
 
@@ -124,8 +124,8 @@ def test_an_overloaded_server_runs_what_its_tightest_bound_allows(
     bound: dict[str, float], running: float, limit: Bottleneck
 ) -> None:
     scenarios = make_scenarios([COUNT], [2.0, 1.0, 0.5], horizon_s=3600.0, **bound)
-    found = numbers(simulate(scenarios, make_costs(base_s=0.01, token_s=4e-5, kv_token_s=6e-8, expand_block_s=1.5e-9)))
-    step_s = plain_step_s(running, 0.0, 60)
+    found = numbers(simulate(scenarios, make_costs(base_s=0.01, token_s=1.5e-4, kv_token_s=6e-8)))
+    step_s = plain_step_s(running, 0.0)
     assert found["mean_running"] == pytest.approx(running, rel=FLOAT32)
     assert found["step_time_s"] == pytest.approx(step_s, rel=SETTLED)
     assert found["throughput_tokens_per_s"] == pytest.approx(450 * running / (200 * step_s), rel=SETTLED)
@@ -201,7 +201,7 @@ def test_a_server_without_adapter_traffic_serves_the_base_model() -> None:
 def balance_of_base_model() -> float:
     step_s = 0.01
     for _ in range(200):
-        step_s = plain_step_s(4.0 * 200 * step_s, 0.0, 1, own=1.0)
+        step_s = plain_step_s(4.0 * 200 * step_s, 0.0, own=1.0)
     return step_s
 
 
@@ -370,9 +370,10 @@ def test_gradients_are_the_slopes_of_finite_differences() -> None:
         moved = [[np.asarray(values(ones.at[i].add(sign * step))) for sign in (1, -1)] for i in range(len(INPUTS))]
     differences = np.stack([(up - down) / (2 * step) for up, down in moved], axis=1)
     np.testing.assert_allclose(slopes, differences, rtol=1e-4, atol=1e-5)
-    # More traffic raises the throughput of a server that keeps up one to one, dearer steps lower that of a full one.
+    # More traffic raises the throughput of a server that keeps up, one to one but for what still runs at the end;
+    # dearer steps lower that of a full one.
     throughput = dict(zip(INPUTS, slopes[0], strict=True))
-    assert throughput["class_rate_per_s"][0] == pytest.approx(1.0, abs=1e-3)
+    assert 0.95 < throughput["class_rate_per_s"][0] < 1.0
     assert throughput["base_s"][3] < -0.1
     assert throughput["max_loras"][2] > 0.01
 
@@ -393,6 +394,6 @@ def test_the_step_time_told_is_that_of_the_batch_told() -> None:
         loaded=0.0,
         max_loras=60,
         max_lora_rank=16,
-        small_share=0.0,
+        rows=mean_rows(*(jnp.asarray(value) for value in (running, 0.0, running / 200, 250.0))),
     )
     assert found["step_time_s"] == pytest.approx(float(expected), rel=SETTLED)

@@ -99,4 +99,5 @@ class Observed(NamedTuple):
     active_adapters: Float[Array, " configs"]
     loads_per_s: Float[Array, " configs"]
     bottleneck: Int[Array, " configs"]
+    batch_full_share: Float[Array, " configs"]
     class_completed_per_s: Float[Array, "classes configs"]

@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from lora_capacity.costs import step_time_s
-from lora_capacity.costs.kernels import SMALL_STEP_TOKENS
+from lora_capacity.costs.kernels import mean_rows
 from lora_capacity.scenarios.results import Bottleneck
 from lora_capacity.twins.steady.balance import Demand, Loads, Observed, Queue, Step
 from lora_capacity.twins.steady.chance import Overflow, overflow
@@ -47,24 +47,25 @@ def follow(problem: Problem, interval: Interval, guess: ServerState) -> tuple[Se
     """Evaluate all equations once: the damped next guess, and what the server does in the interval."""
     cycle = adapter_cycle(problem, interval, guess)
     demand = _demand(problem, guess, cycle)
-    held = _held(problem, interval, cycle)
+    held = _held(problem, interval, guess, cycle)
     queue = _queue(problem, interval, guess, cycle, demand, held)
     running = queue.completed_per_s * problem.residence_s(guess)  # Little's law
-    loads = _loads(problem, interval, cycle)
-    step = _step(problem, cycle, queue, running, loads)
+    loads = _loads(problem, interval, guess, cycle)
+    step = _step(problem, guess, cycle, queue, running, loads)
     by_chance = _full_by_chance(problem, interval, guess, demand, running, step.fixed_share)
     first = first_token(problem, guess, cycle, queue, step, by_chance)
     if loads.reloads_per_s is not None:
         first = with_reloads(problem, first, loads.reloads_per_s, queue.completed_per_s)
     return _next_guess(problem, guess, cycle, queue, loads, step, held), Observed(
         running=running,
-        waiting=jnp.minimum(queue.mean_waiting + 0.5 * (interval.start.held + held), problem.most_waiting),
+        waiting=jnp.minimum(queue.mean_waiting + 0.5 * (interval.start.held + held), problem.most_waiting(guess)),
         completed_per_s=queue.completed_per_s,
         first_token=first,
         step_s=step.time_s,
         active_adapters=_adapters_in_step(cycle, running),
         loads_per_s=loads.per_s,
         bottleneck=_bottleneck(problem, cycle, queue),
+        batch_full_share=queue.batch_full_share,
         class_completed_per_s=_class_completed_per_s(problem, cycle, demand, queue),
     )
 
@@ -91,13 +92,13 @@ def _clipped_log_normal(
     return mean * jax.scipy.stats.norm.cdf(margin - 0.5 * width) + most * over, over
 
 
-def _held(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Float[Array, " configs"]:
+def _held(problem: Problem, interval: Interval, guess: ServerState, cycle: AdapterCycle) -> Float[Array, " configs"]:
     """Requests that wait by chance for a slot, by Little's law, as far as they have come by the end of the interval."""
     settled = cycle.chance_wait_s * (cycle.activations_per_s * piled_up(cycle)).sum(axis=0)
     arrived = interval.duration_s * cycle.held_share * problem.offered_per_s
     # What arrives also runs: a pile does not grow, nor shrink, as fast as requests come.
     settled = jnp.clip(settled, interval.start.held - 0.5 * arrived, interval.start.held + 0.5 * arrived)
-    return jnp.minimum(settled, problem.most_waiting)
+    return jnp.minimum(settled, problem.most_waiting(guess))
 
 
 def _queue(
@@ -113,8 +114,9 @@ def _queue(
     most_per_s = problem.most_running / problem.residence_s(guess)
     in_order = jnp.maximum(start.waiting + duration_s * (problem.offered_per_s - most_per_s), 0.0)
     unbounded = jnp.where(cycle.slots_taken, _queue_for_slots(problem, interval, guess, cycle, demand), in_order)
-    waiting = jnp.minimum(unbounded, problem.most_waiting)
-    clients_full = unbounded >= problem.most_waiting
+    most_waiting = problem.most_waiting(guess)
+    waiting = jnp.minimum(unbounded, most_waiting)
+    clients_full = unbounded >= most_waiting
     completed_per_s = _completed_per_s(problem, interval, guess, cycle, demand, waiting, clients_full)
     return Queue(
         waiting=waiting,
@@ -140,7 +142,7 @@ def _queue_for_slots(
     While the batch is full, whatever it does not complete is left over.
     """
     start, duration_s = interval.start, interval.duration_s
-    drained_per_s = (cycle.activations_per_s * (1.0 + cycle.backlog)).sum(axis=0)
+    drained_per_s = (cycle.activations_per_s * (cycle.burst + cycle.backlog)).sum(axis=0)
     without_slot = jnp.maximum(problem.adapters - cycle.active * cycle.open_share, 0.0)
     skipped_per_s = (without_slot * problem.rate_per_s).sum(axis=0)
     with_room = (start.waiting + duration_s * skipped_per_s) / (1.0 + duration_s * drained_per_s / guess.waiting)
@@ -175,20 +177,21 @@ def _completed_per_s(
     )
 
 
-def _loads(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Loads:
+def _loads(problem: Problem, interval: Interval, guess: ServerState, cycle: AdapterCycle) -> Loads:
     """Loads from disk, and from the host into slots; both block the engine.
 
     Each adapter is read from disk once, and again as often as host memory had to make room for others; an adapter that
     was loaded before the first request is taken to be there still as it is first asked for with the chance
     ``max_cpu_loras / adapters``.
 
-    A load that takes the last free slot evicts, at random, adapters that are still active and must come back at once:
-    vLLM touches the adapters of a step in the order of a hash set, and evicts the one touched longest ago. With the
-    newcomer and the adapter that left at random places of that order, ``slots/6`` active adapters on average stand
-    between them.
+    Where all slots are in use, newcomers evict adapters that are still active and must come back at once: vLLM touches
+    the adapters of a step in the order of a hash set, and evicts the one touched longest ago. With ``k`` newcomers and
+    as many adapters that have left at random places of that order, those of the others are evicted at whose place more
+    have come than left: a share ``½ (1 − ∫₀¹ (1 − u²)^k du)``, a sixth for a single newcomer, and for Poisson numbers
+    of them ``½ (1 − √(π/4k) erf(√k))``.
 
     Source: ``_apply_adapters`` in ``vllm/lora/worker_manager.py`` and the LRU lists in ``vllm/lora/models.py``, vLLM
-        0.8.5.
+        0.8.5; zeros of a random walk that returns by Feller, An Introduction to Probability Theory I (1968), chapter 3.
     """
     start, duration_s, max_loras = interval.start, interval.duration_s, problem.scenarios.max_loras
     never_loaded = problem.adapters - start.loaded_once
@@ -198,10 +201,13 @@ def _loads(problem: Problem, interval: Interval, cycle: AdapterCycle) -> Loads:
     loaded_once = problem.adapters - never_loaded * jnp.exp(-duration_s * first_per_s / jnp.maximum(never_loaded, TINY))
     fewer_slots = problem.adapters.sum(axis=0) > max_loras
     crowded = jnp.where(cycle.slots_taken, 1.0, cycle.held_share)
-    spare = 1.0 - problem.resident_share
-    loads_per_activation = jnp.where(fewer_slots, spare + crowded * (1.0 + max_loras / 6.0 - spare), 0.0)
+    newcomers = jnp.maximum(cycle.activations_per_s.sum(axis=0) * guess.step_s, TINY)
+    root = jnp.sqrt(newcomers)
+    evicted = 0.5 * max_loras * (1.0 - 0.5 * jnp.sqrt(jnp.pi) * jax.lax.erf(root) / root)
+    missing = crowded + (1.0 - crowded) * (1.0 - problem.resident_share)
     first_loads_per_s = (loaded_once - start.loaded_once) / duration_s
-    loads_per_s = (cycle.activations_per_s * loads_per_activation).sum(axis=0)
+    loads_per_s = (cycle.activations_per_s * missing).sum(axis=0) + crowded * evicted / guess.step_s
+    loads_per_s = jnp.where(fewer_slots, loads_per_s, 0.0)
     disk_loads_per_s, reloads_per_s = first_loads_per_s * _first_loads_share(problem), None
     if problem.scenarios.max_cpu_loras is not None:
         reloads_per_s = disk_reloads_per_s(problem, interval, cycle, loaded_once, problem.scenarios.max_cpu_loras)
@@ -248,13 +254,30 @@ def _full_by_chance(
     return overflow(mean, peakedness, most, ratio, curvature, variability)
 
 
-def _step(problem: Problem, cycle: AdapterCycle, queue: Queue, running: Float[Array, " configs"], loads: Loads) -> Step:
-    """Step time that a running request sees, longer by the share of the time in which loads block the engine."""
+def _step(
+    problem: Problem,
+    guess: ServerState,
+    cycle: AdapterCycle,
+    queue: Queue,
+    running: Float[Array, " configs"],
+    loads: Loads,
+) -> Step:
+    """Step time that a running request sees, longer by the share of the time in which loads block the engine.
+
+    Steps count by the requests in them, which see more than a moment picked at random has on average: by the variance
+    over the mean, less what is due to longer steps alone. Of Poisson arrivals each adds itself (Wolff, Poisson arrivals
+    see time averages, 1982), and its adapter unless that is active; in a full batch, or where all slots are in use,
+    there is no room to vary.
+    """
     scenarios = problem.scenarios
     kv_cache_bounds = jnp.argmin(problem.most_running_by, axis=0) == _KV_CACHE
     skipped_while_full = jnp.where(kv_cache_bounds, SKIPPED_KV_SHARE, 0.0)
     skipped_share = 1.0 - queue.batch_full_share * (1.0 - skipped_while_full)
-    own, own_adapter = _request_s_own_part(problem, cycle, running)
+    variance = problem.batch_variance(guess, running)
+    own = guess.batch_free_share * variance / jnp.maximum(running, TINY)
+    idle_per_s = (jnp.maximum(problem.adapters - cycle.active, 0.0) * problem.rate_per_s).sum(axis=0)
+    new_adapters = jnp.where(cycle.slots_taken, 0.0, idle_per_s / problem.offered_per_s)
+    own_adapter = jnp.minimum(own, 1.0) * new_adapters
     prompts = running * (problem.tokens_per_sequence - 1.0)
 
     def time_s(sequences: Array, prefill_tokens: Array, adapters: Array) -> Float[Array, " configs"]:
@@ -269,19 +292,23 @@ def _step(problem: Problem, cycle: AdapterCycle, queue: Queue, running: Float[Ar
             loaded=_loaded(problem),
             max_loras=problem.max_loras,
             max_lora_rank=scenarios.max_lora_rank,
-            small_share=_small_step_share(running, running / scenarios.mean_output_tokens, scenarios.mean_input_tokens),
+            rows=mean_rows(
+                sequences, variance, prefill_tokens / scenarios.mean_input_tokens, scenarios.mean_input_tokens
+            ),
             prompt_tokens=scenarios.mean_input_tokens,
         )
 
     adapters = _adapters_in_step(cycle, running) + own_adapter
     computed_s = time_s(running + own, prompts, adapters)
     decode_s = time_s(running + own, 0.0 * prompts, adapters)
-    alone_s = time_s(0.0 * running, 0.0 * prompts, 0.0 * adapters)
+    more = jnp.sqrt(variance)
+    larger = 1.0 + more / jnp.maximum(running, TINY)
+    larger_s = time_s(running + own + more, prompts * larger, adapters + more * new_adapters)
     return Step(
         time_s=computed_s / (1.0 - loads.time_share),
         decode_s=decode_s,
         prompt_token_s=(computed_s - decode_s) / jnp.maximum(prompts, TINY),
-        fixed_share=jnp.clip(alone_s / computed_s, _LEAST_FREE_SHARE, 1.0),
+        fixed_share=jnp.clip(1.0 - (larger_s / computed_s - 1.0) / (larger - 1.0), _LEAST_FREE_SHARE, 1.0),
     )
 
 
@@ -295,30 +322,6 @@ def _loaded(problem: Problem) -> Float[Array, " configs"]:
 def _adapters_in_step(cycle: AdapterCycle, running: Float[Array, " configs"]) -> Float[Array, " configs"]:
     """Different adapters in a step: the active ones, at most one for each request."""
     return jnp.minimum(cycle.active.sum(axis=0), running)
-
-
-def _request_s_own_part(
-    problem: Problem, cycle: AdapterCycle, running: Float[Array, " configs"]
-) -> tuple[Float[Array, " configs"], Float[Array, " configs"]]:
-    """Requests and adapters by which the steps that a running request sees exceed those of a moment picked at random.
-
-    Poisson arrivals see time averages (Wolff, 1982): a request finds the mean batch there and adds itself to it, and
-    its adapter unless that is active. A full batch has no room to vary, nor have slots that are all in use.
-    """
-    own = 1.0 - jnp.minimum(running / problem.most_running, 1.0)
-    idle_per_s = (jnp.maximum(problem.adapters - cycle.active, 0.0) * problem.rate_per_s).sum(axis=0)
-    return own, jnp.where(cycle.slots_taken, 0.0, own * idle_per_s / problem.offered_per_s)
-
-
-def _small_step_share(
-    running: Float[Array, " configs"],
-    prefills: Float[Array, " configs"],
-    mean_input_tokens: Float[Array, " configs"],
-) -> Float[Array, " configs"]:
-    """Share of steps below 128 tokens: requests running are Poisson, prompts that start are exponential in length."""
-    room = SMALL_STEP_TOKENS - running
-    below = jax.scipy.stats.norm.cdf(room / jnp.sqrt(running + 1.0))
-    return below * jnp.exp(-prefills * jnp.exp(-jnp.maximum(room, 0.0) / mean_input_tokens))
 
 
 def _next_guess(
@@ -345,7 +348,7 @@ def _next_guess(
         step_s=jnp.sqrt(guess.step_s * step.time_s),
         batch_free_share=step.fixed_share,
         held_share=0.5 * (guess.held_share + cycle.held_share),
-        held_s=0.5 * (guess.held_s + cycle.chance_wait_s / jnp.maximum(cycle.held_share, _LEAST_HELD)),
+        held_s=0.5 * (guess.held_s + cycle.free_wait_s / jnp.maximum(cycle.held_share, _LEAST_HELD)),
         accepted=jnp.sqrt(guess.accepted * accepted),
         admitted=jnp.where(cycle.slots_taken, 1.0, jnp.minimum(1.0, queue.completed_per_s / sent_per_s)),
     )

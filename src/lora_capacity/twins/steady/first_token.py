@@ -38,11 +38,11 @@ def first_token(
         return (cycle.activations_per_s * per_activation).sum(axis=0) / served_per_s
 
     in_order_s = queue.mean_waiting / (problem.offered_per_s * guess.accepted)
-    settled_s = jnp.where(cycle.slots_taken, of_all(cycle.wait_s * (1.0 + 0.5 * cycle.backlog)), in_order_s)
+    settled_s = jnp.where(cycle.slots_taken, of_all(cycle.wait_s * (cycle.burst + 0.5 * cycle.backlog)), in_order_s)
     held_s = cycle.chance_wait_s * of_all(piled_up(cycle))
-    full_s = jnp.minimum(by_chance.by_chance, problem.most_waiting) / problem.offered_per_s
+    full_s = jnp.minimum(by_chance.by_chance, problem.most_waiting(guess)) / problem.offered_per_s
 
-    held = jnp.clip(cycle.held_share * of_all(1.0 + cycle.backlog), 0.0, 1.0)
+    held = jnp.clip(cycle.held_share * of_all(cycle.burst + cycle.backlog), 0.0, 1.0)
     settled = jnp.where(cycle.slots_taken, held, 1.0 - jnp.exp(-in_order_s / step.time_s))
     held = jnp.where(cycle.slots_taken, 0.0, held)
     waiting = jnp.clip(1.0 - (1.0 - settled) * (1.0 - held) * (1.0 - by_chance.full_share), TINY, 1.0)
@@ -81,7 +81,7 @@ def piled_up(cycle: AdapterCycle) -> Float[Array, "classes configs"]:
     Requests come evenly while the first waits. Where that is an exponential time they wait as long as it on average,
     where it is constant half as long.
     """
-    return 1.0 + 0.5 * (1.0 + cycle.wait_cv2) * cycle.backlog
+    return cycle.burst + 0.5 * (1.0 + cycle.wait_cv2) * cycle.backlog
 
 
 def _prompt_s(

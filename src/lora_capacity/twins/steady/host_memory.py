@@ -50,7 +50,7 @@ def disk_reloads_per_s(
         loaded_once: Adapters that were loaded by its end, of each class.
         max_cpu_loras: Adapters that host memory holds.
     """
-    rate_per_s, wait_s = problem.rate_per_s, cycle.wait_s
+    rate_per_s, wait_s = problem.rate_per_s, cycle.wait_s + cycle.chance_wait_s
     adapters = jnp.maximum(problem.adapters, TINY)
     active = jnp.clip(cycle.active / adapters, 0.0, 1.0)
     gap_s = 1.0 / rate_per_s + wait_s

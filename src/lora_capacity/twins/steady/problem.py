@@ -23,6 +23,9 @@ TINY = 1e-9
 _LEAST_PEAKEDNESS = 0.5
 """That of arrivals like clockwork, over stays that outlast their gaps."""
 
+_LEAST_ROOM = 0.2
+"""Requests by which a full batch varies: as good as not at all."""
+
 _LRU_LOG_SECONDS = (-6.0, 18.0)
 """Logarithms of the seconds between which an LRU slot's characteristic time is sought: 2 ms to 2 years."""
 
@@ -48,12 +51,12 @@ class Problem(NamedTuple):
         most_running_by: Running requests that fit into the KV cache, the token budget and ``max_num_seqs``, in the
             order of `Bottleneck`.
         most_running: The least of them, and of what clients hold.
-        most_waiting: Requests that clients hold besides a full batch.
         disk_load_s: Time to load one adapter from disk.
         resident_share: See `resident_share`.
         arrival_cv: Coefficient of variation of the gaps between an adapter's requests.
         input_cv: Coefficient of variation of the prompt lengths.
         residence_cv2: Squared coefficient of variation of the residence.
+        residence_overlap: Twice the mean overlap of two stays that begin together: 1 if exponential, 2 if constant.
     """
 
     costs: Costs
@@ -66,12 +69,12 @@ class Problem(NamedTuple):
     tokens_per_sequence: Float[Array, " configs"]
     most_running_by: Float[Array, "bounds configs"]
     most_running: Float[Array, " configs"]
-    most_waiting: Float[Array, " configs"]
     disk_load_s: Float[Array, "classes configs"]
     resident_share: Float[Array, "classes configs"]
     arrival_cv: Float[Array, " configs"]
     input_cv: Float[Array, " configs"]
     residence_cv2: Float[Array, " configs"]
+    residence_overlap: Float[Array, " configs"]
 
     @classmethod
     def of(cls, costs: Costs, scenarios: Scenarios, residence: ResidenceTime) -> Self:
@@ -99,32 +102,71 @@ class Problem(NamedTuple):
             tokens_per_sequence=tokens_per_sequence,
             most_running_by=most_running_by,
             most_running=most_running,
-            most_waiting=jnp.maximum(scenarios.max_pending - most_running, 0.0),
             disk_load_s=jnp.asarray(costs.loads.disk_s + costs.loads.disk_rank_s * scenarios.class_rank.T),
             resident_share=resident_share(adapters, rate_per_s, scenarios.max_loras),
             arrival_cv=_given_or_one(scenarios.arrival_cv, scenarios.horizon_s),
             input_cv=_given_or_one(scenarios.input_cv, scenarios.horizon_s),
             residence_cv2=jnp.broadcast_to(residence.cv2, scenarios.horizon_s.shape),
+            residence_overlap=jnp.broadcast_to(residence.overlap, scenarios.horizon_s.shape),
         )
 
-    def peakedness(self, rate_per_s: Float[Array, "*shape"], time_s: Float[Array, " configs"]) -> Array:
-        """Variance over mean of the requests of one source, an adapter, were each to stay for ``time_s``.
+    def running(self, state: "ServerState") -> Float[Array, " configs"]:
+        """Requests in the batch, by Little's law."""
+        sent_per_s = self.offered_per_s * state.accepted * state.admitted
+        return jnp.minimum(sent_per_s * self.residence_s(state), self.most_running)
 
-        ``1 / (1 − φ(1/time)) − rate · time`` with the transform ``φ(s) = (1 + s · cv² / rate)^{−1/cv²}`` of gamma
-        gaps: 1 for Poisson arrivals, and for others from 1 for short stays to ``(1 + cv²) / 2`` for long ones.
+    def most_waiting(self, state: "ServerState") -> Float[Array, " configs"]:
+        """Requests that clients hold besides the batch, as far as they may."""
+        return jnp.maximum(self.scenarios.max_pending - self.running(state), 0.0)
+
+    def burst(self, rate_per_s: Float[Array, "*shape"], time_s: Float[Array, " configs"]) -> Array:
+        """Requests of one source that come together where those within a time of each other count as one burst.
+
+        It is idle for ``burst / rate`` on average until the next: `peakedness` were times exponential.
+        """
+        return self._peakedness(rate_per_s, time_s, jnp.ones_like(time_s))
+
+    def peakedness(self, rate_per_s: Float[Array, "*shape"], time_s: Float[Array, " configs"]) -> Array:
+        """Variance over mean of the requests of one source, an adapter, were each to stay for ``time_s`` on average.
+
+        1 for Poisson arrivals, and for others from 1 for short stays to ``(1 + cv²) / 2`` for long ones.
+        """
+        return self._peakedness(rate_per_s, time_s, self.residence_overlap)
+
+    def _peakedness(
+        self, rate_per_s: Float[Array, "*shape"], time_s: Float[Array, " configs"], overlap: Float[Array, " configs"]
+    ) -> Array:
+        """``1 + κ φ(κ/time) / (1 − φ(κ/time)) − rate · time``, the gaps having the transform ``φ``.
+
+        ``κ`` is `overlap`; for gamma gaps ``φ(s) = (1 + s · cv²/rate)^{−1/cv²}``. It is exact for exponential stays, of
+        which ``κ`` is 1. For others an exponential stands for how long two stays overlap that begin a time apart: its
+        start ``κ/2 · time`` and its integral are right.
 
         Source: GI/M/∞ by Takács, Introduction to the Theory of Queues (1962), chapter 3.
         """
         load = rate_per_s * time_s
         cv2 = self.arrival_cv**2
-        short = -jnp.expm1(-jnp.log1p(cv2 / jnp.maximum(load, TINY)) / cv2)
-        return jnp.clip(1.0 / short - load, _LEAST_PEAKEDNESS, jnp.maximum(1.0, 0.5 * (1.0 + cv2)))
+        short = -jnp.expm1(-jnp.log1p(overlap * cv2 / jnp.maximum(load, TINY)) / cv2)
+        found = 1.0 + overlap * (1.0 / short - 1.0) - load
+        return jnp.clip(found, _LEAST_PEAKEDNESS, jnp.maximum(1.0, overlap * 0.5 * (1.0 + cv2)))
 
     def peakedness_of_batch(self, time_s: Float[Array, " configs"]) -> Float[Array, " configs"]:
         """`peakedness` of the requests of all sources, which are independent."""
         each = self.adapters * self.rate_per_s * self.peakedness(self.rate_per_s, time_s)
         base_per_s = self.scenarios.base_rate_per_s
         return (each.sum(axis=0) + base_per_s * self.peakedness(base_per_s, time_s)) / self.offered_per_s
+
+    def batch_variance(self, state: "ServerState", running: Float[Array, " configs"]) -> Float[Array, " configs"]:
+        """Variance of the requests in the batch: more where a longer step keeps them longer, little where it is full.
+
+        Near its limit a batch varies at most by the room that is left. A full one does not vary, unless tokens bound
+        it: those that hold many leave room for others.
+        """
+        free = running * self.peakedness_of_batch(self.residence_s(state)) / state.batch_free_share
+        sequences = jnp.minimum(self.scenarios.max_num_seqs, self.scenarios.max_pending)
+        least = jnp.where(self.most_running < sequences, jnp.sqrt(self.most_running), _LEAST_ROOM)
+        room = jnp.maximum(self.most_running - running, least)
+        return free * room**2 / (free + room**2)
 
     def residence_s(self, state: "ServerState") -> Float[Array, " configs"]:
         """Mean residence of a request in the batch: a step for each output token."""

@@ -56,6 +56,11 @@ class ResidenceTime:
         """Squared coefficient of variation, a number or ``[configs]``: ``E[t²] = 2 ∫ remaining(t) dt``."""
         return 2.0 * (self.weight * self.remaining).sum(axis=0) - 1.0
 
+    @property
+    def overlap(self) -> Array:
+        """Twice the mean time that two stays have in common which begin together, ``2 ∫ (1 − F(t))² dt``."""
+        return 2.0 * (self.weight * (1.0 - self.finished) ** 2).sum(axis=0)
+
     def busy_period(self, load: Float[Array, "*shape"], backlog: Float[Array, "*shape"] | None = None) -> Array:
         """Mean time until an M/G/∞ queue is empty that starts with ``1 + Poisson(backlog)`` requests.
 

@@ -47,7 +47,7 @@ _HANDOVER_ITERATIONS = 5
 root and never pass it."""
 
 
-_SETTLES_WITHIN = 0.002
+_SETTLES_WITHIN = 0.008
 """Share of the horizon within which waits for slots must settle to count as settled from the start."""
 
 _NEARLY_POISSON = 1e-3
@@ -71,10 +71,12 @@ class AdapterCycle(NamedTuple):
         activations_per_s: Adapters that become active per second.
         served_per_s: Requests admitted per second for each active adapter.
         open_share: Share of the time in which an active adapter's new requests join its batch.
-        backlog: Requests that have piled up behind the first when an adapter gets its slot.
+        burst: Requests that come together when an adapter becomes due; 1 for Poisson arrivals.
+        backlog: Requests that have piled up behind them when it gets its slot.
         wait_s: How long the first has then waited.
         held_share: Share of the adapters becoming active that waited for a slot.
-        chance_wait_s: Mean wait for a slot of all of them that chance adds.
+        free_wait_s: Mean wait of all of them, if slots are not all in use for long.
+        wait_cv2: Squared coefficient of variation of that wait.
         slots_taken: Whether all slots are in use and adapters wait for one.
     """
 
@@ -82,31 +84,43 @@ class AdapterCycle(NamedTuple):
     activations_per_s: Float[Array, "classes configs"]
     served_per_s: Float[Array, "classes configs"]
     open_share: Float[Array, "classes configs"]
+    burst: Float[Array, "classes configs"]
     backlog: Float[Array, "classes configs"]
     wait_s: Float[Array, "classes configs"]
     held_share: Float[Array, " configs"]
-    chance_wait_s: Float[Array, " configs"]
+    free_wait_s: Float[Array, " configs"]
     wait_cv2: Float[Array, " configs"]
     slots_taken: Bool[Array, " configs"]
 
+    @property
+    def chance_wait_s(self) -> Float[Array, " configs"]:
+        """`free_wait_s` where it holds, else 0."""
+        return jnp.where(self.slots_taken, 0.0, self.free_wait_s)
+
 
 def adapter_cycle(problem: Problem, interval: Interval, guess: ServerState) -> AdapterCycle:
-    """Return the cycle with slots to spare, unless more adapters would then be active than there are slots."""
+    """Return the adapters' cycle.
+
+    Where waits for slots settle soon, adapters wait as long as keeps no more of them active than there are slots, and
+    longer by chance. Where they do not, they wait as long as the queue that has grown so far takes.
+    """
     max_loras = problem.scenarios.max_loras
-    free, alone, wanted, hold_s = _cycle_slots_free(problem, interval, guess)
+    free, alone, wanted, hold_s, fluid_s = _cycle_slots_free(problem, interval, guess)
     fewer_slots = problem.adapters.sum(axis=0) > max_loras
-    slots_taken = fewer_slots & (
-        _settled_wait_s(problem, alone, hold_s) > _SETTLES_WITHIN * problem.scenarios.horizon_s
-    )
+    # Clients that hold all that they may hand a request in only as one is completed: then adapters drain too.
+    drain = (interval.start.accepted < _UNBOUNDED_CLIENTS) & (interval.start.held_share > 0.5)
+    settles = _settled_wait_s(problem, alone, hold_s) < _SETTLES_WITHIN * problem.scenarios.horizon_s
+    slots_taken = fewer_slots & (drain | ~settles)
     held = _held_by_chance(problem, interval, guess, wanted, hold_s)
-    hand_over_s = hold_s / jnp.minimum(wanted.sum(axis=0), max_loras)
+    hand_over_s = hold_s / jnp.clip(wanted.sum(axis=0), TINY, max_loras)
     taken = _cycle_slots_taken(problem, interval, guess)
     cycle = AdapterCycle(*(jnp.where(slots_taken, a, b) for a, b in zip(taken, free, strict=True)))
-    by_chance = fewer_slots & ~slots_taken
+    chance_s = held.by_chance * hand_over_s
+    wait_s = fluid_s + chance_s
     return cycle._replace(
         held_share=jnp.where(fewer_slots, held.full_share, 0.0),
-        chance_wait_s=jnp.where(by_chance, held.beyond * hand_over_s, 0.0),
-        wait_cv2=held.by_chance / jnp.maximum(held.beyond, TINY),
+        free_wait_s=jnp.where(fewer_slots, jnp.minimum(wait_s, interval.end_s), 0.0),
+        wait_cv2=chance_s / jnp.maximum(wait_s, TINY),
     )
 
 
@@ -124,7 +138,13 @@ def _settled_wait_s(
 
 def _cycle_slots_free(
     problem: Problem, interval: Interval, guess: ServerState
-) -> tuple[AdapterCycle, Float[Array, "classes configs"], Float[Array, "classes configs"], Float[Array, " configs"]]:
+) -> tuple[
+    AdapterCycle,
+    Float[Array, "classes configs"],
+    Float[Array, "classes configs"],
+    Float[Array, " configs"],
+    Float[Array, " configs"],
+]:
     """Slots to spare: an adapter is active from its request to the end of its busy period, unless chance holds it up.
 
     ``d active/dt = (adapters − active) · due − active / period``, by one implicit Euler step. Requests in bursts share
@@ -133,20 +153,19 @@ def _cycle_slots_free(
 
     Returns:
         The cycle; the adapters that would be active if none waited, and if as many did without keeping others waiting;
-        how long one keeps its slot.
+        how long one keeps its slot; how long all wait where more would be active than there are slots.
     """
     start, duration_s = interval.start, interval.duration_s
     admitted_per_s = problem.rate_per_s * guess.accepted * guess.admitted
     none = jnp.zeros_like(admitted_per_s)
     residence_s = problem.residence_s(guess)
     load = admitted_per_s * residence_s
-    peakedness = problem.peakedness(problem.rate_per_s, residence_s)
-    merged = _merged_share(load, peakedness)
-    alone_s = merged * residence_s * problem.residence.busy_period(load)
+    burst = problem.burst(problem.rate_per_s, residence_s + guess.held_share * guess.held_s)
+    alone_s = residence_s * _merged_share(problem, residence_s, load) * problem.residence.busy_period(load)
     backlog = admitted_per_s * guess.held_s
-    held_s = merged * residence_s * problem.residence.busy_period(load, backlog)
+    held_s = residence_s * problem.residence.busy_period(load, jnp.maximum(burst - 1.0, 0.0) + backlog)
     period_s = alone_s + guess.held_share * (held_s - alone_s)
-    idle_rate_per_s = admitted_per_s / peakedness
+    idle_rate_per_s = admitted_per_s / burst
     alone = _euler(problem, interval, idle_rate_per_s, alone_s)
     wanted = _euler(problem, interval, idle_rate_per_s, period_s)
     due_per_s = idle_rate_per_s / (1.0 + idle_rate_per_s * guess.held_share * guess.held_s)
@@ -157,16 +176,41 @@ def _cycle_slots_free(
     cycle = AdapterCycle(
         active=active,
         activations_per_s=activations_per_s,
-        served_per_s=(peakedness + guess.held_share * backlog) / period_s + admitted_per_s,
+        served_per_s=(burst + guess.held_share * backlog) / period_s + admitted_per_s,
         open_share=none + 1.0,
+        burst=burst,
         backlog=backlog,
         wait_s=none,
         held_share=guess.held_share,
-        chance_wait_s=none[0],
+        free_wait_s=none[0],
         wait_cv2=none[0],
         slots_taken=jnp.zeros_like(duration_s, dtype=bool),
     )
-    return cycle, alone, wanted, hold_s
+    return cycle, alone, wanted, hold_s, _fluid_wait_s(problem, interval, idle_rate_per_s, period_s)
+
+
+def _fluid_wait_s(
+    problem: Problem,
+    interval: Interval,
+    idle_rate_per_s: Float[Array, "classes configs"],
+    period_s: Float[Array, "classes configs"],
+) -> Float[Array, " configs"]:
+    """Wait for a slot at which no more adapters are active than there are slots, at most as long as the server runs.
+
+    Adapters that wait longer become active more rarely, along a convex curve: steps of Newton's method from a wait of 0
+    rise to the root and never pass it.
+    """
+    start, duration_s = interval.start, interval.duration_s
+    wait_s = jnp.zeros_like(duration_s)
+    for _ in range(_HANDOVER_ITERATIONS):
+        due_per_s = idle_rate_per_s / (1.0 + idle_rate_per_s * wait_s)
+        kept = 1.0 + duration_s * (1.0 / period_s + due_per_s)
+        active = (start.active + duration_s * problem.adapters * due_per_s) / kept
+        slope = duration_s * due_per_s**2 * (problem.adapters - active) / kept
+        too_many = active.sum(axis=0) - problem.scenarios.max_loras
+        step_s = jnp.maximum(too_many, 0.0) / jnp.maximum(slope.sum(axis=0), TINY)
+        wait_s = jnp.minimum(wait_s + step_s, interval.end_s)
+    return wait_s
 
 
 def _euler(
@@ -182,14 +226,16 @@ def _euler(
 
 
 def _merged_share(
-    load: Float[Array, "classes configs"], peakedness: Float[Array, "classes configs"]
+    problem: Problem, residence_s: Float[Array, " configs"], load: Float[Array, "classes configs"]
 ) -> Float[Array, "classes configs"]:
     """Busy period of requests in bursts over that of Poisson arrivals, by Pascal's law of those present."""
+    burst = problem.burst(problem.rate_per_s, residence_s)
+    peakedness = problem.peakedness(problem.rate_per_s, residence_s)
     load = jnp.clip(load, TINY, MAX_LOAD)
     excess = peakedness - 1.0
     near = jnp.abs(excess) < _NEARLY_POISSON
     exponent = jnp.where(near, 1.0 - 0.5 * excess, jnp.log(peakedness) / jnp.where(near, 1.0, excess))
-    return peakedness * jnp.expm1(load * exponent) / jnp.expm1(load)
+    return burst * jnp.expm1(load * exponent) / jnp.expm1(load)
 
 
 def _held_by_chance(
@@ -202,14 +248,15 @@ def _held_by_chance(
     """How often all slots are in use by chance, and how many adapters wait then.
 
     Each adapter is active with a chance of its own, and all of them more at once while the batch, and with it the
-    residence, is larger than on average. An adapter that waits becomes active no second time.
+    residence, is larger than on average; fewer where a full batch divides among them. An adapter that waits becomes
+    active no second time.
     """
     max_loras = problem.scenarios.max_loras
     chance = jnp.clip(wanted / jnp.maximum(problem.adapters, TINY), 0.0, _MOST_ACTIVE)
     mean = jnp.maximum(wanted.sum(axis=0), TINY)
     own = (problem.adapters * chance * (1.0 - chance)).sum(axis=0)
     with_residence = -(problem.adapters * (1.0 - chance) * jnp.log1p(-chance)).sum(axis=0)
-    common = (with_residence * (1.0 - guess.batch_free_share)) ** 2 * _batch_variance(problem, guess)
+    common = with_residence**2 * _beyond_poisson(problem, guess)
     peakedness = jnp.maximum((own + common) / mean, _LEAST_SPREAD)
     ratio = jnp.maximum(1.0 + (mean - max_loras) / (peakedness * max_loras), TINY)
     sources = jnp.maximum(1.0 - own / mean, _FEWEST_SOURCES) / (jnp.maximum(own / mean, _LEAST_SPREAD) * max_loras)
@@ -220,24 +267,26 @@ def _held_by_chance(
     return overflow(mean, peakedness, max_loras, ratio, sources * bend, 0.5 * (1.0 + problem.residence_cv2))
 
 
-def _batch_variance(problem: Problem, guess: ServerState) -> Float[Array, " configs"]:
-    """Squared coefficient of variation of the requests in the batch: arrivals, and longer steps that hold them."""
+def _beyond_poisson(problem: Problem, guess: ServerState) -> Float[Array, " configs"]:
+    """Squared coefficient of variation of the batch beyond that of arrivals; below 0 where it is full."""
     residence_s = problem.residence_s(guess)
-    running = jnp.maximum(problem.offered_per_s * residence_s, 1.0)
-    return problem.peakedness_of_batch(residence_s) / (guess.batch_free_share * running)
+    running = jnp.maximum(problem.running(guess), 1.0)
+    arrivals = problem.peakedness_of_batch(residence_s) * running
+    return (problem.batch_variance(guess, running) - arrivals) / running**2
 
 
 def _cycle_slots_taken(problem: Problem, interval: Interval, guess: ServerState) -> AdapterCycle:
     """All slots in use: as one is given up it goes to the adapter that has waited longest, with all its backlog."""
     rate_per_s, residence_s, drain = problem.rate_per_s, problem.residence_s(guess), problem.residence.drain
     inactive = jnp.maximum(problem.adapters - guess.active, 0.0)
-    wait_s = _oldest_wait_s(guess.waiting, inactive * rate_per_s, rate_per_s, _age_spread(problem, interval.start))
+    wait_s, burst = _oldest_wait_s(problem, guess, inactive, _age_spread(problem, interval.start))
     backlog = rate_per_s * wait_s
-    # An inactive adapter is due once it has been idle and waited: 1/rate + wait = (1 + backlog) / rate.
-    due_per_s = rate_per_s / (1.0 + backlog)
+    # An inactive adapter is due once it has been idle and waited: burst/rate + wait = (burst + backlog) / rate.
+    due_per_s = rate_per_s / (burst + backlog)
 
     arriving_per_s = rate_per_s * guess.accepted
-    drain_s = residence_s * drain(backlog)
+    behind = jnp.maximum(burst - 1.0, 0.0) + backlog
+    drain_s = residence_s * drain(behind)
     clients_full = guess.accepted < _UNBOUNDED_CLIENTS
     own_share = jnp.where(
         clients_full,
@@ -245,10 +294,10 @@ def _cycle_slots_taken(problem: Problem, interval: Interval, guess: ServerState)
         0.0,
     )
     closed_share = jnp.where(clients_full, 1.0, interval.overfilled_share)
-    open_s = residence_s * problem.residence.busy_period(arriving_per_s * residence_s, backlog)
+    open_s = residence_s * problem.residence.busy_period(arriving_per_s * residence_s, behind)
     closed_s = drain_s / (1.0 - own_share)
     release_per_s = (1.0 - closed_share) / open_s + closed_share / closed_s
-    served_per_s = (1.0 + backlog) * ((1.0 - closed_share) / open_s + closed_share / drain_s) + (
+    served_per_s = (burst + backlog) * ((1.0 - closed_share) / open_s + closed_share / drain_s) + (
         1.0 - closed_share
     ) * arriving_per_s
 
@@ -258,10 +307,11 @@ def _cycle_slots_taken(problem: Problem, interval: Interval, guess: ServerState)
         activations_per_s=activations_per_s,
         served_per_s=served_per_s,
         open_share=jnp.broadcast_to(1.0 - closed_share, backlog.shape),
+        burst=burst,
         backlog=backlog,
         wait_s=jnp.broadcast_to(wait_s, backlog.shape),
         held_share=jnp.ones_like(interval.duration_s),
-        chance_wait_s=jnp.zeros_like(interval.duration_s),
+        free_wait_s=jnp.zeros_like(interval.duration_s),
         wait_cv2=jnp.zeros_like(interval.duration_s),
         slots_taken=jnp.ones_like(interval.duration_s, dtype=bool),
     )
@@ -300,10 +350,11 @@ def overfilled_share(problem: Problem, start: ServerState, end_s: Float[Array, "
     """
     rate_per_s = problem.rate_per_s
     inactive = jnp.maximum(problem.adapters - start.active, 0.0)
-    backlog = rate_per_s * _oldest_wait_s(start.waiting, inactive * rate_per_s, rate_per_s, _age_spread(problem, start))
-    due_per_s = inactive * rate_per_s / (1.0 + backlog)
-    running_per_slot = (due_per_s * (1.0 + backlog)).sum(axis=0) / jnp.maximum(
-        (due_per_s * problem.residence.drain(backlog)).sum(axis=0), TINY
+    wait_s, burst = _oldest_wait_s(problem, start, inactive, _age_spread(problem, start))
+    behind = jnp.maximum(burst - 1.0, 0.0) + rate_per_s * wait_s
+    due_per_s = inactive * rate_per_s / (1.0 + behind)
+    running_per_slot = (due_per_s * (1.0 + behind)).sum(axis=0) / jnp.maximum(
+        (due_per_s * problem.residence.drain(behind)).sum(axis=0), TINY
     )
     max_loras = problem.scenarios.max_loras
     width = burst_width(max_loras)
@@ -327,19 +378,19 @@ def _age_spread(problem: Problem, start: ServerState) -> Float[Array, " configs"
 
 
 def _oldest_wait_s(
-    waiting: Float[Array, " configs"],
-    arrivals_per_s: Float[Array, "classes configs"],
-    rate_per_s: Float[Array, "classes configs"],
-    spread: Float[Array, " configs"],
-) -> Float[Array, " configs"]:
-    """How long the oldest request has waited, from how many wait.
+    problem: Problem, state: ServerState, inactive: Float[Array, "classes configs"], spread: Float[Array, " configs"]
+) -> tuple[Float[Array, " configs"], Float[Array, "classes configs"]]:
+    """How long the oldest request has waited, from how many wait; and the bursts in which requests come meanwhile.
 
-    Solves ``waiting = Σ arrivals · w · (1 + spread · rate·w) / (1 + rate·w)``: an adapter that has waited ``w`` brings
-    ``1 + rate·w`` requests, one that has waited a while ``1 + spread·rate·w`` on average. ``spread`` is 1 while all
-    have waited since the start and 1/2 when their ages are even.
+    Solves ``waiting = Σ arrivals · w · (burst + spread · rate·w) / (burst + rate·w)``: an adapter that has waited ``w``
+    brings ``burst + rate·w`` requests, one that has waited a while ``burst + spread·rate·w`` on average. ``spread`` is
+    1 while all have waited since the start and 1/2 when their ages are even.
     """
-    wait_s = waiting / jnp.maximum(arrivals_per_s.sum(axis=0), TINY)
+    rate_per_s = problem.rate_per_s
+    arrivals_per_s = inactive * rate_per_s
+    wait_s = state.waiting / jnp.maximum(arrivals_per_s.sum(axis=0), TINY)
+    burst = problem.burst(rate_per_s, problem.residence_s(state) + wait_s)
     for _ in range(_BACKLOG_ITERATIONS):
-        mean_over_most = (1.0 + spread * rate_per_s * wait_s) / (1.0 + rate_per_s * wait_s)
-        wait_s = waiting / jnp.maximum((arrivals_per_s * mean_over_most).sum(axis=0), TINY)
-    return wait_s
+        mean_over_most = (burst + spread * rate_per_s * wait_s) / (burst + rate_per_s * wait_s)
+        wait_s = state.waiting / jnp.maximum((arrivals_per_s * mean_over_most).sum(axis=0), TINY)
+    return wait_s, burst

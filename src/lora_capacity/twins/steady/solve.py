@@ -40,6 +40,9 @@ _STRETCH = 2.2
 """Power by which intervals lengthen: a server changes most at its start. The first is 0.2 % of the horizon, the last
 13 %."""
 
+_LEAST_COMPLETED = 1e-3
+"""Share of the requests that are completed at least: keeps what is told of them a number."""
+
 _ITERATIONS = 8
 """Of the fixed point in each interval: damping halves the distance from a balance that stands still, to 0.4 % in all,
 and the next interval goes on from there."""
@@ -107,16 +110,20 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
     def told(values: Float[Array, " configs"]) -> Float[Array, " configs"]:
         return jnp.where(started, values, jnp.nan)
 
-    running, completed = mean(observed.running), mean(observed.completed_per_s)
+    running, served = mean(observed.running), mean(observed.completed_per_s)
+    completed_share = _completed_share(problem, observed, served)
+    completed = served * completed_share
     tokens_per_request = scenarios.mean_input_tokens + scenarios.mean_output_tokens
     # Gaps between tokens, each seen by every running request.
     itl_s = running / mean(observed.running / observed.step_s)
-    ttft_s = mean(observed.first_token.mean_s * observed.completed_per_s) / completed
+    ttft_s = mean(observed.first_token.mean_s * observed.completed_per_s) / served
     return Results(
         throughput_tokens_per_s=told(completed * tokens_per_request),
         offered_tokens_per_s=problem.offered_per_s * tokens_per_request,
         completed_per_s=told(completed),
-        class_service=jnp.where(started[:, None], _class_service(problem, durations_s, observed).T, jnp.nan),
+        class_service=jnp.where(
+            started[:, None], (completed_share * _class_service(problem, durations_s, observed)).T, jnp.nan
+        ),
         mean_running=told(running),
         mean_waiting=told(mean(observed.waiting)),
         # Steps of the horizon, so that a long interval of short steps counts by its many steps.
@@ -125,7 +132,7 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
         tpot_s=told(itl_s),
         ttft_s=told(ttft_s),
         answered_ttft_s=told(ttft_s),
-        attainment=told(jnp.minimum(completed / problem.offered_per_s, 1.0)),
+        attainment=told(jnp.minimum(served / problem.offered_per_s, 1.0)),
         active_adapters=told(mean(observed.active_adapters)),
         kv_usage=told(running * scenarios.kv_tokens_per_request / scenarios.kv_cache_tokens),
         loads_per_s=told(mean(observed.loads_per_s)),
@@ -133,6 +140,23 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
         limit=observed.bottleneck[-1],
         status=scenarios.status,
     )
+
+
+def _completed_share(
+    problem: Problem, observed: Observed, served: Float[Array, " configs"]
+) -> Float[Array, " configs"]:
+    """Share of the requests admitted within the horizon that are completed within it: the others still run.
+
+    An open batch keeps all that run, if the horizon is long: ``λ ∫ P(stay > t) dt``, for exponential stays. From a
+    batch that was always full as many left as renewals took place, ``horizon/stay + (cv² − 1) / 2`` in each place.
+
+    Source: Cox, Renewal Theory (1962), chapter 4.
+    """
+    horizon_s, running = problem.scenarios.horizon_s, observed.running[-1]
+    stay_s = running / observed.completed_per_s[-1]
+    kept = 1.0 - observed.batch_full_share[-1] * 0.5 * (1.0 + problem.residence_cv2)
+    unfinished = kept * running * -jnp.expm1(-horizon_s / stay_s) / (horizon_s * served)
+    return jnp.clip(1.0 - unfinished, _LEAST_COMPLETED, 1.0)
 
 
 def _attainment(
