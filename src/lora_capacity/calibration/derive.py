@@ -75,7 +75,7 @@ efficiencies are fitted to bear out the first four."""
 _OTHERWISE = Differences(0.20, 0.10)
 """What takes a host's processor time."""
 
-_TYPICAL = {
+_TYPICAL: dict[str, Any] = {
     "tokens": 300.0,
     "prefill_tokens": 160.0,
     "kv_tokens": 53e3,

@@ -90,7 +90,7 @@ def extrapolation_error(
 
 
 @jax.jit
-def _shares(costs: Costs, step: Mapping[str, Array]) -> dict[str, Array]:
+def _shares(costs: Costs, step: Mapping[str, Any]) -> dict[str, Array]:
     """Shares of the step time by term."""
     small = jax.numpy.where(step["tokens"] < SMALL_STEP_TOKENS, 1.0, 0.0)
     nothing: dict[str, Any] = dict.fromkeys((entry.name for entry in dataclasses.fields(StepCosts)), 0.0)
