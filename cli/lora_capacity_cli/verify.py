@@ -219,7 +219,7 @@ def _points(
     refuse_given(SEARCH_ONLY, "--url" if url else "both --adapters and --max-loras", "it is for a search")
     from lora_capacity.run.steady import grid
 
-    workload = read_workload(question["workload"], question["bounds"], question["recording"])
+    workload = read_workload(question["workload"], question["bounds"], question["recording"]).at_peak()
     calibration = question["calibration"].load()
     columns = grid(adapters, slots)
     pairs = zip(columns["adapters"].tolist(), columns["max_loras"].tolist(), strict=True)

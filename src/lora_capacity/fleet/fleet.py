@@ -285,6 +285,8 @@ def _traffic(mapping: Mapping[str, Any], base_dir: Path) -> Workload:
             raise InputError(f"requests.{name}", briefly(mapping["requests"][name]), allowed)
     if "base_model" in mapping:
         raise InputError("base_model", briefly(mapping["base_model"]), "requests to adapters only, in a fleet")
+    if isinstance(mapping.get("arrivals"), Mapping) and "profile" in mapping["arrivals"]:
+        raise InputError("arrivals.profile", briefly(mapping["arrivals"]["profile"]), "constant rates, in a fleet")
     return Workload.from_mapping({**mapping, "adapters": {"mix": {"rates_per_s": [1.0], "ranks": [1]}}}, base_dir)
 
 

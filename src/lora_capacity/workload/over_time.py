@@ -185,13 +185,15 @@ def read_rates(path: Path, order: list[str] | None, horizon_s: float | None) -> 
     mean = np.diff(edges_s) @ rates / end_s
     names = _ordered(path, whose.names, mean, order)
     if not names:
-        raise InputError(f"{path}, rate_per_s", 0, f"an adapter with requests in the first {end_s:g} s")
+        raise InputError(f"{path}, rate_per_s", 0, f"an adapter with requests in the first {end_s:,.0f} s")
     place = np.array([whose.names.index(name) for name in names])
     rates, cvs, mean = rates[:, place], cvs[:, place], mean[place]
     assumptions = []
     if len(names) < len(whose.names):
         idle = len(whose.names) - len(names)
-        assumptions.append(f"{idle} of {len(whose.names)} adapters have no requests in {end_s:g} s and are left out.")
+        assumptions.append(
+            f"{idle} of {len(whose.names)} adapters have no requests in {end_s:,.0f} s and are left out."
+        )
     wild = (cvs > MAX_CV) & (rates > 0)
     if wild.any():
         assumptions.append(f"cv is taken at {MAX_CV:g} where it is higher: in {int(wild.sum())} windows of adapters.")

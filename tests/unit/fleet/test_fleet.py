@@ -87,6 +87,7 @@ def changed_two() -> dict[str, Any]:
         ({"pool": []}, "did you mean 'pools'?"),
         ({"headroom": 0}, "headroom: 0 is not allowed; allowed: a number >= 0.1 and <= 100"),
         ({"requests": {"trace": "t.csv"}}, "requests.trace: 't.csv'"),
+        ({"arrivals": {"profile": [1, 2]}}, "arrivals.profile: 'a list' is not allowed; allowed: constant rates"),
         ({"requests": FILE["requests"] | {"cached_share": 0.5}}, "requests.cached_share: 0.5"),
         ({"base_model": {"rate_per_s": 1}}, "base_model: 'a mapping'"),
     ],
