@@ -81,6 +81,12 @@ def _flag_options(command: Any) -> Any:
 @click.option("--model", metavar="DIR|NAME", help="A model's folder or config.json, or the name of a well-known model.")
 @click.option("--gpu", metavar="NAME", help="The GPU: RTX 4090, L4, A100-80GB, H100, ...")
 @click.option("--gpu-memory-gib", type=float, metavar="GIB", help="Its memory as the driver reports it.")
+@click.option(
+    "--host-memory-gib",
+    type=float,
+    metavar="GIB",
+    help="Host memory for adapters: how many of them --max-cpu-loras can be.",
+)
 @click.option("--vllm-version", metavar="VERSION", help="vLLM's version. [default: the newest that is known]")
 @click.option("--serve-line", metavar="LINE", help="Settings as in this `vllm serve ...`; other options override it.")
 @click.option("--config", type=FILE, metavar="FILE", help="Settings as in this file for `vllm serve --config`.")
@@ -97,6 +103,7 @@ def memory(
     model: str | None,
     gpu: str | None,
     gpu_memory_gib: float | None,
+    host_memory_gib: float | None,
     vllm_version: str | None,
     serve_line: str | None,
     config: Path | None,
@@ -120,10 +127,22 @@ def memory(
     question = _question(given, _gpu(gpu, gpu_memory_gib), known, vllm_version, adapter, layouts, lora=not told)
     answer = answer_memory(question)
     document = _document(question, answer) | {"not_looked_at": ignored}
+    if host_memory_gib is not None:
+        document["most_max_cpu_loras"] = _most_on_host(question, answer, host_memory_gib)
     if output_format == "json":
         print_json(document)
     else:
         _print(question, answer, document)
+
+
+def _most_on_host(question: "MemoryQuestion", answer: "MemoryAnswer", memory_gib: float) -> int:
+    """Return how many adapters of ``max_lora_rank`` host memory holds."""
+    from lora_capacity.errors import check_number
+
+    gib = check_number("--host-memory-gib", memory_gib, minimum=0, exclusive=True)
+    if not question.enable_lora:
+        raise InputError("--host-memory-gib", memory_gib, "nothing without LoRA", "it is for adapters")
+    return int(gib * BYTES_PER_GIB // answer.host_bytes_per_adapter)
 
 
 def _told(serve_line: str | None, config: Path | None) -> tuple[dict[str, Any], list[str]]:
@@ -262,6 +281,8 @@ def _print(question: "MemoryQuestion", answer: "MemoryAnswer", document: dict[st
             f"{gibibytes(answer.host_bytes)} for {plural(question.server.max_cpu_loras, 'adapter')}, "
             f"{gibibytes(answer.host_bytes_per_adapter)} each"
         )
+        if "most_max_cpu_loras" in document:
+            facts["most adapters in host memory"] = f"{document['most_max_cpu_loras']:,}"
     print_facts("Each GPU", facts)
     if question.enable_lora:
         rows = [
@@ -298,6 +319,9 @@ def _warnings(answer: "MemoryAnswer", document: dict[str, Any]) -> list[str]:
     found = []
     if document["status"] == "ok" and document["status_range"]["low"] != "ok":
         found.append("it is close: on one of twenty servers it would not start")
+    held = document["settings"].get("max_cpu_loras", 0)
+    if held > document.get("most_max_cpu_loras", held):
+        found.append(f"host memory does not hold max_cpu_loras {held:,}: vLLM does not look, and runs out of it later")
     if document["not_looked_at"]:
         found.append(f"not looked at, as it says nothing of memory: {', '.join(document['not_looked_at'])}")
     return found

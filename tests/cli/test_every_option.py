@@ -353,6 +353,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--model": given("Qwen3-14B"),
         "--gpu": [given("H100"), refused("H1000")],
         "--gpu-memory-gib": given(40),
+        "--host-memory-gib": given(40),
         "--vllm-version": given("0.11.0"),
         "--serve-line": given("vllm serve Qwen/Qwen3-8B --max-loras 4 --enable-lora"),
         "--config": refused("none.yaml"),

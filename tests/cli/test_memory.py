@@ -87,6 +87,20 @@ def test_host_memory_of_many_adapters(run: Run) -> None:
     assert "640.00 GiB for 4,096 adapters" in run("memory", "--model", "Llama-3.1-8B", "--gpu", "H100", *many).output
 
 
+def test_host_memory_bounds_the_adapters_that_it_holds(run: Run) -> None:
+    """Of rank 32 each takes 160 MiB for an 8B model, as in the test before."""
+    server = ("--model", "Llama-3.1-8B-Instruct", *CARD, "--max-loras", 4, "--max-lora-rank", 32)
+    for gib, most in {10: 64, 64: 409}.items():
+        assert ask(run, *server, "--host-memory-gib", gib)["most_max_cpu_loras"] == most
+    assert "most_max_cpu_loras" not in ask(run, *server)
+    told = run("memory", *server, "--max-cpu-loras", 4096, "--host-memory-gib", 10).stdout
+    assert "host memory does not hold max_cpu_loras 4,096" in " ".join(told.split())
+    for words in (("--host-memory-gib", 0), ("--max-loras", 0, "--host-memory-gib", 10)):
+        result = run("memory", "--model", "Llama-3.1-8B-Instruct", *CARD, *words)
+        assert result.exit_code == 2
+        assert "--host-memory-gib" in result.stderr
+
+
 def test_a_serve_line_is_read_as_people_have_it(run: Run, tmp_path: Path) -> None:
     line = (
         "VLLM_USE_V1=1 vllm serve Qwen/Qwen3-32B -tp 2 --enable-lora --max-loras=8 --max-lora-rank 32 "
