@@ -27,6 +27,10 @@ MONOTONE = 0.02
 """How much throughput may fall where it should rise: iterations left over, and regimes that meet with a step."""
 
 
+IDLE_ADAPTERS, IDLE_CHANGE = 20, 0.05
+"""Adapters at a billionth of a request per second, and by how much they may change the throughput."""
+
+
 def log_uniform(low: float, high: float) -> st.SearchStrategy[float]:
     return st.floats(np.log(low), np.log(high)).map(lambda exponent: float(np.exp(exponent)))
 
@@ -164,3 +168,40 @@ def test_more_kv_cache_never_lowers_the_throughput(batch: list[dict[str, Any]], 
 def test_a_configuration_is_the_same_at_any_place_of_a_batch(batch: list[dict[str, Any]]) -> None:
     there, back = throughput(simulate(scenarios_of(batch))), throughput(simulate(scenarios_of(batch[::-1])))
     np.testing.assert_allclose(there, back[::-1], rtol=1e-5)
+
+
+def plausible_servers() -> st.SearchStrategy[dict[str, Any]]:
+    """Servers that someone may run, for ten minutes to two hours.
+
+    A class of its own holds adapters that hardly ask for anything.
+    """
+    return st.fixed_dictionaries(
+        {
+            "count": st.tuples(st.integers(1, 400), st.integers(0, 400)).map(lambda counts: [*counts, 0]),
+            "rate_per_s": st.tuples(log_uniform(1e-3, 3), log_uniform(1e-3, 3)).map(lambda rates: [*rates, 1e-9]),
+            "base_rate_per_s": st.one_of(st.just(0.0), log_uniform(1e-3, 5)),
+            "mean_input_tokens": log_uniform(20, 2000),
+            "mean_output_tokens": log_uniform(5, 600),
+            "kv_tokens_per_request": st.just(1000.0),
+            "kv_cache_tokens": log_uniform(3e4, 2e6),
+            "horizon_s": log_uniform(600, 7200),
+            "max_pending": st.one_of(st.just(np.inf), st.integers(10, 3000).map(float)),
+            "max_loras": st.integers(1, 400).map(float),
+            "max_num_seqs": st.integers(16, 600).map(float),
+            "max_num_batched_tokens": st.integers(2000, 9000).map(float),
+        }
+    )
+
+
+@given(st.lists(plausible_servers(), min_size=BATCH, max_size=BATCH))
+@settings(max_examples=40)
+def test_idle_adapters_change_little_and_twice_the_load_keeps_no_more_bounds(batch: list[dict[str, Any]]) -> None:
+    before = simulate(scenarios_of(batch))
+    idle = simulate(scenarios_of([each | {"count": [*each["count"][:2], IDLE_ADAPTERS]} for each in batch]))
+    np.testing.assert_allclose(throughput(idle), throughput(before), rtol=IDLE_CHANGE)
+    doubled = [
+        each | {"rate_per_s": [2 * rate for rate in each["rate_per_s"]], "base_rate_per_s": 2 * each["base_rate_per_s"]}
+        for each in batch
+    ]
+    kept, kept_of_twice = (np.asarray(found.attainment) for found in (before, simulate(scenarios_of(doubled))))
+    assert (kept_of_twice <= kept + MONOTONE).all()
