@@ -10,7 +10,7 @@ CALIBRATION ?= llama-3.1-8b-instruct-h100-64gb
 MEASUREMENTS ?= ../shared/measurements
 MODELS := llama-3.1-8b-instruct qwen-2.5-7b-instruct
 
-.PHONY: help recommend test test-all fuzz vllm tutorial docs-code browser dev format lint types imports docs package \
+.PHONY: help recommend test test-all fuzz kills vllm tutorial docs-code browser dev format lint types imports docs package \
 	calibrations surrogates clean
 
 help: ## List the targets
@@ -33,8 +33,12 @@ vllm: $(VENV)/.test ## Compare with vLLM's own scheduler, and drive a real serve
 	LORA_CAPACITY_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm tests/unit
 
 # Three pages at once even on two cores: some wait for servers.
+# RECORD=docs/data/trust.json keeps the counts of this and the next for the Trust page (docs/generate_trust.py).
 fuzz: $(VENV)/.test ## Read damaged files and run damaged commands by the thousand (INPUTS=20000, SEED=0; minutes)
-	$(BIN)/python -m tests.fuzz --inputs $(or $(INPUTS),20000) --seed $(or $(SEED),0)
+	$(BIN)/python -m tests.fuzz --inputs $(or $(INPUTS),20000) --seed $(or $(SEED),0) $(if $(RECORD),--record $(RECORD))
+
+kills: $(VENV)/.test ## Kill long commands and run them again (KILLS=42, SEED=0; half an hour)
+	$(BIN)/python -m tests.fuzz.kills --kills $(or $(KILLS),42) --seed $(or $(SEED),0) $(if $(RECORD),--record $(RECORD))
 
 docs-code: $(VENV)/.dev ## Run the code of the documentation (UPDATE=1 writes into it what the code prints)
 	LORA_CAPACITY_UPDATE_DOCS=$(UPDATE) $(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m docs tests/docs

@@ -205,10 +205,11 @@ def _transfer_scores(runs: "Runs", derived: "dict[str, Calibration]") -> dict[st
     return {
         model: {
             "capacity_error": calibration.capacity_error,
-            "in_interval": float(np.nanmean(inside[runs.model == model])),
+            "in_interval": float(np.mean(known)) if (known := of_model[~np.isnan(of_model)]).size else None,
             "corrected_by": calibration.provenance["corrected_by"],
         }
         for model, calibration in derived.items()
+        for of_model in (inside[runs.model == model],)
     }
 
 
@@ -339,7 +340,7 @@ def _print(scores: dict[str, Any]) -> None:
             {
                 "model": model,
                 "capacity within": f"± {100 * told['capacity_error']:.1f} %",
-                "in the interval": f"{100 * told['in_interval']:.0f} %",
+                "in the interval": "–" if told["in_interval"] is None else f"{100 * told['in_interval']:.0f} %",
                 "corrected by": ", ".join(told["corrected_by"]),
             }
             for model, told in scores["transfer"].items()

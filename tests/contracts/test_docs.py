@@ -74,7 +74,7 @@ def test_every_figure_is_drawn_by_the_script_and_shown() -> None:
     "name",
     [
         *("accuracy", "benchmarks", "coverage", "derived_accuracy", "event_accuracy", "startup_accuracy"),
-        "surrogate_accuracy",
+        *("surrogate_accuracy", "trust"),
     ],
 )
 def test_generated_pages_are_what_their_result_files_say(name: str, tmp_path: Path) -> None:

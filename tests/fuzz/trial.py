@@ -1,6 +1,7 @@
 """One damaged file after the other, and what became of each."""
 
 import dataclasses
+import json
 import random
 import signal
 import tempfile
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from lora_capacity.errors import LoraCapacityError
 from tests.fuzz.readers import readers
@@ -35,6 +37,12 @@ class Trial:
     seed: int
     outcome: str
     fault: str = ""
+
+
+def record(file: Path, name: str, content: Any) -> None:
+    """Keep figures of the Trust page in its result file, in place of those of the same name."""
+    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    file.write_text(json.dumps(known | {name: content}, indent=1) + "\n", encoding="utf-8")
 
 
 class Hang(Exception):

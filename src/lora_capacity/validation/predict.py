@@ -203,10 +203,19 @@ def _simulate(
         )
         for i, seed in enumerate(seeds)
     ]
-    found = {name: np.mean([getattr(each, name) for each in simulated], axis=0) for name in _OF_SERVERS}
-    found |= {name: np.mean([getattr(each.client, name) for each in simulated], axis=0) for name in _OF_CLIENTS}
+    found = {name: mean_of_known([getattr(each, name) for each in simulated]) for name in _OF_SERVERS}
+    found |= {name: mean_of_known([getattr(each.client, name) for each in simulated]) for name in _OF_CLIENTS}
     status = np.max([each.status for each in simulated], axis=0)
     return found | {"status": np.array([Status(code).label for code in status], dtype=object)}
+
+
+def mean_of_known(of_seeds: Sequence[FloatArray]) -> FloatArray:
+    """Return the mean over seeds, of those that tell: one in which no request came has no latency, ``[runs]``."""
+    values = np.asarray(of_seeds, dtype=np.float64)
+    known = ~np.isnan(values)
+    return np.where(
+        known.any(axis=0), np.where(known, values, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1), np.nan
+    )
 
 
 def run_lengths(runs: Runs, rows: Int[np.ndarray, " rows"], otherwise: RunLengths) -> RunLengths:

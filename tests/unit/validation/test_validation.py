@@ -23,6 +23,7 @@ from lora_capacity.validation import (
     run_lengths,
     score_runs,
 )
+from lora_capacity.validation.predict import mean_of_known
 
 MODEL = "llama-3.1-8b-instruct"
 ROW = {
@@ -235,6 +236,11 @@ def test_samples_count_for_the_time_around_them(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.kv_usage, [(25 * 0.5 + 70) / 100, np.nan, 0.25])
     with pytest.raises(InputError, match=r"series: .*allowed: a Parquet file with the columns run_id, t_s, running"):
         read_time_means(tmp_path / "runs.csv", runs)
+
+
+def test_seeds_that_tell_nothing_take_no_part_in_means() -> None:
+    np.testing.assert_equal(mean_of_known([np.array([1.0, np.nan]), np.array([np.nan, np.nan])]), [1.0, np.nan])
+    np.testing.assert_equal(mean_of_known([np.array([1.0, 4.0]), np.array([3.0, np.nan])]), [2.0, 4.0])
 
 
 def test_several_seeds_are_averaged(tmp_path: Path, calibrations: dict[str, Calibration]) -> None:
