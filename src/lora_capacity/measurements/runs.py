@@ -323,7 +323,7 @@ def _rates_of_row(
     rates = _numbers(path, row, "rates", table["rates"][row])
     values, counts = table["rate_values"][row], table["rate_counts"][row]
     if not values and not counts:
-        return np.bincount(np.arange(adapters) % rates.size, minlength=rates.size).astype(np.float64), rates
+        return (adapters // rates.size + (np.arange(rates.size) < adapters % rates.size)).astype(np.float64), rates
     value, count = _numbers(path, row, "rate_values", values), _numbers(path, row, "rate_counts", counts)
     if value.size != count.size or np.any(count != np.floor(count)):
         allowed = f"a whole number for each of the {value.size} rate_values"

@@ -238,6 +238,11 @@ def test_samples_count_for_the_time_around_them(tmp_path: Path) -> None:
         read_time_means(tmp_path / "runs.csv", runs)
 
 
+def test_rates_are_dealt_in_turn_to_any_number_of_adapters(tmp_path: Path) -> None:
+    runs = read(tmp_path, {"max_cpu_loras": 8}, {"max_cpu_loras": 2**53, "max_loras": 8})
+    assert runs.class_count.tolist() == [[3, 3, 2], [2**53 // 3 + 1, 2**53 // 3 + 1, 2**53 // 3]]
+
+
 def test_seeds_that_tell_nothing_take_no_part_in_means() -> None:
     np.testing.assert_equal(mean_of_known([np.array([1.0, np.nan]), np.array([np.nan, np.nan])]), [1.0, np.nan])
     np.testing.assert_equal(mean_of_known([np.array([1.0, 4.0]), np.array([3.0, np.nan])]), [2.0, 4.0])
