@@ -19,7 +19,7 @@ from lora_capacity.fitting.measured import MeasuredRuns, Predicted, read_measure
 from lora_capacity.fitting.memory import fit_memory
 from lora_capacity.fitting.priors import fitted_names, priors
 from lora_capacity.fitting.residuals import RunTargets, benchmark_residuals, run_residuals
-from lora_capacity.measurements import Profile, read_profile
+from lora_capacity.measurements import Profile, read_profile, read_runs
 from lora_capacity.measurements.runs import FloatArray
 
 Progress = Callable[[int, int], None]
@@ -94,6 +94,8 @@ def fit_calibration(
         InputError: If a table is missing or malformed, or holds nothing of the model.
     """
     profile = read_profile(profile_dir, model)
+    if runs is not None:
+        read_runs(runs)  # what is wrong with them is told before anything is fitted
     given = profile.device == "cpu" or "kv_cache_memory_bytes" in profile.server
     memory, memory_report = fit_memory(profile.model, profile.gpu, profile.kv_capacity, kv_cache_is_given=given)
     draft = Calibration(
