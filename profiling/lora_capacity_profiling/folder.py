@@ -123,12 +123,28 @@ class ProfileFolder:
             self._torn = False
             self._take(point)
             if point.table:
-                rows = [each.row for each in self.finished.values() if each.table == point.table]
-                write_whole(self.path / f"{point.table}.csv", as_csv(rows, TABLES[point.table].names))
+                self._write_table(point.table)
             self.describe(description)
         except OSError as error:
             self._torn = True
             raise _unwritable(self.path, error) from None
+
+    def complete(self, description: Mapping[str, Any]) -> None:
+        """Write all tables and the description; a kill may have come between a point's line and its table.
+
+        Raises:
+            InputError: As `add`.
+        """
+        try:
+            for table in dict.fromkeys(each.table for each in self.finished.values() if each.table):
+                self._write_table(table)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        self.describe(description)
+
+    def _write_table(self, table: str) -> None:
+        rows = [each.row for each in self.finished.values() if each.table == table]
+        write_whole(self.path / f"{table}.csv", as_csv(rows, TABLES[table].names))
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Write ``profile.json`` with the points' repeats and the failures beside what is given.

@@ -147,7 +147,7 @@ class Profiler:
                 except ServerError as error:
                     self._refused(plan, left, error, time.monotonic() - began_s)
                     break
-        self.folder.describe(self._description(complete=True))
+        self.folder.complete(self._description(complete=True))
 
     def _server(self, plan: ServerPlan) -> Server:
         if self.launch.url is not None:

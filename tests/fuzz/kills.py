@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lora_capacity_profiling.folder import ProfileFolder
 from lora_capacity_profiling.material import write_model
 from pyarrow import parquet
 
 from tests.cli.fake_site import WORKLOAD
+from tests.cli.test_profile import CAMPAIGN
 from tests.fuzz.readers import NAME, PROFILE, RUNS
 from tests.fuzz.trial import record
 from tests.unit.profiling.conftest import write_packages
-from tests.unit.profiling.test_campaign import SMALL
 from tests.unit.profiling.test_server import command_lines, wait_until
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -58,8 +59,9 @@ def _labels(path: Path) -> Any:
 
 
 def _points(path: Path) -> Any:
-    """Return the points of a profile; how long each took differs from run to run."""
-    return sorted(json.loads(line)["id"] for line in (path / "points.jsonl").read_text("utf-8").splitlines())
+    """Return a profile's points, with what failed, and the rows of its tables; what was measured is never the same."""
+    points = {each.id: each.failure for each in ProfileFolder(path).finished.values()}
+    return sorted(points.items()), {file.name: file.read_text("utf-8").count("\n") for file in path.glob("*.csv")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Long:
     """A command that takes its time.
 
     Attributes:
-        words: The command, which prints its answer or writes it to the last of them.
+        words: The command, which prints its answer as JSON or writes it to the last of them.
         read: Reads what it wrote, as far as that is the same every time; None where it prints.
     """
 
@@ -94,11 +96,11 @@ COMMANDS = {
         ),
         _bytes,
     ),
-    "label": Long(("label", "--workloads", "384", "--played", "0", "-o", "labels.parquet"), _labels),
+    "label": Long(("label", "--workloads", "256", "--played", "0", "-o", "labels.parquet"), _labels),
     "fit": Long(("fit", "measured", "-o", "fitted.json"), _bytes),
     "report": Long(("report", "w.yaml", "--adapters", "4,8", "--max-loras", "2,4", *STEADY, "-o", "page.html"), _bytes),
     "validate": Long(("validate", "runs.csv", "--engine", "event", "--format", "json")),
-    "place": Long(("place", "fleet.yaml", "--seeds", "1", "--format", "json", "--emit", "servers"), lambda _: None),
+    "place": Long(("place", "fleet.yaml", "--seeds", "1", "--format", "json", "--emit", "servers")),
     "profile": Long(
         ("profile", "tiny", "--campaign", "small.yaml", "--python", sys.executable, "-o", "profile"), _points
     ),
@@ -129,7 +131,7 @@ class Trials:
         answer, names, took_s = self.right[name]
         folder = self._lay_out("killed")
         output = folder / command.words[-1]
-        holds_file = command.read is not None and name not in ("place", "profile")
+        holds_file = command.read is not None and name != "profile"
         if holds_file:
             output.write_bytes(OLD)
         with self._start(command, folder) as process:
@@ -146,7 +148,7 @@ class Trials:
         finished = _finished(output)
         again = self._answer(command, folder, self._run(command, folder))
         if again != answer:
-            return "another answer when it is run again"
+            return f"another answer when it is run again: {again!r:.2000}, not {answer!r:.2000}"
         if not finished <= _finished(output):
             return "points that were measured are lost"
         return f"other files are left: {_names(folder) ^ names}" if _names(folder) != names else ""
@@ -157,7 +159,7 @@ class Trials:
         folder.mkdir()
         (folder / "w.yaml").write_text(WORKLOAD, encoding="utf-8")
         (folder / "runs.csv").write_text(RUNS, encoding="utf-8")
-        (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
+        (folder / "small.yaml").write_text(CAMPAIGN, encoding="utf-8")
         requests = yaml.safe_load(WORKLOAD)["requests"]
         fleet = {"adapters": ADAPTERS, "pools": [POOL], "requests": requests, "horizon_s": 60}
         (folder / "fleet.yaml").write_text(yaml.safe_dump(fleet), encoding="utf-8")
@@ -185,8 +187,9 @@ class Trials:
         return printed
 
     def _answer(self, command: Long, folder: Path, printed: str) -> Any:
-        written = None if command.read is None else command.read(folder / command.words[-1])
-        return printed if written is None else written
+        if command.read is not None:
+            return command.read(folder / command.words[-1])
+        return json.loads(printed) | {"seconds": None}
 
 
 def _names(folder: Path) -> set[str]:
@@ -222,12 +225,12 @@ def main() -> None:
     for name, number, fault in run(asked.kills, asked.seed):
         outcomes["lost something" if fault else "lost nothing"] += 1
         of_commands[name].update([number, "lost"] if fault else [number])
+        if asked.record is not None:  # at once: a machine that has no more time has tried these
+            record(asked.record, "kills", {"seed": asked.seed, "commands": of_commands})
         if fault:
             sys.stdout.write(f"{name}, {number}: {fault}\n")
             sys.stdout.flush()
     sys.stdout.write(f"{asked.kills} kills: {dict(outcomes)}\n")
-    if asked.record is not None:
-        record(asked.record, "kills", {"seed": asked.seed, "commands": of_commands})
     sys.exit(1 if outcomes["lost something"] else 0)
 
 

@@ -16,6 +16,17 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_table_that_a_kill_left_behind_is_written_in_the_end(tmp_path: Path) -> None:
+    folder = ProfileFolder(tmp_path)
+    for size in (1, 2):
+        row = {"model": "m", "batch_size": size}
+        folder.add(Finished(f"decode/batch{size}", "backbone_latency", row, (1.0,), "ms", 1.0, ""), {})
+    whole = (tmp_path / "backbone_latency.csv").read_text()
+    (tmp_path / "backbone_latency.csv").write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    ProfileFolder(tmp_path).complete({})
+    assert (tmp_path / "backbone_latency.csv").read_text() == whole
+
+
 def test_every_point_is_on_disk_at_once(tmp_path: Path) -> None:
     folder = ProfileFolder(tmp_path / "new" / "profile")
     folder.add(START, {"device": "cpu"})
