@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -52,6 +54,14 @@ class Commands(click.Group):
         stdout = sys.stdout
         speak_any_encoding()
         warnings.showwarning = _warn
+        interrupts: list[int] = []
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            interrupts.append(number)
+            signal.default_int_handler(number, frame)
+
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupt)
         try:
             code = super().main(*args, **extra | {"standalone_mode": False}) or 0
             sys.stdout.flush()
@@ -59,7 +69,10 @@ class Commands(click.Group):
             # Where the reader has gone, click puts another stdout in place of this one and ends with 1.
             code = error.code if sys.stdout is stdout else BROKEN_PIPE
         except Exception as error:  # the traceback of those that are not expected is printed
-            code = _told(error)
+            # Within an import an interrupt becomes an error of the module that is being loaded.
+            code = INTERRUPTED if interrupts and isinstance(error, ImportError) else _told(error)
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if code in (BROKEN_PIPE, NO_OUTPUT):
             _forget_stdout()
         sys.exit(code)

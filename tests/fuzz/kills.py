@@ -37,10 +37,10 @@ _COMPILED = 0.7
 """Share of the time of the first run that later ones take, which find compiled code: kills come before they end."""
 
 OLD = b"what was there before"
-# A shell's background jobs, of which this may be one, ignore the interrupt.
+# Interrupts are heard from the first line of ours on: what Python says while it starts is its own.
 START = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from lora_capacity_cli.main import main; main()"
+    "from lora_capacity_cli.main import main\n"
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); main()"
 )
 POOL = {"name": "h100", "calibration": NAME, "most_servers": 2}
 ADAPTERS = [{"adapter": f"a{i}", "rank": 16, "rate_per_s": 0.5} for i in range(4)]
@@ -178,6 +178,7 @@ class Trials:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )
 
     def _run(self, command: Long, folder: Path) -> str:
