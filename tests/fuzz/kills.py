@@ -172,13 +172,12 @@ class Trials:
         environment["PYTHONPATH"] = os.pathsep.join([self.packages, *sys.path])
         words = [str(folder / word) if word == "tiny" else word for word in command.words]
         return subprocess.Popen(
-            [sys.executable, "-c", START, *words],
+            ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", START, *words],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )
 
     def _run(self, command: Long, folder: Path) -> str:
