@@ -43,7 +43,7 @@ def _other_files(option: str) -> Iterator[tuple[str, Path]]:
             continue
         given = ctx.params.get(param.name or "")
         for value in given if isinstance(given, tuple) else (given,):
-            if isinstance(value, str | Path):
+            if value and isinstance(value, str | Path):  # no text is no path, though it reads as this folder's
                 name = param.opts[-1] if param.opts[-1].startswith("-") else param.human_readable_name
                 path = Path(value)
                 yield name, path

@@ -191,6 +191,8 @@ def test_an_output_writes_over_nothing_that_is_read(run: Run, workload: Path) ->
         ("sweep", "listed.yaml", "--adapters", 1, "--max-loras", 1, "-o", "adapters.csv"),
     ):
         assert_refused(run(*words), "--output", "it would be written over")
+    Path("fitted.json").touch()  # which no option names, though some are empty
+    assert_refused(run("fit", "model", "-o", "fitted.json"), "so say which model")
 
 
 @pytest.mark.parametrize(
