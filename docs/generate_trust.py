@@ -12,7 +12,7 @@ SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 
 def inputs(counts: dict[str, dict[str, int]]) -> str:
     """Return what became of damaged files, by what read them."""
-    lines = table("read as", "files", "refused in one line", "taken, since nothing was wrong", "faults")
+    lines = table("read as", "files", "refused in one line", "taken", "faults")
     names = ("refused", "accepted", "fault")
     readers = {name: each for name, each in counts.items() if name != "commands"}
     for name, each in sorted(readers.items()):
