@@ -33,25 +33,29 @@ def need(s: Server, adapter: int) -> None:
 
 
 @compiled
-def need_no_more(s: Server, adapter: int, last_use: int, held: bool) -> None:
-    """Count one request less; without any the adapter was last needed by a step, which may still hold it."""
+def need_no_more(s: Server, adapter: int, last_use: int) -> bool:
+    """Count one request less; say whether it was the only one, so that the adapter was last needed by a given step."""
     use, n = s.adapters, s.numbers[0]
     if adapter == use.size - 1:
-        return
+        return False
     use[adapter].need -= 1
     if use[adapter].need > 0:
-        return
+        return False
     use[adapter].last_use = last_use
     n.active -= 1
     moved, at = use[n.active].active, use[adapter].place
     use[at].active, use[moved].place = moved, at
-    if held:
-        use[n.held].held, use[adapter].held_at = adapter, last_use
-        n.held += 1
-        if n.held < use.size:
-            use[n.held].held = -1
-    else:
-        n.eligible -= use[adapter].queued
+    return True
+
+
+@compiled
+def hold_slot(s: Server, adapter: int) -> None:
+    """Let an adapter that the next step does not need keep its slot until the answers of this one have come."""
+    use, n = s.adapters, s.numbers[0]
+    use[n.held].held, use[adapter].held_at = adapter, n.step
+    n.held += 1
+    if n.held < use.size:
+        use[n.held].held = -1
 
 
 @compiled

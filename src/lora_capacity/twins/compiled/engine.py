@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lora_capacity.scenarios import Bottleneck
-from lora_capacity.twins.compiled.adapters import load, need, need_no_more, release_held
+from lora_capacity.twins.compiled.adapters import hold_slot, load, need, need_no_more, release_held
 from lora_capacity.twins.compiled.jit import compiled, entry_point
 from lora_capacity.twins.compiled.prefixes import close_gaps, give_back, hold, look_up, take
 from lora_capacity.twins.compiled.queue import (
@@ -126,26 +126,29 @@ def _preempt_last(s: Server) -> None:
     n.preempted_now += 1
     if n.async_scheduling and entry != n.chunked and e.finish == n.step - 1:
         # Its last token is in flight: it waits until that arrives.
-        _free_blocks(s, entry, e.prompt + e.output - 1, True, False)
+        held = e.prompt + e.output - 1
+        _free_blocks(s, entry, held, max(held - 1, e.joined_tokens))
         _leave_batch(s, entry)
         n.waiting += 1
         e.own_number = -1
         return
-    decoding = entry != n.chunked
-    if decoding:
+    if entry != n.chunked:
         e.sampled = e.output - (e.finish - n.step + 1)
         computed = e.prompt + e.sampled - 1
+        # A token in flight fills no block yet; only those of the prompt are known before they are computed.
+        full = max(computed - 1, e.joined_tokens) if n.async_scheduling else computed
         _take_off_calendar(s, entry)
         s.phase[e.phase] -= 1
         n.decoding -= 1
     else:
-        computed = n.chunk_computed
+        computed = full = n.chunk_computed
         n.chunked = -1
     n.kv_tokens -= computed
     e.undisturbed = 0
-    _free_blocks(s, entry, computed, decoding, True)
+    _free_blocks(s, entry, computed, full)
     _leave_batch(s, entry)
-    need_no_more(s, e.adapter, n.step - 1, False)
+    if need_no_more(s, e.adapter, n.step - 1):
+        n.eligible -= s.adapters[e.adapter].queued
     put_back(s, entry)
 
 
@@ -179,16 +182,12 @@ def _leave_batch(s: Server, entry: int) -> None:
 
 
 @compiled
-def _free_blocks(s: Server, entry: int, computed: int, decoding: bool, again: bool) -> None:
-    """Free the blocks of a request of which so many tokens are computed, or will be once the step in flight ends."""
+def _free_blocks(s: Server, entry: int, computed: int, full: int) -> None:
+    """Free the blocks of a request that hold so many computed tokens, of which so many are known to fill theirs."""
     if not s.numbers[0].prefix_caching:
         s.numbers[0].free += _blocks(s, computed)
         return
-    full = computed
-    if s.numbers[0].async_scheduling and decoding:
-        # A token in flight fills no block yet; only those of the prompt are known before they are computed.
-        full = max(computed - 1, s.entries[entry].joined_tokens)
-    give_back(s, entry, full // s.numbers[0].block_size, _blocks(s, computed), again)
+    give_back(s, entry, full // s.numbers[0].block_size, _blocks(s, computed))
 
 
 @compiled
@@ -243,7 +242,7 @@ def _admit_one(s: Server, fresh: int, place: int) -> bool:
         take_preempted(s, place)
     if n.prefix_caching:
         close_gaps(s, adapter, found, free, own, entry)
-        hold(s, adapter, 0, min((cached + tokens) // n.block_size, shared))
+        hold(s, adapter, np.int64(0), min((cached + tokens) // n.block_size, shared))
         s.entries[entry].own_number = 0
         # What it finds free does not come off the blocks in front.
         n.front += free + own
@@ -368,7 +367,11 @@ def _finish(s: Server, begin: float, end: float) -> None:
         n.decoding -= 1
         n.streaming -= 1
         s.phase[e.phase] -= 1
-        need_no_more(s, e.adapter, n.step, held)
+        if need_no_more(s, e.adapter, n.step):
+            if held:
+                hold_slot(s, e.adapter)
+            else:
+                n.eligible -= s.adapters[e.adapter].queued
         entry = e.leaving
 
 
@@ -384,7 +387,8 @@ def _hand_back(s: Server, step: int) -> None:
         if e.own_number < 0:  # preempted meanwhile
             n.waiting -= 1
         else:
-            _free_blocks(s, entry, e.prompt + e.output - 1, False, False)
+            computed = e.prompt + e.output - 1
+            _free_blocks(s, entry, computed, computed)
             _leave_batch(s, entry)
         e.leaving, n.free_entry = n.free_entry, entry
         n.unanswered -= 1
@@ -524,7 +528,7 @@ def _forward(s: Server) -> bool:
         coming = s.requests[n.sent].sent_s
     skipped = count_skipped(s)
     scheduling_s = n.skipped_request_s * skipped
-    kv_s, step_s = n.kv_token_s, _step_time(s, n.decoding, 0, skipped) - n.kv_token_s * n.kv_tokens
+    kv_s, step_s = n.kv_token_s, _step_time(s, n.decoding, n.prefill_tokens, skipped) - n.kv_token_s * n.kv_tokens
     now, end_before, steps, free, kv_tokens = n.now, n.end, 0, n.free, n.kv_tokens
     block_s, observed_s, waited_s = 0.0, 0.0, 0.0
     while now < coming and s.calendar[(n.step + steps) & mask].first < 0:

@@ -13,6 +13,8 @@ Source: ``get_computed_blocks`` and ``allocate_slots`` in ``vllm/v1/core/kv_cach
 ``vllm/v1/core/block_pool.py``, vLLM 0.8.5 to 0.33.
 """
 
+from typing import Any
+
 from lora_capacity.twins.compiled.jit import compiled
 from lora_capacity.twins.compiled.state import Server
 
@@ -72,7 +74,7 @@ def _close(s: Server, in_front: int, gap: int) -> None:
 
 
 @compiled
-def hold(s: Server, adapter: int, begin: int, end: int) -> None:
+def hold(s: Server, adapter: int, begin: Any, end: int) -> None:
     """Let one more request hold blocks of a prefix."""
     for block in range(begin, end):
         s.blocks[adapter, block].users += 1
@@ -87,15 +89,14 @@ def take(s: Server, blocks: int) -> None:
 
 
 @compiled
-def give_back(s: Server, entry: int, full: int, blocks: int, again: bool) -> None:
-    """Let a request hold its blocks no more.
+def give_back(s: Server, entry: int, full: int, blocks: int) -> None:
+    """Let a request hold its blocks no more; if it was preempted, it will look for its own.
 
     Args:
         s: The server.
         entry: The request.
         full: Those of its blocks that are full.
         blocks: All of them.
-        again: Whether it was preempted and will look for them.
     """
     n, e = s.numbers[0], s.entries[entry]
     shared = min(e.shared, full)
@@ -108,7 +109,7 @@ def give_back(s: Server, entry: int, full: int, blocks: int, again: bool) -> Non
         if b.users == 0:
             b.place = behind + shared - 1 - block
             count += 1
-    e.own_place, e.own_number = behind - 1, (others if again else 0)
+    e.own_place, e.own_number = behind - 1, others
     n.appended = behind + count
     n.front += uncached if n.uncached_blocks_first else 0
     n.free += blocks - shared + count

@@ -67,7 +67,7 @@ def first_with_slot(s: Server) -> tuple[int, int]:
     n = s.numbers[0]
     if n.active + n.held >= n.max_loras:
         return (_first_in_use(s)) if n.eligible > 0 else (s.requests.size, -1)
-    while n.first_fresh < n.sent and is_admitted(s, n.first_fresh):
+    while n.first_fresh < n.sent and _is_admitted(s, n.first_fresh):
         n.first_fresh += 1
     fresh = n.first_fresh if n.first_fresh < n.sent else s.requests.size
     if n.preempted > 0 and s.entries[0].queued_before <= fresh:
@@ -99,7 +99,7 @@ def _first_in_use(s: Server) -> tuple[int, int]:
 
 
 @compiled
-def is_admitted(s: Server, number: int) -> bool:
+def _is_admitted(s: Server, number: int) -> bool:
     """Say whether a fresh request has been admitted: its adapter's queue has gone on beyond it."""
     return bool(s.adapters[np.int64(s.requests[number].adapter)].head > number)
 
