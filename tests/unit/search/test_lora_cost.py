@@ -31,9 +31,10 @@ def test_differences_are_what_the_parts_cost() -> None:
     assert one.difference["itl_s"] == pytest.approx(LORA_S + ADAPTER_S, rel=0.1)  # a longer step has a larger batch
     assert idle.difference["itl_s"] == pytest.approx(0.0, abs=1e-6)
     assert found["adapters"].difference["itl_s"] > ADAPTER_S
-    # What is offered is served: 4.8 requests and 0.4 of the base model a second, of 150 tokens in and out.
+    # 4.8 requests and 0.4 of the base model a second, of 150 tokens in and out.
+    # At the end of 100 s those of the last two are still running.
     for name in ("base_model", "one_adapter", "idle_slots"):
-        assert found[name].figures["throughput_tokens_per_s"] == pytest.approx(5.2 * 300, rel=1e-3)
+        assert found[name].figures["throughput_tokens_per_s"] == pytest.approx(5.2 * 300, rel=0.025)
     assert found["next_adapter"].difference["throughput_tokens_per_s"] == pytest.approx(0.6 * 300, rel=0.1)
     for each in found.values():
         other = found.get(each.compared_with or "")
@@ -49,8 +50,10 @@ def test_slots_take_the_kv_cache_that_their_bytes_hold() -> None:
     assert 5 * slot_tokens <= lost["idle_slots"] <= 1.25 * 5 * slot_tokens
     assert slot_tokens * 0.5 < lost["next_slot"] < 2 * slot_tokens
     assert found["adapters"].difference["kv_cache_tokens"] == 0
-    saturates = [found[name].figures["saturates_at_tokens_per_s"] for name in ("base_model", "one_adapter", "adapters")]
-    assert saturates[0] > saturates[1] > saturates[2] > 5.2 * 300
+    servers = ("base_model", "one_adapter", "idle_slots", "adapters")
+    saturates = [found[name].figures["saturates_at_tokens_per_s"] for name in servers]
+    assert saturates == sorted(saturates, reverse=True)
+    assert saturates[2] > 5.2 * 300
 
 
 @pytest.mark.slow
