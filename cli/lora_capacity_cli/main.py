@@ -68,6 +68,8 @@ class Commands(click.Group):
         except SystemExit as error:
             # Where the reader has gone, click puts another stdout in place of this one and ends with 1.
             code = error.code if sys.stdout is stdout else BROKEN_PIPE
+        except KeyboardInterrupt:  # after click's own part, which tells of it by `click.Abort`
+            code = INTERRUPTED
         except Exception as error:  # the traceback of those that are not expected is printed
             # Within an import an interrupt becomes an error of the module that is being loaded.
             code = INTERRUPTED if interrupts and isinstance(error, ImportError) else _told(error)

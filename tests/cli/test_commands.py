@@ -325,6 +325,16 @@ def test_interrupt_says_how_to_go_on_and_another_process_is_refused_meanwhile(tm
     assert stderr.strip() == f"interrupted; the same command goes on from what is in {kept}"
 
 
+def test_an_interrupt_after_the_command_itself_ends_it_as_any_other_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("click.Group.main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrations"])
+    assert ended.value.code == 130
+
+
 def test_output_that_cannot_be_written_is_told_in_one_line() -> None:
     command = command_line("calibrations", "show", bundled_names()[0])
     with Path("/dev/full").open("wb") as full:
