@@ -5,24 +5,27 @@ python benchmarks/event_twin.py --json results.json
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from environment import REPOSITORY, environment
+from environment import environment
 
 from lora_capacity.calibration import Calibration, load_calibration
 from lora_capacity.run import LengthSample, simulate
-from lora_capacity.run.batches import Batches, Observation, bytes_per_configuration
 from lora_capacity.run.compile import compiled_twin
+from lora_capacity.run.compiled import build_server
 from lora_capacity.run.requests import draw_requests
+from lora_capacity.run.resources import available_cores
 from lora_capacity.scenarios import Scenarios, pack_scenarios
 from lora_capacity.status import Status
+from lora_capacity.twins.compiled import simulate_server
 from lora_capacity.twins.events import simulate_events
-from lora_capacity.twins.steady import ResidenceTime
+from lora_capacity.twins.events.requests import TICKS
+from lora_capacity.twins.reference import Config, StepState
+from lora_capacity.twins.reference import simulate as simulate_plainly
 from lora_capacity.workload import LengthDistribution, Requests
 
 RATES_PER_S = (
@@ -52,9 +55,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     calibration = load_calibration(arguments.calibration)
-    figures: dict[str, Any] = {"environment": environment("jax", "jaxlib", "numpy"), "calibration": calibration.name}
+    figures: dict[str, Any] = {
+        "environment": environment("jax", "jaxlib", "numba", "numpy"),
+        "calibration": calibration.name,
+    }
     figures["mix"] = time_play(calibration, mix(calibration, arguments.configs, arguments.horizon_s))
-    figures["compile"] = compiled(calibration, mix(calibration, 64, arguments.horizon_s))
+    figures["alone"] = time_alone(calibration, mix(calibration, 32, arguments.horizon_s))
     figures["against_reference"] = time_reference(calibration)
     figures["growth"] = growth(calibration)
     text = json.dumps(figures, indent=2, default=str)
@@ -107,47 +113,51 @@ def time_play(calibration: Calibration, scenarios: Scenarios) -> dict[str, float
     start, cpu = time.perf_counter(), time.process_time()
     played = simulate(calibration, scenarios, LengthSample(inputs, outputs), engine="event")
     run_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
-    configs, turns = len(scenarios.status), np.asarray(played.events.iterations)
-    stays = ResidenceTime.of_lengths(LengthDistribution.from_histogram(*np.unique(outputs, return_counts=True)))
-    steady = simulate(calibration, scenarios, stays)
-    plan = Batches.plan(calibration, scenarios, steady, int(outputs.max()), Observation())
-    batches = plan.cut(np.ones(configs, dtype=bool))
-    pieces = [rows for batch in batches for rows in batch.pieces()]
-    sizes = [bytes_per_configuration(batch.requests, batch.adapters, plan.longest_output) for batch in batches]
+    configs = len(scenarios.status)
     return {
         "configs": configs,
         "horizon_s": float(scenarios.horizon_s[0]),
-        "at_a_time": batches[0].width,
-        "cores": plan.at_once,
+        "cores": available_cores(),
         "first_s": first_s,
         "run_s": run_s,
         "ms_per_config": 1e3 * run_s / configs,
         "core_ms_per_config": 1e3 * cpu_s / configs,
-        "turns_per_config": float(turns.mean()),
-        "waste": 1.0 - float(turns.sum() / sum(batches[0].width * turns[rows].max() for rows in pieces)),
-        "memory_mb_per_config": float(np.mean(np.repeat(sizes, [batch.rows.size for batch in batches]))) / 1e6,
-        "largest_mb": max(sizes) / 1e6,
+        "turns_per_config": float(np.asarray(played.events.iterations).mean()),
         "broken_off": int((np.asarray(played.status) == Status.STEP_LIMIT).sum()),
     }
 
 
-def compiled(calibration: Calibration, scenarios: Scenarios) -> dict[str, Any]:
-    """How long compiling takes, and what XLA counts for a turn of a batch, on which an estimate can stand."""
-    inputs, outputs = length_pairs()
-    took = []
-    for _ in range(2):
-        start = time.perf_counter()
-        simulate(
-            calibration, jax.tree.map(lambda leaf: leaf[:1], scenarios), LengthSample(inputs, outputs), engine="event"
-        )
-        took.append(time.perf_counter() - start)
-    tables = draw_requests(scenarios, inputs, outputs, seed=0, most=1024).tables
+def time_alone(calibration: Calibration, scenarios: Scenarios) -> dict[str, Any]:
+    """Time single servers, drawing left out: by the twin for processors, by the one in JAX, and what XLA counts.
+
+    The latter is what an estimate for accelerators can stand on: operations and bytes of one turn.
+    """
+    rules, seconds, memory = calibration.behaviour.scheduler, {"processors": 0.0, "jax": 0.0}, []
+    run = compiled_twin(rules, 16, 0)
+    tables = draw_requests(scenarios, *length_pairs(), seed=0, most=50_000).tables
+    configs = len(scenarios.status)
+    for i in range(configs):
+        one: Any = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i : i + 1], (scenarios, tables))
+        host, own = jax.tree.map(lambda leaf: leaf[0], one)
+        for _ in range(2):  # the first compiles
+            start = time.process_time()
+            jax.block_until_ready(run(calibration.costs, np.float32(0.0), *one))
+            in_jax_s = time.process_time() - start
+            server = build_server(calibration.costs, host, own, rules)
+            memory.append(sum(array.nbytes for array in (*server, *jax.tree.leaves(own))))
+            start = time.process_time()
+            simulate_server(server)
+            on_core_s = time.process_time() - start
+        seconds["processors"] += on_core_s
+        seconds["jax"] += in_jax_s
     cost = jax.jit(simulate_events).lower(calibration.costs, scenarios, tables).compile().cost_analysis()
     return {
-        "configs": len(scenarios.status),
-        "compile_s": took[0] - took[1],
-        "turn_flops_per_config": cost.get("flops", 0.0) / len(scenarios.status),
-        "turn_bytes_per_config": cost.get("bytes accessed", 0.0) / len(scenarios.status),
+        "configs": configs,
+        "core_ms_per_config": {name: 1e3 * each / configs for name, each in seconds.items()},
+        "memory_mb_per_config": float(np.mean(memory)) / 1e6,
+        "largest_mb": max(memory) / 1e6,
+        "turn_flops_per_config": cost.get("flops", 0.0) / configs,
+        "turn_bytes_per_config": cost.get("bytes accessed", 0.0) / configs,
     }
 
 
@@ -188,37 +198,17 @@ def length_pairs() -> tuple[np.ndarray, np.ndarray]:
 
 def time_reference(calibration: Calibration) -> dict[str, float]:
     """The plain-Python scheduler on some of the configurations, and the twin on the same requests."""
-    sys.path.insert(0, str(REPOSITORY))
-    from tests.reference.scheduler import Config, StepState
-    from tests.reference.scheduler import simulate as simulate_plainly
-
     scenarios = mix(calibration, 72, REFERENCE_S)
-    batch = len(scenarios.status)
     tables = draw_requests(scenarios, *length_pairs(), seed=0, most=50_000).tables
-    run = compiled_twin(calibration.behaviour.scheduler, 16, 0)
-    seconds, twin_s = {}, {}
-    for i in range(0, batch, 16):
-        host = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], scenarios)
-        for _ in range(2):  # the first compiles
-            one: Any = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i : i + 1], (scenarios, tables))
-            start = time.process_time()
-            jax.block_until_ready(run(calibration.costs, np.float32(0.0), *one))
-            twin_s[i] = time.process_time() - start
-        count = int(tables.arrived[i].sum())
-        adapter, inputs, outputs = np.asarray(tables.table)[i, :count].T
-        arrival_s = np.asarray(tables.arrival)[i, :count] * (REFERENCE_S / 2**30)
-        step = {name: float(value) for name, value in vars(calibration.costs.step).items()}
-
-        def duration_s(state: StepState, step: dict[str, float] = step) -> float:
-            return (
-                step["base_s"]
-                + step["lora_s"]
-                + step["token_s"] * state.tokens
-                + step["kv_token_s"] * state.kv_tokens
-                + step["adapter_s"] * len(state.adapters)
-                + step["skipped_request_s"] * state.passed_over
-            )
-
+    plain_s, twin_s = [], []
+    for i in range(0, len(scenarios.status), 16):
+        host, own = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], (scenarios, tables))
+        count = int(own.arrived.sum())
+        adapter, inputs, outputs = own.table[:count].T
+        server = build_server(calibration.costs, host, own, calibration.behaviour.scheduler)
+        start = time.process_time()
+        simulate_server(server)
+        twin_s.append(time.process_time() - start)
         config = Config(
             max_num_seqs=2048,
             max_num_batched_tokens=2048,
@@ -226,20 +216,26 @@ def time_reference(calibration: Calibration) -> dict[str, float]:
             max_cpu_loras=int(host.class_count.sum()),
             kv_blocks=int(host.kv_cache_tokens) // 16 - 1,
         )
+        step: Any = calibration.costs.step
+
+        def duration_s(state: StepState, step: Any = step) -> float:
+            """Return about what a step takes: the lookup costs nothing worth timing."""
+            return float(step.base_s + step.token_s * state.tokens + step.kv_token_s * state.kv_tokens)
+
         start = time.process_time()
         simulate_plainly(
-            Requests(arrival_s, adapter, inputs, outputs),
+            Requests(own.arrival[:count] / TICKS * REFERENCE_S, adapter, inputs, outputs),
             config,
             duration_s,
             max_pending=MAX_PENDING,
             horizon_s=REFERENCE_S,
         )
-        seconds[i] = time.process_time() - start
+        plain_s.append(time.process_time() - start)
     return {
         "horizon_s": REFERENCE_S,
-        "reference_s_per_config": sum(seconds.values()) / len(seconds),
-        "twin_s_per_config": sum(twin_s.values()) / len(seconds),
-        "times_faster": sum(seconds.values()) / sum(twin_s.values()),
+        "reference_s_per_config": sum(plain_s) / len(plain_s),
+        "twin_s_per_config": sum(twin_s) / len(twin_s),
+        "times_faster": sum(plain_s) / sum(twin_s),
     }
 
 

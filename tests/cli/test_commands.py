@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lora_capacity_cli.main import main
 
 from lora_capacity.calibration import bundled_names
 from tests.cli.conftest import STEADY, WORKLOAD, Run
