@@ -97,7 +97,6 @@ def test_bad_adapter_list(run: Run, workload: Path, table: str, fragments: list[
     [
         (("--adapters", 8, "--max-loras", 0), ["max_loras", "0", ">= 1", "use 0 adapters"]),
         (("--adapters", 8, "--max-loras", 4, "--max-cpu-loras", 3), ["max_cpu_loras", "3", "max_loras 4"]),
-        (("--adapters", 8, "--max-loras", 4, "--max-cpu-loras", 6, "--engine", "event"), ["max_cpu_loras", "6", "8"]),
         (("--adapters", -8, "--max-loras", 1), ["adapters", "-8"]),
         (("--adapters", "many", "--max-loras", 1), ["--adapters", "many"]),
         (("--adapters", 8), ["--max-loras"]),

@@ -125,9 +125,9 @@ def test_one_adapter_is_a_workload(run: Run, workload: Path) -> None:
 def test_simulate_json(run: Run, workload: Path) -> None:
     found = answer(run("simulate", workload, "--adapters", 16, "--max-loras", 8, "--format", "json"))
     settings = ["max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"]
-    others = ["goodput", "attainment", "keeps_bounds", "prediction", "client", "classes", "memory", "warnings"]
-    others += ["serve_command", "serve_environment"]
-    assert list(found) == ["calibration", "model", "engine", *settings, *others]
+    others = ["loaded_at_start", "goodput", "attainment", "keeps_bounds", "prediction", "client", "classes", "memory"]
+    others += ["warnings", "serve_command", "serve_environment"]
+    assert list(found) == ["calibration", "model", "engine", "adapters", *settings, *others]
     assert [found[name] for name in settings] == [16, 8, 16, 256, 2048]
     of_clients = {"ttft_s", "tpot_s", "itl_s"}
     assert set(found["prediction"]) == set(COLUMNS) - set(settings) - {f"client_{name}" for name in of_clients}
@@ -236,7 +236,7 @@ def test_validate_json(run: Run) -> None:
     found = answer(run("validate", "runs.csv", "--engine", "steady", "--format", "json"))
     errors = ["runs", "throughput_smape", "throughput_mape", "itl_smape", "ttft_smape"]
     errors += ["ttft_smape_keeping_up", "tpot_smape"]
-    assert list(found) == ["engine", "groups", "models", "starved", "startup", "optima"]
+    assert list(found) == ["engine", "groups", "models", "starved", "startup", "optima", "warnings"]
     assert found["engine"] == "steady"
     assert all(list(group) == ["model", "set", "scenario", *errors] for group in found["groups"])
     keys = [(group["model"], group["scenario"], group["runs"]) for group in found["groups"]]

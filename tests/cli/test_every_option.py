@@ -43,7 +43,7 @@ POINT = ("w.yaml", "--adapters", "16", "--max-loras", "8", "--format", "json")
 TRIED = ("--model", "tiny", "--calibration", "calibration.json", "--predict-with", "steady", "--format", "json")
 RUNNING = ("--url", "http://127.0.0.1:1")
 DRAWN = "--space space.yaml --workloads 4 --played 0 -o l.parquet"
-SEEN = "--workload recorded.yaml --model tiny --adapters 4 --max-lora-rank 8 --max-num-seqs 16"
+SEEN = "--workload recorded.yaml --model tiny --adapters 4 --max-lora-rank 16 --max-num-seqs 16"
 SEEN += " --max-num-batched-tokens 2048 --window 50s"
 BASES: Mapping[str, tuple[str, ...]] = {
     "optimize": ("optimize", *SEARCHED),
@@ -310,12 +310,14 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--runs": given("r.csv"),
     },
     "observe": {
-        "--workload": given("short.yaml"),
+        "--workload": given("other_w.yaml"),
         "--model": given("other"),
+        "--model-name": refused("nowhere"),
+        "--engine-index": refused(7),
         "--gpu": given("H100"),
         "--adapters": given(3),
         "--max-loras": refused(1),
-        "--max-lora-rank": given(16),
+        "--max-lora-rank": given(32),
         "--max-num-seqs": given(8),
         "--max-num-batched-tokens": given(1024),
         "--max-model-len": given(512),

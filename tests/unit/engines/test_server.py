@@ -332,7 +332,7 @@ def test_a_rank_that_no_slot_takes_is_told(rank):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"max_loras": 0}, "max_loras: 0 is not allowed; allowed: a whole number >= 1"),
+        ({"max_loras": -1}, "max_loras: -1 is not allowed; allowed: a whole number >= 0"),
         ({"max_loras": 2.5}, "max_loras: 2.5"),
         (
             {"max_loras": 4, "max_cpu_loras": 3},

@@ -30,6 +30,9 @@ guess does not lead the iteration away."""
 _LEAST_FREE_SHARE = 0.05
 """Least share of a step that does not depend on the batch: its feedback then makes the batch vary twenty times more."""
 
+_LEAST_DIFFERENCE = 1e-3
+"""Share of a batch by which it is taken to vary at least where a slope is: single precision tells no smaller one."""
+
 _LEAST_VARIABILITY = 0.01
 """Least variability of arrivals and residence: as good as clockwork."""
 
@@ -301,7 +304,7 @@ def _step(
     adapters = _adapters_in_step(cycle, running) + own_adapter
     computed_s = time_s(running + own, prompts, adapters)
     decode_s = time_s(running + own, 0.0 * prompts, adapters)
-    more = jnp.sqrt(variance)
+    more = jnp.maximum(jnp.sqrt(variance), _LEAST_DIFFERENCE * running + TINY)
     larger = 1.0 + more / jnp.maximum(running, TINY)
     larger_s = time_s(running + own + more, prompts * larger, adapters + more * new_adapters)
     return Step(

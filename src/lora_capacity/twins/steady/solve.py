@@ -153,7 +153,7 @@ def _completed_share(
     Source: Cox, Renewal Theory (1962), chapter 4.
     """
     horizon_s, running = problem.scenarios.horizon_s, observed.running[-1]
-    stay_s = running / observed.completed_per_s[-1]
+    stay_s = running / jnp.maximum(observed.completed_per_s[-1], TINY)
     kept = 1.0 - observed.batch_full_share[-1] * 0.5 * (1.0 + problem.residence_cv2)
     unfinished = kept * running * -jnp.expm1(-horizon_s / stay_s) / (horizon_s * served)
     return jnp.clip(1.0 - unfinished, _LEAST_COMPLETED, 1.0)
