@@ -277,7 +277,7 @@ def rows_of(server: Server) -> list[Row]:
 
 
 @pytest.mark.parametrize("version", RULES)
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data())
 def test_same_steps_on_processors(version: str, data: st.DataObject) -> None:
     size, caching = data.draw(st.sampled_from([1, 16, 32, 48, 128])), data.draw(st.booleans())
