@@ -2,12 +2,10 @@
 
 import contextlib
 import os
-import signal
 import sys
 import traceback
 import warnings
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -54,14 +52,6 @@ class Commands(click.Group):
         stdout = sys.stdout
         speak_any_encoding()
         warnings.showwarning = _warn
-        interrupts: list[int] = []
-
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            interrupts.append(number)
-            signal.default_int_handler(number, frame)
-
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, interrupt)
         try:
             code = super().main(*args, **extra | {"standalone_mode": False}) or 0
             sys.stdout.flush()
@@ -71,13 +61,18 @@ class Commands(click.Group):
         except KeyboardInterrupt:  # after click's own part, which tells of it by `click.Abort`
             code = INTERRUPTED
         except Exception as error:  # the traceback of those that are not expected is printed
-            # Within an import an interrupt becomes an error of the module that is being loaded.
-            code = INTERRUPTED if interrupts and isinstance(error, ImportError) else _told(error)
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            code = INTERRUPTED if _interrupted_import(error) else _told(error)
         if code in (BROKEN_PIPE, NO_OUTPUT):
             _forget_stdout()
         sys.exit(code)
+
+
+def _interrupted_import(error: BaseException | None) -> bool:
+    """Say whether an error is what a module being loaded made of an interrupt."""
+    of_import = isinstance(error, ImportError)
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return of_import and error is not None
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

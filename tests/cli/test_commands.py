@@ -326,8 +326,13 @@ def test_interrupt_says_how_to_go_on_and_another_process_is_refused_meanwhile(tm
     assert stderr.strip() == f"interrupted; the same command goes on from what is in {kept}"
 
 
-def test_an_interrupt_after_the_command_itself_ends_it_as_any_other_does(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("importing", [False, True])
+def test_an_interrupt_outside_the_command_itself_ends_it_as_any_other_does(
+    importing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
+        if importing:
+            raise ImportError from KeyboardInterrupt()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("click.Group.main", interrupted)
