@@ -131,4 +131,5 @@ def test_the_turns_expected_are_about_those_taken() -> None:
     )
     expected = expected_turns(jax.tree.map(np.asarray, scenarios), simulate(CALIBRATION, scenarios, STAYS))
     turns = simulate(CALIBRATION, scenarios, LengthSample(INPUTS, OUTPUTS), engine="event").events.iterations
-    np.testing.assert_allclose(np.log(expected / turns), 0.0, atol=0.5)
+    # The twin for processors admits within a step, so that a full server takes up to half as many turns.
+    np.testing.assert_allclose(np.log(expected / turns), 0.0, atol=0.7)
