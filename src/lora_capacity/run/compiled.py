@@ -12,17 +12,16 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_capacity.costs import Costs, experts_time_s, launched_grids, step_terms
+from lora_capacity.costs import Costs, StepTerms, experts_time_s, launched_grids, step_terms
 from lora_capacity.engines import SchedulerRules
-from lora_capacity.run.drawn import order_of_touching
+from lora_capacity.run.drawn import order_of_loading
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.compiled import ADAPTER, REQUEST, STEP, Server, keep_compiled, records, simulate_server
-from lora_capacity.twins.compiled.state import COUNTS, SUMS, place_in_histogram
+from lora_capacity.twins.compiled.state import COUNTS, SUMS
 from lora_capacity.twins.events import RequestTables
 from lora_capacity.twins.events.kv_cache import usable_blocks
 from lora_capacity.twins.events.requests import TICKS
 from lora_capacity.twins.events.results import Observed, summarise
-from lora_capacity.twins.events.state import BINS
 
 _FIRST_CALL = threading.Lock()
 """Lets one thread compile the twin while the others wait for it."""
@@ -31,15 +30,15 @@ _UNBOUNDED = 2**60
 """Requests that clients may have unanswered where nothing bounds them."""
 
 
-@functools.cache
-def _terms() -> Any:
-    """Return the compiled function that looks up all steps of a server."""
+@jax.jit
+def _terms(costs: Costs, tokens: Any, **server: Any) -> StepTerms:
+    """Return the terms of steps of so many tokens, of their experts too."""
+    found = step_terms(costs, tokens, **server)
+    return found._replace(fixed_s=found.fixed_s + experts_time_s(costs, tokens))
 
-    def terms(costs: Costs, tokens: Any, **server: Any) -> Any:
-        found = step_terms(costs, tokens, **server)
-        return found._replace(fixed_s=found.fixed_s + experts_time_s(costs, tokens))
 
-    return jax.jit(terms)
+_summarised = jax.jit(jax.vmap(summarise, in_axes=(0, None, 0)))
+"""Returns the results of several servers at once."""
 
 
 def build_server(
@@ -89,7 +88,7 @@ def build_server(
     steps = records(most_tokens + 1, STEP)
     tokens = np.arange(1 << most_tokens.bit_length(), dtype=np.float32)
     limits = {"loaded": min(served, room), "max_loras": scenario.max_loras, "max_lora_rank": scenario.max_lora_rank}
-    terms = _terms()(costs, tokens, **{name: np.float32(value) for name, value in limits.items()})
+    terms = _terms(costs, tokens, **{name: np.float32(value) for name, value in limits.items()})
     for name, values in terms._asdict().items():
         steps[name] = np.broadcast_to(values, tokens.shape)[: most_tokens + 1]
     step: Any = costs.step
@@ -118,28 +117,15 @@ def build_server(
     likely = 2 * min(most_running, count) + 64
     server = Server.empty(numbers, adapters, requests, steps, entries=entries or likely, samples=samples, rows=rows)
     if scenario.loaded_at_start:
-        # Tables number adapters in the order of touching; they are loaded in the workload's.
-        server.load_all(np.argsort(order_of_touching(served, key)))
+        server.load_all(order_of_loading(served, key))
     return server
 
 
 def observed(scenario: Any, tables: Any, server: Server) -> Observed:
     """Return what was seen of a server; arguments as of `build_server`."""
     n, t = server.numbers[0], server.totals[0]
-    requests, adapters = server.requests, server.adapters[:-1]
-    sent = requests[: n["sent"]]
-    sent = sent[sent["sent_s"] < n["horizon_s"]]
-    head = server.adapters["head"][sent["adapter"]]
-    waits_s = n["horizon_s"] - sent["sent_s"][np.arange(sent.size) >= head]
-    unanswered = max(sent.size - int(t["answered"]), 0)
-    histogram = np.bincount(place_in_histogram(waits_s), minlength=BINS)
-    # The few in whose step the horizon falls count as just sent.
-    histogram[0] += max(unanswered - waits_s.size, 0)
-    first = np.minimum(adapters["head"], max(requests.size - 1, 0))
-    still_s = np.zeros(adapters.size)
-    if requests.size:
-        waiting = adapters["head"] < n["sent"]
-        still_s = np.where(waiting, n["horizon_s"] - requests["sent_s"][first], 0.0)
+    adapters = server.adapters[:-1]
+    *answered, waits = server.histograms
     arrival_s = tables.arrival / TICKS * n["horizon_s"]
     seen: dict[str, Any] = {
         "status": np.int32(scenario.status),
@@ -149,12 +135,12 @@ def observed(scenario: Any, tables: Any, server: Server) -> Observed:
         "counts": np.array([t[name] for name in COUNTS], np.int32),
         "kept_bounds": np.array([t[name] for name in ("answered", "in_time", "ended_in_time", "good")], np.int32),
         "most": np.array([t[name] for name in ("max_running", "max_adapters", "max_kv_blocks")], np.int32),
-        "histograms": server.histograms.astype(np.int32),
+        "histograms": np.stack(answered).astype(np.int32),
         "arrived": np.int32(((arrival_s >= n["warmup_s"]) & (arrival_s < n["horizon_s"])).sum()),
-        "unanswered": np.int32(unanswered),
-        "unanswered_s": np.float32(waits_s.sum()),
-        "unanswered_histogram": histogram.astype(np.float32),
-        "worst_wait_s": np.maximum(adapters["worst_wait_s"], still_s).astype(np.float32),
+        "unanswered": np.int32(t["unanswered"]),
+        "unanswered_s": np.float32(t["unanswered_s"]),
+        "unanswered_histogram": waits.astype(np.float32),
+        "worst_wait_s": adapters["worst_wait_s"].astype(np.float32),
         "adapter_arrived": np.asarray(tables.arrived),
         "adapter_completed": adapters["completed"].astype(np.int32),
         "class_of": np.asarray(tables.class_of),
@@ -206,7 +192,7 @@ def run_compiled(
     everything = jax.tree.map(lambda *leaves: np.stack(leaves), *seen)
     rows = np.minimum(np.arange(width), configs - 1)  # a power of two of them, so that few shapes are compiled
     wider, everything = jax.tree.map(lambda leaf: leaf[rows], (host, everything))
-    results: Any = _summarised()(wider, costs.front_end, everything)
+    results: Any = _summarised(wider, costs.front_end, everything)
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:configs], results), sent
 
 
@@ -234,9 +220,3 @@ def _compile() -> None:
             raise
         shutil.rmtree(Path(folder) / "event_twin", ignore_errors=True)
         simulate_server(empty)
-
-
-@functools.cache
-def _summarised() -> Any:
-    """Return the compiled function that makes results of what was seen of several servers."""
-    return jax.jit(jax.vmap(summarise, in_axes=(0, None, 0)))

@@ -118,3 +118,8 @@ class Drawn:
 def order_of_touching(adapters: int, key: Sequence[int]) -> NDArray[np.int64]:
     """Return the adapters in the order in which a step touches them."""
     return np.random.default_rng([*key, 1]).permutation(np.arange(adapters))
+
+
+def order_of_loading(adapters: int, key: Sequence[int]) -> NDArray[np.int64]:
+    """Return where the adapters stand in the order of touching, in the workload's order: that of loading them."""
+    return np.argsort(order_of_touching(adapters, key))

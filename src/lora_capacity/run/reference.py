@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs, step_time_s
 from lora_capacity.run.batches import Observation
-from lora_capacity.run.drawn import order_of_touching
+from lora_capacity.run.drawn import order_of_loading
 from lora_capacity.run.events import Source
 from lora_capacity.run.steady import Progress
 from lora_capacity.scenarios import Bottleneck, EventDetails, Results, Scenarios, Series
@@ -107,8 +107,6 @@ def _run_one(
     adapters = int(scenario.class_count.sum())
     room = adapters if scenario.max_cpu_loras is None else int(scenario.max_cpu_loras)
     step_time = _StepTime(calibration.costs, scenario, min(adapters, room), np.asarray(tables.rank))
-    # Tables number adapters in the order of touching; they are loaded in the workload's.
-    place = np.argsort(order_of_touching(adapters, key)).tolist()
     config = Config(
         max_num_seqs=int(min(scenario.max_num_seqs, scenario.max_num_batched_tokens)),
         max_num_batched_tokens=int(scenario.max_num_batched_tokens),
@@ -117,7 +115,7 @@ def _run_one(
         kv_blocks=int(usable_blocks(scenario.kv_cache_tokens.astype(int), int(scenario.block_size))),
         block_size=int(scenario.block_size),
         prefix_caching=tables.shared_blocks is not None,
-        loaded_at_start=tuple(place) if scenario.loaded_at_start else (),
+        loaded_at_start=tuple(order_of_loading(adapters, key).tolist()) if scenario.loaded_at_start else (),
         behaviour=Behaviour.of(calibration.behaviour.scheduler),
     )
     simulation = simulate(

@@ -6,8 +6,12 @@ who was not, so only *newcomers* can be missing, and those that they push out be
 Source: ``vllm/lora/worker_manager.py`` and the LRU lists of ``vllm/lora/models.py``, vLLM 0.8.5.
 """
 
+from typing import Any
+
+import numpy as np
+
 from lora_capacity.twins.compiled.jit import compiled
-from lora_capacity.twins.compiled.state import Server
+from lora_capacity.twins.compiled.state import GPU, HOST, Server
 
 
 @compiled
@@ -88,26 +92,32 @@ def load(s: Server) -> tuple[int, int, float]:
     while at < n.newcomers:
         adapter = use[at].to_touch
         at += 1
-        if use[adapter].host_place < 0:
-            if n.on_host == s.numbers[0].max_cpu_loras:
-                evicted = _least_recent(s, False, n.on_host, adapter)
-                n.on_host = _drop_from_host(s, n.on_host, evicted)
-                if use[evicted].gpu_place >= 0:
-                    n.on_gpu = _drop_from_gpu(s, n.on_gpu, evicted)
-                _touch_again(s, evicted, adapter, at)
-            use[adapter].host_place, use[n.on_host].host = n.on_host, adapter
-            n.on_host += 1
+        # Constants would have the functions below compiled for each.
+        if _bring(s, np.int64(HOST), adapter, at):
             disk_loads += 1
             disk_s += use[adapter].disk_s
-        if use[adapter].gpu_place < 0:
-            if n.on_gpu == s.numbers[0].max_loras:
-                evicted = _least_recent(s, True, n.on_gpu, adapter)
-                n.on_gpu = _drop_from_gpu(s, n.on_gpu, evicted)
-                _touch_again(s, evicted, adapter, at)
-            use[adapter].gpu_place, use[n.on_gpu].gpu = n.on_gpu, adapter
-            n.on_gpu += 1
-            host_loads += 1
+        host_loads += _bring(s, np.int64(GPU), adapter, at)
     return host_loads, disk_loads, disk_s
+
+
+@compiled
+def _bring(s: Server, tier: Any, adapter: int, at: int) -> bool:
+    """Bring an adapter onto a tier unless it is there; say whether it had to be.
+
+    The least recently used one makes room: one that leaves host memory leaves the GPU too.
+    """
+    n, members, count = s.numbers[0], s.tiers[tier], s.loaded[tier]
+    if members[adapter].place >= 0:
+        return False
+    if count == (n.max_loras if tier == GPU else n.max_cpu_loras):
+        evicted = _least_recent(s, tier, adapter)
+        for each in range(tier + 1):
+            _drop(s, each, evicted)
+        _touch_again(s, evicted, adapter, at)
+        count -= 1
+    members[adapter].place, members[count].adapter = count, adapter
+    s.loaded[tier] = count + 1
+    return True
 
 
 @compiled
@@ -134,11 +144,11 @@ def _last_touch(s: Server, adapter: int, now: int) -> int:
 
 
 @compiled
-def _least_recent(s: Server, gpu: bool, count: int, now: int) -> int:
-    """Return the least recently used adapter on the GPU, or in host memory."""
+def _least_recent(s: Server, tier: int, now: int) -> int:
+    """Return the least recently used adapter of a tier."""
     best, best_touch = -1, 0
-    for i in range(count):
-        adapter = s.adapters[i].gpu if gpu else s.adapters[i].host
+    for i in range(s.loaded[tier]):
+        adapter = s.tiers[tier, i].adapter
         touch = _last_touch(s, adapter, now)
         if best < 0 or touch < best_touch or (touch == best_touch and adapter < best):
             best, best_touch = adapter, touch
@@ -146,23 +156,15 @@ def _least_recent(s: Server, gpu: bool, count: int, now: int) -> int:
 
 
 @compiled
-def _drop_from_gpu(s: Server, count: int, adapter: int) -> int:
-    """Take an adapter off the GPU; return how many are left."""
-    use = s.adapters
-    moved, at = use[count - 1].gpu, use[adapter].gpu_place
-    use[at].gpu, use[moved].gpu_place = moved, at
-    use[adapter].gpu_place = -1
-    return count - 1
-
-
-@compiled
-def _drop_from_host(s: Server, count: int, adapter: int) -> int:
-    """Take an adapter out of host memory; return how many are left."""
-    use = s.adapters
-    moved, at = use[count - 1].host, use[adapter].host_place
-    use[at].host, use[moved].host_place = moved, at
-    use[adapter].host_place = -1
-    return count - 1
+def _drop(s: Server, tier: int, adapter: int) -> None:
+    """Take an adapter off a tier if it is there."""
+    members, at = s.tiers[tier], s.tiers[tier, adapter].place
+    if at < 0:
+        return
+    s.loaded[tier] -= 1
+    moved = members[s.loaded[tier]].adapter
+    members[at].adapter, members[moved].place = moved, at
+    members[adapter].place = -1
 
 
 @compiled

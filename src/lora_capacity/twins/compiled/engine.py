@@ -15,18 +15,14 @@ from lora_capacity.twins.compiled.prefixes import close_gaps, give_back, hold, l
 from lora_capacity.twins.compiled.queue import (
     count_skipped,
     first_with_slot,
+    is_admitted,
     note_skipped,
     put_back,
     send,
     take_fresh,
     take_preempted,
 )
-from lora_capacity.twins.compiled.state import (
-    NOBODY,
-    NOT_LOOKED,
-    STOPPED,
-    Server,
-)
+from lora_capacity.twins.compiled.state import NOBODY, NOT_LOOKED, STOPPED, Server
 from lora_capacity.twins.events.state import BINS, BINS_PER_DOUBLING, SHORTEST_S
 
 _LEAST_STEP_S = 1e-9
@@ -62,6 +58,7 @@ def simulate_server(s: Server) -> bool:
         n.now = max(n.now, coming)
         if n.now >= horizon_s:
             break
+    _record_waiting(s)
     return bool(n.out_of_entries == 0)
 
 
@@ -213,14 +210,8 @@ def _admit_one(s: Server, fresh: int, place: int) -> bool:
         e = s.entries[entry]
         number, adapter, length, shared = e.request, e.adapter, e.prompt + e.sampled, e.shared
     else:
-        number, adapter, length, shared = (
-            fresh,
-            np.int64(s.requests[fresh].adapter),
-            np.int64(s.requests[fresh].prompt),
-            0,
-        )
-        if n.prefix_caching:
-            shared = np.int64(s.requests[fresh].shared)
+        r = s.requests[fresh]
+        number, adapter, length, shared = fresh, np.int64(r.adapter), np.int64(r.prompt), np.int64(r.shared)
     found, free, own = 0, 0, 0
     if n.prefix_caching:
         found, free, own = look_up(s, adapter, shared, entry)
@@ -500,6 +491,29 @@ def _record_finished(s: Server, entry: int, begin: float, end: float) -> None:
     if first_s <= s.numbers[0].max_ttft_s:
         c.ended_in_time += 1
         c.good += later_s <= s.numbers[0].max_tpot_s and whole_s <= s.numbers[0].max_e2el_s
+
+
+@compiled
+def _record_waiting(s: Server) -> None:
+    """Record who was sent before the horizon and has no first token by then.
+
+    The few in whose step the horizon falls count as just sent.
+    """
+    n, c, waiting, sent = s.numbers[0], s.totals[0], 0, 0
+    for number in range(n.sent):
+        r = s.requests[number]
+        waited_s = n.horizon_s - r.sent_s
+        if waited_s <= 0.0:
+            continue
+        sent += 1
+        if not is_admitted(s, number):
+            waiting += 1
+            s.histograms[3, _bin(waited_s)] += 1
+            c.unanswered_s += waited_s
+            adapter = s.adapters[np.int64(r.adapter)]
+            adapter.worst_wait_s = max(adapter.worst_wait_s, waited_s)
+    c.unanswered = max(sent - c.answered, 0)
+    s.histograms[3, 0] += max(c.unanswered - waiting, 0)
 
 
 @compiled

@@ -66,8 +66,8 @@ def first_with_slot(s: Server) -> tuple[int, int]:
     """
     n = s.numbers[0]
     if n.active + n.held >= n.max_loras:
-        return (_first_in_use(s)) if n.eligible > 0 else (s.requests.size, -1)
-    while n.first_fresh < n.sent and _is_admitted(s, n.first_fresh):
+        return _first_in_use(s) if n.eligible > 0 else (s.requests.size, -1)
+    while n.first_fresh < n.sent and is_admitted(s, n.first_fresh):
         n.first_fresh += 1
     fresh = n.first_fresh if n.first_fresh < n.sent else s.requests.size
     if n.preempted > 0 and s.entries[0].queued_before <= fresh:
@@ -99,7 +99,7 @@ def _first_in_use(s: Server) -> tuple[int, int]:
 
 
 @compiled
-def _is_admitted(s: Server, number: int) -> bool:
+def is_admitted(s: Server, number: int) -> bool:
     """Say whether a fresh request has been admitted: its adapter's queue has gone on beyond it."""
     return bool(s.adapters[np.int64(s.requests[number].adapter)].head > number)
 
@@ -148,12 +148,18 @@ def count_skipped(s: Server) -> int:
     while at > 0:
         admitted += s.requests[at - 1].admitted
         at -= at & -at
-    in_front = n.stop_preempted
-    if in_front < 0:
-        in_front = 0
-        while in_front < n.preempted and s.entries[in_front].queued_before <= n.stop_fresh:
-            in_front += 1
-    return int(in_front + n.stop_fresh - admitted)
+    return int(_preempted_in_front(s) + n.stop_fresh - admitted)
+
+
+@compiled
+def _preempted_in_front(s: Server) -> int:
+    """Count the preempted requests that stand in front of the one at which admission stopped."""
+    n, count = s.numbers[0], s.numbers[0].stop_preempted
+    if count < 0:
+        count = 0
+        while count < n.preempted and s.entries[count].queued_before <= n.stop_fresh:
+            count += 1
+    return int(count)
 
 
 @compiled
@@ -166,10 +172,6 @@ def note_skipped(s: Server) -> None:
     if n.stop == NOBODY:
         fresh, preempted = n.sent, n.preempted
     elif n.stop == STOPPED:
-        fresh, preempted = n.stop_fresh, n.stop_preempted
-        if preempted < 0:
-            preempted = 0
-            while preempted < n.preempted and s.entries[preempted].queued_before <= fresh:
-                preempted += 1
+        fresh, preempted = n.stop_fresh, _preempted_in_front(s)
     if fresh > n.boundary_fresh or (fresh == n.boundary_fresh and preempted > n.boundary_preempted):
         n.boundary_fresh, n.boundary_preempted = fresh, preempted

@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_capacity.twins.events.state import BINS, BINS_PER_DOUBLING, SHORTEST_S
+from lora_capacity.twins.events.state import BINS
 
 NEVER = -1
 """Last use of an adapter that has not been used, steps counting from 1, and its place in no list."""
 
 GONE = -(2**60)
 """Place of a block that has never been freed: before any other."""
+
+GPU, HOST = range(2)
+"""Tiers that adapters are loaded on; host memory has those of the GPU too."""
 
 NOT_LOOKED, NOBODY, STOPPED = range(3)
 """How admission ended: it has not looked at the queue, nobody who waits has a slot, or it stopped at a request."""
@@ -38,8 +41,13 @@ SUMS = (
     "ttft_s",
     "tpot_s",
 )
+"""Integrals over time and sums of times, seconds, in the order in which results have them."""
+
 COUNTS = ("requests", "tokens", "next_tokens", "steps", "host_loads", "disk_loads", "preemptions")
+"""What happened within the horizon, likewise."""
+
 _OTHERS = (
+    "unanswered",
     "answered",
     "in_time",
     "ended_in_time",
@@ -58,11 +66,12 @@ def _record(whole: Sequence[str], seconds: Sequence[str] = (), narrow: Sequence[
     return np.dtype([(name, kind) for names, kind in kinds for name in names])
 
 
-TOTALS = _record((*COUNTS, *_OTHERS), SUMS)
+TOTALS = _record((*COUNTS, *_OTHERS), (*SUMS, "unanswered_s"))
 """What is reported: integrals over time and sums of times, and what happened within the horizon.
 
-``answered`` counts first tokens, ``in_time`` those within their bound; ``ended_in_time`` requests that have ended and
-had it in time, ``good`` those of them that kept all bounds.
+``unanswered`` requests were sent and have no first token, and have waited ``unanswered_s`` together; ``answered``
+counts first tokens, ``in_time`` those within their bound; ``ended_in_time`` requests that have ended and had it in
+time, ``good`` those of them that kept all bounds.
 """
 
 ROW = _record(
@@ -124,8 +133,6 @@ NUMBERS = _record(
         "front",
         "active",
         "held",
-        "on_gpu",
-        "on_host",
         "free_entry",
         "in_flight",
         "settled",
@@ -222,13 +229,9 @@ ADAPTER = _record(
         "since",
         "held_at",
         "place",
-        "gpu_place",
-        "host_place",
         "completed",
         "active",
         "held",
-        "gpu",
-        "host",
         "to_touch",
     ),
     ("disk_s", "worst_wait_s", "grids"),
@@ -244,6 +247,9 @@ The five last whole numbers are lists of adapters besides: those that the step n
 does, those on the GPU, in host memory, and those that the step may have to load. ``grids`` are those that the LoRA
 kernels launch for so many adapters.
 """
+
+MEMBER = _record(("adapter", "place"))
+"""A list of the adapters on a tier, in any order; and where each adapter stands in it, -1 if it is not there."""
 
 STEP = _record((), ("fixed_s", "grid_s", "adapter_s"))
 """What a step of so many tokens costs: fixed, for each grid of LoRA blocks, and for each different adapter."""
@@ -262,13 +268,16 @@ class Server(NamedTuple):
         numbers: Its numbers, ``[1]``.
         totals: What is reported, ``[1]``.
         adapters: ``[adapters + 1]``.
+        tiers: Members of the GPU and of host memory, ``[2, adapters + 1]``.
+        loaded: How many each has, int64 ``[2]``.
         requests: In order of arrival, ``[requests]``.
         steps: Costs by tokens, ``[max_num_batched_tokens + 1]``.
         entries: ``[entries]``.
         calendar: By step modulo its length, a power of two, ``[steps]``.
         phase: Decoding requests that need a block, by step modulo the tokens of a block, int64 ``[block_size]``.
         blocks: Of the prefixes, ``[adapters + 1, blocks]``.
-        histograms: Requests by time to the first token, time of each later one, time to the last, ``[3, BINS]``.
+        histograms: Requests by time to the first token, time of each later one, time to the last, and by what those
+            without a first token have waited, ``[4, BINS]``.
         series: Time and sums at the last step of each part of the horizon, float64 ``[samples, 7]``.
         rows: The first steps, ``[rows]``.
     """
@@ -276,6 +285,8 @@ class Server(NamedTuple):
     numbers: Any
     totals: Any
     adapters: Any
+    tiers: Any
+    loaded: NDArray[np.int64]
     requests: Any
     steps: Any
     entries: Any
@@ -316,23 +327,27 @@ class Server(NamedTuple):
             own[name] = -1
         own["step"], own["free"] = 1, own["kv_blocks"]
         free["leaving"] = np.append(np.arange(1, entries), -1)
-        for name in ("gpu_place", "host_place", "held_at", "last_use"):
+        for name in ("held_at", "last_use"):
             adapters[name] = NEVER
         longest = int(requests["output"].max(initial=1)) + 2
         prefix = int(requests["shared"].max(initial=0)) if own["prefix_caching"][0] else 0
         calendar, blocks = records(1 << longest.bit_length(), CELL), records((adapters.size, max(prefix, 1)), BLOCK)
         calendar["first"], calendar["last"], blocks["place"] = -1, -1, GONE
+        tiers = records((2, adapters.size), MEMBER)
+        tiers["place"] = NEVER
         return cls(
             numbers=own,
             totals=records(1, TOTALS),
             adapters=adapters,
+            tiers=tiers,
+            loaded=np.zeros(2, np.int64),
             requests=requests,
             steps=steps,
             entries=free,
             calendar=calendar,
             phase=np.zeros(int(own["block_size"][0]), np.int64),
             blocks=blocks,
-            histograms=np.zeros((3, BINS), np.int64),
+            histograms=np.zeros((4, BINS), np.int64),
             series=np.zeros((samples, 7)),
             rows=records(rows, ROW),
         )
@@ -343,19 +358,13 @@ class Server(NamedTuple):
         Args:
             order: The adapters.
         """
-        use, n = self.adapters, self.numbers
-        use["last_use"][order] = np.arange(-order.size, 0)
-        for tier, limit, count in (("gpu", "max_loras", "on_gpu"), ("host", "max_cpu_loras", "on_host")):
-            kept = order[-int(n[limit][0]) :]
-            use[tier][: kept.size], use[f"{tier}_place"][kept], n[count] = kept, np.arange(kept.size), kept.size
+        self.adapters["last_use"][order] = np.arange(-order.size, 0)
+        for tier, limit in ((GPU, "max_loras"), (HOST, "max_cpu_loras")):
+            kept = order[-int(self.numbers[limit][0]) :]
+            members, self.loaded[tier] = self.tiers[tier], kept.size
+            members["adapter"][: kept.size], members["place"][kept] = kept, np.arange(kept.size)
 
 
 def records(shape: int | tuple[int, ...], kind: np.dtype[np.void]) -> Any:
     """Return records of zeros."""
     return np.zeros(shape, kind)
-
-
-def place_in_histogram(times_s: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the bin of each time."""
-    place = np.log2(np.maximum(times_s, SHORTEST_S) / SHORTEST_S) * BINS_PER_DOUBLING
-    return np.minimum(place.astype(np.int64), BINS - 1)
