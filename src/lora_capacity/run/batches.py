@@ -83,7 +83,7 @@ class Batch:
 
     Attributes:
         rows: Which, ``[rows]``.
-        width: How many are run at a time; the last ones are filled up to it.
+        width: How many are run at a time; on an accelerator fewer rows are filled up to it.
         requests: Requests that each has room for.
         adapters: Adapters that each has room for.
         block_size: Tokens of a KV block, of all.
@@ -181,26 +181,26 @@ class Batches:
         Raises:
             InputError: If a configuration alone needs more memory than there is.
         """
-        widest, together = self._widest(int(wanted.sum()))
+        widest = self._widest(int(wanted.sum()))
         batches = [
             batch
             for size in np.unique(self.block_size[wanted])  # a static setting of what is compiled
             for rows in self._alike(wanted & (self.block_size == size), max(WORTH_COMPILING, self.at_once * widest))
-            for batch in self._cut_alike(rows, widest, together)
+            for batch in self._cut_alike(rows, widest)
         ]
         return sorted(batches, key=lambda batch: -self.work[batch.rows].max())
 
-    def _cut_alike(self, order: NDArray[np.int64], widest: int, together: int) -> list[Batch]:
+    def _cut_alike(self, order: NDArray[np.int64], widest: int) -> list[Batch]:
         adapters, common, batches = int(self.adapters[order].max()), self._room(order), []
         while order.size:
-            width, count, room = widest, together, common  # one shape is compiled once
+            width, room = widest, common  # one shape is compiled once
             while not self._fits(width, room, adapters):
-                if count == self._devices:
-                    raise self._too_large(order[:count], adapters)
-                count = max(count // 2, self._devices)
-                width, room = min(width, count), self._room(order[:count])
-            batches.append(Batch(order[:count], width, room, adapters, int(self.block_size[order[0]])))
-            order = order[count:]
+                if width == self._devices:
+                    raise self._too_large(order[:width], adapters)
+                width = max(width // 2, self._devices)
+                room = self._room(order[:width])
+            batches.append(Batch(order[:width], width, room, adapters, int(self.block_size[order[0]])))
+            order = order[width:]
         return batches
 
     def _alike(self, wanted: NDArray[np.bool_], least: int) -> list[NDArray[np.int64]]:
@@ -216,12 +216,12 @@ class Batches:
     def _fits(self, width: int, requests: int, adapters: int) -> bool:
         return width * self._bytes(requests, adapters) <= self.memory_bytes / self.at_once
 
-    def _widest(self, configs: int) -> tuple[int, int]:
-        """Return how many configurations to run at a time, and how many to put into a batch."""
+    def _widest(self, configs: int) -> int:
+        """Return how many configurations to put into a batch."""
         share = configs / (self.at_once * self._devices * jax.process_count())
         if self.processors:
-            return (min(_power(share / BATCHES_PER_CORE), LONGEST_BATCH),) * 2
-        return (self._devices * min(_power(share), WIDTH_ACCELERATOR),) * 2
+            return min(_power(share / BATCHES_PER_CORE), LONGEST_BATCH)
+        return self._devices * min(_power(share), WIDTH_ACCELERATOR)
 
     @property
     def _devices(self) -> int:

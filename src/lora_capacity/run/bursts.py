@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_capacity.run.over_time import served_per_s
+from lora_capacity.run.over_time import KEPT_UP, fluid_queue, served_per_s
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.workload import BASE_MODEL, Requests
 
@@ -24,9 +24,6 @@ _WINDOW_S, _MOST_WINDOWS = 10.0, 10_000
 _OVERLOADS = (4.0, 1.25)
 """Loads under which the capacity is told: in times the offered load, and in times the busiest window's. Far beyond its
 capacity a server loses some of it, so that the latter is tried only where the former is not beyond it."""
-
-_KEPT_UP = 0.999
-"""Share of the requests served or in service of a server that is not beyond its capacity; below is no rounding."""
 
 _AT_ONCE = 2_000_000
 """Configurations times windows that are worked on at once: some arrays of 16 MB."""
@@ -105,7 +102,7 @@ def _capacity(host: Any, most: Floats, solve: Callable[[Scenarios], Results]) ->
 
     load = np.minimum(_OVERLOADS[0], most)
     capacity, full = served(np.arange(most.size), load)
-    again = np.flatnonzero((capacity >= _KEPT_UP * full) & (load < most))
+    again = np.flatnonzero((capacity >= KEPT_UP * full) & (load < most))
     if again.size:
         capacity[again] = np.maximum(capacity[again], served(again, most[again])[0])
     return capacity
@@ -136,7 +133,7 @@ def _waits(arrived: Floats, room: Floats, capacity: Floats, slack_s: Floats) -> 
         slack_s: Longest wait allowed.
     """
     passed = np.cumsum(arrived - room, axis=1)
-    end = passed - np.minimum(np.minimum.accumulate(passed, axis=1), 0.0)
+    end = fluid_queue(passed)
     end = np.where(end > 1e-9 * room, end, 0.0)
     start = np.pad(end[:, :-1], [(0, 0), (1, 0)])
     first_s, last_s = start / capacity, end / capacity

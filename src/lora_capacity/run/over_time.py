@@ -25,7 +25,7 @@ _OVERLOAD = 1.25
 """Load under which the capacity is told, in times the busiest window's: where the server keeps up even then, no queue
 builds up in any window, and little more than what some window asks for leaves its queues as they are there."""
 
-_KEPT_UP = 0.999
+KEPT_UP = 0.999
 """Share of the requests served or in service above which a window leaves no queue: below is more than rounding."""
 
 
@@ -57,7 +57,7 @@ def steady_over_time(scenarios: Scenarios, workload: Workload, solve: Callable[[
     offered = capacity = np.asarray(each.requests_per_s, np.float64).reshape(shape)
     served = served_per_s(solved, offered, length_s)
     queue = np.zeros((shape[0], shape[1] + 1))  # at the edges of windows
-    if np.any(served < _KEPT_UP * offered):
+    if np.any(served < KEPT_UP * offered):
         # A window with next to no requests works off a queue that is made up as the busiest window's.
         most = offered.max(axis=1, keepdims=True)
         busiest = np.where(offered < _IDLE_SHARE * most, offered.argmax(axis=1)[:, np.newaxis], np.arange(shape[1]))
@@ -69,8 +69,17 @@ def steady_over_time(scenarios: Scenarios, workload: Workload, solve: Callable[[
         full = served_per_s(solved, np.asarray(crowded.requests_per_s, np.float64).reshape(shape), length_s)
         capacity = np.maximum(full, served)
         passed = np.cumsum((offered - capacity) * length_s, axis=1)
-        queue[:, 1:] = passed - np.minimum(np.minimum.accumulate(passed, axis=1), 0.0)
+        queue[:, 1:] = fluid_queue(passed)
     return _told(host, workload, own, busy, offered, capacity, queue)
+
+
+def fluid_queue(passed: Floats) -> Floats:
+    """Return the queue at the end of each window, ``queue' = max(0, queue + more)``, ``[configs, windows]``.
+
+    Args:
+        passed: What has come so far less what there was room for, likewise.
+    """
+    return np.asarray(passed - np.minimum(np.minimum.accumulate(passed, axis=1), 0.0))
 
 
 def served_per_s(results: Any, offered: Floats, length_s: Floats) -> Floats:
