@@ -267,8 +267,8 @@ class Batches:
         told, sent = (
             self._run_on_cores(batch, part, drawn) if self.processors else self._run_at_once(batch, part, tables)
         )
-        too_few = drawn.too_few(told, sent, self.observation.warmup_s)
-        results: Any = drawn.of_all_arrivals(told, self.observation.warmup_s)
+        too_few = drawn.too_few(told, sent)
+        results: Any = drawn.of_all_arrivals(told)
         class_of = np.asarray(tables.class_of)
         class_of = np.pad(class_of, [(0, 0), (0, batch.adapters - class_of.shape[1])], constant_values=-1)
         by_class = np.argsort(np.where(class_of < 0, np.iinfo(np.int32).max, class_of), axis=1, kind="stable")

@@ -11,22 +11,21 @@ from numpy.typing import NDArray
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.events import RequestTables
 from lora_capacity.twins.events.requests import TICKS
-from lora_capacity.workload import BASE_MODEL
 
 NEVER = np.iinfo(np.int32).max
 """Arrival of a row of a table that holds no request."""
 
 
-class Arrivals(NamedTuple):
-    """When requests of one configuration arrive and for which adapter, in any order.
+class LeftOut(NamedTuple):
+    """How many requests of one configuration its table leaves out.
 
     Attributes:
-        arrival_s: Arrival times in seconds, ``[requests]``.
-        adapter: Index of the adapter, ``BASE_MODEL`` for none, ``[requests]``.
+        by_adapter: Those of each adapter, ``[adapters]``.
+        observed: Those after the warm-up, the base model's with them.
     """
 
-    arrival_s: NDArray[np.float64]
-    adapter: NDArray[np.integer[Any]]
+    by_adapter: NDArray[np.int64]
+    observed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,43 +35,39 @@ class Drawn:
     Attributes:
         scenarios: The configurations, ``[configs]``.
         tables: What their servers are sent as long as it lasts.
-        left_out: What arrives after that within the horizon, by configuration.
+        left_out: What arrives after that within the horizon, by configuration; None where nothing does.
         keys: Seeds of the order of adapters in the tables, by configuration.
+        warmup_s: Time at the beginning that attainment leaves out.
     """
 
     scenarios: Scenarios
     tables: RequestTables
-    left_out: Sequence[Arrivals]
+    left_out: Sequence[LeftOut | None]
     keys: Sequence[Sequence[int]]
+    warmup_s: float = 0.0
 
     @property
     def cut(self) -> NDArray[np.bool_]:
         """Whether a table leaves out any, ``[configs]``."""
-        return np.array([len(each.arrival_s) > 0 for each in self.left_out])
+        return np.array([each is not None for each in self.left_out])
 
-    def too_few(self, results: Results, sent: NDArray[np.int32], warmup_s: float) -> NDArray[np.bool_]:
+    def too_few(self, results: Results, sent: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Return whether a configuration has to be run with more requests in its table, ``[configs]``.
 
         Args:
             results: What the twin says.
             sent: Requests that clients have sent, ``[configs]``. If those are all of a table, the server has been idle
-                where others would have been sent.
-            warmup_s: Time at the beginning that attainment leaves out. Its share of the table's arrivals after that is
+                where others would have been sent. Attainment, a share of the table's arrivals after the warm-up, is
                 known only where those are more than the answered requests.
         """
         events: Any = results.events
         shown = (np.asarray(self.tables.arrival) < NEVER).sum(axis=1)
         answered = events.quantile_requests[:, 0] - events.unanswered
-        observed, _ = self._observed(warmup_s)
+        observed, _ = self._observed()
         return np.asarray(self.cut & ((sent >= shown) | (answered > observed)))
 
-    def of_all_arrivals(self, results: Results, warmup_s: float) -> Results:
-        """Return results in which attainment and the service of classes are shares of all arrivals, not of a table's.
-
-        Args:
-            results: What the twin says.
-            warmup_s: Time at the beginning that attainment leaves out.
-        """
+    def of_all_arrivals(self, results: Results) -> Results:
+        """Return results whose attainment and service of classes are shares of all arrivals, not of a table's alone."""
         cut = self.cut
         if not cut.any():
             return results
@@ -86,7 +81,7 @@ class Drawn:
         )
         blank = np.where(self.scenarios.starts, 0.0, np.nan)
         service = np.where(of_class > 0, completed / np.maximum(of_class, 1), np.nan) + blank[:, np.newaxis]
-        observed, more = self._observed(warmup_s)
+        observed, more = self._observed()
         attainment = np.where(observed > 0, results.attainment * observed / np.maximum(observed + more, 1), 0.0) + blank
         wider = np.pad(arrived, [(0, 0), (0, events.adapter_arrived.shape[1] - own)]).astype(np.int32)
         told: Any = {
@@ -97,21 +92,20 @@ class Drawn:
         changed: Results = dataclasses.replace(results, **told)
         return changed
 
-    def _observed(self, warmup_s: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _observed(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Count the arrivals after the warm-up that tables hold, and those that they leave out, each ``[configs]``."""
         arrival = np.asarray(self.tables.arrival)
-        warmup = np.round(warmup_s / np.asarray(self.scenarios.horizon_s)[:, np.newaxis] * TICKS)
+        warmup = np.round(self.warmup_s / np.asarray(self.scenarios.horizon_s)[:, np.newaxis] * TICKS)
         held = ((arrival >= warmup) & (arrival < TICKS)).sum(axis=1)
-        return np.asarray(held), np.array([(each.arrival_s >= warmup_s).sum() for each in self.left_out])
+        return np.asarray(held), np.array([0 if each is None else each.observed for each in self.left_out])
 
     def _left_out_of_adapters(self) -> NDArray[np.int64]:
-        """Count what is left out of each adapter, in the tables' order, ``[configs, adapters]``."""
-        class_of = np.asarray(self.tables.class_of)
-        counts = np.zeros(class_of.shape, dtype=np.int64)
+        """Return how many are left out of each adapter, in the tables' order, ``[configs, adapters]``."""
+        counts = np.zeros(np.shape(self.tables.class_of), dtype=np.int64)
         for row, (each, key) in enumerate(zip(self.left_out, self.keys, strict=True)):
-            own = int((class_of[row] >= 0).sum())
-            numbers = each.adapter[each.adapter != BASE_MODEL]
-            counts[row, :own] = np.bincount(numbers, minlength=own)[order_of_touching(own, key)]
+            if each is not None:
+                own = each.by_adapter.size
+                counts[row, :own] = each.by_adapter[order_of_touching(own, key)]
         return counts
 
 

@@ -68,20 +68,22 @@ class LengthSample:
 
 
 def source_of(
-    scenarios: Scenarios, traffic: Workload | LengthSample, seed: ArrayLike, load: ArrayLike
+    scenarios: Scenarios, traffic: Workload | LengthSample, seed: ArrayLike, load: ArrayLike, warmup_s: float = 0.0
 ) -> tuple[Source, Scenarios]:
     """Return where the requests of configurations come from, and the configurations under their load."""
     if isinstance(traffic, LengthSample):
-        return _sample_source(scenarios, traffic, seed, load), scenarios
+        return _sample_source(scenarios, traffic, seed, load, warmup_s), scenarios
     configs = scenarios.status.shape[0]
     seeds = [int(check_number("seed", each, minimum=0, integer=True)) for each in _spread(seed, configs)]
     loads = [check_number("load", each, minimum=0, exclusive=True) for each in _spread(load, configs)]
     # A trace is pressed together: it ends earlier, and so does the time observed.
     shorter = 1.0 if traffic.trace is None else np.array(loads)
-    return _workload_source(scenarios, traffic, seeds, loads), scenarios.scaled(np.array(loads), shorter)
+    return _workload_source(scenarios, traffic, seeds, loads, warmup_s), scenarios.scaled(np.array(loads), shorter)
 
 
-def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, load: ArrayLike) -> Source:
+def _sample_source(
+    scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, load: ArrayLike, warmup_s: float
+) -> Source:
     """Return Poisson arrivals; those of a configuration depend on the seed and its index alone."""
     if np.ndim(seed) or np.any(np.asarray(load) != 1.0):
         name, given = ("seed", seed) if np.ndim(seed) else ("load", load)
@@ -94,7 +96,8 @@ def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, 
     )
 
     def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> Drawn:
-        return draw_requests(part, inputs[indices], outputs[indices], seed=number, indices=indices, most=most)
+        lengths = inputs[indices], outputs[indices]
+        return draw_requests(part, *lengths, seed=number, indices=indices, most=most, warmup_s=warmup_s)
 
     return Source(
         draw,
@@ -104,19 +107,21 @@ def _sample_source(scenarios: Scenarios, sample: LengthSample, seed: ArrayLike, 
     )
 
 
-def _workload_source(scenarios: Scenarios, workload: Workload, seeds: Sequence[int], loads: Sequence[float]) -> Source:
+def _workload_source(
+    scenarios: Scenarios, workload: Workload, seeds: Sequence[int], loads: Sequence[float], warmup_s: float
+) -> Source:
     """Return the workload's own arrivals; those of a configuration depend on its adapters, seed and load alone."""
     served = np.asarray(scenarios.class_count).sum(axis=1).astype(int)
     rates, ranks = workload.adapters.deal(max(int(served.max()), 1))
     _, class_of = np.unique(np.stack([rates, ranks], axis=1), axis=0, return_inverse=True)
     sample = _sampler(workload, served, loads)
     caching = {"longest_prefix": _longest_prefix(scenarios, workload), "cached": scenarios.cached_share is not None}
+    packed: dict[str, Any] = {"seed": 0, "warmup_s": warmup_s, **caching}
 
     def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> Drawn:
         requests = [sample(int(served[i]), seeds[i], loads[i]) for i in indices]
         classes = [class_of.reshape(-1)[: served[i]] for i in indices]
-        own_seeds = [seeds[i] for i in indices]
-        return pack_first(part, requests, classes, most.tolist(), seed=0, indices=own_seeds, **caching)
+        return pack_first(part, requests, classes, most.tolist(), indices=[seeds[i] for i in indices], **packed)
 
     every = sample(int(served.max()), seeds[0], loads[0])
     question = seeds, loads, vars(every)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.errors import InputError
-from lora_capacity.run.drawn import NEVER, Arrivals, Drawn, order_of_touching
+from lora_capacity.run.drawn import NEVER, Drawn, LeftOut, order_of_touching
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.twins.events.kv_cache import usable_blocks
 from lora_capacity.twins.events.requests import TICKS, RequestTables
@@ -26,6 +26,7 @@ def draw_requests(
     seed: int,
     indices: Sequence[int] | None = None,
     most: ArrayLike | None = None,
+    warmup_s: float = 0.0,
 ) -> Drawn:
     """Draw Poisson arrivals for every configuration, and their lengths from a sample.
 
@@ -37,6 +38,7 @@ def draw_requests(
         indices: ``i`` of each configuration, for a part of many; by default they count from 0.
         most: Most requests in the table of a configuration; for clients that hold requests back, since a server
             completes far fewer than arrive. One value or ``[configs]``; another value draws other requests.
+        warmup_s: Time at the beginning that attainment leaves out.
 
     Raises:
         InputError: As `pack_requests`.
@@ -67,11 +69,10 @@ def draw_requests(
         pair = rng.integers(inputs.shape[1], size=arrival_s.size)
         requests.append(Requests(arrival_s, adapter, inputs[i][pair], outputs[i][pair]))
         classes.append(own)
-        left_out.append(
-            _arrivals_after(np.random.default_rng([seed, index, _LEFT_OUT]), rate, drawn_until_s, horizon_s[i])
-        )
+        rest = np.random.default_rng([seed, index, _LEFT_OUT])
+        left_out.append(_arrivals_after(rest, rate, drawn_until_s, horizon_s[i], warmup_s))
     tables = pack_requests(scenarios, requests, classes, seed=seed, indices=indices)
-    return Drawn(scenarios, tables, left_out, [[seed, index] for index in indices])
+    return Drawn(scenarios, tables, left_out, [[seed, index] for index in indices], warmup_s)
 
 
 def _whose(rng: np.random.Generator, rate: NDArray[np.float64], size: int) -> NDArray[np.int32]:
@@ -81,10 +82,15 @@ def _whose(rng: np.random.Generator, rate: NDArray[np.float64], size: int) -> ND
     return np.where(place == rate.size - 1, BASE_MODEL, place).astype(np.int32)
 
 
-def _arrivals_after(rng: np.random.Generator, rate: NDArray[np.float64], begin_s: float, end_s: float) -> Arrivals:
-    """Draw Poisson arrivals between two times."""
-    size = rng.poisson(rate.sum() * (end_s - begin_s))
-    return Arrivals(rng.uniform(begin_s, end_s, size), _whose(rng, rate, size))
+def _arrivals_after(
+    rng: np.random.Generator, rate: NDArray[np.float64], begin_s: float, end_s: float, warmup_s: float
+) -> LeftOut | None:
+    """Draw how many Poisson arrivals there are between two times, given rates as of `_whose`."""
+    if begin_s >= end_s:
+        return None
+    unobserved_s = np.clip(warmup_s, begin_s, end_s) - begin_s
+    unobserved, observed = rng.poisson(rate.sum() * np.array([unobserved_s, end_s - begin_s - unobserved_s]))
+    return LeftOut(rng.multinomial(unobserved + observed, rate / rate.sum())[:-1], int(observed))
 
 
 def pack_first(
@@ -95,13 +101,25 @@ def pack_first(
     *,
     seed: int,
     indices: Sequence[int],
+    warmup_s: float = 0.0,
     **caching: Any,
 ) -> Drawn:
-    """Pack the first of given requests into tables, ``most`` of each configuration; else as `pack_requests`."""
+    """Pack the first of given requests into tables, ``most`` of each configuration; else as `pack_requests`.
+
+    ``warmup_s`` is the time at the beginning that attainment leaves out.
+    """
     first = [given.select(slice(n)) for given, n in zip(requests, most, strict=True)]
     tables = pack_requests(scenarios, first, classes, seed=seed, indices=indices, **caching)
-    rest = [Arrivals(given.arrival_s[n:], given.adapter[n:]) for given, n in zip(requests, most, strict=True)]
-    return Drawn(scenarios, tables, rest, [[seed, index] for index in indices])
+    rest = [
+        _counted(given.select(slice(n, None)), np.size(own), warmup_s) if n < len(given) else None
+        for given, own, n in zip(requests, classes, most, strict=True)
+    ]
+    return Drawn(scenarios, tables, rest, [[seed, index] for index in indices], warmup_s)
+
+
+def _counted(rest: Requests, adapters: int, warmup_s: float) -> LeftOut:
+    by_adapter = np.bincount(rest.adapter[rest.adapter != BASE_MODEL], minlength=adapters)
+    return LeftOut(by_adapter, int((rest.arrival_s >= warmup_s).sum()))
 
 
 def pack_requests(
@@ -145,7 +163,7 @@ def pack_requests(
     largest = max(adapters, longest, *(int(given.input_tokens.max(initial=1)) for given in requests))
     table = np.zeros((configs, size, 3), dtype=np.int16 if largest <= np.iinfo(np.int16).max else np.int32)
     following = np.zeros((configs, size), dtype=np.int32)
-    head = np.full((configs, adapters + 1), TICKS, dtype=np.int32)
+    head = np.empty((configs, adapters + 1), dtype=np.int32)
     rank, class_of = np.zeros((configs, adapters), dtype=np.float32), np.full((configs, adapters), -1, dtype=np.int32)
     arrived = np.zeros((configs, adapters), dtype=np.int32)
     shared, known = np.zeros((2, configs, size), dtype=np.int32)
@@ -159,12 +177,10 @@ def pack_requests(
         ticks = np.round(given.arrival_s / float(scenarios.horizon_s[i]) * TICKS)
         arrival[i, :count] = np.minimum(ticks, NEVER)
         table[i, :count] = np.stack([adapter, given.input_tokens, given.output_tokens], axis=1)
-        following[i, :count] = _following(adapter)
+        head[i], following[i, :count] = _queues(adapter, adapters + 1)
         # The block of a prompt's last token is computed again in any case, so nothing is lost by its being its own.
         shared[i, :count] = np.minimum(given.shared_prefix_tokens, given.input_tokens - 1) // block_size[i]
         known[i, :count] = given.cached_tokens
-        present, first = np.unique(adapter, return_index=True)
-        head[i, present] = first
         arrived[i] = np.bincount(adapter, minlength=adapters + 1)[:adapters]
         class_of[i, : own.size] = own[order]
         rank[i, : own.size] = np.asarray(scenarios.class_rank)[i][own[order]]
@@ -184,11 +200,15 @@ def pack_requests(
     return RequestTables(**columns, longest_output=longest, longest_prefix=longest_prefix)
 
 
-def _following(adapter: np.ndarray) -> np.ndarray:
-    """Return the next request of the same adapter for each."""
-    narrow = adapter.astype(np.int16) if adapter.max(initial=0) <= np.iinfo(np.int16).max else adapter
+def _queues(adapter: NDArray[np.integer[Any]], adapters: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the first request of each adapter, and the next of the same adapter after each request."""
+    narrow = adapter.astype(np.int16) if adapters <= np.iinfo(np.int16).max else adapter
     order = np.argsort(narrow, kind="stable")  # radix sort if narrow
+    whose = adapter[order]
+    same = whose[1:] == whose[:-1]
     following = np.full(adapter.size, TICKS, dtype=np.int32)
-    same = adapter[order[1:]] == adapter[order[:-1]]
     following[order[:-1][same]] = order[1:][same]
-    return following
+    head = np.full(adapters, TICKS, dtype=np.int32)
+    first = np.append(True, ~same)[: adapter.size]
+    head[whose[first]] = order[first]
+    return head, following

@@ -117,7 +117,7 @@ def simulate(
     if can.keeps_batches:
         samples = samples or windows_in_series(traffic)
     observation = Observation(warmup_s, samples)
-    source, loaded = source_of(scenarios, traffic, seed, load)
+    source, loaded = source_of(scenarios, traffic, seed, load, warmup_s)
 
     def run(asked: Scenarios, name: str) -> Results:
         if not can.keeps_batches:

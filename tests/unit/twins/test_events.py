@@ -10,7 +10,7 @@ import pytest
 
 from lora_capacity.engines import SchedulerRules
 from lora_capacity.errors import InputError
-from lora_capacity.run.requests import draw_requests, pack_requests
+from lora_capacity.run.requests import draw_requests, pack_first, pack_requests
 from lora_capacity.scenarios import Bottleneck, Results, Scenarios
 from lora_capacity.status import Status
 from lora_capacity.twins.events import simulate_events, simulation
@@ -126,3 +126,25 @@ def test_most_cuts_the_requests_off_without_thinning_them() -> None:
     assert int(every.arrived[0].sum()) == pytest.approx(2000, rel=0.1)
     assert int(some.arrived[0].sum()) == 400
     assert int(some.arrival[0, 399]) / TICKS * 1000 == pytest.approx(200, rel=0.2)
+
+
+def test_what_most_leaves_out_is_counted_in_full() -> None:
+    lengths, given = (np.array([10]), np.array([5])), scenarios(horizon_s=1000.0)
+    rates = np.array([1.0, 0.25])
+    given = given.replace(class_rate_per_s=jnp.array([rates]))
+    assert draw_requests(given, *lengths, seed=4).left_out == [None]
+    arrived, observed = [], []
+    for seed in range(100):
+        drawn = draw_requests(given, *lengths, seed=seed, most=400, warmup_s=600.0)
+        [left_out] = drawn.left_out
+        own = drawn.tables.class_of[0] >= 0
+        shown = np.bincount(drawn.tables.class_of[0][own], drawn.tables.arrived[0][own], 2)
+        arrived.append(left_out.by_adapter + shown)
+        observed.append(left_out.observed)
+    # Means of 100 Poisson numbers, within four standard deviations.
+    np.testing.assert_allclose(np.mean(arrived, axis=0), 1000 * rates, atol=4 * np.sqrt(1000 / 100))
+    assert np.mean(observed) == pytest.approx(400 * rates.sum(), abs=4 * np.sqrt(500 / 100))
+    packed = pack_first(given, [REQUESTS], [[0, 1]], [1], seed=0, indices=[0], warmup_s=float(REQUESTS.arrival_s[-1]))
+    [rest] = packed.left_out
+    assert rest.by_adapter.sum() == np.count_nonzero(REQUESTS.adapter[1:] != BASE_MODEL)
+    assert rest.observed == np.count_nonzero(REQUESTS.arrival_s[1:] >= REQUESTS.arrival_s[-1])
