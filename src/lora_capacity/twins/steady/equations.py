@@ -61,7 +61,10 @@ def follow(problem: Problem, interval: Interval, guess: ServerState) -> tuple[Se
         first = with_reloads(problem, first, loads.reloads_per_s, queue.completed_per_s)
     return _next_guess(problem, guess, cycle, queue, loads, step, held), Observed(
         running=running,
-        waiting=jnp.minimum(queue.mean_waiting + 0.5 * (interval.start.held + held), problem.most_waiting(guess)),
+        waiting=jnp.minimum(
+            queue.mean_waiting + 0.5 * (interval.start.held + held),
+            jnp.maximum(problem.scenarios.max_pending - running, 0.0),  # of this turn: not those of the guess
+        ),
         completed_per_s=queue.completed_per_s,
         first_token=first,
         step_s=step.time_s,
