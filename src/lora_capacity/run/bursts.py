@@ -72,11 +72,14 @@ def _with_bursts(
     def changed(values: Any, plus: Any = 0.0, times: Any = 1.0) -> Any:
         return ((np.asarray(values) + plus) * times).astype(kind)
 
+    def later(values: Any) -> Any:
+        return changed(np.minimum(np.asarray(values) + waits_s, host.horizon_s))  # as long as it is seen
+
     longer: Results = dataclasses.replace(
         results,
-        ttft_s=changed(results.ttft_s, waits_s),
-        answered_ttft_s=changed(results.answered_ttft_s, waits_s),
-        client=dataclasses.replace(results.client, ttft_s=changed(results.client.ttft_s, waits_s)),
+        ttft_s=later(results.ttft_s),
+        answered_ttft_s=later(results.answered_ttft_s),
+        client=dataclasses.replace(results.client, ttft_s=later(results.client.ttft_s)),
         attainment=changed(results.attainment, times=1.0 - late),
         mean_waiting=changed(results.mean_waiting, np.minimum(waiting, room)),
         completed_per_s=changed(results.completed_per_s, times=1.0 - left),

@@ -61,6 +61,7 @@ def _bounded(given: Any, told: Any) -> list[tuple[str, NDArray[Any], Any]]:
         ("mean_running + mean_waiting", held, given.max_pending),
         ("active_adapters", told.active_adapters, given.max_loras),
         ("kv_usage", told.kv_usage, 1.0),
+        ("ttft_s", told.ttft_s, given.horizon_s),
         ("attainment", told.attainment, 1.0),
         ("class_service", told.class_service, 1.0),
     ]

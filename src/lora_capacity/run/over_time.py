@@ -177,12 +177,15 @@ def _told(
     }
     room = np.asarray(host.max_pending, np.float64)[:, np.newaxis] - state["mean_running"]
     waiting = np.minimum(own["mean_waiting"] + carried.wait_s * capacity, np.maximum(room, 0.0))
-    wait = {name: own[name] + carried.wait_s for name in ("ttft_s", "answered_ttft_s", "client_ttft_s")}
+    horizon_s = float(workload.horizon_s)
+    wait = {
+        name: np.minimum(own[name] + carried.wait_s, horizon_s)  # as long as it is seen
+        for name in ("ttft_s", "answered_ttft_s", "client_ttft_s")
+    }
     slack_s = np.asarray(host.bounds.ttft_s, np.float64)[:, np.newaxis] - own["client_ttft_s"]
     attainment = own["attainment"] * carried.within(slack_s)
     seen = (offered, done / length_s, state["mean_running"], waiting, state["kv_usage"], wait["ttft_s"], attainment)
     told = _details(windows, *seen)
-    horizon_s = float(workload.horizon_s)
     completed = np.maximum(done.sum(axis=1) - state["mean_running"][:, -1], 0.0)
     completed = np.minimum(completed, arrived.sum(axis=1)) / horizon_s
     offered_tokens = _mean(own["offered_tokens_per_s"], length_s)

@@ -1,5 +1,6 @@
 """The event twin: laying out requests, what it refuses, what it leaves blank."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_most_cuts_the_requests_off_without_thinning_them() -> None:
 def test_what_most_leaves_out_is_counted_in_full() -> None:
     lengths, given = (np.array([10]), np.array([5])), scenarios(horizon_s=1000.0)
     rates = np.array([1.0, 0.25])
-    given = given.replace(class_rate_per_s=jnp.array([rates]))
+    given = dataclasses.replace(given, class_rate_per_s=jnp.array([rates]))
     assert draw_requests(given, *lengths, seed=4).left_out == [None]
     arrived, observed = [], []
     for seed in range(100):

@@ -116,7 +116,8 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
     tokens_per_request = scenarios.mean_input_tokens + scenarios.mean_output_tokens
     # Gaps between tokens, each seen by every running request.
     itl_s = running / mean(observed.running / observed.step_s)
-    ttft_s = mean(observed.first_token.mean_s * observed.completed_per_s) / served
+    # Who has waited for the whole horizon is not seen to wait for longer.
+    ttft_s = jnp.minimum(mean(observed.first_token.mean_s * observed.completed_per_s) / served, scenarios.horizon_s)
     return Results(
         throughput_tokens_per_s=told(completed * tokens_per_request),
         offered_tokens_per_s=problem.offered_per_s * tokens_per_request,
