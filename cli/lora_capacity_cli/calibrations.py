@@ -8,7 +8,6 @@ import click
 from lora_capacity.errors import InputError
 from lora_capacity_cli.files import check_output, writing
 from lora_capacity_cli.options import FILE, derivation_options, examples, format_option
-from lora_capacity_cli.options import derive as derive_from
 from lora_capacity_cli.output import print_facts, print_json, print_table, shown
 
 if TYPE_CHECKING:
@@ -92,17 +91,22 @@ def derive(
     Coefficients come with how sure they are: measured calibrations of the same GPU narrow them, and few runs of your
     own correct them (`fit --prior`).
     """
+    from lora_capacity.calibration import Efficiencies, derive_calibration
+    from lora_capacity.memory import Deployment
+
     for option in ("model", "gpu"):
         if option not in derived:
             raise InputError(f"--{option}", None, "a model and a GPU")
     if output is not None:
         check_output("--output", output, (".json",))
-    found = derive_from(
-        **derived,
+    of = {
+        option: derived.pop(option) for option in ("model", "gpu", "quantization", "vllm_version") if option in derived
+    }
+    found = derive_calibration(
+        **of,
+        deployment=Deployment(**derived, enforce_eager=enforce_eager, fully_sharded_loras=fully_sharded_loras),
         name=name,
-        efficiencies=efficiencies,
-        enforce_eager=enforce_eager,
-        fully_sharded_loras=fully_sharded_loras,
+        efficiencies=None if efficiencies is None else Efficiencies.from_file(efficiencies),
     )
     if output is not None:
         with writing("--output", output):

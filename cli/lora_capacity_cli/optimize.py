@@ -62,7 +62,7 @@ def optimize(question: dict[str, Any], page: Path | None, emit: str | None, outp
 
         say(emitted(found.server, found.served_as, emit))
     elif output_format == "json":
-        print_json(found.to_json())
+        print_json(found.to_dict())
     else:
         from lora_capacity.reports import survey
 

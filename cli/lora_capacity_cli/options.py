@@ -198,55 +198,10 @@ class CalibrationChoice:
             InputError: If there is none of this name, model, GPU or layout is not known, or vLLM's version has no
                 such flag.
         """
-        found = self._load()
+        from lora_capacity.calibration import load_calibration
+
+        found = load_calibration(**dict(self.derived)) if self.derived else load_calibration(self.name)
         return found.specialized() if self.specialized else found
-
-    def _load(self) -> "Calibration":
-        from lora_capacity import calibration
-
-        if not self.derived:
-            return calibration.load_calibration(self.name)
-        told = dict(self.derived)
-        for name in ("model", "gpu"):
-            if name not in told:
-                raise InputError(f"--{name}", None, "a model and a GPU, to derive a calibration from")
-        return derive(**told)
-
-
-def derive(
-    model: str,
-    gpu: str,
-    *,
-    quantization: str | None = None,
-    vllm_version: str | None = None,
-    name: str | None = None,
-    efficiencies: Path | None = None,
-    **layout: Any,
-) -> "Calibration":
-    """Derive a calibration from what options say.
-
-    Args:
-        model: A path or a well-known name.
-        gpu: Name of the GPU.
-        quantization: How weights are stored.
-        vllm_version: vLLM's version.
-        name: Name of the calibration.
-        efficiencies: What `fit SPEEDS.csv` wrote; None: the bundled ones.
-        **layout: How the model is laid out on GPUs, by vLLM's names.
-    """
-    from lora_capacity.calibration import Efficiencies, derive_calibration
-    from lora_capacity.engines import NEWEST
-    from lora_capacity.memory import Deployment
-
-    return derive_calibration(
-        model,
-        gpu,
-        quantization=quantization,
-        deployment=Deployment(**layout),
-        vllm_version=vllm_version or NEWEST,
-        name=name,
-        efficiencies=None if efficiencies is None else Efficiencies.from_file(efficiencies),
-    )
 
 
 def derivation_options(command: Command) -> Command:

@@ -77,7 +77,7 @@ def place(fleet: Path, bounds: dict[str, Any], seed: int, seeds: int, folder: Pa
         for name, content in exported(found).items():
             write_file("--emit", folder / name, content)
     if output_format == "json":
-        print_json(found.to_json())
+        print_json(found.to_dict())
     else:
         _print_placement(found)
 

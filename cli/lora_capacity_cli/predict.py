@@ -90,7 +90,7 @@ def predict(
         settings=settings,
     )
     if output_format == "json":
-        print_json(answer.to_json())
+        print_json(answer.to_dict())
     else:
         _print(answer)
 

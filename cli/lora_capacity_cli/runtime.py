@@ -74,16 +74,12 @@ def read_workload(path: Path, bounds: dict[str, Any], recording: dict[str, Any] 
     Raises:
         InputError: If the file or a bound cannot be used, or options of a table are beside a workload file.
     """
-    from lora_capacity.workload import Workload, is_recording
+    from lora_capacity.workload import is_recording, load_workload
 
-    if is_recording(path):
-        trace = {"file": path.name, **(recording or {})}
-        workload = Workload.from_mapping({"requests": {"trace": trace}}, path.parent)
-    else:
-        if recording:
-            remedy = "it is for a table of requests; in a workload file it stands under requests.trace"
-            refuse_given([f"trace_{name}" for name in recording], "a workload file", remedy)
-        workload = Workload.from_file(path)
+    if recording and not is_recording(path):
+        remedy = "it is for a table of requests; in a workload file it stands under requests.trace"
+        refuse_given([f"trace_{name}" for name in recording], "a workload file", remedy)
+    workload = load_workload(path, recording=recording)
     return dataclasses.replace(workload, goodput=bounds_over(workload.goodput, bounds))
 
 
@@ -98,16 +94,11 @@ def bounds_over(asked: "Goodput", bounds: dict[str, Any]) -> "Goodput":
         InputError: If a bound cannot be used.
     """
     from lora_capacity.errors import InputError
-    from lora_capacity.workload import Goodput
 
     bounds_ms = dict(bounds["goodput"])
     if len(bounds_ms) < len(bounds["goodput"]):
         raise InputError("--goodput", " ".join(key for key, _ in bounds["goodput"]), "each key once")
-    if bounds_ms:
-        asked = Goodput.from_ms(bounds_ms, asked.attainment)
-    if bounds["attainment"] is not None:
-        asked = dataclasses.replace(asked, attainment=bounds["attainment"])
-    return asked
+    return asked.changed(bounds_ms or None, bounds["attainment"])
 
 
 def join_processes(address: str | None) -> bool:

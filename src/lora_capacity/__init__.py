@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lora_capacity.status import Status
     from lora_capacity.surrogate import load_surrogate, predict_workload
     from lora_capacity.validation import predict_runs, score_runs
-    from lora_capacity.workload import Workload
+    from lora_capacity.workload import Workload, load_workload
 
 __all__ = [
     "Calibration",
@@ -53,6 +53,7 @@ __all__ = [
     "fit_calibration",
     "load_calibration",
     "load_surrogate",
+    "load_workload",
     "place",
     "plan_memory",
     "predict_runs",
@@ -80,7 +81,7 @@ _HOMES = {
     "status": ("Status",),
     "surrogate": ("load_surrogate", "predict_workload"),
     "validation": ("predict_runs", "score_runs"),
-    "workload": ("Workload",),
+    "workload": ("Workload", "load_workload"),
 }
 
 _RENAMED = {
@@ -133,4 +134,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return list(__all__)

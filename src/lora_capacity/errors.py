@@ -1,7 +1,10 @@
 """Failures that a user can mend, each told in one line."""
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
 
 from lora_capacity.text import LONGEST_SHOWN, brief, printable
 
@@ -10,6 +13,8 @@ LARGEST_WHOLE = 2**53
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38
 """Sizes between which single precision, in which is computed, has all its digits."""
+
+T = TypeVar("T")
 
 
 class LoraCapacityError(Exception):
@@ -65,6 +70,43 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
     alike = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if len(name) == 2 else 0.6)
     nearest = [*filter(extends, known), *alike]
     return f"did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def check_type(field: str, value: T, kinds: type | tuple[type, ...], allowed: str) -> T:
+    """Return a value that is of a kind that is taken.
+
+    Args:
+        field: Name of the argument.
+        value: What the caller gave.
+        kinds: Its type, or any of several.
+        allowed: What is allowed, in words.
+
+    Raises:
+        InputError: If it is of none of them; of what is no number or text the type is told.
+    """
+    if not isinstance(value, kinds):
+        raise InputError(field, value if isinstance(value, int | float | str) else type(value).__name__, allowed)
+    return value
+
+
+def check_path(field: str, value: str | os.PathLike[str]) -> Path:
+    """Return a path.
+
+    Raises:
+        InputError: If it is none.
+    """
+    return Path(check_type(field, value, (str, os.PathLike), "a path"))
+
+
+def check_choice(field: str, value: object, known: Iterable[str]) -> None:
+    """Refuse what is none of the words known.
+
+    Raises:
+        InputError: Names them, and the nearest.
+    """
+    known = list(known)
+    if not isinstance(value, str) or value not in known:
+        raise InputError(field, value, ", ".join(known), nearest_hint(str(value), known))
 
 
 def check_keys(field: str, given: Iterable[object], known: Iterable[str]) -> None:

@@ -228,6 +228,18 @@ def schema_of(cls: Any) -> type[Model]:
     return create_model(cls.__name__, __base__=JsonModel, **entries)
 
 
+def check_numeric(field: str, values: ArrayLike) -> NDArray[Any]:
+    """Return numbers as an array, of whatever shape they have.
+
+    Raises:
+        InputError: If they are no numbers.
+    """
+    given = np.asarray(values)
+    if given.dtype.kind not in "iuf":
+        raise InputError(field, briefly(values), "a number, or a list or an array of numbers")
+    return given
+
+
 def check_column(field: str, values: ArrayLike, each: Number, *, whole: bool = False) -> NDArray[np.float64]:
     """Return one number, or one for each configuration, as an array.
 
@@ -243,7 +255,7 @@ def check_column(field: str, values: ArrayLike, each: Number, *, whole: bool = F
     Raises:
         InputError: If one of them is not such a number; tells the smallest such.
     """
-    given = np.atleast_1d(np.asarray(values, np.float64))
+    given = np.atleast_1d(np.asarray(check_numeric(field, values), np.float64))
     for number in sorted(set(given.ravel().tolist())):
         check_number(field, number, integer=whole, **dataclasses.asdict(each))
     return given
@@ -254,7 +266,7 @@ def check_numbers(field: str, values: object, each: Number, *, whole: bool = Fal
 
     Args:
         field: Name of the list; an element is called ``field[index]``.
-        values: A list, tuple or one-dimensional array.
+        values: A list, tuple or one-dimensional array, of NumPy, pandas or Arrow.
         each: What each number must be.
         whole: Whether only whole numbers are allowed.
 
@@ -264,13 +276,23 @@ def check_numbers(field: str, values: object, each: Number, *, whole: bool = Fal
     Raises:
         InputError: If it is no list, is empty, or an element is not such a number.
     """
-    if isinstance(values, np.ndarray) and values.ndim == 1:
+    if hasattr(values, "tolist"):
         values = values.tolist()
     if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not values:
         raise InputError(field, briefly(values), f"a list of at least one {'whole ' if whole else ''}number")
     bounds = dataclasses.asdict(each)
     checked = [check_number(f"{field}[{i}]", value, integer=whole, **bounds) for i, value in enumerate(values)]
     return np.array(checked, dtype=np.float64)
+
+
+def whole_numbers(field: str, values: object) -> tuple[int, ...]:
+    """Return one whole number or several, in whatever holds them, as a tuple.
+
+    Raises:
+        InputError: If one is no whole number.
+    """
+    several = values if isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping) else [values]
+    return tuple(int(check_number(field, value, integer=True)) for value in several)
 
 
 def briefly(value: object) -> object:

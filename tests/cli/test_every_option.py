@@ -603,7 +603,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         record(f"lora_capacity_cli.{command}.recommend", searched)
     for command in ("report", "optimize"):
         record(f"lora_capacity_cli.{command}.write_report", lambda *args: [path / "a.svg" for path in args[6:] if path])
-    placed = SimpleNamespace(to_json=dict, servers=(), warnings=(), gpus=0, seconds=0.0)
+    placed = SimpleNamespace(to_dict=dict, servers=(), warnings=(), gpus=0, seconds=0.0)
     placed.cost_per_hour = placed.gap = placed.moves = None
     placed.standby = placed.unplaced = ()
     placed.lower_bound, placed.lower_bound_kind = 0.0, "exact"

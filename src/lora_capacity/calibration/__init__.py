@@ -2,6 +2,16 @@
 
 from lora_capacity.calibration.derive import Target, derive_calibration
 from lora_capacity.calibration.efficiencies import Efficiencies
-from lora_capacity.calibration.model import Calibration, bundled_names, load_calibration
+from lora_capacity.calibration.load import CalibrationLike, Served, load_calibration
+from lora_capacity.calibration.model import Calibration, bundled_names
 
-__all__ = ["Calibration", "Efficiencies", "Target", "bundled_names", "derive_calibration", "load_calibration"]
+__all__ = [
+    "Calibration",
+    "CalibrationLike",
+    "Efficiencies",
+    "Served",
+    "Target",
+    "bundled_names",
+    "derive_calibration",
+    "load_calibration",
+]

@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Float
 
 from lora_capacity.calibration.efficiencies import Efficiencies
-from lora_capacity.calibration.model import Calibration, bundled_names, load_calibration
+from lora_capacity.calibration.model import Calibration, bundled_names, read_calibration
 from lora_capacity.calibration.work import StepWork
 from lora_capacity.costs import COEFFICIENTS, Costs, ExpertRouting, LoraKernels, step_time_s
 from lora_capacity.engines import NEWEST, VllmBehaviour
-from lora_capacity.errors import InputError
+from lora_capacity.errors import InputError, check_type
 from lora_capacity.hardware import Processor, find_gpu
 from lora_capacity.memory import Deployment, EstimatedTerms
 from lora_capacity.models import ModelShape, find_shape
@@ -373,7 +373,10 @@ def derive_calibration(
     deployment = deployment or Deployment()
     model = find_shape(model, quantization) if isinstance(model, str) else model
     processor = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    measured = [load_calibration(each) for each in bundled_names()] if measured is None else measured
+    check_type("model", model, ModelShape, "a ModelShape, or the name or path of a model")
+    check_type("gpu", processor, Processor, "a GPU of the catalogue, or its name")
+    check_type("vllm_version", vllm_version, str, "a version, such as 0.20.0")
+    measured = [read_calibration(each) for each in bundled_names()] if measured is None else measured
     efficiencies = efficiencies or Efficiencies.bundled()
     behaviour = VllmBehaviour.for_version(vllm_version)
     target = Target(model, processor, deployment, behaviour)

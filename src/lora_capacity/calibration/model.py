@@ -369,7 +369,7 @@ def bundled_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
 
 
-def load_calibration(name_or_path: str | Path) -> Calibration:
+def read_calibration(name_or_path: str | Path) -> Calibration:
     """Return a bundled calibration by name, or read a file.
 
     Raises:

@@ -14,6 +14,7 @@ from scipy.optimize import least_squares
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs, FrontEndCosts, LoraKernels
+from lora_capacity.errors import check_path, check_type
 from lora_capacity.fitting.front_end import fit_front_end
 from lora_capacity.fitting.measured import MeasuredRuns, Predicted, read_measured
 from lora_capacity.fitting.memory import fit_memory
@@ -21,6 +22,7 @@ from lora_capacity.fitting.priors import fitted_names, priors
 from lora_capacity.fitting.residuals import RunTargets, benchmark_residuals, run_residuals
 from lora_capacity.measurements import Profile, read_profile, read_runs
 from lora_capacity.measurements.runs import FloatArray
+from lora_capacity.run.steady import check_progress
 
 Progress = Callable[[int, int], None]
 C = TypeVar("C", Costs, FrontEndCosts)
@@ -93,6 +95,12 @@ def fit_calibration(
     Raises:
         InputError: If a table is missing or malformed, or holds nothing of the model.
     """
+    check_path("profile_dir", profile_dir)
+    for field, text in (("model", model), ("name", name)):
+        check_type(field, text, (str, type(None)), "a name")
+    check_progress(progress)
+    if runs is not None:
+        check_path("runs", runs)
     profile = read_profile(profile_dir, model)
     if runs is not None:
         read_runs(runs)  # what is wrong with them is told before anything is fitted

@@ -1,5 +1,6 @@
 """A fleet: the adapters that have to be served, the kinds of servers there are, and what to look for."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainValidator, WithJsonSchema
 
-from lora_capacity.calibration import Calibration, derive_calibration, load_calibration
-from lora_capacity.errors import InputError, check_keys
-from lora_capacity.memory import Deployment
+from lora_capacity.calibration import Calibration, load_calibration
+from lora_capacity.display import Display, Displayed
+from lora_capacity.errors import InputError, check_keys, check_type
 from lora_capacity.reading import read_json, read_mapping
 from lora_capacity.schema import ABSENT, Count, Model, Number, Positive, briefly, validated
-from lora_capacity.tables import Column, read_table
+from lora_capacity.tables import ArrowStream, Column, Interchange, read_table
+from lora_capacity.words import plural, shown
 from lora_capacity.workload import Workload
 from lora_capacity.workload.adapters import MAX_RANK, check_distinct
+from lora_capacity.workload.recordings import TableSource, located
 
 OBJECTIVES = ("fewest-gpus", "cheapest", "balanced", "most-served")
 """What to look for: the fewest GPUs; the least cost per hour; of the fewest GPUs, equal headroom on each; or the most
@@ -48,14 +51,14 @@ class AdapterEntry(Model):
 class AdapterTable(Model):
     """``adapters`` as a table: a CSV file beside the fleet file."""
 
-    list: str
+    list: TableSource
 
 
 class PoolEntry(Model):
     """One of ``pools``; server settings stand under vLLM's names."""
 
     name: str = ABSENT
-    calibration: str = ABSENT
+    calibration: Annotated[Any, WithJsonSchema({"type": "string"})] = ABSENT
     model: str = ABSENT
     gpu: str = ABSENT
     tensor_parallel_size: Count = ABSENT
@@ -77,6 +80,8 @@ _SETTINGS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_s
 
 
 def _adapters(content: object) -> object:
+    if isinstance(content, ArrowStream | Interchange):
+        content = {"list": content}
     if isinstance(content, Mapping):
         return validated(AdapterTable, content)
     if not isinstance(content, Sequence) or isinstance(content, str) or not content:
@@ -124,8 +129,8 @@ class Pool:
         return self.calibration.deployment.tensor_parallel_size
 
 
-@dataclass(frozen=True, eq=False)
-class Fleet:
+@dataclass(frozen=True, eq=False, repr=False)
+class Fleet(Displayed):
     """Adapters to place, and servers to place them on.
 
     Attributes:
@@ -185,6 +190,35 @@ class Fleet:
                 raise InputError("together", pair[0], allowed)
 
     @classmethod
+    def of(cls, fleet: "FleetLike") -> "Fleet":
+        """Return the fleet that something stands for: itself, or the path or the content of a fleet file.
+
+        Raises:
+            InputError: If it is none of these, or as for ``from_file``.
+        """
+        if isinstance(fleet, Fleet):
+            return fleet
+        if isinstance(fleet, Mapping):
+            return cls.from_mapping(fleet)
+        allowed = "a Fleet, or the path or the content of a fleet file"
+        return cls.from_file(Path(check_type("fleet", fleet, (str, os.PathLike), allowed)))
+
+    def _display(self) -> Display:
+        pools = [
+            {
+                "pool": pool.name,
+                "model": pool.calibration.model.name,
+                "GPU": pool.calibration.gpu.name,
+                "GPUs each": pool.gpus,
+                "most servers": pool.most_servers,
+                "price per hour": pool.price_per_hour,
+            }
+            for pool in self.pools
+        ]
+        rate = f"{shown(float(self.rates_per_s.sum()))} requests/s"
+        return Display(f"{plural(len(self.names), 'adapter')}, {rate}; objective {self.objective}", rows=pools)
+
+    @classmethod
     def from_file(cls, path: str | Path) -> Self:
         """Read a fleet file, YAML or (by its name's ending) JSON, with the tables that it names beside it.
 
@@ -206,7 +240,7 @@ class Fleet:
         """Build a fleet from the content of a fleet file.
 
         Args:
-            mapping: The content.
+            mapping: The content; adapters may be a table in memory, as for `Workload.from_mapping`.
             base_dir: Folder that relative paths of tables start from.
 
         Raises:
@@ -240,6 +274,10 @@ class Fleet:
         return replace(self, traffic=replace(self.traffic, **changed))
 
 
+FleetLike = Fleet | Mapping[str, Any] | str | os.PathLike[str]
+"""What `place` takes for a fleet."""
+
+
 def pool_calibration(entry: PoolEntry, base_dir: Path) -> Calibration:
     """Return the calibration of a pool: a bundled one by name, a file beside the fleet file, or one that is derived.
 
@@ -248,14 +286,12 @@ def pool_calibration(entry: PoolEntry, base_dir: Path) -> Calibration:
     """
     told = {name: getattr(entry, name) for name in _DERIVED if getattr(entry, name) is not None}
     if entry.calibration is None:
-        for name in ("model", "gpu"):
-            if name not in told:
-                raise InputError(name, None, "a calibration, or a model and a GPU to derive one from")
-        deployment = Deployment(tensor_parallel_size=told.pop("tensor_parallel_size", 1))
-        return derive_calibration(deployment=deployment, **told)
+        if not told:
+            raise InputError("model", None, "a calibration, or a model and a GPU to derive one from")
+        return load_calibration(**told)
     for name in told:
         raise InputError(name, told[name], "nothing beside calibration")
-    beside = base_dir / entry.calibration
+    beside = base_dir / entry.calibration if isinstance(entry.calibration, str) else base_dir
     return load_calibration(beside if beside.is_file() else entry.calibration)
 
 
@@ -293,13 +329,16 @@ def _traffic(mapping: Mapping[str, Any], base_dir: Path) -> Workload:
 def _table(adapters: AdapterTable | list[AdapterEntry], base_dir: Path) -> dict[str, Any]:
     """Return the columns of the adapters: numbers that are not told are NaN, text is empty."""
     if isinstance(adapters, AdapterTable):
-        return {name: column.tolist() for name, column in read_table(base_dir / adapters.list, _COLUMNS).items()}
+        return {
+            name: column.tolist()
+            for name, column in read_table(located(base_dir, adapters.list, "adapters"), _COLUMNS).items()
+        }
     rows = [entry.model_dump() for entry in adapters]
     return {name: [np.nan if row[name] is None else row[name] for row in rows] for name in _COLUMNS}
 
 
 def read_placement(path: Path) -> list[tuple[str, str, list[str]]]:
-    """Return name, pool and adapters of every server of a placement, as `Placement.to_json` has it.
+    """Return name, pool and adapters of every server of a placement, as `Placement.to_dict` has it.
 
     Raises:
         InputError: If the file is no such placement, or the shares of an adapter do not add up to 1.

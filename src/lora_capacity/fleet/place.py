@@ -14,7 +14,7 @@ from lora_capacity.fleet.assign import Tags, assign
 from lora_capacity.fleet.columns import Columns
 from lora_capacity.fleet.correction import learn
 from lora_capacity.fleet.current import moves, named_after, running
-from lora_capacity.fleet.fleet import Fleet
+from lora_capacity.fleet.fleet import Fleet, FleetLike
 from lora_capacity.fleet.items import Items
 from lora_capacity.fleet.master import Question, relax, whole
 from lora_capacity.fleet.oracle import Oracle, predicted
@@ -22,6 +22,7 @@ from lora_capacity.fleet.placement import PlacedServer, Placement, Standby, told
 from lora_capacity.fleet.plays import Plays, Server, load_of
 from lora_capacity.fleet.pricing import generate
 from lora_capacity.fleet.repair import Workshop
+from lora_capacity.run.steady import check_progress
 
 FloatArray = NDArray[np.float64]
 
@@ -35,7 +36,7 @@ _CLOSINGS = 3
 """Servers that are closed at most: whole numbers leave few half empty."""
 
 
-def place(fleet: Fleet, *, seed: int = 0, seeds: int = 4, stage: Stage | None = None) -> Placement:
+def place(fleet: FleetLike, *, seed: int = 0, seeds: int = 4, stage: Stage | None = None) -> Placement:
     """Place adapters on as few servers as keep their bounds.
 
     Adapters fall into classes of about equal rate and rank, and a server is a number of adapters of each class. The
@@ -44,7 +45,7 @@ def place(fleet: Fleet, *, seed: int = 0, seeds: int = 4, stage: Stage | None = 
     then gets its own adapters, is played with several seeds, and is changed until it holds with all of them.
 
     Args:
-        fleet: The adapters, the pools of servers and what to look for.
+        fleet: The adapters, the pools of servers and what to look for; or the path or the content of a fleet file.
         seed: First seed of the requests that servers are played with, >= 0.
         seeds: How many.
         stage: Called as the work goes on.
@@ -60,6 +61,8 @@ def place(fleet: Fleet, *, seed: int = 0, seeds: int = 4, stage: Stage | None = 
     first = int(check_number("seed", seed, minimum=0, integer=True))
     count = int(check_number("seeds", seeds, minimum=1, integer=True))
     say = stage or (lambda what, done, total: None)
+    fleet = Fleet.of(fleet)
+    check_progress(stage, "stage")
     oracle = Oracle(fleet)
     items = Items.of_fleet(fleet, pieces(fleet, oracle))
     check_groups(fleet, oracle, items)

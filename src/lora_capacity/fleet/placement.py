@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lora_capacity.display import Display, Displayed
 from lora_capacity.engines import ServerConfig
+from lora_capacity.words import percent, plural, shown, spoken
 
 _PREDICTED = (
     *("throughput_tokens_per_s", "offered_tokens_per_s", "attainment", "ttft_s", "tpot_s", "itl_s"),
@@ -45,8 +47,8 @@ class PlacedServer:
         """The ``vllm serve`` line that starts it."""
         return self.config.serve_command(self.model)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object, see `Placement.to_json`."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a dict of plain values, see `Placement.to_dict`."""
         return {
             "name": self.name,
             "pool": self.pool,
@@ -72,8 +74,8 @@ class Standby:
     takes_over: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Placement:
+@dataclass(frozen=True, repr=False)
+class Placement(Displayed):
     """Which adapters go onto which server.
 
     Attributes:
@@ -121,18 +123,45 @@ class Placement:
                 routes.setdefault(name, []).append({"server": server.name, "share": share})
         return routes
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the placement as a JSON object.
+    def _display(self) -> Display:
+        bound = "not known" if self.lower_bound is None else f"{shown(self.lower_bound)} ({self.lower_bound_kind})"
+        facts = {
+            "lower bound": bound,
+            "cost per hour": shown(self.cost_per_hour),
+            "stand by": ", ".join(each.pool for each in self.standby),
+            "not placed": ", ".join(self.unplaced),
+        }
+        rows = [
+            {
+                "server": server.name,
+                "pool": server.pool,
+                "adapters": len(server.adapters),
+                "max_loras": server.config.max_loras,
+                "requests/s": server.rate_per_s,
+                "in bounds": percent(server.played["attainment"]),
+                "bottleneck": spoken(server.prediction["limit"]),
+            }
+            for server in self.servers
+        ]
+        return Display(
+            f"{plural(len(self.servers), 'server')}, {plural(self.gpus, 'GPU')}; objective {self.objective}",
+            {name: fact for name, fact in facts.items() if fact},
+            rows,
+            warnings=self.warnings,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the placement as ``place --format json`` prints it.
 
         ``{"objective", "servers": [{"name", "pool", "adapters": [{"adapter", "share"}], "max_loras", "max_cpu_loras",
         "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "requests_per_s", "prediction": {of `Results`},
         "played": {"attainment", "service", "worst_attainment", "seeds"}, "serve_command"}], "standby": [{"pool",
         "takes_over": [names]}], "unplaced": [names], "gpus", "cost_per_hour", "lower_bound", "lower_bound_kind", "gap",
-        "moves", "seconds", "warnings": [sentences]}``; what is not known is null.
+        "moves", "seconds", "warnings": [sentences]}``; what is not known is None.
         """
         return {
             "objective": self.objective,
-            "servers": [server.to_json() for server in self.servers],
+            "servers": [server.to_dict() for server in self.servers],
             "standby": [{"pool": each.pool, "takes_over": list(each.takes_over)} for each in self.standby],
             "unplaced": list(self.unplaced),
             "gpus": self.gpus,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
-from lora_capacity.errors import InputError
+from lora_capacity.errors import InputError, check_path
 from lora_capacity.hardware.catalogue import same_gpu
 from lora_capacity.measurements.schemas import SERVING_RUNS
 from lora_capacity.status import Status
@@ -230,7 +230,7 @@ def read_runs(path: str | Path) -> Runs:
         InputError: If the file cannot be read, lacks a column, or a cell does not hold what it should or contradicts
             others of its row.
     """
-    path = Path(path)
+    path = check_path("path", path)
     return runs_of(SERVING_RUNS.read(path), path)
 
 

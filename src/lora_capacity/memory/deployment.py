@@ -1,7 +1,7 @@
 """How a model is laid out on GPUs, and what a start asks of the terms that shapes do not tell."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -92,6 +92,7 @@ class Amounts(NamedTuple):
         return self.activation_bytes + self.other_bytes + graphs
 
 
+@runtime_checkable
 class MemoryTerms(Protocol):
     """What tells the memory that shapes do not."""
 

@@ -2,25 +2,30 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lora_capacity.engines import VllmBehaviour
-from lora_capacity.hardware import Gpu
+from lora_capacity.display import Display, Displayed
+from lora_capacity.engines import NEWEST, ServerConfig, VllmBehaviour
+from lora_capacity.errors import check_number, check_type
+from lora_capacity.hardware import Gpu, Processor, find_gpu
 from lora_capacity.memory.buffers import resident_memory
 from lora_capacity.memory.deployment import Deployment, MemoryTerms, Start
+from lora_capacity.memory.estimated import EstimatedTerms
 from lora_capacity.memory.kv_cache import kv_cache_layout
-from lora_capacity.models import ModelShape, split_model
+from lora_capacity.models import ModelShape, find_shape, split_model
 from lora_capacity.schema import Number, check_column
 from lora_capacity.status import Status
+from lora_capacity.words import gibibytes, spoken
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
+@dataclass(frozen=True, repr=False)
+class MemoryPlan(Displayed):
     """Where the memory of a GPU goes, of the tightest where there are several; all arrays ``[configs]``.
 
     Attributes:
@@ -58,19 +63,45 @@ class MemoryPlan:
         """What is to spare before the server does not start, for either reason; negative: what it lacks."""
         return np.minimum(self.headroom_no_kv_cache_bytes, self.headroom_oom_bytes)
 
+    def _display(self) -> Display:
+        rows = [
+            {"": name, **{str(place): gibibytes(float(size)) for place, size in enumerate(getattr(self, field))}}
+            for field, name in _PARTS.items()
+        ]
+        heads = {
+            "start": [spoken(Status(code).label) for code in self.status],
+            "KV tokens": self.kv_cache_tokens.tolist(),
+        }
+        told = [{"": name, **{str(place): each for place, each in enumerate(column)}} for name, column in heads.items()]
+        return Display("Memory of a GPU, by configuration", rows=[*told, *rows])
+
+
+_PARTS = {
+    "weight_bytes": "weights",
+    "slot_bytes": "adapter slots",
+    "activation_bytes": "activations",
+    "cuda_graph_bytes": "CUDA graphs",
+    "other_bytes": "other",
+    "kv_cache_bytes": "KV cache",
+    "headroom_bytes": "headroom",
+}
+"""Parts of a plan that are shown, and what they are called."""
+
+_NUMBERS = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
+
 
 def plan_memory(
-    model: ModelShape,
-    gpu: Gpu,
-    memory: MemoryTerms,
+    model: ModelShape | str,
+    gpu: Gpu | Processor | str,
+    memory: MemoryTerms | None = None,
     *,
-    behaviour: VllmBehaviour,
-    max_loras: ArrayLike,
-    max_lora_rank: ArrayLike,
-    max_num_seqs: ArrayLike,
-    max_num_batched_tokens: ArrayLike,
-    gpu_memory_utilization: ArrayLike,
-    max_model_len: ArrayLike,
+    behaviour: VllmBehaviour | str = NEWEST,
+    max_loras: ArrayLike | None = None,
+    max_lora_rank: ArrayLike | None = None,
+    max_num_seqs: ArrayLike | None = None,
+    max_num_batched_tokens: ArrayLike | None = None,
+    gpu_memory_utilization: ArrayLike | None = None,
+    max_model_len: ArrayLike | None = None,
     target_modules: str | tuple[str, ...] = "all-linear",
     block_size: int = 16,
     deployment: Deployment | None = None,
@@ -87,11 +118,12 @@ def plan_memory(
     Leaves out expert parallelism, speculative decoding, and LoRA on multimodal encoders.
 
     Args:
-        model: Layer shapes.
-        gpu: Memory of a GPU.
-        memory: Amounts that shapes do not tell.
-        behaviour: The vLLM version.
-        max_loras: Slots; 0 for a server without LoRA. This and the following broadcast to ``[configs]``.
+        model: Layer shapes, the folder or ``config.json`` of a model, or the name of a well-known one.
+        gpu: A GPU, or its name.
+        memory: Amounts that shapes do not tell; None: as they are estimated for any server.
+        behaviour: The vLLM version, or its rules.
+        max_loras: Slots; 0 for a server without LoRA. This and the following broadcast to ``[configs]``; what is not
+            given is vLLM's default.
         max_lora_rank: Rank that slots are reserved for.
         max_num_seqs: Most requests in a step.
         max_num_batched_tokens: Most tokens in a step.
@@ -114,21 +146,54 @@ def plan_memory(
 
     Source: vLLM 0.8.5, ``v1/worker/gpu_worker.py`` (``determine_available_memory``), ``v1/core/kv_cache_utils.py``.
     """
-    deployment = deployment or Deployment()
-    slots, rank, seqs, step_tokens, length, share = np.broadcast_arrays(
-        _counts("max_loras", max_loras, minimum=0),
-        _counts("max_lora_rank", max_lora_rank),
-        _counts("max_num_seqs", max_num_seqs),
-        _counts("max_num_batched_tokens", max_num_batched_tokens),
-        _counts("max_model_len", max_model_len),
-        check_column("gpu_memory_utilization", gpu_memory_utilization, Number(0, 1, exclusive=True)),
+    shape, gpu, behaviour = _named(model, gpu, behaviour)
+    memory = EstimatedTerms.bundled() if memory is None else memory
+    check_type("memory", memory, MemoryTerms, "terms of memory, such as EstimatedTerms")
+    check_type("target_modules", target_modules, (str, tuple), "all-linear, attention, or a tuple of names")
+    check_number("block_size", block_size, minimum=1, integer=True)
+    check_number("quantile", quantile, minimum=0, maximum=1)
+    deployment = check_type("deployment", deployment or Deployment(), Deployment, "a Deployment")
+    given: tuple[Any, ...] = (
+        max_loras,
+        max_lora_rank,
+        max_num_seqs,
+        max_num_batched_tokens,
+        max_model_len,
+        gpu_memory_utilization,
     )
-    shards = split_model(model, deployment.tensor_parallel_size, deployment.pipeline_parallel_size)
+    if any(value is None for value in given):
+        usual = ServerConfig.with_defaults(behaviour, gpu, shape)
+        names = (*_NUMBERS, "gpu_memory_utilization")
+        given = tuple(
+            getattr(usual, name) if value is None else value for name, value in zip(names, given, strict=True)
+        )
+    *counts, utilization = given
+    slots, rank, seqs, step_tokens, length, share = np.broadcast_arrays(
+        *(_counts(name, value, minimum=int(name != "max_loras")) for name, value in zip(_NUMBERS, counts, strict=True)),
+        check_column("gpu_memory_utilization", utilization, Number(0, 1, exclusive=True)),
+    )
+    shards = split_model(shape, deployment.tensor_parallel_size, deployment.pipeline_parallel_size)
     starts = [
         Start(shard, gpu, behaviour, deployment, slots, rank, seqs, step_tokens, length, block_size) for shard in shards
     ]
     plans = [_plan_stage(start, memory, share, target_modules, quantile) for start in starts]
     return plans[0] if len(plans) == 1 else _tightest(plans)
+
+
+def _named(
+    model: ModelShape | str, gpu: Gpu | Processor | str, behaviour: VllmBehaviour | str
+) -> tuple[ModelShape, Gpu, VllmBehaviour]:
+    """Return what names stand for."""
+    if isinstance(model, str):
+        model = find_shape(model)
+    if isinstance(gpu, str):
+        gpu = find_gpu(gpu)
+    if isinstance(behaviour, str):
+        behaviour = VllmBehaviour.for_version(behaviour)
+    check_type("model", model, ModelShape, "a ModelShape, or the name or path of a model")
+    check_type("gpu", gpu, (Gpu, Processor), "a Gpu, or its name")
+    check_type("behaviour", behaviour, VllmBehaviour, "a version of vLLM, or its VllmBehaviour")
+    return model, gpu.gpu if isinstance(gpu, Processor) else gpu, behaviour
 
 
 def _plan_stage(

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from lora_capacity.run import simulate
 from lora_capacity.run.steady import with_classes
 from lora_capacity.scenarios import Results, Scenarios, build_scenarios
+from lora_capacity.search import Candidate
 from lora_capacity.search.margin import capacity_error
 from lora_capacity.search.objective import Columns
 from lora_capacity.search.problem import Problem
-from lora_capacity.search.recommendation import Candidate
 
 Z_90 = 1.6448536269514722
 """Standard deviations of a normal law within which 90 % lie."""

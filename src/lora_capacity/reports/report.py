@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from lora_capacity.calibration import Calibration
+from lora_capacity.calibration import CalibrationLike, load_calibration
+from lora_capacity.errors import check_type
 from lora_capacity.reports.data import ClassService, ReportData
 from lora_capacity.reports.figures import all_figures
 from lora_capacity.reports.page import page
 from lora_capacity.reports.plan_grid import Curve, PlanGrid, run_at
 from lora_capacity.reports.sensitivity import changes
-from lora_capacity.run.steady import Progress, with_classes
+from lora_capacity.run.steady import Progress, check_progress, with_classes
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search import Recommendation
 from lora_capacity.search.problem import Problem
-from lora_capacity.workload import Workload
+from lora_capacity.workload import WorkloadLike, load_workload
 
 _COLUMNS, _ROWS, _POINTS = 46, 34, 120
 """Cells of the map, as fine as a pointer on a desk tells apart, and points of the curves, one every few pixels."""
@@ -42,8 +43,8 @@ class Report(ReportData):
 
 
 def build_report(
-    workload: Workload,
-    calibration: Calibration,
+    workload: WorkloadLike,
+    calibration: CalibrationLike,
     found: Recommendation,
     *,
     settings: Mapping[str, Any] | None = None,
@@ -52,8 +53,8 @@ def build_report(
     """Predict the surroundings of a recommendation by the steady twin.
 
     Args:
-        workload: What was asked for.
-        calibration: Model, GPU and coefficients.
+        workload: What was asked for, as `load_workload` takes it.
+        calibration: Model, GPU and coefficients, or their name or file.
         found: What `recommend` answered for them.
         settings: Server settings that it was given, by vLLM's names.
         progress: Called with the parts done and their total.
@@ -61,6 +62,7 @@ def build_report(
     Returns:
         The report.
     """
+    check_progress(progress)
     problem = _problem_of(workload, calibration, found, settings)
     best, parts = found.best, 4
 
@@ -74,14 +76,14 @@ def build_report(
     done(2)
     classes = _classes(problem, found)
     done(3)
-    report = Report(workload, calibration, found, grid, curve, classes, changes(problem, best))
+    report = Report(problem.workload, problem.calibration, found, grid, curve, classes, changes(problem, best))
     done(4)
     return report
 
 
 def survey(
-    workload: Workload,
-    calibration: Calibration,
+    workload: WorkloadLike,
+    calibration: CalibrationLike,
     found: Recommendation,
     *,
     settings: Mapping[str, Any] | None = None,
@@ -91,8 +93,8 @@ def survey(
     """Predict a grid of configurations around a recommendation.
 
     Args:
-        workload: What was asked for.
-        calibration: Model, GPU and coefficients.
+        workload: What was asked for, as `load_workload` takes it.
+        calibration: Model, GPU and coefficients, or their name or file.
         found: What `recommend` answered for them.
         settings: Server settings that it was given, by vLLM's names.
         columns: About how many numbers of adapters.
@@ -102,12 +104,15 @@ def survey(
 
 
 def _problem_of(
-    workload: Workload, calibration: Calibration, found: Recommendation, settings: Mapping[str, Any] | None
+    workload: WorkloadLike, calibration: CalibrationLike, found: Recommendation, settings: Mapping[str, Any] | None
 ) -> Problem:
     """Return the question whose answer a recommendation is, with its batch limits and free adapters and slots."""
+    check_type("found", found, Recommendation, "a recommendation")
+    check_type("settings", settings, (Mapping, type(None)), "a mapping of settings by vLLM's names")
+    asked, known = load_workload(workload), load_calibration(calibration)
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     batch = {name: getattr(found.server, name) for name in ("max_num_seqs", "max_num_batched_tokens")}
-    return Problem(workload, calibration, found.objective, given | batch, {}, None, None, found.threshold, found.risk)
+    return Problem(asked, known, found.objective, given | batch, {}, None, None, found.threshold, found.risk)
 
 
 def _classes(problem: Problem, found: Recommendation) -> tuple[ClassService, ...]:

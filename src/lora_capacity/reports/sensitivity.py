@@ -8,10 +8,10 @@ import numpy as np
 
 from lora_capacity.run.steady import with_classes
 from lora_capacity.scenarios import build_scenarios
+from lora_capacity.search import Candidate
 from lora_capacity.search.margin import assess
 from lora_capacity.search.objective import Columns
 from lora_capacity.search.problem import Problem
-from lora_capacity.search.recommendation import Candidate
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import LengthDistribution
 

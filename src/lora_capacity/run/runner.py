@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lora_capacity.calibration import Calibration
-from lora_capacity.errors import InputError, nearest_hint
+from lora_capacity.calibration import Calibration, CalibrationLike, load_calibration
+from lora_capacity.errors import InputError, check_choice, check_type
 from lora_capacity.run.batches import Observation
 from lora_capacity.run.bursts import with_bursts
 from lora_capacity.run.events import LengthSample, run_events, source_of
 from lora_capacity.run.invariants import check_results
 from lora_capacity.run.over_time import steady_over_time, windows_in_series, windows_played
 from lora_capacity.run.reference import run_reference
-from lora_capacity.run.steady import Progress, run_steady
+from lora_capacity.run.steady import Progress, check_progress, run_steady
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.steady import ResidenceTime
-from lora_capacity.workload import LengthDistribution, Workload
+from lora_capacity.workload import WORKLOAD_TYPES, LengthDistribution, Workload, WorkloadLike, load_workload
 
 TWINS = ("steady", "event")
 """What predicts fast enough to search with: the steady twin, from averages, or the event twin, every engine step."""
@@ -42,7 +42,9 @@ ENGINES = {"steady": Engine(False, False), "event": Engine(True, True), "referen
 
 Traffic = Workload | LengthSample | LengthDistribution | ResidenceTime
 """Where requests come from: a workload or lengths to draw from; or, all that the steady twin asks, the distribution of
-the output lengths or how long requests stay in the batch."""
+the output lengths or how long requests stay in the batch, for this library's own use."""
+
+_KNOWN = (Workload, LengthSample, LengthDistribution, ResidenceTime)
 
 
 _LATENCIES = ("tpot_s", "ttft_s", "answered_ttft_s", "attainment")
@@ -57,9 +59,9 @@ _DOUBLINGS = 6
 
 
 def simulate(
-    calibration: Calibration,
+    calibration: CalibrationLike,
     scenarios: Scenarios,
-    traffic: Traffic,
+    traffic: Traffic | WorkloadLike,
     *,
     engine: str = "steady",
     seed: ArrayLike = 0,
@@ -78,10 +80,9 @@ def simulate(
     In a `jax.distributed` job every process calls it with the same arguments, and gets all answers.
 
     Args:
-        calibration: Whose costs and vLLM version hold.
+        calibration: Whose costs and vLLM version hold, or its name or file.
         scenarios: The configurations as `build_scenarios` lays them out, ``[configs]``.
-        traffic: Their workload, a sample of request lengths, or, for the steady twin, the distribution of the output
-            lengths or a residence time that is known.
+        traffic: Their workload, as `load_workload` takes it, or a sample of request lengths.
         engine: ``steady``, ``event`` or ``reference``: what the event twin does, in plain Python, some hundred times
             slower. The options below but the last are the event twin's; the steady one refuses them, the reference
             the series and the folder.
@@ -106,6 +107,13 @@ def simulate(
             than there is, or the checkpoints are those of another call.
         ImpossibleResultError: If an engine says of a configuration what no server can do.
     """
+    calibration = load_calibration(calibration)
+    check_type("scenarios", scenarios, Scenarios, "configurations as build_scenarios lays them out")
+    check_type("traffic", traffic, (*_KNOWN, *WORKLOAD_TYPES), "a workload as load_workload takes it, or lengths")
+    traffic = traffic if isinstance(traffic, _KNOWN) else load_workload(traffic)
+    check_type("drain", drain, bool, "True or False")
+    check_type("checkpoint_dir", checkpoint_dir, (str, Path, type(None)), "a path")
+    check_progress(progress)
     can = engine_named(engine)
     options = {"seed": seed, "load": load, "warmup_s": warmup_s, "drain": drain, "samples": samples}
     _refuse_unheard(engine, can, options, checkpoint_dir)
@@ -129,7 +137,7 @@ def simulate(
     check_results(loaded, results)
     if isinstance(traffic, Workload):
         results = dataclasses.replace(results, windows=windows_played(loaded, results, traffic, load))
-    return _drained(run, loaded, results) if drain else results
+    return _of(loaded, _drained(run, loaded, results) if drain else results)
 
 
 def _solved(calibration: Calibration, scenarios: Scenarios, traffic: Traffic, progress: Progress | None) -> Results:
@@ -145,7 +153,13 @@ def _solved(calibration: Calibration, scenarios: Scenarios, traffic: Traffic, pr
         if isinstance(traffic, Workload) and traffic.trace is not None:
             results = with_bursts(scenarios, traffic.trace, float(traffic.horizon_s), results, solve)
     check_results(scenarios, results)
-    return results
+    return _of(scenarios, results)
+
+
+def _of(scenarios: Scenarios, results: Results) -> Results:
+    """Return results that know their configurations."""
+    known: Results = dataclasses.replace(results, scenarios=scenarios)
+    return known
 
 
 def _refuse_unheard(
@@ -170,8 +184,7 @@ def engine_named(name: str, known: Collection[str] = ENGINES) -> Engine:
     Raises:
         InputError: If it is none of those known.
     """
-    if name not in known:
-        raise InputError("engine", name, ", ".join(known), nearest_hint(name, known))
+    check_choice("engine", name, known)
     return ENGINES[name]
 
 
@@ -200,10 +213,4 @@ def _unfinished(scenarios: Scenarios, results: Results) -> NDArray[np.bool_]:
 
 
 def _residence_time(traffic: Traffic) -> ResidenceTime:
-    if isinstance(traffic, ResidenceTime):
-        return traffic
-    if isinstance(traffic, LengthDistribution):
-        return ResidenceTime.of_lengths(traffic)
-    return ResidenceTime.of_lengths(
-        traffic.output_lengths if isinstance(traffic, LengthSample) else traffic.output_tokens
-    )
+    return ResidenceTime.of(traffic.output_lengths if isinstance(traffic, LengthSample) else traffic)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
-from lora_capacity.errors import InputError
+from lora_capacity.errors import InputError, check_type
 from lora_capacity.run.distributed import gather, own_share
 from lora_capacity.run.resources import available_cores, check_affordable
 from lora_capacity.scenarios import Results, Scenarios
@@ -28,6 +28,13 @@ from lora_capacity.twins.steady.cached import ROUNDS, Saved, nothing_saved, save
 
 Progress = Callable[[int, int], None]
 """Called with the configurations done and their total."""
+
+
+def check_progress(progress: object, name: str = "progress") -> None:
+    """Refuse what cannot be called as the work goes on."""
+    allowed = "None, or a function of what is done and the total"
+    check_type(name, progress, (Callable, type(None)), allowed)  # type: ignore[arg-type]  # an abstract class
+
 
 CHUNK_CPU, CHUNK_ACCELERATOR = 128, 16384
 """Configurations per device in a chunk. A core's cache holds the former, and a search asks for a few dozen at a time:

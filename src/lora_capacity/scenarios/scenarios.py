@@ -9,11 +9,12 @@ from flax import struct
 from jax import Array
 from numpy.typing import ArrayLike
 
-from lora_capacity.calibration import Calibration
+from lora_capacity.calibration import Calibration, CalibrationLike, load_calibration
 from lora_capacity.engines import ServerConfig
 from lora_capacity.errors import InputError, check_number
+from lora_capacity.schema import check_numeric
 from lora_capacity.status import Status
-from lora_capacity.workload import AdapterClasses, Goodput, Workload
+from lora_capacity.workload import AdapterClasses, Goodput, Workload, WorkloadLike, load_workload
 
 _VARYING = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
 _BLOCK_TOKENS = 16
@@ -161,8 +162,8 @@ class Scenarios:
 
 
 def build_scenarios(
-    workload: Workload,
-    calibration: Calibration,
+    workload: WorkloadLike,
+    calibration: CalibrationLike,
     adapters: ArrayLike,
     max_loras: ArrayLike,
     **settings: Any,
@@ -170,8 +171,8 @@ def build_scenarios(
     """Lay out configurations of one workload on one calibrated server.
 
     Args:
-        workload: Adapters and traffic.
-        calibration: Model, GPU and coefficients.
+        workload: Adapters and traffic, as `load_workload` takes them.
+        calibration: Model, GPU and coefficients, or their name or file.
         adapters: Adapters served, A; this and the next broadcast to ``[configs]``. With 0 there is only the traffic of
             the base model.
         max_loras: Slots, S; 0 for a server without LoRA, where A is 0. Slots beyond A stay empty.
@@ -188,7 +189,8 @@ def build_scenarios(
         InputError: If a setting is not allowed, adapters are served without a slot, there are fewer than asked for, or
             requests are longer than ``max_model_len``.
     """
-    served = np.atleast_1d(np.asarray(adapters)).ravel()
+    workload, calibration = load_workload(workload), load_calibration(calibration)
+    served = np.atleast_1d(check_numeric("adapters", adapters)).ravel()
     none = served == 0
     counted = np.where(none, 1, served)  # no workload is without adapters; those of such a server are taken out again
     classes = workload.classes(counted)
@@ -327,6 +329,7 @@ def pack_scenarios(
     Raises:
         InputError: If a setting is not allowed, or adapters are served without a slot.
     """
+    check_numeric("max_loras", max_loras)
     held, loaded = settings.pop("max_cpu_loras", None), settings.pop("loaded_at_start", None)
     per_config = {
         "base_rate_per_s": base_rate_per_s,
@@ -341,6 +344,8 @@ def pack_scenarios(
         "loaded_at_start": False if loaded is None else loaded,
     }
     varying = {name: settings.pop(name) for name in _VARYING if settings.get(name) is not None}
+    for name, values in {"max_cpu_loras": per_config["max_cpu_loras"], **varying}.items():
+        check_numeric(name, values)
     columns = dict(
         zip(
             (*per_config, *varying),

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_capacity.calibration import Calibration
+from lora_capacity.calibration import Calibration, CalibrationLike, load_calibration
 from lora_capacity.run import simulate
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.search.margin import judged_columns, load_headroom
 from lora_capacity.search.objective import KEPT_UP
-from lora_capacity.workload import AdapterList, Workload
+from lora_capacity.workload import AdapterList, Workload, WorkloadLike, load_workload
 
 FIGURES = (
     *("step_time_s", "itl_s", "tpot_s", "ttft_s", "throughput_tokens_per_s", "saturates_at_tokens_per_s"),
@@ -54,7 +54,7 @@ class ServerCost:
 
 
 def lora_cost(
-    workload: Workload, calibration: Calibration, adapters: int, max_loras: int, **settings: Any
+    workload: WorkloadLike, calibration: CalibrationLike, adapters: int, max_loras: int, **settings: Any
 ) -> list[ServerCost]:
     """Say what LoRA costs a server, step by step, and what the next adapter and the next slot cost.
 
@@ -71,8 +71,8 @@ def lora_cost(
     than the streams of many. Of traffic that changes over time it is told as in its peak window.
 
     Args:
-        workload: Adapters and traffic.
-        calibration: Model, GPU and coefficients.
+        workload: Adapters and traffic, as `load_workload` takes them.
+        calibration: Model, GPU and coefficients, or their name or file.
         adapters: A, at least 1.
         max_loras: S, at least 1.
         **settings: As of `build_scenarios`.
@@ -83,7 +83,7 @@ def lora_cost(
     Raises:
         InputError: If a setting is not allowed, or there are fewer adapters.
     """
-    workload = workload.at_peak()
+    workload, calibration = load_workload(workload).at_peak(), load_calibration(calibration)
     rates_per_s, ranks = workload.adapters.deal(adapters)
     total_per_s = float(rates_per_s.sum())
     prefixes = workload.shared_prefixes(adapters)[:-1]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from lora_capacity.errors import InputError, check_number, nearest_hint
+from lora_capacity.errors import check_choice, check_number, check_type
 from lora_capacity.scenarios import STARVED_SHORTFALL
 from lora_capacity.workload import Goodput
 
@@ -80,9 +80,19 @@ class Objective:
     within: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.goal not in GOALS:
-            raise InputError("objective", self.goal, ", ".join(GOALS), nearest_hint(str(self.goal), GOALS))
+        check_choice("objective", self.goal, GOALS)
         check_number("within", self.within, minimum=0, maximum=0.99)
+
+    @classmethod
+    def of(cls, objective: "Objective | str | None") -> "Objective":
+        """Return the objective that is asked for, or whose goal is; None: the highest goodput.
+
+        Raises:
+            InputError: If it is neither, or the goal is unknown.
+        """
+        if objective is None or isinstance(objective, str):
+            return cls() if objective is None else cls(objective)
+        return check_type("objective", objective, cls, f"an Objective, or one of {', '.join(GOALS)}")
 
     @property
     def column(self) -> str:

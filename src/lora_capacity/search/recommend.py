@@ -1,31 +1,28 @@
 """Recommends how many adapters to serve on one GPU, with how many slots and which batch limits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from lora_capacity.calibration import Calibration
+from lora_capacity.calibration import Calibration, CalibrationLike, Served, load_calibration
 from lora_capacity.engines import ServerConfig
-from lora_capacity.errors import InfeasibleError, InputError, check_number, nearest_hint
+from lora_capacity.errors import InfeasibleError, check_choice, check_number, check_type
+from lora_capacity.hardware import Processor
+from lora_capacity.models import ModelShape
 from lora_capacity.run import TWINS
-from lora_capacity.run.steady import Progress
+from lora_capacity.run.steady import Progress, check_progress
 from lora_capacity.scenarios import STARVED_SHORTFALL, extrapolations
+from lora_capacity.schema import whole_numbers
+from lora_capacity.search.candidate import Candidate, MemoryMargin, Neighbour, OverTime, Played
 from lora_capacity.search.frontier import join, search_all
 from lora_capacity.search.objective import Columns, Objective
 from lora_capacity.search.play import APART, Plays, Point, choices, point_of, settle
 from lora_capacity.search.problem import Problem
-from lora_capacity.search.recommendation import (
-    Candidate,
-    MemoryMargin,
-    Neighbour,
-    OverTime,
-    Played,
-    Recommendation,
-)
+from lora_capacity.search.recommendation import Recommendation
 from lora_capacity.words import bottleneck, duration, gibibytes, percent
-from lora_capacity.workload import Workload
+from lora_capacity.workload import Goodput, WorkloadLike, load_workload
 
 _LOADS = 13
 """Loads at which what is shown is simulated, of the 3 of the search: to tell headroom beyond the margin needed."""
@@ -38,14 +35,18 @@ _NEIGHBOURS = {"one more adapter": (1, 0), "one more slot": (0, 1), "one slot fe
 
 
 def recommend(
-    workload: Workload,
-    calibration: Calibration,
+    workload: WorkloadLike,
+    calibration: CalibrationLike | None = None,
     *,
-    adapters: Sequence[int] | None = None,
-    max_loras: Sequence[int] | None = None,
-    max_num_batched_tokens: Sequence[int] | None = None,
-    max_num_seqs: Sequence[int] | None = None,
-    objective: Objective | None = None,
+    model: ModelShape | str | None = None,
+    gpu: Processor | str | None = None,
+    goodput: Mapping[str, float] | Goodput | None = None,
+    attainment: float | None = None,
+    adapters: int | Iterable[int] | None = None,
+    max_loras: int | Iterable[int] | None = None,
+    max_num_batched_tokens: int | Iterable[int] | None = None,
+    max_num_seqs: int | Iterable[int] | None = None,
+    objective: Objective | str | None = None,
     settings: Mapping[str, Any] | None = None,
     starvation_threshold: float = STARVED_SHORTFALL,
     risk: float = 0.05,
@@ -53,6 +54,7 @@ def recommend(
     seed: int = 0,
     seeds: int = 4,
     progress: Progress | None = None,
+    **served: Unpack[Served],
 ) -> Recommendation:
     """Recommend how many adapters to serve, how many slots to reserve and which batch limits to set.
 
@@ -61,14 +63,19 @@ def recommend(
     planned for, as if it lasted (`Workload.at_peak`).
 
     Args:
-        workload: Adapters and traffic.
-        calibration: Model, GPU and coefficients.
-        adapters: Numbers of adapters to consider; all that can make sense if not given.
-        max_loras: Numbers of slots to consider; all that can make sense if not given.
+        workload: Adapters and traffic, as `load_workload` takes them: a workload, a file, its content, requests.
+        calibration: Model, GPU and coefficients, or their name or file; without it ``model`` and ``gpu`` say for what
+            one is derived.
+        model: Layer shapes, or a model's folder or name.
+        gpu: A GPU, or its name.
+        goodput: Latency bounds in milliseconds in place of the workload's, by vLLM's keys ``ttft``, ``tpot``, ``e2el``.
+        attainment: Share of the requests that should keep them, in place of the workload's.
+        adapters: Numbers of adapters to consider, one or several; all that can make sense if not given.
+        max_loras: Numbers of slots to consider, one or several; all that can make sense if not given.
         max_num_batched_tokens: Token budgets to consider; if not given, powers of two up from and down from vLLM's
             default for as long as that pays.
         max_num_seqs: Batch limits to consider; if not given, likewise.
-        objective: What to look for; the highest goodput if not given.
+        objective: What to look for, or its goal; the highest goodput if not given.
         settings: Other server settings by vLLM's names.
         starvation_threshold: Share below the offered load from which throughput counts as starved, above 0; for the
             objective ``throughput``.
@@ -79,6 +86,7 @@ def recommend(
         seeds: How many; with 1 the chance of an hour is not known, and left out of the margin.
         progress: Called with the combinations of token budget and batch limit done, and their total if it is known;
             then with the configurations played and their total, for every round of the event twin.
+        **served: How the model is served, as `load_calibration` takes it.
 
     Returns:
         The recommendation: by the steady twin within one adapter and one slot of the best; played, at most a few
@@ -88,20 +96,23 @@ def recommend(
         InputError: If a value is not allowed.
         InfeasibleError: If no configuration is acceptable; says what came closest.
     """
+    asked = load_workload(workload, goodput=goodput, attainment=attainment)
+    known = load_calibration(calibration, model=model, gpu=gpu, **served)
+    check_type("settings", settings, (Mapping, type(None)), "a mapping of settings by vLLM's names")
     axes = {"max_num_batched_tokens": max_num_batched_tokens, "max_num_seqs": max_num_seqs}
     problem = Problem(
-        workload.at_peak(),
-        calibration,
-        objective or Objective(),
+        asked.at_peak(),
+        known,
+        Objective.of(objective),
         {name: value for name, value in (settings or {}).items() if value is not None},
-        {name: tuple(values) for name, values in axes.items() if values is not None},
-        adapters,
-        max_loras,
+        {name: whole_numbers(name, values) for name, values in axes.items() if values is not None},
+        None if adapters is None else whole_numbers("adapters", adapters),
+        None if max_loras is None else whole_numbers("max_loras", max_loras),
         starvation_threshold,
         risk,
     )
-    if engine not in TWINS:
-        raise InputError("engine", engine, ", ".join(TWINS), nearest_hint(engine, TWINS))
+    check_choice("engine", engine, TWINS)
+    check_progress(progress)
     first = int(check_number("seed", seed, minimum=0, integer=True))
     count = int(check_number("seeds", seeds, minimum=1, integer=True))
     columns = search_all(problem, progress)
@@ -119,7 +130,7 @@ def recommend(
             raise InfeasibleError(_closest(problem, columns))
         best = point_of(columns, chosen)
     found = _recommend(problem, columns, best, played)
-    return found if workload.over_time is None else replace(found, over_time=OverTime.of(workload, found.told))
+    return found if asked.over_time is None else replace(found, over_time=OverTime.of(asked, found.told))
 
 
 def _assess(problem: Problem, points: Sequence[Point]) -> Columns:

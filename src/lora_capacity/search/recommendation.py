@@ -3,20 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any
 
+from lora_capacity.display import Display, Displayed
 from lora_capacity.engines import ServerConfig, environment
-from lora_capacity.search.objective import Columns, Objective
-from lora_capacity.words import bottleneck, gibibytes, percent, plural, shown, spoken
-from lora_capacity.workload import Goodput, Workload
-
-_COMPARED = {
-    "throughput_tokens_per_s": "throughput",
-    "itl_s": "inter-token latency",
-    "ttft_s": "time to first token",
-    "attainment": "requests within bounds",
-}
-"""Figures in which the twins are compared, and their names."""
+from lora_capacity.search.candidate import COMPARED, Candidate, MemoryMargin, Neighbour, OverTime, Played
+from lora_capacity.search.objective import Objective
+from lora_capacity.units import MS_PER_S
+from lora_capacity.words import bottleneck, duration, gibibytes, percent, plural, shown, spoken
+from lora_capacity.workload import Goodput
 
 _TIMES = 2.0
 """Ratio from which on a difference is told as a multiple: percentages above 100 are hard to read."""
@@ -24,185 +19,11 @@ _TIMES = 2.0
 _SETTINGS = ("max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One configuration and what is predicted of it; numbers are NaN where the server does not start.
-
-    Attributes:
-        max_cpu_loras: Adapters served, A.
-        max_loras: Slots, S.
-        max_lora_rank: Rank that the slots are reserved for.
-        max_num_seqs: Most running requests.
-        max_num_batched_tokens: Most tokens in a step.
-        kv_cache_tokens: Tokens that the KV cache holds.
-        throughput_tokens_per_s: Input plus output tokens of completed requests per second.
-        offered_tokens_per_s: Arriving tokens per second.
-        service: Throughput as a share of the offered load.
-        served: Share of arriving requests that are served by the end or in service.
-        attainment: Share of arriving requests that keep the workload's bounds.
-        goodput_per_s: Requests per second that do.
-        itl_s: Mean inter-token latency.
-        tpot_s: Mean over requests of their time per output token after the first.
-        ttft_s: Mean time to first token.
-        client_itl_s: Mean inter-token latency as clients see it, behind the server's front end, as the next two.
-        client_tpot_s: Mean over requests of their time per output token after the first.
-        client_ttft_s: Mean time to first token.
-        mean_running: Requests in the batch.
-        mean_waiting: Requests waiting.
-        active_adapters: Different adapters in the batch.
-        kv_usage: Share of the KV cache in use.
-        loads_per_s: Adapter loads into GPU slots per second.
-        limit: Bottleneck at the offered load (`Bottleneck` label; ``none`` while it keeps up).
-        limit_beyond: Bottleneck at the load at which it fails; empty if it fails at no load tried.
-        critical_load: Headroom: times the offered load at which it fails, which is to starve with the objective
-            ``throughput``, else to fall behind or miss the bounds; the highest load tried if it does not fail there.
-        starving_probability: Chance that it fails, given the calibration's error and the next.
-        extrapolation_error: What lying beyond the ranges that the calibration was fitted over adds to the error of the
-            capacity: a standard deviation of its logarithm; 0 within.
-        status: `Status` label.
-    """
-
-    max_cpu_loras: int
-    max_loras: int
-    max_lora_rank: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    kv_cache_tokens: int
-    throughput_tokens_per_s: float
-    offered_tokens_per_s: float
-    service: float
-    served: float
-    attainment: float
-    goodput_per_s: float
-    itl_s: float
-    tpot_s: float
-    ttft_s: float
-    client_itl_s: float
-    client_tpot_s: float
-    client_ttft_s: float
-    mean_running: float
-    mean_waiting: float
-    active_adapters: float
-    kv_usage: float
-    loads_per_s: float
-    limit: str
-    limit_beyond: str
-    critical_load: float
-    starving_probability: float
-    extrapolation_error: float
-    status: str
-
-    @classmethod
-    def from_columns(cls, columns: Columns) -> list[Self]:
-        """Return one candidate per row of the columns that `assess` returns."""
-        names = [entry.name for entry in fields(cls)]
-        rows = zip(*(columns[name].tolist() for name in names), strict=True)
-        return [cls(**dict(zip(names, row, strict=True))) for row in rows]
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A configuration with one adapter or slot more or less.
-
-    Attributes:
-        change: ``one more adapter``, ``one more slot`` or ``one slot fewer``.
-        candidate: The configuration.
-        gain_tokens_per_s: Throughput that it brings over the recommended one; negative: costs; NaN: does not start.
-        verdict: Label of `judge`.
-    """
-
-    change: str
-    candidate: Candidate
-    gain_tokens_per_s: float
-    verdict: str
-
-
-@dataclass(frozen=True)
-class MemoryMargin:
-    """How far the recommended server is from not starting.
-
-    Attributes:
-        kv_cache_tokens: Tokens that the KV cache holds.
-        spare_kv_cache_tokens: Tokens beyond one request of ``max_model_len``, below which vLLM refuses to start.
-        spare_bytes: GPU memory free at the tightest moment of the start.
-    """
-
-    kv_cache_tokens: int
-    spare_kv_cache_tokens: int
-    spare_bytes: float
-
-
-@dataclass(frozen=True)
-class Played:
-    """What the event twin says of the recommended configuration.
-
-    Attributes:
-        seeds: Seeds that it was played with, none of which the search has seen.
-        mean: Means over them; ``critical_load`` and ``starving_probability`` with the chance of an hour, which
-            is what they differ by.
-        error: Standard deviation of the logarithm of the capacity, of the seeds and the calibration together.
-        refused: How many configurations these seeds refused.
-    """
-
-    seeds: tuple[int, ...]
-    mean: Candidate
-    error: float
-    refused: int
-
-    def differences(self, steady: Candidate) -> dict[str, float]:
-        """Return how far the steady twin's figures lie from these.
-
-        Args:
-            steady: The same configuration as the steady twin predicts it.
-
-        Returns:
-            Shares of these figures, by name; positive where the steady twin says more.
-        """
-        pairs = {name: (getattr(steady, name), getattr(self.mean, name)) for name in _COMPARED}
-        return {name: other / own - 1.0 if own else math.nan for name, (other, own) in pairs.items()}
-
-
-@dataclass(frozen=True)
-class OverTime:
-    """What a plan for the peak of traffic over time leaves unused.
-
-    Attributes:
-        peak_start_s: Where the peak window begins.
-        peak_end_s: Where it ends.
-        peak_per_s: Requests per second of the adapters served and the base model in it.
-        mean_per_s: The same over the horizon.
-        unused: Share of the requests which the server could take over the horizon, each second as many as it keeps
-            its bounds with, that do not come.
-    """
-
-    peak_start_s: float
-    peak_end_s: float
-    peak_per_s: float
-    mean_per_s: float
-    unused: float
-
-    @classmethod
-    def of(cls, workload: Workload, told: Candidate) -> Self:
-        """Return what a plan leaves unused of a workload whose traffic changes over time."""
-        windows: Any = workload.over_time
-        rates = workload.rates_over_time(told.max_cpu_loras).sum(axis=1)
-        mean, peak = float(rates @ windows.lengths_s / workload.horizon_s), float(rates[workload.peak])
-        start_s, end_s = windows.edges_s[workload.peak : workload.peak + 2].tolist()
-        return cls(start_s, end_s, peak, mean, 1.0 - mean / (peak * max(told.critical_load, 1.0)))
-
-    @property
-    def words(self) -> str:
-        """What it says, in a sentence."""
-        return (
-            f"Planned for the peak, {self.peak_start_s:,.0f} to {self.peak_end_s:,.0f} s, with "
-            f"{shown(self.peak_per_s)} requests/s; on average {shown(self.mean_per_s)} arrive, and "
-            f"{percent(self.unused)} of what the server can take over the whole time goes unused."
-        )
-
-
-@dataclass(frozen=True)
-class Recommendation:
+@dataclass(frozen=True, repr=False)
+class Recommendation(Displayed):
     """The configuration to run.
+
+    What the twin that decided predicts of it stands in attributes of its own; `told` has more, and `to_dict` all.
 
     Attributes:
         calibration: Name of the calibration.
@@ -251,6 +72,71 @@ class Recommendation:
         return self.best if self.played is None else self.played.mean
 
     @property
+    def max_cpu_loras(self) -> int:
+        """Adapters to serve, A."""
+        return self.best.max_cpu_loras
+
+    @property
+    def max_loras(self) -> int:
+        """Slots to reserve for them, S."""
+        return self.best.max_loras
+
+    @property
+    def max_lora_rank(self) -> int:
+        """Rank to reserve the slots for."""
+        return self.best.max_lora_rank
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Most requests that run at once."""
+        return self.best.max_num_seqs
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Most tokens in a step."""
+        return self.best.max_num_batched_tokens
+
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        """Input plus output tokens of completed requests per second."""
+        return self.told.throughput_tokens_per_s
+
+    @property
+    def goodput_per_s(self) -> float:
+        """Requests per second that keep the bounds."""
+        return self.told.goodput_per_s
+
+    @property
+    def attainment(self) -> float:
+        """Share of the arriving requests that keep the bounds."""
+        return self.told.attainment
+
+    @property
+    def ttft_s(self) -> float:
+        """Mean time to first token."""
+        return self.told.ttft_s
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean over requests of their time per output token after the first."""
+        return self.told.tpot_s
+
+    @property
+    def itl_s(self) -> float:
+        """Mean inter-token latency."""
+        return self.told.itl_s
+
+    @property
+    def headroom(self) -> float:
+        """Times this load up to which it holds."""
+        return self.told.critical_load
+
+    @property
+    def bottleneck(self) -> str:
+        """What it runs short of where it fails, in words: ``slots``, ``KV cache``; a dash where that is nothing."""
+        return spoken("" if self.told.limit_beyond == "none" else self.told.limit_beyond)
+
+    @property
     def serve_command(self) -> str:
         """The ``vllm serve`` line that starts the server."""
         return self.server.serve_command(self.served_as)
@@ -293,7 +179,7 @@ class Recommendation:
             f"bounds, {percent(played.mean.served)} were served{refused}."
         ]
         if off:
-            told = ", ".join(f"{_COMPARED[name]} {_more(share)}" for name, share in off.items())
+            told = ", ".join(f"{COMPARED[name]} {_more(share)}" for name, share in off.items())
             sentences.append(f"The steady twin, which takes averages, predicts otherwise: {told}.")
         return tuple(sentences)
 
@@ -310,8 +196,27 @@ class Recommendation:
             f"failing {neighbour.candidate.starving_probability:.2g}{then}."
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the recommendation as a JSON object; what is NaN becomes null.
+    def _display(self) -> Display:
+        told, bounds_ms = self.told, self.goodput.to_ms()
+        bounds = ", ".join(f"{key} {duration(bound_ms / MS_PER_S)}" for key, bound_ms in bounds_ms.items())
+        return Display(
+            f"{self.model}: {plural(self.max_cpu_loras, 'adapter')} (max_cpu_loras), "
+            f"{plural(self.max_loras, 'slot')} (max_loras)",
+            {
+                "goodput": f"{shown(told.goodput_per_s)} requests/s, {percent(told.attainment)} within {bounds}",
+                "throughput": f"{shown(told.throughput_tokens_per_s)} tokens/s",
+                "time to first token": duration(told.ttft_s),
+                "inter-token latency": duration(told.itl_s),
+                "headroom": f"{shown(self.headroom)} times this load",
+                "bottleneck": self.bottleneck,
+                "predicted by": f"the {self.engine} twin, {self.calibration}",
+            },
+            command=self.serve_command,
+            warnings=self.warnings,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recommendation as ``optimize --format json`` prints it; what is NaN becomes None.
 
         ``{"model", "calibration", "objective": {"goal", "within"}, "goodput": {"ttft", …, in ms}, "attainment",
         "starvation_threshold", "risk", "recommended": {"max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from lora_capacity.errors import InputError, check_number, nearest_hint
+from lora_capacity.errors import InputError, check_number, check_path, nearest_hint
 from lora_capacity.scenarios.workload_batch import FloatArray
 from lora_capacity.schema import JsonModel, Number, Numbers, validated
 from lora_capacity.surrogate.documents import LearntFile, listed
@@ -150,6 +150,7 @@ def load_surrogate(name: str | Path) -> Surrogate:
     Raises:
         InputError: If there is no such surrogate, or its file cannot be used.
     """
+    check_path("name", name)
     bundled = importlib.resources.files(__package__) / "bundled"
     names = sorted(each.name.removesuffix(".json") for each in bundled.iterdir()) if bundled.is_dir() else []
     if str(name) in names:

@@ -2,26 +2,36 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 
-from lora_capacity.calibration import Calibration
-from lora_capacity.errors import InfeasibleError, InputError, nearest_hint
+from lora_capacity.calibration import Calibration, CalibrationLike, load_calibration
+from lora_capacity.errors import InfeasibleError, InputError, check_choice, check_type
 from lora_capacity.scenarios import build_scenarios
 from lora_capacity.scenarios.workload_batch import WorkloadBatch
+from lora_capacity.schema import briefly, whole_numbers
 from lora_capacity.search import assess
 from lora_capacity.surrogate.documents import calibration_digest
 from lora_capacity.surrogate.features import FEATURES, Described, describe, with_slots
-from lora_capacity.surrogate.model import LEVELS, Surrogate
+from lora_capacity.surrogate.model import LEVELS, Surrogate, load_surrogate
 from lora_capacity.surrogate.neural import NeuralSurrogate
 from lora_capacity.surrogate.targets import OPTIMUM, adapters_of
 from lora_capacity.surrogate.trees import KINDS
-from lora_capacity.workload import Workload
+from lora_capacity.workload import Workload, WorkloadLike, load_workload
 
 _TOLERATED = 0.02
 """Share of a feature's range by which it may lie outside before that is worth a warning."""
+
+
+def _two(field: str, given: object) -> tuple[int, int]:
+    """Return adapters and slots."""
+    numbers = whole_numbers(field, given)
+    if len(numbers) != 2:
+        raise InputError(field, briefly(given), "two whole numbers, of adapters and of slots")
+    return numbers[0], numbers[1]
 
 
 @dataclass(frozen=True)
@@ -59,15 +69,15 @@ class Answer:
     smooth: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the answer as a JSON object."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as ``predict --format json`` prints it."""
         return asdict(self)
 
 
 def predict_workload(
-    surrogate: Surrogate,
-    calibration: Calibration,
-    workload: Workload,
+    surrogate: Surrogate | str | Path,
+    calibration: CalibrationLike,
+    workload: WorkloadLike,
     *,
     kind: str = "best",
     level: float = 0.9,
@@ -79,9 +89,9 @@ def predict_workload(
     """Answer for one workload on one server.
 
     Args:
-        surrogate: What was trained for the calibration.
-        calibration: Model, GPU and coefficients.
-        workload: Adapters and traffic.
+        surrogate: What was trained for the calibration, or its name or file.
+        calibration: Model, GPU and coefficients, or their name or file.
+        workload: Adapters and traffic, as `load_workload` takes them.
         kind: ``tree``, ``boosting``, or ``best``: of each target the best.
         level: Chance with which intervals hold: 0.5, 0.8, 0.9 or 0.95.
         given: Adapters and slots to say of whether they starve.
@@ -94,8 +104,16 @@ def predict_workload(
         InputError: If a value is not allowed.
         InfeasibleError: If the server does not start with a slot, or the base model's traffic alone is too much.
     """
-    if kind not in ("best", *KINDS):
-        raise InputError("kind", kind, f"best, {', '.join(KINDS)}", nearest_hint(kind, KINDS))
+    if isinstance(surrogate, str | Path):
+        surrogate = load_surrogate(surrogate)
+    check_type("surrogate", surrogate, Surrogate, "a Surrogate, or its name or file")
+    calibration, workload = load_calibration(calibration), load_workload(workload)
+    check_type("check", check, bool, "True or False")
+    check_type("smooth", smooth, (NeuralSurrogate, type(None)), "a NeuralSurrogate")
+    check_type("settings", settings, (Mapping, type(None)), "a mapping of settings by vLLM's names")
+    if given is not None:
+        given = _two("given", given)
+    check_choice("kind", kind, ("best", *KINDS))
     if level not in LEVELS:
         raise InputError("level", level, ", ".join(f"{each:g}" for each in LEVELS))
     settings = dict(settings or {})

@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lora_capacity.calibration import Calibration
-from lora_capacity.errors import InputError, check_number
+from lora_capacity.calibration import Calibration, CalibrationLike, load_calibration
+from lora_capacity.errors import InputError, check_number, check_type
 from lora_capacity.measurements.lengths import HALF_BLOCK_TOKENS, INPUT_STD_TOKENS, length_pairs
 from lora_capacity.measurements.runs import FloatArray, IntArray, Runs
 from lora_capacity.run import TWINS, LengthSample, engine_named, simulate
-from lora_capacity.run.steady import Progress
+from lora_capacity.run.steady import Progress, check_progress
 from lora_capacity.scenarios import Scenarios, pack_scenarios
 from lora_capacity.search import Needed, assess
 from lora_capacity.status import STARVED_SHORTFALL, Status
@@ -95,7 +95,7 @@ def comparable_runs(runs: Runs, calibrations: Mapping[str, Calibration]) -> tupl
 
 def predict_runs(
     runs: Runs,
-    calibrations: Mapping[str, Calibration],
+    calibrations: Mapping[str, CalibrationLike],
     engine: str = "steady",
     *,
     seed: int = 0,
@@ -114,7 +114,7 @@ def predict_runs(
 
     Args:
         runs: The runs.
-        calibrations: The calibration of every model that occurs, by model name.
+        calibrations: The calibration of every model that occurs, or its name or file, by model name.
         engine: Which twin, ``steady`` or ``event``.
         seed: Whole number >= 0, the first of the event twin.
         seeds: How many the event twin takes, from ``seed`` upwards.
@@ -123,7 +123,11 @@ def predict_runs(
     Raises:
         InputError: If a model has no calibration, a setting is not allowed, or the engine is unknown.
     """
+    check_type("runs", runs, Runs, "a table as read_runs returns it")
+    check_type("calibrations", calibrations, Mapping, "a mapping of models to calibrations")
+    check_progress(progress)
     draws = engine_named(engine, TWINS).draws_requests
+    seed = int(check_number("seed", seed, minimum=0, integer=True))
     seeds = int(check_number("seeds", seeds, minimum=1, integer=True)) if draws else 1
     columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Predictions)}
     places: list[IntArray] = []
@@ -131,11 +135,12 @@ def predict_runs(
         if model not in calibrations:
             known = ", ".join(calibrations) or "none"
             raise InputError(f"{runs.path}, model", model, f"a model with a calibration: {known}", "give a calibration")
+        calibration = load_calibration(calibrations[model])
         for rows in _alike(runs, np.flatnonzero(runs.model == model)):
-            found = _predict(runs, rows, calibrations[model])
+            found = _predict(runs, rows, calibration)
             if draws:
                 told = _from(progress, seeds * sum(map(len, places)), seeds * len(runs))
-                found |= _simulate(runs, rows, calibrations[model], range(seed, seed + seeds), told)
+                found |= _simulate(runs, rows, calibration, range(seed, seed + seeds), told)
             for name, parts in columns.items():
                 parts.append(found[name])
             places.append(rows)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike, NDArray
 
+from lora_capacity.errors import check_type
 from lora_capacity.measurements.runs import Runs
 from lora_capacity.measurements.scores import is_starved, mape, smape
 from lora_capacity.search import Needed, Objective, choose
@@ -43,6 +44,9 @@ def score_runs(runs: Runs, predictions: Predictions, engine: str = "steady") -> 
         A JSON document: ``engine``, ``groups``, ``models``, ``starved``, ``startup``, ``optima``; NaN where there is
         nothing to average.
     """
+    check_type("runs", runs, Runs, "a table as read_runs returns it")
+    check_type("predictions", predictions, Predictions, "what predict_runs returns of these runs")
+    check_type("engine", engine, str, "a name")
     compared = runs.started & predictions.starts & ~np.isnan(predictions.throughput_tokens_per_s)
     told = np.where(predictions.starts, Status.OK.label, predictions.status)
     agree = int(np.count_nonzero(told == np.array([Status(code).label for code in runs.status])))

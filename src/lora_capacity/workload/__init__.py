@@ -5,6 +5,7 @@ from lora_capacity.workload.arrivals import Arrivals
 from lora_capacity.workload.columns import is_recording
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
+from lora_capacity.workload.load import WORKLOAD_TYPES, WorkloadLike, load_workload
 from lora_capacity.workload.over_time import Windows
 from lora_capacity.workload.requests import BASE_MODEL, Requests, Trace
 from lora_capacity.workload.run_lengths import RunLengths
@@ -12,6 +13,7 @@ from lora_capacity.workload.workload import Workload
 
 __all__ = [
     "BASE_MODEL",
+    "WORKLOAD_TYPES",
     "AdapterClasses",
     "AdapterList",
     "AdapterMix",
@@ -24,5 +26,7 @@ __all__ = [
     "Trace",
     "Windows",
     "Workload",
+    "WorkloadLike",
     "is_recording",
+    "load_workload",
 ]

@@ -1,4 +1,4 @@
-"""Large tables of traffic, read column by column: CSV and JSON lines, compressed or not, and Parquet.
+"""Large tables of traffic, read column by column: CSV and JSON lines, compressed or not, Parquet, and in memory.
 
 Arrow reads and converts them in blocks. Only where it meets a cell that is not what its column holds, or a number out
 of its range, rows are read once more in plain Python up to the first such cell, which the message then names.
@@ -9,17 +9,17 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lora_capacity.errors import InputError, check_number, nearest_hint
 from lora_capacity.reading import check_ordinary
-from lora_capacity.tables import Column
+from lora_capacity.tables import Column, Frame
 from lora_capacity.text import number_of
 from lora_capacity.workload._fields import FloatArray, Int32Array
 
@@ -87,12 +87,12 @@ def form_of(path: Path) -> str | None:
     return FORMS.get(suffixes[-1]) if suffixes else None
 
 
-def read_columns(path: Path, columns: Mapping[Names, Column | Clock]) -> dict[Names, Any]:
+def read_columns(path: Path | Frame, columns: Mapping[Names, Column | Clock]) -> dict[Names, Any]:
     """Read the named columns of a table; other columns are ignored.
 
     Args:
         path: A file whose name ends in ``.csv``, ``.jsonl``, ``.ndjson`` or ``.parquet``, of which all but the last may
-            end in ``.gz``, ``.bz2`` or ``.zst`` besides. The first line of CSV names the columns.
+            end in ``.gz``, ``.bz2`` or ``.zst`` besides; or a table in memory. The first line of CSV names the columns.
         columns: What each wanted column holds, by the names that it may have, of which the first that the table has is
             taken. A required column must be there; one that is not and may be absent is left out of what is returned.
 
@@ -105,18 +105,19 @@ def read_columns(path: Path, columns: Mapping[Names, Column | Clock]) -> dict[Na
     """
     import pyarrow  # not at the top: workloads without such a table should not wait for it
 
-    form = form_of(path)
-    check_ordinary(path, "a readable table")
+    form = "frame" if isinstance(path, Frame) else form_of(path)
+    if not isinstance(path, Frame):
+        check_ordinary(path, "a readable table")
     if form is None:
         raise InputError(str(path), path.name, f"a name that ends in {', '.join(FORMS)}, with or without .gz")
+    reader: Any = _READERS[form]
     wanted: dict[str, Column | Clock] = {}
     try:
-        held = {"csv": _csv_columns, "jsonl": _jsonl_columns, "parquet": _parquet_columns}[form](path)
+        held = reader.columns(path)
         chosen = {names: name for names in columns if (name := _first(path, names, columns[names], held))}
         wanted = {name: columns[names] for names, name in chosen.items()}
         types = {name: _arrow_type(column, held[name]) for name, column in wanted.items()}
-        batches = {"csv": _csv_batches, "jsonl": _jsonl_batches, "parquet": _parquet_batches}[form](path, types)
-        found = _gathered(path, batches, wanted)
+        found = _gathered(path, reader.batches(path, types), wanted)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         _tell_first_bad(path, form, wanted)
         raise InputError(str(path), " ".join(str(error).split()), "a readable table") from None
@@ -133,7 +134,7 @@ def read_columns(path: Path, columns: Mapping[Names, Column | Clock]) -> dict[Na
     return {names: found[name] for names, name in chosen.items()}
 
 
-def _first(path: Path, names: Names, column: Column | Clock, held: Mapping[str, Any]) -> str | None:
+def _first(path: Path | Frame, names: Names, column: Column | Clock, held: Mapping[str, Any]) -> str | None:
     """Return the first of the names that a column may have which a table has."""
     for name in names:
         if name in held:
@@ -224,13 +225,41 @@ def _parquet_batches(path: Path, types: Mapping[str, Any]) -> Iterator[Any]:
     from pyarrow import parquet
 
     for batch in parquet.ParquetFile(path).iter_batches(columns=list(types)):
-        table = pyarrow.Table.from_batches([batch]).select(list(types))
-        plain = {  # a column of few texts has numbers of its own
-            name: kind.value_type if pyarrow.types.is_dictionary(kind) else kind for name, kind in types.items()
-        }
-        yield from (
-            table.cast(pyarrow.schema(list(plain.items()))).cast(pyarrow.schema(list(types.items()))).to_batches()
-        )
+        yield from _converted(pyarrow.Table.from_batches([batch]), types)
+
+
+def _frame_columns(frame: Frame) -> dict[str, Any]:
+    return dict(zip(frame.table.schema.names, frame.table.schema.types, strict=True))
+
+
+def _frame_batches(frame: Frame, types: Mapping[str, Any]) -> Iterator[Any]:
+    yield from _converted(frame.table, types)
+
+
+def _converted(table: Any, types: Mapping[str, Any]) -> Any:
+    """Return batches of a table's columns in other types."""
+    import pyarrow
+
+    plain = {  # a column of few texts has numbers of its own
+        name: kind.value_type if pyarrow.types.is_dictionary(kind) else kind for name, kind in types.items()
+    }
+    schemas = [pyarrow.schema(list(each.items())) for each in (plain, types)]
+    return table.select(list(types)).cast(schemas[0]).cast(schemas[1]).to_batches()
+
+
+class _Reader(NamedTuple):
+    """How tables of a form are read: their columns with Arrow's types, and batches of some in the types wanted."""
+
+    columns: Callable[[Any], dict[str, Any]]
+    batches: Callable[[Any, Mapping[str, Any]], Iterator[Any]]
+
+
+_READERS = {
+    "csv": _Reader(_csv_columns, _csv_batches),
+    "jsonl": _Reader(_jsonl_columns, _jsonl_batches),
+    "parquet": _Reader(_parquet_columns, _parquet_batches),
+    "frame": _Reader(_frame_columns, _frame_batches),
+}
 
 
 def _arrow_type(column: Column | Clock, found: Any) -> Any:
@@ -245,7 +274,7 @@ def _arrow_type(column: Column | Clock, found: Any) -> Any:
     return pyarrow.float64()
 
 
-def _gathered(path: Path, batches: Iterator[Any], columns: Mapping[str, Column | Clock]) -> dict[str, Any]:
+def _gathered(path: Path | Frame, batches: Iterator[Any], columns: Mapping[str, Column | Clock]) -> dict[str, Any]:
     """Return what batches hold, column by column."""
     numbers: dict[str, list[np.ndarray]] = {name: [] for name in columns}
     texts: dict[str, dict[str, int]] = {name: {} for name in columns}
@@ -306,9 +335,9 @@ def _bad_rows(values: Any, column: Column | Clock) -> np.ndarray:
     return np.asarray(bad)
 
 
-def _tell_first_bad(path: Path, form: str, columns: Mapping[str, Column | Clock]) -> None:
+def _tell_first_bad(path: Path | Frame, form: str, columns: Mapping[str, Column | Clock]) -> None:
     """Read rows in plain Python and raise `InputError` at the first cell that is not what its column holds."""
-    if form == "parquet":
+    if isinstance(path, Frame) or form == "parquet":
         return
     # What cannot be unpacked is told by whoever called.
     with contextlib.suppress(OSError), _text_of(path) as text:

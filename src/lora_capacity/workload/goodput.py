@@ -1,11 +1,11 @@
 """Latency bounds of requests, as in ``vllm bench serve --goodput``, and how many requests have to keep them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isinf
 from typing import Any, Self
 
-from lora_capacity.errors import check_keys, check_number
+from lora_capacity.errors import check_keys, check_number, check_type
 from lora_capacity.units import MS_PER_S
 
 BOUNDED = ("ttft", "tpot", "e2el")
@@ -55,12 +55,26 @@ class Goodput:
         Raises:
             InputError: If a key is unknown, or a number is out of its range.
         """
+        check_type("goodput", bounds_ms, Mapping, f"a mapping of {', '.join(BOUNDED)} to milliseconds")
         check_keys("goodput", bounds_ms, BOUNDED)
         checked = {
             key: check_number(f"goodput.{key}", value, minimum=0, exclusive=True) for key, value in bounds_ms.items()
         }
         bounds_s = {f"{key}_s": checked.get(key, inf) / MS_PER_S for key in BOUNDED}
         return cls(**bounds_s, attainment=attainment)
+
+    def changed(self, bounds_ms: Mapping[str, Any] | None = None, attainment: float | None = None) -> Self:
+        """Return what is asked for with other bounds or another attainment, each where one is given.
+
+        Args:
+            bounds_ms: As of `from_ms`; they take the place of all bounds.
+            attainment: As the attribute.
+
+        Raises:
+            InputError: As `from_ms`.
+        """
+        share = self.attainment if attainment is None else attainment
+        return replace(self, attainment=share) if bounds_ms is None else type(self).from_ms(bounds_ms, share)
 
     def to_ms(self) -> dict[str, float]:
         """Return the bounds in milliseconds by vLLM's keys, without those that are not bounded."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from lora_capacity.errors import InputError
-from lora_capacity.tables import Column
+from lora_capacity.tables import Column, Frame
 from lora_capacity.workload._fields import RATE, FloatArray, read_only
 from lora_capacity.workload.arrivals import MAX_CV, MIN_CV, Arrivals
 from lora_capacity.workload.columns import Texts, read_columns
@@ -151,7 +151,7 @@ class AdapterRates:
     assumptions: tuple[str, ...]
 
 
-def read_rates(path: Path, order: list[str] | None, horizon_s: float | None) -> AdapterRates:
+def read_rates(path: Path | Frame, order: list[str] | None, horizon_s: float | None) -> AdapterRates:
     """Read a table of rates over time.
 
     Its columns are ``adapter`` (or ``tenant``, ``client_id``), ``t_s``, ``rate_per_s`` and, if known, ``cv``. A rate
@@ -159,7 +159,7 @@ def read_rates(path: Path, order: list[str] | None, horizon_s: float | None) -> 
     row an adapter has no requests. The last window is as long as the one before it.
 
     Args:
-        path: The table, CSV, JSON lines or Parquet.
+        path: The table: CSV, JSON lines, Parquet, or in memory.
         order: Names of all adapters in order of importance; None: by falling mean rate, equal ones by name.
         horizon_s: Time looked at, in seconds; None: until the last window's end.
 
@@ -203,7 +203,9 @@ def read_rates(path: Path, order: list[str] | None, horizon_s: float | None) -> 
     return AdapterRates(names, mean, windows, tuple(assumptions))
 
 
-def _held(path: Path, whose: Texts, window: np.ndarray, shape: tuple[int, int], values: FloatArray) -> FloatArray:
+def _held(
+    path: Path | Frame, whose: Texts, window: np.ndarray, shape: tuple[int, int], values: FloatArray
+) -> FloatArray:
     """Return values by window and adapter, each held until the adapter's next row, NaN before its first."""
     last = np.full(shape, -1)
     last[window, whose.index] = window
@@ -219,7 +221,7 @@ def _held(path: Path, whose: Texts, window: np.ndarray, shape: tuple[int, int], 
     return np.where(since >= 0, held, np.nan)
 
 
-def _ordered(path: Path, names: list[str], mean: FloatArray, order: list[str] | None) -> list[str]:
+def _ordered(path: Path | Frame, names: list[str], mean: FloatArray, order: list[str] | None) -> list[str]:
     """Return the names of adapters that have requests, in the order given or by falling rate."""
     rate = dict(zip(names, mean.tolist(), strict=True))
     if order is None:

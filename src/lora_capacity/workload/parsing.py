@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, WithJsonSchema, model_validator
 
 from lora_capacity.errors import InputError, check_keys
 from lora_capacity.schema import ABSENT, Count, Model, Number, Numbers, Positive, Share, briefly, validated
-from lora_capacity.tables import Column, read_table
+from lora_capacity.tables import Column, Frame, read_table
 from lora_capacity.units import S_PER_HOUR
 from lora_capacity.workload._fields import HORIZON, RATE, FloatArray
 from lora_capacity.workload.adapters import RANK, SHARED, AdapterList, AdapterMix, Adapters, check_distinct
@@ -19,8 +19,11 @@ from lora_capacity.workload.arrivals import MIN_CV, PROCESSES, Arrivals
 from lora_capacity.workload.goodput import Goodput
 from lora_capacity.workload.lengths import LengthDistribution
 from lora_capacity.workload.over_time import Windows, read_rates
-from lora_capacity.workload.recordings import TablePath, TraceSource, ranks_in_turn, table_path
+from lora_capacity.workload.recordings import TableSource, TraceSource, located, ranks_in_turn, table_source
 from lora_capacity.workload.requests import Trace
+
+_LIST = "adapters.list"
+"""What messages call a list of adapters in memory."""
 
 _LIST_COLUMNS = {"adapter": Column("text"), "rank": Column("integer", minimum=1)}
 _SHARED_COLUMN = {"shared_prefix_tokens": Column("integer", required=False, minimum=0)}
@@ -34,7 +37,7 @@ MAX_MULTIPLIER = 1e6
 
 def _trace(value: object) -> object:
     """Return a trace's description: a path alone is its file."""
-    return value if isinstance(value, Mapping) else {"file": table_path(value)}
+    return value if isinstance(value, Mapping) else {"file": table_source(value)}
 
 
 def _bound(value: object) -> object:
@@ -56,8 +59,8 @@ class AdapterSource(Model):
     """``adapters``: a mix, a list, or rates over time with ranks, their own or those of a list."""
 
     mix: Mix = ABSENT
-    list: TablePath = ABSENT
-    rates: TablePath = ABSENT
+    list: TableSource = ABSENT
+    rates: TableSource = ABSENT
     ranks: Annotated[FloatArray, Numbers(RANK, whole=True)] = ABSENT
 
     @model_validator(mode="after")
@@ -82,7 +85,7 @@ class Lengths(Model):
     std: _Tokens = None
     min: _Tokens = None
     max: _Tokens = None
-    histogram: TablePath = ABSENT
+    histogram: TableSource = ABSENT
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -228,11 +231,11 @@ def _over_time(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
     """Return the fields that follow from rates over time; adapters have their means."""
     source, order, shared = file.adapters, None, None
     if source.list is not None:
-        path = base_dir / source.list
+        path = located(base_dir, source.list, _LIST)
         table = _read_list(path, _LIST_COLUMNS | _SHARED_COLUMN)
         order, shared = table["adapter"].tolist(), _shared(path, table)
     horizon_s = file.horizon_s if "horizon_s" in file.model_fields_set else None
-    found = read_rates(base_dir / source.rates, order, horizon_s)
+    found = read_rates(located(base_dir, source.rates, "adapters.rates"), order, horizon_s)
     if order is None:
         ranks = ranks_in_turn(source.ranks, len(found.names))
     else:
@@ -250,7 +253,7 @@ def _recorded(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
     """Return the fields of a workload whose requests are recorded; ranks are those of an adapter list, if there is."""
     ranks, shared = None, None
     if file.adapters is not None:
-        path = base_dir / file.adapters.list
+        path = located(base_dir, file.adapters.list, _LIST)
         table = _read_list(path, _LIST_COLUMNS | _SHARED_COLUMN)
         ranks = dict(zip(table["adapter"].tolist(), map(int, table["rank"].tolist()), strict=True))
         shared = _shared(path, table)
@@ -258,7 +261,7 @@ def _recorded(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
     source = file.requests.trace
     if ranks is not None and source.ranks is not None:
         raise InputError("requests.trace.ranks", source.ranks.tolist(), "nothing beside adapters.list, which has ranks")
-    trace = Trace.from_file(base_dir / source.file, source, horizon_s=horizon_s, ranks=ranks)
+    trace = Trace.from_file(located(base_dir, source.file, "requests.trace"), source, horizon_s=horizon_s, ranks=ranks)
     adapters = trace.adapters
     if shared is not None and ranks is not None:
         own = dict(zip(ranks, shared.tolist(), strict=True))
@@ -278,13 +281,12 @@ def _recorded(file: WorkloadFile, base_dir: Path) -> dict[str, Any]:
 def _adapters(source: AdapterSource, base_dir: Path) -> Adapters:
     if source.mix is not None:
         return AdapterMix(source.mix.rates_per_s, source.mix.ranks.astype(np.int64))
-    table = _read_list(base_dir / source.list, _LIST_COLUMNS | _RATE_COLUMN | _SHARED_COLUMN)
-    return AdapterList(
-        table["adapter"].tolist(), table["rate_per_s"], table["rank"], _shared(base_dir / source.list, table)
-    )
+    path = located(base_dir, source.list, _LIST)
+    table = _read_list(path, _LIST_COLUMNS | _RATE_COLUMN | _SHARED_COLUMN)
+    return AdapterList(table["adapter"].tolist(), table["rate_per_s"], table["rank"], _shared(path, table))
 
 
-def _shared(path: Path, table: Mapping[str, np.ndarray]) -> np.ndarray | None:
+def _shared(path: Path | Frame, table: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Return the column of shared tokens, None if there is none; each cell has to be filled or none."""
     shared = table["shared_prefix_tokens"]
     blank = np.isnan(shared)
@@ -294,7 +296,7 @@ def _shared(path: Path, table: Mapping[str, np.ndarray]) -> np.ndarray | None:
     return None if blank.all() else shared
 
 
-def _read_list(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
+def _read_list(path: Path | Frame, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
     table = read_table(path, columns)
     check_distinct(f"{path}, adapter", table["adapter"].tolist())
     return table
@@ -302,7 +304,7 @@ def _read_list(path: Path, columns: Mapping[str, Column]) -> dict[str, np.ndarra
 
 def _lengths(field: str, lengths: Lengths, base_dir: Path) -> LengthDistribution:
     if lengths.histogram is not None:
-        path = base_dir / lengths.histogram
+        path = located(base_dir, lengths.histogram, f"{field}.histogram")
         table = read_table(path, _HISTOGRAM_COLUMNS)
         return LengthDistribution.from_histogram(table["tokens"], table["weight"], field=str(path))
     return LengthDistribution.from_moments(lengths.mean, lengths.std, lengths.min, lengths.max, field=field)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -13,7 +14,7 @@ from pydantic import PlainValidator, WithJsonSchema, model_validator
 
 from lora_capacity.errors import InputError, nearest_hint
 from lora_capacity.schema import ABSENT, Model, Number, Numbers, briefly
-from lora_capacity.tables import Column
+from lora_capacity.tables import ArrowStream, Column, Frame, Interchange
 from lora_capacity.workload._fields import MAX_TOKENS, FloatArray, Int32Array, IntArray
 from lora_capacity.workload.adapters import MAX_ADAPTERS, MAX_RANK, RANK
 from lora_capacity.workload.columns import Clock, Texts, Times, read_columns
@@ -30,13 +31,30 @@ def table_path(value: object) -> str:
     Raises:
         InputError: If it is none.
     """
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise InputError("", briefly(value), "the path of a table")
     return value
 
 
-TablePath = Annotated[str, PlainValidator(table_path), WithJsonSchema({"type": "string"})]
-"""Path of a table; a relative one starts at the workload file's folder."""
+def table_source(value: object) -> str | Frame:
+    """Return the path of a table, or a table in memory.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if isinstance(value, Frame):
+        return value
+    return Frame.of(value) if isinstance(value, ArrowStream | Interchange) else table_path(value)
+
+
+def located(base_dir: Path, table: str | Frame, name: str) -> Path | Frame:
+    """Return where a table is: a path from a folder on, or in memory under the name of its key."""
+    return table.named(name) if isinstance(table, Frame) else base_dir / table
+
+
+TableSource = Annotated[str | Frame, PlainValidator(table_source), WithJsonSchema({"type": "string"})]
+"""Path of a table; a relative one starts at the workload file's folder. From Python, also a table in memory."""
 
 Name = Annotated[str, PlainValidator(table_path), WithJsonSchema({"type": "string"})]
 
@@ -92,7 +110,7 @@ class Deal(Model):
 class TraceSource(Model):
     """``requests.trace``: a table of requests, one a row, and what its columns are."""
 
-    file: TablePath
+    file: TableSource
     format: Name = "lora-capacity"
     time_column: Name = ABSENT
     adapter_column: Name = ABSENT
@@ -150,7 +168,7 @@ def formats() -> Mapping[str, Any]:
     return found
 
 
-def read_recording(path: Path, source: TraceSource) -> Recording:
+def read_recording(path: Path | Frame, source: TraceSource) -> Recording:
     """Read recorded requests.
 
     Args:
@@ -208,7 +226,7 @@ def read_recording(path: Path, source: TraceSource) -> Recording:
     )
 
 
-def _seconds(path: Path, name: str, times: Times, source: TraceSource) -> FloatArray:
+def _seconds(path: Path | Frame, name: str, times: Times, source: TraceSource) -> FloatArray:
     """Return times in seconds: of dates, of the unit asked for, of the column's name, or of the format."""
     if times.are_dates:
         if source.time_unit is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lora_capacity.errors import InputError, nearest_hint
+from lora_capacity.tables import Frame
 from lora_capacity.workload._fields import FloatArray, Int32Array, read_only
 from lora_capacity.workload.adapters import AdapterList
 from lora_capacity.workload.recordings import Recording, TraceSource, ranks_in_turn, read_recording
@@ -77,14 +78,19 @@ class Trace:
 
     @classmethod
     def from_file(
-        cls, path: Path, source: TraceSource, *, horizon_s: float | None = None, ranks: Mapping[str, int] | None = None
+        cls,
+        path: Path | Frame,
+        source: TraceSource,
+        *,
+        horizon_s: float | None = None,
+        ranks: Mapping[str, int] | None = None,
     ) -> Self:
         """Read a table of requests.
 
         Times may be of any origin: the earliest is time 0. Rows may stand in any order.
 
         Args:
-            path: The table, CSV, JSON lines or Parquet.
+            path: The table: CSV, JSON lines, Parquet, or in memory.
             source: What its columns are. Ranks that it gives are assigned round-robin.
             horizon_s: Time looked at, in seconds; None: until the last request.
             ranks: Rank of each adapter by name, in order of importance. Without it adapters are ordered by falling
@@ -141,7 +147,7 @@ def _served(names: Sequence[str], count: Int[np.ndarray, " names"], order: Mappi
     return sorted(present, key=lambda name: (-requests[name], name))
 
 
-def _recorded_ranks(path: Path, recording: Recording, rows: np.ndarray) -> dict[str, int]:
+def _recorded_ranks(path: Path | Frame, recording: Recording, rows: np.ndarray) -> dict[str, int]:
     """Return the rank of each adapter from the trace's own column."""
     index = recording.adapter.index[rows]
     least, most = np.full((2, len(recording.adapter.names)), np.nan)
@@ -161,7 +167,7 @@ def _recorded_ranks(path: Path, recording: Recording, rows: np.ndarray) -> dict[
     return found
 
 
-def _check_same_names(path: Path, in_trace: set[str], ranks: Mapping[str, int]) -> None:
+def _check_same_names(path: Path | Frame, in_trace: set[str], ranks: Mapping[str, int]) -> None:
     """Refuse an adapter that stands in only one of trace and list."""
     for name in sorted(in_trace - set(ranks)):
         hint = nearest_hint(name, ranks)

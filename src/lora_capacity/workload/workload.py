@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from lora_capacity.errors import InputError, check_number
+from lora_capacity.errors import InputError, check_number, check_path
 from lora_capacity.reading import read_mapping
 from lora_capacity.units import S_PER_HOUR
 from lora_capacity.workload._fields import HORIZON, MAX_TOKENS, RATE
@@ -101,7 +101,7 @@ class Workload:
         Raises:
             InputError: If anything about it or its tables cannot be used; says what, where, and what is allowed.
         """
-        path = Path(path)
+        path = check_path("path", path)
         return cls.from_mapping(read_mapping(path), path.parent)
 
     @classmethod
@@ -110,13 +110,14 @@ class Workload:
 
         Args:
             mapping: The content, with the keys ``adapters``, ``base_model``, ``requests``, ``arrivals``,
-                ``goodput``, ``attainment``, ``horizon_s`` and ``max_pending``.
+                ``goodput``, ``attainment``, ``horizon_s`` and ``max_pending``. Tables may be in memory, of pandas,
+                polars, Arrow or whatever Arrow reads, with the columns of the file.
             base_dir: Folder that relative paths of tables start from.
 
         Raises:
             InputError: As for ``from_file``.
         """
-        return cls(**parse_workload(mapping, Path(base_dir)))
+        return cls(**parse_workload(mapping, check_path("base_dir", base_dir)))
 
     @property
     def mean_input_tokens(self) -> float:

@@ -328,7 +328,7 @@ def test_the_answer_is_json_and_says_what_to_run():
     answering = dataclasses.replace(GPU_32.costs, front_end=FrontEndCosts(response_s=0.003))
     server = dataclasses.replace(GPU_32, costs=answering)
     found = advise(BUSY, server, settings={"gpu_memory_utilization": 0.85, "max_model_len": 2048, "block_size": None})
-    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     for name, value in content["recommended"].items():
         assert value == content["server"][name] == content["predicted"][name]
     assert content["recommended"]["max_cpu_loras"] == content["max_cpu_loras"] == found.best.max_cpu_loras
@@ -416,7 +416,7 @@ def test_the_event_twin_settles_what_the_steady_twin_finds():
     off = played.differences(best)
     assert off["itl_s"] == pytest.approx(best.itl_s / played.mean.itl_s - 1.0)
     assert any("The event twin played it with seeds 3 to 4" in sentence for sentence in found.explanation)
-    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert document["played"]["seeds"] == [3, 4]
     assert document["played"]["attainment"] == played.mean.attainment
     assert document["played"]["differences"] == pytest.approx(off)
@@ -467,4 +467,34 @@ def test_the_peak_is_planned_for_and_what_goes_unused_is_told():
     # It could take the headroom times the peak all the time, and the mean comes, half the peak.
     assert told.unused == pytest.approx(1 - 0.5 / found.told.critical_load)
     assert "Planned for the peak, 3,600 to 7,200 s" in found.explanation[0]
-    assert json.loads(json.dumps(found.to_json()))["over_time"]["peak_start_s"] == 3600
+    assert json.loads(json.dumps(found.to_dict()))["over_time"]["peak_start_s"] == 3600
+
+
+def test_what_people_hand_over_is_taken_for_what_it_stands_for():
+    content = {
+        "adapters": {"mix": {"rates_per_s": [0.3, 0.1], "ranks": [8, 16]}},
+        "requests": {
+            name: {"mean": 200, "std": 200, "min": 4, "max": 1024} for name in ("input_tokens", "output_tokens")
+        },
+        "base_model": {"rate_per_s": 2.0},
+        "max_pending": 5000,
+    }
+    found = advise(content, GPU_80, objective="fewest-slots", goodput={"ttft": 1000}, attainment=0.9)
+    bounds = Goodput(ttft_s=1.0, attainment=0.9)
+    expected = advise(dataclasses.replace(IDLE, goodput=bounds), GPU_80, objective=Objective("fewest-slots"))
+    assert found.to_dict() == expected.to_dict()
+    fixed = advise(content, GPU_80, adapters=8, max_loras=4)
+    assert (fixed.max_cpu_loras, fixed.max_loras) == (8, 4)
+
+
+def test_numbers_of_a_recommendation_are_its_own_attributes():
+    found = advise(IDLE, GPU_80)
+    document = found.to_dict()
+    for name, value in document["recommended"].items():
+        assert getattr(found, name) == value
+    for name in ("throughput_tokens_per_s", "goodput_per_s", "attainment", "ttft_s", "tpot_s", "itl_s"):
+        assert getattr(found, name) == document["predicted"][name]
+    assert found.headroom == document["headroom"]
+    assert (
+        found.bottleneck == {"kv_cache": "KV cache", "sequences": "batch limit", "none": "–"}[found.told.limit_beyond]
+    )

@@ -37,7 +37,9 @@ COUNT, RATE = [10, 20, 30], [0.2, 0.1, 0.04]
 
 def columns(results: Results) -> dict[str, np.ndarray]:
     """All predictions by name."""
-    told = {name: value for name, value in vars(results).items() if name not in ("client", "events", "windows")}
+    told = {
+        name: value for name, value in vars(results).items() if name not in ("client", "events", "windows", "scenarios")
+    }
     return {name: np.asarray(value) for name, value in told.items()}
 
 

@@ -9,7 +9,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Float
 
-from lora_capacity.workload import LengthDistribution
+from lora_capacity.workload import LengthDistribution, Workload
 
 _NODES = 8
 """Quadrature nodes: with eight, busy periods are right to 1 %, and to 3 % where lengths have steps (unit tests)."""
@@ -34,6 +34,13 @@ class ResidenceTime:
     finished: Array
     remaining: Array
     weight: Array
+
+    @classmethod
+    def of(cls, traffic: "Workload | LengthDistribution | ResidenceTime") -> "ResidenceTime":
+        """Return the residence times of a workload's requests, or of requests of such output lengths."""
+        if isinstance(traffic, ResidenceTime):
+            return traffic
+        return cls.of_lengths(traffic.output_tokens if isinstance(traffic, Workload) else traffic)
 
     @classmethod
     def of_lengths(cls, lengths: LengthDistribution) -> "ResidenceTime":

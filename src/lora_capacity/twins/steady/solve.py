@@ -32,6 +32,7 @@ from lora_capacity.twins.steady.first_token import within
 from lora_capacity.twins.steady.problem import TINY, Interval, Problem, ServerState
 from lora_capacity.twins.steady.residence import ResidenceTime
 from lora_capacity.twins.steady.slots import overfilled_share
+from lora_capacity.workload import LengthDistribution, Workload
 
 _INTERVALS = 16
 """Intervals of the horizon: means over it of a queue that grows along a line are then at most 9 % too high."""
@@ -48,13 +49,16 @@ _ITERATIONS = 8
 and the next interval goes on from there."""
 
 
-def simulate_steady(costs: Costs, scenarios: Scenarios, stays: ResidenceTime) -> Results:
+def simulate_steady(
+    costs: Costs, scenarios: Scenarios, stays: Workload | LengthDistribution | ResidenceTime
+) -> Results:
     """Predict every configuration by the steady twin; pure, differentiable in its floating-point inputs, to be jitted.
 
     Args:
         costs: What steps and loads cost.
         scenarios: The configurations, ``[configs]``.
-        stays: The distribution of the output lengths, shared by all configurations or ``[nodes, configs]``.
+        stays: The workload of the configurations, whose output lengths say how long requests stay in the batch; not
+            to be traced. (Within this library, also their distribution as `ResidenceTime` has it, which may be.)
 
     Returns:
         Predictions, ``[configs]``; NaN where the server does not start.
@@ -62,8 +66,8 @@ def simulate_steady(costs: Costs, scenarios: Scenarios, stays: ResidenceTime) ->
     Valid for: servers that start; rates and lengths that do not change over the horizon.
     """
     # A traced function that closes over configurations hands them on as they are laid out: by NumPy.
-    scenarios, stays = jax.tree.map(jnp.asarray, (scenarios, stays))
-    problem = Problem.of(costs, scenarios, stays)
+    scenarios, residence = jax.tree.map(jnp.asarray, (scenarios, ResidenceTime.of(stays)))
+    problem = Problem.of(costs, scenarios, residence)
     fractions = (jnp.arange(_INTERVALS + 1) / _INTERVALS) ** _STRETCH
     edges_s = fractions[:, None] * scenarios.horizon_s
     durations_s = jnp.diff(edges_s, axis=0)
