@@ -8,7 +8,7 @@ import click
 from lora_capacity.errors import LARGEST_WHOLE
 from lora_capacity.words import duration, shown
 from lora_capacity_cli.files import check_output, writing
-from lora_capacity_cli.options import FILE, CalibrationChoice, calibration_options, examples, format_option
+from lora_capacity_cli.options import FILE, CalibrationChoice, calibration_options, examples, format_option, ray_option
 from lora_capacity_cli.output import print_facts, print_json
 from lora_capacity_cli.runtime import prepare, progress_bar
 from lora_capacity_cli.tables import parts_folder
@@ -47,6 +47,7 @@ from lora_capacity_cli.tables import parts_folder
 @click.option(
     "-o", "--output", type=FILE, required=True, metavar="FILE.parquet", help="File to write; its name ends in .parquet."
 )
+@ray_option
 @format_option
 def label(
     calibration: CalibrationChoice,
@@ -55,6 +56,7 @@ def label(
     played: int,
     seed: int,
     output: Path,
+    ray: str | None,
     output_format: str,
 ) -> None:
     """Find the best adapters and slots of many workloads, as labels for `train`.
@@ -67,7 +69,7 @@ def label(
     on.
     """
     check_output("--output", output, (".parquet",))
-    prepare()
+    prepare(ray=ray)
     from lora_capacity.surrogate import Space
     from lora_capacity.surrogate import label as find_labels
 

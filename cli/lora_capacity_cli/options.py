@@ -380,6 +380,16 @@ def seeds_option(default: int) -> Callable[[Command], Command]:
     )
 
 
+def ray_option(command: Command) -> Command:
+    """Add the cluster that does the work, as `lora_capacity_cli.runtime.prepare` takes it."""
+    return click.option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Share the work among the cores of a Ray cluster: the one that this machine is in (auto, or its head's "
+        "HOST:PORT), or one that is started here (local). Needs the extra lora-capacity[ray].",
+    )(command)
+
+
 def adapter_options(*, recommended: bool = False) -> Callable[[Command], Command]:
     """Add how many adapters there are on which tier; the command gets A as ``adapters``, S as ``max_loras``.
 

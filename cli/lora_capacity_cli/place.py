@@ -9,7 +9,15 @@ import click
 
 from lora_capacity.units import MS_PER_S
 from lora_capacity_cli.files import write_file, writing
-from lora_capacity_cli.options import FILE, examples, format_option, goodput_options, seed_option, seeds_option
+from lora_capacity_cli.options import (
+    FILE,
+    examples,
+    format_option,
+    goodput_options,
+    ray_option,
+    seed_option,
+    seeds_option,
+)
 from lora_capacity_cli.output import percent, print_facts, print_json, print_table, print_warnings, shown, spoken
 from lora_capacity_cli.runtime import bounds_over, prepare, progress_bar
 
@@ -36,8 +44,17 @@ if TYPE_CHECKING:
     help="Also write what starts the servers into a folder, made if absent: a file for `vllm serve --config` each, "
     "launch.sh, Kubernetes deployments.yaml, and routes.json, which adapter is served where.",
 )
+@ray_option
 @format_option
-def place(fleet: Path, bounds: dict[str, Any], seed: int, seeds: int, folder: Path | None, output_format: str) -> None:
+def place(
+    fleet: Path,
+    bounds: dict[str, Any],
+    seed: int,
+    seeds: int,
+    folder: Path | None,
+    ray: str | None,
+    output_format: str,
+) -> None:
     """Place the adapters of a fleet onto as few servers as keep their bounds.
 
     FLEET is a YAML or JSON file. Its keys are those of a workload (requests, arrivals, goodput, attainment, horizon_s,
@@ -62,7 +79,7 @@ def place(fleet: Path, bounds: dict[str, Any], seed: int, seeds: int, folder: Pa
     The answer tells each server's adapters and settings, what is predicted of it and what the event twin saw when it
     played it, and a bound that no placement goes below.
     """  # noqa: D301 - click's mark of lines that stay as they are is the character itself
-    prepare()
+    prepare(ray=ray)
     from lora_capacity.fleet import Fleet, exported
     from lora_capacity.fleet import place as placed
 

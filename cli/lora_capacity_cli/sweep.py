@@ -15,12 +15,13 @@ from lora_capacity_cli.options import (
     examples,
     format_option,
     goodput_options,
+    ray_option,
     seeds_option,
     server_options,
     workload_argument,
 )
 from lora_capacity_cli.output import print_facts, print_json, spoken
-from lora_capacity_cli.runtime import join_processes, prepare, progress_bar, read_workload
+from lora_capacity_cli.runtime import prepare, progress_bar, read_workload
 from lora_capacity_cli.tables import check_output, parts_folder, write_table
 
 
@@ -40,12 +41,7 @@ from lora_capacity_cli.tables import check_output, parts_folder, write_table
 )
 @engine_options
 @seeds_option(1)
-@click.option(
-    "--processes",
-    metavar="auto|HOST:PORT,NUMBER/ALL",
-    help="This is one of several processes, on one host or many, that share the sweep: the first one's address, the "
-    "number of this one from 0 on, and how many there are. The first writes the table.",
-)
+@ray_option
 @server_options(grids=True)
 @format_option
 def sweep(
@@ -58,7 +54,7 @@ def sweep(
     engine: str,
     seed: int,
     seeds: int,
-    processes: str | None,
+    ray: str | None,
     settings: dict[str, Any],
     output_format: str,
 ) -> None:
@@ -70,8 +66,7 @@ def sweep(
     table is written: when interrupted, the same command goes on.
     """
     check_output(output)
-    prepare()
-    first = join_processes(processes)
+    prepare(ray=ray)
     import numpy as np
 
     from lora_capacity.run import engine_named, simulate
@@ -87,7 +82,7 @@ def sweep(
     rows = {name: column.repeat(seeds) for name, column in points.items()}
     seed_of_row = np.resize(np.arange(seed, seed + seeds), rows["adapters"].size)
     scenarios = build_scenarios(asked, known, **rows, **fixed)
-    with parts_folder(output, shared=processes is not None, first=first) as parts:
+    with parts_folder(output) as parts:
         with progress_bar("configurations") as progress:
             results = simulate(
                 known,
@@ -101,10 +96,7 @@ def sweep(
         columns = table(scenarios, results)
         if results.events is not None:
             columns = {"seed": seed_of_row} | columns
-        if first:
-            write_table(output, columns)
-    if not first:
-        return
+        write_table(output, columns)
     summary = {
         "file": str(output),
         "calibration": known.name,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_capacity.errors import InputError
+from lora_capacity.errors import ClusterError, InputError
 from lora_capacity.files import locked_folder
 from lora_capacity_cli import files
 from lora_capacity_cli.output import say
@@ -15,13 +15,11 @@ _SUFFIXES = (".parquet", ".csv")
 
 
 @contextlib.contextmanager
-def parts_folder(output: Path, *, shared: bool = False, first: bool = True) -> Iterator[Path]:
+def parts_folder(output: Path) -> Iterator[Path]:
     """Keep what will become a table in a folder beside it, which is removed once the block has ended well.
 
     Args:
         output: The table.
-        shared: Whether other processes of the same job keep theirs there too.
-        first: Whether it is for this one to remove it.
 
     Yields:
         The folder.
@@ -32,7 +30,7 @@ def parts_folder(output: Path, *, shared: bool = False, first: bool = True) -> I
     folder = output.with_name(f"{output.name}.parts")
     with files.writing("--output", folder):
         folder.mkdir(exist_ok=True)
-        held = locked_folder(folder, wait=False, shared=shared)
+        held = locked_folder(folder, wait=False)
     with held as alone:
         if not alone:
             remedy = "another process makes this one: wait for it, or name another file"
@@ -42,11 +40,10 @@ def parts_folder(output: Path, *, shared: bool = False, first: bool = True) -> I
         except BaseException as error:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # if there is nothing in it
-            if isinstance(error, KeyboardInterrupt) and folder.exists():
+            if isinstance(error, KeyboardInterrupt | ClusterError) and folder.exists():
                 say(f"interrupted; the same command goes on from what is in {folder}", err=True)
             raise
-        if first:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(output: Path) -> None:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.errors import InputError
-from lora_capacity_cli.options import FILE, engine_options, examples, format_option, seeds_option
+from lora_capacity_cli.options import (
+    FILE,
+    engine_options,
+    examples,
+    format_option,
+    ray_option,
+    refuse_given,
+    seeds_option,
+)
 from lora_capacity_cli.output import print_facts, print_json, print_table, print_warnings
 from lora_capacity_cli.runtime import prepare, progress_bar
 
@@ -81,6 +89,7 @@ _TITLES = {
 )
 @engine_options
 @seeds_option(1)
+@ray_option
 @format_option
 def validate(
     runs: Path | None,
@@ -98,6 +107,7 @@ def validate(
     engine: str,
     seed: int,
     seeds: int,
+    ray: str | None,
     output_format: str,
 ) -> None:
     """Compare predictions with measured runs, or with the starts of servers.
@@ -125,7 +135,9 @@ def validate(
     for option, file in (("--terms", terms), ("--efficiencies", efficiencies)):
         if leave_out is not None and file is not None:
             raise InputError(option, str(file), "not together with --leave-out, which fits them itself")
-    prepare()
+    if engine == "steady" or runs is None:
+        refuse_given(("ray",), "--engine steady" if runs else "no runs", "it is for runs with --engine event")
+    prepare(ray=ray)
     if startup is not None:
         _validate_startups(startup, models, terms, leave_out, output_format)
         return

@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lora_capacity.text import LONGEST_SHOWN, brief, printable
 
@@ -37,9 +37,16 @@ class InputError(LoraCapacityError, ValueError):
         message = f"{where}: {brief(value)} is not allowed; allowed: {allowed}"
         super().__init__(printable(f"{message}; {remedy}" if remedy else message))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.field, self.value, self.allowed, self.remedy)
+
 
 class InfeasibleError(LoraCapacityError):
     """The question is well put but no configuration satisfies it."""
+
+
+class ClusterError(LoraCapacityError):
+    """The cluster that the work was given to is lost, or cannot do it."""
 
 
 class ImpossibleResultError(LoraCapacityError):
@@ -50,8 +57,12 @@ class ImpossibleResultError(LoraCapacityError):
     """
 
     def __init__(self, what: str) -> None:
+        self.what = what
         remedy = "this is a fault of lora-capacity: please report it, with this line and the workload"
         super().__init__(f"impossible result: {what}; {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what,)
 
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:

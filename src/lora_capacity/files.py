@@ -47,18 +47,17 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def locked(handle: int, *, wait: bool = True, shared: bool = False) -> Iterator[bool]:
+def locked(handle: int, *, wait: bool = True) -> Iterator[bool]:
     """Hold a lock of an open file or folder until the block ends; without one where the file system knows none.
 
     Args:
         handle: Its descriptor.
         wait: Whether to wait for others that hold it.
-        shared: Whether others may hold it too that share it.
 
     Yields:
         Whether nobody else holds it.
     """
-    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    kind = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
     try:
         fcntl.flock(handle, kind)
     except BlockingIOError:
@@ -75,11 +74,11 @@ def locked(handle: int, *, wait: bool = True, shared: bool = False) -> Iterator[
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path, *, wait: bool = True, shared: bool = False) -> Iterator[bool]:
+def locked_folder(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a folder, as `locked` does."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with locked(handle, wait=wait, shared=shared) as alone:
+        with locked(handle, wait=wait) as alone:
             yield alone
     finally:
         os.close(handle)

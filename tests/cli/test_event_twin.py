@@ -162,15 +162,6 @@ def test_what_only_steps_can_tell_is_refused_without_them(run: Run, minute: Path
     assert option[0] in result.stderr
 
 
-@pytest.mark.parametrize("place", ["here", "localhost:1,2/2", "localhost:1,a/2"])
-def test_processes_that_cannot_be(run: Run, minute: Path, place: str) -> None:
-    grid = ("--adapters", 8, "--max-loras", 8, "-o", "grid.csv")
-    result = run("sweep", minute, *grid, "--processes", place)
-    assert result.exit_code == 2
-    assert "--processes" in result.stderr
-    assert "HOST:PORT,NUMBER/ALL" in result.stderr
-
-
 def test_compare(run: Run, minute: Path) -> None:
     grid = ("--adapters", "12,15", "--max-loras", 8, "--seeds", 1)
     found = answer(run("compare", minute, *grid, "-o", "both.csv", "--format", "json"))

@@ -134,6 +134,7 @@ BOUNDS: dict[str, Given | list[Given]] = {
     "--goodput": [given("ttft:50"), refused("ttft:5", "--goodput", "ttft:6"), refused("itl:5"), refused("ttft=5")],
     "--attainment": [given(1), refused(1.5)],
 }
+NOWHERE = refused("127.0.0.1:1")
 EMITTED = [given("k8s", "--unformatted"), refused("k8s", "--format", "table")]
 SEARCH: dict[str, Given | list[Given]] = {
     "--calibration": given(QWEN),
@@ -162,7 +163,7 @@ STARTED = {
 }
 CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     "optimize": SEARCH | {"--report": given("page.html"), "--emit": EMITTED},
-    "place": {**BOUNDS, "--seed": given(7), "--seeds": given(2), "--emit": given("servers")},
+    "place": {**BOUNDS, "--ray": NOWHERE, "--seed": given(7), "--seeds": given(2), "--emit": given("servers")},
     "report": SEARCH
     | {option: given("s" if option == "--time-unit" else "8") for option in RECORDED}
     | {"--deal": given("zipf:8")}
@@ -198,6 +199,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         **CACHING,
     },
     "sweep": {
+        "--ray": NOWHERE,
         "--calibration": given(QWEN),
         **DERIVED,
         **BOUNDS,
@@ -207,7 +209,6 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--engine": given("event"),
         "--seed": [given(7, *EVENT), refused(7)],
         "--seeds": [given(2, *EVENT), refused(2)],
-        "--processes": refused("nobody"),
         **SETTINGS,
         **CACHING,
     },
@@ -224,6 +225,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         **CACHING,
     },
     "label": {
+        "--ray": NOWHERE,
         "--calibration": given(QWEN),
         **DERIVED,
         "--space": given("other.yaml"),
@@ -262,6 +264,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         **UNTRAINED,
     },
     "validate": {
+        "--ray": [refused("127.0.0.1:1", *EVENT), refused("local")],
         "--calibration": given("other_llama.json"),
         "--engine": given("event"),
         "--seed": [given(7, *EVENT), refused(7)],

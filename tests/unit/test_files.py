@@ -56,8 +56,6 @@ def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == [".file.2.part", ".file2.1.part", "file"]
 
 
-def test_a_folder_is_locked_for_one_or_shared_by_several(tmp_path: Path) -> None:
+def test_a_folder_is_locked_for_one(tmp_path: Path) -> None:
     with locked_folder(tmp_path) as alone, locked_folder(tmp_path, wait=False) as second:
         assert (alone, second) == (True, False)
-    with locked_folder(tmp_path, shared=True), locked_folder(tmp_path, wait=False, shared=True) as second:
-        assert second

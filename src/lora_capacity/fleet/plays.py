@@ -15,7 +15,7 @@ from lora_capacity.run.batches import Observation
 from lora_capacity.run.drawn import Drawn
 from lora_capacity.run.events import Source, run_events
 from lora_capacity.run.requests import pack_first
-from lora_capacity.run.steady import Progress
+from lora_capacity.run.tasks import Remembered
 from lora_capacity.scenarios import Scenarios
 from lora_capacity.search import Needed
 from lora_capacity.search.margin import judged_columns
@@ -79,17 +79,15 @@ class Plays:
     Attributes:
         fleet: The fleet.
         items: What is placed.
-        progress: Called with the servers played of a round and their total.
         played: How many servers were played, over all loads and seeds.
     """
 
     fleet: Fleet
     items: Items
-    progress: Progress | None = None
     played: int = 0
 
     def __post_init__(self) -> None:
-        self._stream = functools.lru_cache(maxsize=_STREAMS)(self._draw_stream)
+        self._stream = Remembered(self._draw_stream, _STREAMS)
 
     def reached(self, servers: Sequence[Server], loads: ArrayLike, seeds: Sequence[int]) -> FloatArray:
         """Return how much of what is needed servers reach, ``[servers, loads, seeds]``: below 1 where one fails."""
@@ -132,18 +130,24 @@ class Plays:
         max_loras = np.array([server.slots(self.items) for server in servers])
         plain = scenarios_of(self.fleet, self.fleet.pools[pool], load, max_loras).take(own)
         scenarios = plain.scaled(np.array([factor for _, factor, _ in each]))
-        ranks = np.unique(self.fleet.ranks)
-
-        def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> Drawn:
-            requests = [self._requests(*each[i]) for i in indices]
-            served = [[adapter for adapter, _ in each[i][0].adapters(self.items)] for i in indices]
-            classes = [np.searchsorted(ranks, self.fleet.ranks[adapters]) for adapters in served]
-            return pack_first(part, requests, classes, most.tolist(), seed=0, indices=[each[i][2] for i in indices])
-
-        source = Source.drawing(draw, None, self.fleet.traffic.output_tokens)
+        source = Source.drawing(functools.partial(self._draw, each), None, self.fleet.traffic.output_tokens)
         calibration = self.fleet.pools[pool].calibration
-        results = run_events(calibration, scenarios, source, Observation(), None, self.progress)
+        results = run_events(calibration, scenarios, source, Observation(), None, None)
         return judged_columns(scenarios, results)
+
+    def _draw(
+        self,
+        played: Sequence[tuple[Server, float, int]],
+        part: Scenarios,
+        indices: Sequence[int],
+        most: NDArray[np.int64],
+    ) -> Drawn:
+        """Return the requests of some servers played, each under its load and with its seed."""
+        ranks, own = np.unique(self.fleet.ranks), [played[i] for i in indices]
+        served = [[adapter for adapter, _ in server.adapters(self.items)] for server, _, _ in own]
+        classes = [np.searchsorted(ranks, self.fleet.ranks[adapters]) for adapters in served]
+        requests = [self._requests(*each) for each in own]
+        return pack_first(part, requests, classes, most.tolist(), seed=0, indices=[seed for _, _, seed in own])
 
     def _requests(self, server: Server, load: float, seed: int) -> Requests:
         """Return the requests of a server's adapters, in order of arrival."""

@@ -38,8 +38,9 @@ from lora_capacity.workload import Requests
 WIDTH_ACCELERATOR = 4096
 """Most configurations that an accelerator runs at once: fewer use less of its vector units."""
 
-LONGEST_BATCH, BATCHES_PER_CORE = 16, 4
-"""Most configurations in a batch on a CPU, and batches that each core should get at least, for an even end."""
+LONGEST_BATCH, BATCHES = 16, 256
+"""Most configurations in a batch on a CPU; and batches that there should be at least, for an even end on many cores.
+How many cores there are changes no batch: results are the same to the bit on any number of machines."""
 
 WORTH_COMPILING, MOST_SIZES = 64, 4
 """Configurations for which tables of a size of their own are compiled, which saves memory; and most such sizes."""
@@ -175,17 +176,19 @@ class Batches:
         """Rules of this vLLM's scheduler."""
         return self.calibration.behaviour.scheduler
 
-    def cut(self, wanted: NDArray[np.bool_]) -> list[Batch]:
-        """Return batches of the configurations wanted, ``[configs]``; the longest first, for an even end.
+    def cut(self, wanted: NDArray[np.bool_] | None = None) -> list[Batch]:
+        """Return batches of the configurations wanted, ``[configs]``, or of all; the longest first, for an even end.
 
         Raises:
             InputError: If a configuration alone needs more memory than there is.
         """
+        if wanted is None:
+            wanted = np.ones(self.configs, dtype=bool)
         widest = self._widest(int(wanted.sum()))
         batches = [
             batch
             for size in np.unique(self.block_size[wanted])  # a static setting of what is compiled
-            for rows in self._alike(wanted & (self.block_size == size), max(WORTH_COMPILING, self.at_once * widest))
+            for rows in self._alike(wanted & (self.block_size == size), max(WORTH_COMPILING, widest))
             for batch in self._cut_alike(rows, widest)
         ]
         return sorted(batches, key=lambda batch: -self.work[batch.rows].max())
@@ -218,10 +221,9 @@ class Batches:
 
     def _widest(self, configs: int) -> int:
         """Return how many configurations to put into a batch."""
-        share = configs / (self.at_once * self._devices * jax.process_count())
         if self.processors:
-            return min(_power(share / BATCHES_PER_CORE), LONGEST_BATCH)
-        return self._devices * min(_power(share), WIDTH_ACCELERATOR)
+            return min(_power(self.configs / BATCHES), LONGEST_BATCH)
+        return self._devices * min(_power(configs / self._devices), WIDTH_ACCELERATOR)
 
     @property
     def _devices(self) -> int:

@@ -1,5 +1,6 @@
 """Configurations run by the event twin for processors, one after the other."""
 
+import contextlib
 import dataclasses
 import functools
 import shutil
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from lora_capacity.costs import Costs, StepTerms, experts_time_s, launched_grids, step_terms
 from lora_capacity.engines import SchedulerRules
+from lora_capacity.files import locked_folder
 from lora_capacity.run.drawn import order_of_loading
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.compiled import ADAPTER, REQUEST, STEP, Server, keep_compiled, records, simulate_server
@@ -205,18 +207,23 @@ def _simulation() -> Callable[[Server], bool]:
 
 
 def _compile() -> None:
-    """Compile the twin, or load it; what is kept and cannot be read is made anew."""
+    """Compile the twin, or load it; what is kept and cannot be read is made anew.
+
+    Of several processes that begin at once one compiles, and the others load what it kept.
+    """
     empty = Server.empty(
         {"kv_blocks": 1, "block_size": 1}, records(1, ADAPTER), records(0, REQUEST), records(1, STEP), entries=1
     )
     kept: Any = jax.config
     folder = kept.jax_compilation_cache_dir
-    if folder is not None:
-        keep_compiled(simulate_server, Path(folder) / "event_twin")
-    try:
+    if folder is None:
         simulate_server(empty)
-    except Exception:
-        if folder is None:
-            raise
-        shutil.rmtree(Path(folder) / "event_twin", ignore_errors=True)
-        simulate_server(empty)
+        return
+    kept_in = Path(folder) / "event_twin"
+    keep_compiled(simulate_server, kept_in)
+    with locked_folder(Path(folder)) if Path(folder).is_dir() else contextlib.nullcontext():
+        try:
+            simulate_server(empty)
+        except Exception:
+            shutil.rmtree(kept_in, ignore_errors=True)
+            simulate_server(empty)

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,10 +14,10 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number
 from lora_capacity.run.batches import Batch, Batches, Observation
 from lora_capacity.run.checkpoint import Checkpoint, Part
-from lora_capacity.run.distributed import any_process, gather, own_share
 from lora_capacity.run.drawn import Drawn
 from lora_capacity.run.requests import draw_requests, pack_first
 from lora_capacity.run.steady import Progress, run_steady, with_classes
+from lora_capacity.run.tasks import Remembered, run_tasks
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.workload import LengthDistribution, Requests, Workload
@@ -95,16 +94,25 @@ def _sample_source(
         for column in (sample.input_tokens, sample.output_tokens)
     )
 
-    def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> Drawn:
-        lengths = inputs[indices], outputs[indices]
-        return draw_requests(part, *lengths, seed=number, indices=indices, most=most, warmup_s=warmup_s)
-
     return Source(
-        draw,
+        functools.partial(_draw_of_sample, number, inputs, outputs, warmup_s),
         (number, np.asarray(sample.input_tokens), np.asarray(sample.output_tokens)),
         ResidenceTime.of_lengths(sample.output_lengths),
         int(np.max(sample.output_tokens)),
     )
+
+
+def _draw_of_sample(
+    seed: int,
+    inputs: NDArray[Any],
+    outputs: NDArray[Any],
+    warmup_s: float,
+    part: Scenarios,
+    indices: Sequence[int],
+    most: NDArray[np.int64],
+) -> Drawn:
+    lengths = inputs[indices], outputs[indices]
+    return draw_requests(part, *lengths, seed=seed, indices=indices, most=most, warmup_s=warmup_s)
 
 
 def _workload_source(
@@ -114,18 +122,37 @@ def _workload_source(
     served = np.asarray(scenarios.class_count).sum(axis=1).astype(int)
     rates, ranks = workload.adapters.deal(max(int(served.max()), 1))
     _, class_of = np.unique(np.stack([rates, ranks], axis=1), axis=0, return_inverse=True)
-    sample = _sampler(workload, served, loads)
-    caching = {"longest_prefix": _longest_prefix(scenarios, workload), "cached": scenarios.cached_share is not None}
+    most = (rates.sum() + workload.base_rate_per_s) * workload.horizon_s * max(loads)
+    sample = Remembered(functools.partial(_sampled, workload), int(np.clip(_CACHED_REQUESTS / most, 1, 256)))
+    longest_prefix = _longest_prefix(scenarios, workload)
+    caching = {"longest_prefix": longest_prefix, "cached": scenarios.cached_share is not None}
     packed: dict[str, Any] = {"seed": 0, "warmup_s": warmup_s, **caching}
+    asked = list(zip(served.tolist(), seeds, loads, strict=True))
+    draw = functools.partial(_draw_of_workload, sample, asked, class_of.reshape(-1), packed)
+    question = seeds, loads, vars(sample(int(served.max()), seeds[0], loads[0]))
+    return Source.drawing(draw, question, workload.output_tokens, longest_prefix)
 
-    def draw(part: Scenarios, indices: Sequence[int], most: NDArray[np.int64]) -> Drawn:
-        requests = [sample(int(served[i]), seeds[i], loads[i]) for i in indices]
-        classes = [class_of.reshape(-1)[: served[i]] for i in indices]
-        return pack_first(part, requests, classes, most.tolist(), indices=[seeds[i] for i in indices], **packed)
 
-    every = sample(int(served.max()), seeds[0], loads[0])
-    question = seeds, loads, vars(every)
-    return Source.drawing(draw, question, workload.output_tokens, _longest_prefix(scenarios, workload))
+def _draw_of_workload(
+    sample: Callable[[int, int, float], Requests],
+    asked: Sequence[tuple[int, int, float]],
+    class_of: NDArray[Any],
+    packed: Mapping[str, Any],
+    part: Scenarios,
+    indices: Sequence[int],
+    most: NDArray[np.int64],
+) -> Drawn:
+    own = [asked[i] for i in indices]
+    requests = [sample(*each) for each in own]
+    classes, seeds = [class_of[:served] for served, _, _ in own], [seed for _, seed, _ in own]
+    return pack_first(part, requests, classes, most.tolist(), indices=seeds, **packed)
+
+
+def _sampled(workload: Workload, adapters: int, seed: int, load: float) -> Requests:
+    """Return the requests of a workload under a load; those of a trace are pressed together."""
+    longer = workload if workload.trace is not None else workload.lasting(load)
+    requests = longer.sample_requests(adapters, seed)
+    return dataclasses.replace(requests, arrival_s=requests.arrival_s / load)
 
 
 def _longest_prefix(scenarios: Scenarios, workload: Workload) -> int:
@@ -140,24 +167,6 @@ def _longest_prefix(scenarios: Scenarios, workload: Workload) -> int:
 def _spread(values: ArrayLike, configs: int) -> list[Any]:
     spread: list[Any] = np.broadcast_to(np.asarray(values), (configs,)).tolist()
     return spread
-
-
-def _sampler(
-    workload: Workload, served: NDArray[np.int64], loads: Sequence[float]
-) -> Callable[[int, int, float], Requests]:
-    """Return what samples requests, given adapters, seed and load; the latest samples are kept."""
-    rates, _ = workload.adapters.deal(max(int(served.max()), 1))
-    most = (rates.sum() + workload.base_rate_per_s) * workload.horizon_s * max(loads)
-
-    @functools.lru_cache(maxsize=int(np.clip(_CACHED_REQUESTS / most, 1, 256)))
-    def sample(adapters: int, seed: int, load: float) -> Requests:
-        longer = workload
-        if workload.trace is None:
-            longer = workload.lasting(load)
-        requests = longer.sample_requests(adapters, seed)
-        return dataclasses.replace(requests, arrival_s=requests.arrival_s / load)
-
-    return sample
 
 
 def run_events(
@@ -200,20 +209,27 @@ def run_events(
     done = np.zeros(batches.configs, dtype=bool)
     for rows, _ in kept:
         done[rows] = True
-    own = own_share(batches.cut(~any_process(done)))
-    if not own and not kept:  # others have run all; they still ask for something
-        own = batches.cut(np.ones_like(done))[-1:]
+    # All are cut, whatever is done already: a configuration is always in the same batch, which rounding depends on.
+    left = [batch for batch in batches.cut() if not done[batch.rows].all()]
+    before = sum(batches.work[rows].sum() for rows, _ in kept)
+    total = max(before + sum(batches.work[batch.rows].sum() for batch in left), 1.0)  # 0 if no server starts
+    told = 0
 
-    def run(batch: Batch) -> Part:
-        results = _run_batch(batches, batch, host, source)
+    def finished(part: Part) -> None:
+        nonlocal before, told
         if folder:
-            folder.save(batch.rows, results)
-        return batch.rows, results
+            folder.save(*part)
+        before += batches.work[part[0]].sum()
+        told += 1
+        if progress is not None:
+            share = 1.0 if told == len(left) else min(before / total, 1.0)
+            progress(int(batches.configs * share), batches.configs)
 
-    known = kept + _all_of(run, own, batches, sum(batches.work[rows].sum() for rows, _ in kept), progress)
-    results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part for _, part in known))
-    whole: Results = gather(np.concatenate([rows for rows, _ in known]), results)
-    return whole
+    if progress is not None and kept:
+        progress(int(batches.configs * before / total), batches.configs)
+    run = functools.partial(_run_batch, batches, host, source.draw)
+    known = kept + run_tasks(run, left, finished, threads=batches.at_once)
+    return _in_order(np.arange(batches.configs), known)
 
 
 def _check_host_memory(host: Any) -> None:
@@ -228,49 +244,27 @@ def _check_host_memory(host: Any) -> None:
         raise InputError("loaded_at_start", True, "False with the event twin on an accelerator", remedy)
 
 
-def _run_batch(batches: Batches, batch: Batch, host: Any, source: Source) -> Results:
+def _run_batch(batches: Batches, host: Any, draw: _Draw, batch: Batch) -> Part:
     """Run a batch; where clients had sent all requests of a table before the horizon, again with a longer one.
 
     How many requests tables hold rests on what the steady twin sees completed, and that can be too few.
     """
     rows = batch.rows
     part = host.take(rows)
-    results, again = batches.run(batch, part, source.draw(part, rows.tolist(), batches.most[rows]))
+    results, again = batches.run(batch, part, draw(part, rows.tolist(), batches.most[rows]))
     if not again.any():
-        return results
+        return rows, results
     wanted = np.isin(np.arange(batches.configs), rows[again])
     longer = batches.with_longer_tables(wanted)
-    parts = [(each.rows, _run_batch(longer, each, host, source)) for each in longer.cut(wanted)]
+    parts = [_run_batch(longer, host, draw, each) for each in longer.cut(wanted)]
     if not again.all():
         parts.append((rows[~again], jax.tree.map(lambda leaf: leaf[~again], results)))
-    return _in_order(rows, parts)
+    return rows, _in_order(rows, parts)
 
 
 def _in_order(rows: NDArray[np.int64], parts: Sequence[Part]) -> Results:
-    """Return the results of parts together, in the order of the rows."""
-    known = np.concatenate([each for each, _ in parts])
-    place = np.argsort(known)[np.argsort(np.argsort(rows))]  # where each row stands among those known
+    """Return the results of parts together, in the order of the rows; one that stands in two parts is taken once."""
+    known, first = np.unique(np.concatenate([each for each, _ in parts]), return_index=True)
+    place = first[np.searchsorted(known, rows)]
     results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves)[place], *(part for _, part in parts))
     return results
-
-
-def _all_of(
-    run: Callable[[Batch], Part], own: Sequence[Batch], batches: Batches, before: float, progress: Progress | None
-) -> list[Part]:
-    """Run batches, as many at once as pays; what is under way when interrupted is finished, nothing more begun."""
-    total = max(before + sum(batches.work[batch.rows].sum() for batch in own), 1.0)  # 0 if no server starts
-    found: list[Part] = []
-    if progress is not None and before:
-        progress(int(batches.configs * before / total), batches.configs)
-    with ThreadPoolExecutor(batches.at_once) as pool:
-        try:
-            for part in pool.map(run, own):
-                found.append(part)
-                if progress is not None:
-                    before += batches.work[part[0]].sum()
-                    share = 1.0 if len(found) == len(own) else min(before / total, 1.0)
-                    progress(int(batches.configs * share), batches.configs)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return found

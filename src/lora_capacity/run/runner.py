@@ -77,7 +77,7 @@ def simulate(
     The steady twin solves a model of averages. The event twin runs every engine step of a server whose requests are
     those of the workload (a trace is replayed), or have Poisson arrivals and lengths from a sample. What happens there
     in a configuration of a workload depends on its own settings, seed and load alone; with a sample, on its place too.
-    In a `jax.distributed` job every process calls it with the same arguments, and gets all answers.
+    Within `lora_capacity.run.on_ray` the machines of a cluster do it, with the same answers.
 
     Args:
         calibration: Whose costs and vLLM version hold, or its name or file.

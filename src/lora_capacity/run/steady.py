@@ -2,13 +2,13 @@
 
 A sweep is cut into chunks of one shape, so that it compiles once, and small enough that a chunk stays in a core's
 cache. With several devices a chunk is sharded over them; on the CPU, whose single device runs such a chunk on one core,
-as many chunks are in flight as there are cores. The processes of a `jax.distributed` job share the chunks out.
+as many chunks are in flight as there are cores.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError, check_type
-from lora_capacity.run.distributed import gather, own_share
 from lora_capacity.run.resources import available_cores, check_affordable
+from lora_capacity.run.tasks import run_tasks
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.twins.steady import ResidenceTime, simulate_steady
 from lora_capacity.twins.steady.cached import ROUNDS, Saved, nothing_saved, saved_by_prefixes
@@ -39,6 +39,9 @@ def check_progress(progress: object, name: str = "progress") -> None:
 CHUNK_CPU, CHUNK_ACCELERATOR = 128, 16384
 """Configurations per device in a chunk. A core's cache holds the former, and a search asks for a few dozen at a time:
 512 take a sixth less of a core each, but four times as long where few are asked for. The latter fills a GPU."""
+
+_CHUNKS_SENT = 64
+"""Chunks that go to another machine together: a fifth of a second of work."""
 
 _CLASS_STEP = 4
 """Classes are padded to a multiple of this, so that workloads with about as many share what was compiled."""
@@ -159,32 +162,61 @@ def _run_chunks(
     host = with_classes(scenarios, classes + -classes % _CLASS_STEP)
     devices = jax.local_devices()
     on_cpu = devices[0].platform == "cpu"
-    mesh = Mesh(np.array(devices), ("configs",))
-    spec: Any = PartitionSpec
-    split, whole = NamedSharding(mesh, spec("configs")), NamedSharding(mesh, spec())
-    costs = jax.device_put(calibration.costs, whole)
-    own_time = residence.weight.ndim == 2
-    times = jax.tree.map(np.transpose, residence) if own_time else jax.device_put(residence, whole)
-    split_times = NamedSharding(mesh, spec(None, "configs"))
     size = (CHUNK_CPU if on_cpu else CHUNK_ACCELERATOR) * len(devices)
+    starts = range(0, configs, size)
+    done = 0
 
-    def run(start: int) -> Results:
-        chunk_times = times
-        if own_time:
-            chunk_times = jax.device_put(jax.tree.map(np.transpose, _padded(times, start, size)), split_times)
-        return _run_chunk(costs, jax.device_put(_padded(host, start, size), split), chunk_times)
+    def count(_: Results) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(configs * done // len(starts), configs)
 
-    starts = own_share(range(0, configs, size))
-    parts = []
-    with ThreadPoolExecutor(max(1, available_cores() // len(devices)) if on_cpu else 1) as pool:
-        for number, part in enumerate(pool.map(run, starts), start=1):
-            parts.append(part)
-            if progress is not None:
-                progress(configs * number // len(starts), configs)
-    known: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    rows = np.concatenate([np.minimum(np.arange(start, start + size), configs - 1) for start in starts])
-    results: Results = gather(rows, known)
+    chunks = _Chunks(calibration.costs, host, jax.tree.map(np.asarray, residence), size)
+    threads = max(1, available_cores() // len(devices)) if on_cpu else 1
+    parts = run_tasks(chunks.run, starts, count, threads=threads, together=_CHUNKS_SENT)
+    results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:configs], *parts)
     return dataclasses.replace(results, class_service=results.class_service[:, :classes])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+    """Configurations, ``[configs]``, to be run in chunks of one size on the devices of whichever process does it."""
+
+    costs: Costs
+    host: Scenarios
+    residence: ResidenceTime
+    size: int
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(jax.local_devices()), ("configs",))
+
+    @functools.cached_property
+    def _costs(self) -> Costs:
+        costs: Costs = self._placed(self.costs)
+        return costs
+
+    @functools.cached_property
+    def _residence(self) -> ResidenceTime:
+        residence: ResidenceTime = self._placed(self.residence)
+        return residence
+
+    def _placed(self, tree: Any, *axes: str | None) -> Any:
+        """Put arrays on the devices: a share of the axis of configurations on each, or all on all."""
+        spec: Any = PartitionSpec
+        return jax.device_put(tree, NamedSharding(self._mesh, spec(*axes)))
+
+    def run(self, start: int) -> Results:
+        """Return what happens in the chunk that begins there; the last one is filled up."""
+        if self.residence.weight.ndim == 2:
+            own = _padded(jax.tree.map(np.transpose, self.residence), start, self.size)
+            times = self._placed(jax.tree.map(np.transpose, own), None, "configs")
+        else:
+            times = self._residence
+        chunk = self._placed(_padded(self.host, start, self.size), "configs")
+        results: Results = jax.tree.map(np.asarray, _simulate_chunk(self._costs, chunk, times))
+        return results
 
 
 def with_classes(scenarios: Scenarios, classes: int) -> Scenarios:
@@ -234,11 +266,6 @@ def with_classes(scenarios: Scenarios, classes: int) -> Scenarios:
         shared = (count * host.class_shared_tokens) @ member * share
         merged = dataclasses.replace(merged, class_shared_tokens=shared)
     return merged
-
-
-def _run_chunk(costs: Costs, chunk: Scenarios, residence: ResidenceTime) -> Results:
-    results: Results = jax.tree.map(np.asarray, _simulate_chunk(costs, chunk, residence))
-    return results
 
 
 def _padded(tree: Any, start: int, size: int) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import time
@@ -23,6 +24,7 @@ from lora_capacity.files import write_whole
 from lora_capacity.reading import parse_json
 from lora_capacity.run.checkpoint import discard, open_folder, package_version
 from lora_capacity.run.steady import Progress
+from lora_capacity.run.tasks import run_tasks
 from lora_capacity.scenarios import STARVED_SHORTFALL
 from lora_capacity.scenarios.workload_batch import FloatArray, IntArray, WorkloadBatch
 from lora_capacity.surrogate.discrepancy import corrections
@@ -235,23 +237,36 @@ def label(
 
 def _surveyed(calibration: Calibration, workloads: WorkloadBatch, folder: Path | None, done: Any) -> Surfaces:
     """Survey shard by shard, but for those that are there."""
-    shards = []
-    for start in range(0, len(workloads), SHARD):
-        path = None if folder is None else folder / f"shard-{start:07d}.npz"
-        shard = None if path is None or not path.exists() else _kept(path, min(SHARD, len(workloads) - start))
-        if shard is None:
-            shard = vars(survey(calibration, workloads.take(slice(start, start + SHARD))))
-            if path is not None:
-                file = io.BytesIO()
-                np.savez(file, **shard)
-                write_whole(path, file.getvalue())
-        shards.append(shard)
-        done(min(start + SHARD, len(workloads)))
-    return Surfaces(**{name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]})
+    starts = range(0, len(workloads), SHARD)
+    paths = {} if folder is None else {start: folder / f"shard-{start:07d}.npz" for start in starts}
+    found = {start: _kept(path, min(SHARD, len(workloads) - start)) for start, path in paths.items()}
+    shards = {start: shard for start, shard in found.items() if shard is not None}
+
+    def finished(ended: tuple[int, dict[str, Any]]) -> None:
+        start, shard = ended
+        if start in paths:
+            file = io.BytesIO()
+            np.savez(file, **shard)
+            write_whole(paths[start], file.getvalue())
+        shards[start] = shard
+        done(min(SHARD * len(shards), len(workloads)))
+
+    if shards:
+        done(min(SHARD * len(shards), len(workloads)))
+    left = [slice(start, start + SHARD) for start in starts if start not in shards]
+    run_tasks(functools.partial(_survey_shard, calibration, workloads), left, finished, threads=1)
+    known = [shards[start] for start in starts]
+    return Surfaces(**{name: np.concatenate([shard[name] for shard in known]) for name in known[0]})
+
+
+def _survey_shard(calibration: Calibration, workloads: WorkloadBatch, shard: slice) -> tuple[int, dict[str, Any]]:
+    return shard.start, vars(survey(calibration, workloads.take(shard)))
 
 
 def _kept(path: Path, workloads: int) -> dict[str, Any] | None:
-    """Return a shard; None where it is damaged, which is told."""
+    """Return a shard; None where there is none, or it is damaged, which is told."""
+    if not path.exists():
+        return None
     names = {entry.name for entry in fields(Surfaces)}
     damaged = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
     with contextlib.suppress(*damaged), np.load(io.BytesIO(path.read_bytes())) as kept:

@@ -78,9 +78,9 @@ def corrections(
         nothing is to be simulated.
     """
     feasible = np.flatnonzero(optima.max_loras[:simulated] > 0)
-    if not feasible.size:
-        return np.zeros(surfaces.slots.shape), {}
     points = [(row, *point) for row in feasible.tolist() for point in _points(workloads, optima, surfaces, row)]
+    if not points:
+        return np.zeros(surfaces.slots.shape), {}
     row, adapters, slots = np.array(points, np.int64).reshape(-1, 3).T
     lengths = _lengths(workloads, feasible, row, np.random.default_rng(seed))
     asked = workloads.take(row)

@@ -66,10 +66,13 @@ def test_configurations_of_one_block_size_go_together() -> None:
         assert set(block_size[batch.rows]) == {batch.block_size}
 
 
-@pytest.mark.parametrize(("configs", "largest"), [(1, 1), (3, 1), (10, 2), (60, 8), (500, 16), (5000, 16)])
-def test_few_configurations_keep_all_cores_busy(configs: int, largest: int) -> None:
-    plan = make_plan(most=np.full(configs, 4096), work=np.ones(configs), adapters=np.full(configs, 31))
-    assert plan.cut(plan.work > 0)[0].rows.size == largest
+@pytest.mark.parametrize(("configs", "largest"), [(1, 1), (256, 1), (500, 2), (5000, 16)])
+def test_few_configurations_keep_many_cores_busy_and_no_batch_depends_on_how_many(configs: int, largest: int) -> None:
+    work = np.random.default_rng(0).random(configs)
+    plan = make_plan(most=np.full(configs, 4096), work=work, adapters=np.full(configs, 31))
+    few, many = (dataclasses.replace(plan, at_once=cores).cut() for cores in (1, 64))
+    assert few[0].rows.size == largest
+    assert [batch.rows.tolist() for batch in few] == [batch.rows.tolist() for batch in many]
 
 
 @pytest.mark.parametrize("processors", [True, False])

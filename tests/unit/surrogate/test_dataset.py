@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import pickle
 
 import numpy as np
 import pyarrow
@@ -7,6 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from lora_capacity.errors import InputError
+from lora_capacity.run.tasks import ELSEWHERE
 from lora_capacity.surrogate import Dataset, Space, label
 from lora_capacity.surrogate import dataset as module
 from lora_capacity.surrogate.simulation import simulate_workloads
@@ -86,6 +88,24 @@ def test_interrupted_labels_go_on(calibration, tmp_path, monkeypatch):
         label(calibration, Space(), 8, seed=1, checkpoint_dir=parts)
 
 
+def test_shards_made_elsewhere_in_any_order_are_the_same(calibration, tmp_path, monkeypatch):
+    def elsewhere(task, items, finished, together):
+        answers = [pickle.loads(pickle.dumps(task))(item) for item in reversed(items)]
+        for answer in answers:
+            finished(answer)
+        return answers
+
+    monkeypatch.setattr(module, "SHARD", 4)
+    here = label(calibration, Space(), 10)
+    token = ELSEWHERE.set(elsewhere)
+    found = label(calibration, Space(), 10, checkpoint_dir=tmp_path / "parts")
+    ELSEWHERE.reset(token)
+    for name in ("optima", "surfaces"):
+        for key, values in vars(getattr(here, name)).items():
+            np.testing.assert_array_equal(getattr(getattr(found, name), key), values)
+    assert len(list((tmp_path / "parts").glob("*.npz"))) == 3
+
+
 def test_a_server_without_room_for_a_slot_has_no_optimum(calibration):
     small = label(calibration, Space(gpu_memory_gib=(24,)), 2)
     assert small.optima.max_loras.tolist() == [0, 0]
@@ -100,6 +120,14 @@ def test_what_the_event_twin_plays_changes_the_labels(calibration):
     assert not np.any(steady.correction)
     assert np.any(played.correction)
     np.testing.assert_array_equal(steady.surfaces.slots, played.surfaces.slots)
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_played_the_steady_twin_stands(calibration):
+    space = dataclasses.replace(Space(), horizon_s=60.0, rates_per_s=(0.2, 3.0))
+    labels = label(calibration, space, 12, played=2)
+    assert labels.about["plays"] == {}
+    assert not np.any(labels.correction)
 
 
 def test_complaints_about_files(tmp_path):
