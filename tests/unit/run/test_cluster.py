@@ -170,7 +170,8 @@ print("the same")
 def compiled_here() -> set[str]:
     """Return what of the twins the user's folder of compiled code holds, which this process uses from now on."""
     keep_compiled_code()
-    folder = Path(jax.config.jax_compilation_cache_dir)
+    config: Any = jax.config
+    folder = Path(config.jax_compilation_cache_dir)
     return {path.name for path in folder.rglob("*") if path.match("*.nbc") or path.match("*simulate_steady*-cache")}
 
 
