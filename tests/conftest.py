@@ -1,9 +1,18 @@
 """What all tests share: the measured tables, deterministic examples, array shapes checked as the library runs."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # What is compiled is shared by the workers of a run and the commands that they start, and gone after it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lora-capacity-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
