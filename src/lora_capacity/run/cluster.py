@@ -31,6 +31,9 @@ _LOOK_S, _LOOKS = 1.0, 5
 _CONNECT_S = 5.0
 """Longest wait for an address to answer; Ray itself waits for two minutes."""
 
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What a client says first: the preface, and its settings, none. A server says its own (RFC 9113, section 3.4)."""
+
 
 @contextlib.contextmanager
 def on_ray(address: str) -> Iterator[None]:
@@ -71,7 +74,7 @@ def _connected(address: str) -> Any:
     if address == "local":
         how |= {"num_cpus": available_cores(), "num_gpus": 0, "include_dashboard": False}
     elif address != "auto" and not _answers(address):
-        raise InputError("ray", address, _ALLOWED, "nothing answers there")
+        raise InputError("ray", address, _ALLOWED, "no head of a cluster answers there")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "os.fork")  # by JAX: what Ray starts runs another program at once
@@ -82,15 +85,18 @@ def _connected(address: str) -> Any:
 
 
 def _answers(address: str) -> bool:
-    """Say whether something listens at an address."""
+    """Say whether what listens at an address speaks HTTP/2, as Ray's head does, and few others do."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()):
         raise InputError("ray", address, _ALLOWED)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":  # it waits for a certificate first
+                return True
+            connection.sendall(_HTTP2_GREETING)
+            return connection.recv(9)[3:4] == _HTTP2_GREETING[-6:-5]
     except (OSError, OverflowError):
         return False
-    return True
 
 
 class _Cluster:

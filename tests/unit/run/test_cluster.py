@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -48,8 +49,8 @@ SWEEP = ["sweep", "w.yaml", "--engine", "event", "--adapters", "8:64:4", "--max-
 @pytest.mark.parametrize(
     ("address", "told"),
     [
-        ("127.0.0.1:1", "allowed: local, auto, or HOST:PORT.*; nothing answers there"),
-        ("nowhere.invalid:6379", "nothing answers there"),
+        ("127.0.0.1:1", "allowed: local, auto, or HOST:PORT.*; no head of a cluster answers there"),
+        ("nowhere.invalid:6379", "no head of a cluster answers there"),
         ("6379", "allowed: local, auto, or HOST:PORT"),
         ("host:port", "allowed: local, auto, or HOST:PORT"),
     ],
@@ -59,6 +60,21 @@ def test_an_address_where_nothing_answers_is_told_at_once(address: str, told: st
     with pytest.raises(InputError, match=rf"^ray: '{address}' .*{told}"), on_ray(address):
         pass
     assert time.monotonic() - began_s < 30  # Ray itself waits for two minutes
+
+
+def test_a_server_of_another_kind_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        other = threading.Thread(target=refuse)
+        other.start()
+        with pytest.raises(InputError, match="no head of a cluster answers there"):
+            on_ray(f"127.0.0.1:{server.getsockname()[1]}").__enter__()
+        other.join()
 
 
 def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
