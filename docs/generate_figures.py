@@ -11,7 +11,6 @@ from lora_capacity.costs import step_time_s
 from lora_capacity.engines import ServerConfig
 from lora_capacity.reports import svg
 from lora_capacity.reports.figures import stand_alone
-from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.units import MS_PER_S
 
 FOLDER = Path(__file__).parent / "assets" / "figures"
@@ -113,7 +112,7 @@ def slots() -> str:
     def served(adapters: int, *rates_per_s: float) -> list[float]:
         asked = workload(*rates_per_s)
         scenarios = build_scenarios(asked, CALIBRATION, adapters=adapters, max_loras=np.minimum(counts, adapters))
-        results = simulate(CALIBRATION, scenarios, ResidenceTime.of_lengths(asked.output_tokens))
+        results = simulate(CALIBRATION, scenarios, asked)
         return np.where(counts <= adapters, results.ttft_s, np.nan).tolist()
 
     series = {
@@ -134,7 +133,7 @@ def batch() -> str:
         given = dataclasses.replace(
             one, class_rate_per_s=(loads[:, None] / 16.0 + 0.0 * one.class_rate_per_s).astype("float32")
         )
-        return simulate(CALIBRATION, given, ResidenceTime.of_lengths(asked.output_tokens)).mean_running.tolist()
+        return simulate(CALIBRATION, given, asked).mean_running.tolist()
 
     series = {f"max_num_seqs {seqs}": running(seqs) for seqs in (64, 128, 256)}
     return chart("The batch", "requests in the batch, mean", "requests per second", loads.tolist(), series)
@@ -223,10 +222,24 @@ def interval() -> str:
     def wait(adapters: int) -> list[float]:
         one = build_scenarios(asked, CALIBRATION, adapters=[adapters] * hours.size, max_loras=adapters)
         given = dataclasses.replace(one, horizon_s=np.asarray(hours, "float32"))
-        return simulate(CALIBRATION, given, ResidenceTime.of_lengths(asked.output_tokens)).ttft_s.tolist()
+        return simulate(CALIBRATION, given, asked).ttft_s.tolist()
 
     series = {f"{adapters} requests/s": wait(adapters) for adapters in (24, 28, 32)}
     return chart("Transients", "mean time to first token, s", "time looked at, s", hours.tolist(), series, log=True)
+
+
+def python_sweep() -> str:
+    """The sweep of the notebook: throughput over adapters, a line for each number of slots."""
+    asked = workload(0.12, 0.06, 0.03)
+    adapters, slots = range(12, 301, 12), (8, 16, 32, 64, 128)
+
+    def served(count: int) -> list[float]:
+        columns = build_scenarios(asked, CALIBRATION, adapters=adapters, max_loras=count)
+        told = simulate(CALIBRATION, columns, asked)
+        return np.where(np.array(adapters) < count, np.nan, told.throughput_tokens_per_s).tolist()
+
+    series = {f"{count} slots": served(count) for count in slots}
+    return chart("Sweep", "throughput, tokens/s", "adapters", adapters, series)
 
 
 FIGURES: dict[str, Callable[[], str]] = {
@@ -237,6 +250,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "queue": queue,
     "tiers": tiers,
     "preemption": preemption,
+    "python-sweep": python_sweep,
     "transients": interval,
 }
 
