@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.errors import InputError
+from lora_capacity_cli.completion import CALIBRATION
 from lora_capacity_cli.files import check_output, writing
 from lora_capacity_cli.options import FILE, derivation_options, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json, print_table, shown
@@ -28,7 +29,7 @@ _ACCURACY = ("runs", "throughput_smape", "itl_smape", "starved_right")
 def calibrations(ctx: click.Context, output_format: str) -> None:
     """List the calibrations that come with the package.
 
-    `calibrations show NAME` tells all of one.
+    `calibrations show NAME` prints one in full.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -38,7 +39,7 @@ def calibrations(ctx: click.Context, output_format: str) -> None:
     if output_format == "json":
         print_json(found)
     else:
-        print_table("Calibrations; errors are on scenarios held out", [_row(each) for each in found])
+        print_table("Calibrations; errors on held-out scenarios", [_row(each) for each in found])
 
 
 @calibrations.command(
@@ -46,7 +47,7 @@ def calibrations(ctx: click.Context, output_format: str) -> None:
         "lora-capacity calibrations show llama-3.1-8b-instruct-h100-64gb",
     )
 )
-@click.argument("name", metavar="NAME|FILE")
+@click.argument("name", type=CALIBRATION, metavar="NAME|FILE")
 @format_option
 def show(name: str, output_format: str) -> None:
     """Show a calibration: coefficients, ranges, errors and provenance."""
@@ -72,8 +73,10 @@ def show(name: str, output_format: str) -> None:
 )
 @derivation_options
 @click.option("--enforce-eager", is_flag=True, help="Without CUDA graphs.")
-@click.option("--fully-sharded-loras", is_flag=True, help="Adapters divided over the GPUs too.")
-@click.option("--efficiencies", type=FILE, metavar="FILE.json", help="What `fit SPEEDS.csv` wrote. [default: bundled]")
+@click.option("--fully-sharded-loras", is_flag=True, help="Shard adapters over the GPUs too.")
+@click.option(
+    "--efficiencies", type=FILE, metavar="FILE.json", help="File written by `fit SPEEDS.csv`. [default: bundled]"
+)
 @click.option("--name", help="Name of the calibration. [default: model and GPU]")
 @click.option("-o", "--output", type=FILE, metavar="FILE.json", help="File to write.")
 @format_option
@@ -88,8 +91,8 @@ def derive(
 ) -> None:
     """Derive a calibration from a model's shape and a GPU's data sheet.
 
-    Coefficients come with how sure they are: measured calibrations of the same GPU narrow them, and few runs of your
-    own correct them (`fit --prior`).
+    Every coefficient has an error. Measured calibrations of the same GPU reduce it, and a few runs of your own correct
+    it (`fit --prior`).
     """
     from lora_capacity.calibration import Efficiencies, derive_calibration
     from lora_capacity.memory import Deployment
@@ -121,7 +124,7 @@ def derive(
             "coefficient": name,
             "value": f"{entry['value']:.4g} {entry['unit']}",
             "error": _percent(errors.get(name)),
-            "rests on": found.provenance["rests_on"].get(name, ""),
+            "from": found.provenance["rests_on"].get(name, ""),
         }
         for group in content["coefficients"].values()
         for name, entry in group.items()

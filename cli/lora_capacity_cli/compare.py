@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import (
     FILE,
     GRID,
@@ -26,7 +27,7 @@ _WORST = 12
 """Most configurations that are told one by one: what is read on a screen."""
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity compare examples/few_busy.yaml --adapters 8:40:4 --max-loras 4,8,16",
         "lora-capacity compare examples/many_idle.yaml --adapters 32:256:32 --max-loras 8,32 -o comparison.parquet",
@@ -34,12 +35,23 @@ _WORST = 12
 )
 @workload_argument
 @calibration_options
-@click.option("--adapters", type=GRID, required=True, help="Numbers of adapters (max_cpu_loras).")
-@click.option("--max-loras", type=GRID, required=True, help="Numbers of slots; those above the adapters are left out.")
+@click.option("--adapters", type=GRID, required=True, help="Numbers of adapters.")
 @click.option(
-    "--tolerance", type=float, default=0.02, show_default=True, help="Share of throughput from which twins differ."
+    "--max-loras",
+    type=GRID,
+    required=True,
+    help="Numbers of slots; combinations with more slots than adapters are left out.",
 )
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="Table of all configurations, .parquet or .csv.")
+@click.option(
+    "--tolerance",
+    type=float,
+    default=0.02,
+    show_default=True,
+    help="Relative difference of throughput from which the twins count as different.",
+)
+@click.option(
+    "-o", "--output", type=FILE, metavar="FILE", help="Also write all configurations to a table: .parquet or .csv."
+)
 @seed_option
 @seeds_option(2)
 @server_options(grids=True)
@@ -56,12 +68,12 @@ def compare(
     settings: dict[str, Any],
     output_format: str,
 ) -> None:
-    """Show where the two twins differ, and why.
+    """Show where the steady and the event twin differ, and why.
 
-    WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
+    WORKLOAD is a YAML or JSON file. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
 
-    With a table to write, what has been simulated is kept in FILE.parts until it is there: when interrupted, the same
-    command goes on.
+    With --output, results are kept in FILE.parts until the table is written: after an interruption the same command
+    resumes.
     """
     if output is not None:
         check_output(output)

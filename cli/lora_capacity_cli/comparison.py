@@ -111,8 +111,8 @@ def _differences(calibration: "Calibration", kv_cache_tokens: int, measured: "Me
 
 def print_comparison(document: dict[str, Any]) -> None:
     """Print predicted and measured, two lines a configuration."""
-    sources = {"event": "the event twin, of the same requests", "steady": "the steady twin, of as many requests"}
-    title = f"{document['model']}, {document['seconds']:g} s each; predicted by {sources[document['engine']]}"
+    sources = {"event": "the event twin (same requests)", "steady": "the steady twin"}
+    title = f"{document['model']}, {document['seconds']:g} s each; predictions by {sources[document['engine']]}"
     print_table(title, [row for each in document["points"] for row in _lines(each)])
     for each in document["points"]:
         print_warnings(f"A {each['max_cpu_loras']}, S {each['max_loras']}: {text}" for text in each["warnings"])

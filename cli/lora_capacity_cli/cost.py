@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from lora_capacity.units import MS_PER_S
 from lora_capacity.words import FAILURES, plural
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import (
     CalibrationChoice,
     adapter_options,
@@ -40,7 +39,7 @@ _NOTHING = 1e-4
 _NO_BOUNDS: dict[str, Any] = {"goodput": (), "attainment": None}
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity cost examples/few_busy.yaml --adapters 24 --max-loras 8",
         "lora-capacity cost examples/many_idle.yaml --model Qwen3-8B --gpu L40S",
@@ -62,10 +61,10 @@ def cost(
     settings: dict[str, Any],
     output_format: str,
 ) -> None:
-    """Say what LoRA costs: the base model alone, one adapter, idle slots, all adapters, and one more of each.
+    """Show what LoRA costs: base model, one adapter, idle slots, all adapters, one more of each.
 
-    WORKLOAD is a YAML or JSON file of adapters and traffic. All servers get the same requests; each is compared
-    with one that has one thing less.
+    WORKLOAD is a YAML or JSON file. All servers get the same requests; each is compared with the server before it in
+    the chain, which lacks one thing.
     """
     prepare()
     from lora_capacity.scenarios import extrapolations
@@ -137,7 +136,7 @@ def _print(document: dict[str, Any]) -> None:
         for name, (head, factor) in _COLUMNS.items():
             row[head] = _with_difference(each[name] * factor, each["difference"].get(name), factor)
         rows.append(row)
-    print_table(f"What LoRA costs {document['model']} (in brackets: beside the server with one thing less)", rows)
+    print_table(f"Cost of LoRA, {document['model']} (in brackets: change from the server that lacks one thing)", rows)
     failed = [
         f"{_spoken(each)}: {FAILURES[each['status']]}" for each in document["servers"] if each["status"] in FAILURES
     ]
@@ -149,8 +148,8 @@ def _spoken(each: dict[str, Any]) -> str:
     return {
         "base_model": "base model, without LoRA",
         "idle_slots": f"{adapters}, {slots}",
-        "next_adapter": f"one adapter more: {each['adapters']:,}",
-        "next_slot": f"one slot more: {each['max_loras']:,}",
+        "next_adapter": f"one more adapter: {each['adapters']:,}",
+        "next_slot": f"one more slot: {each['max_loras']:,}",
     }.get(each["server"], f"{adapters}, {slots}")
 
 

@@ -9,7 +9,6 @@ import click
 
 from lora_capacity.errors import InputError
 from lora_capacity.files import write_whole
-from lora_capacity.reading import read_mapping
 
 
 def check_output(option: str, output: Path, suffixes: tuple[str, ...]) -> None:
@@ -55,6 +54,8 @@ def _other_files(option: str) -> Iterator[tuple[str, Path]]:
 
 def _tables(workload: Path) -> list[Path]:
     """Return the tables that a workload file refers to; none where it cannot be read, which is told elsewhere."""
+    from lora_capacity.reading import read_mapping
+
     try:
         content: Any = read_mapping(workload)
         requests = content.get("requests") or {}

@@ -8,6 +8,7 @@ import click
 
 from lora_capacity.errors import InputError
 from lora_capacity_cli.files import check_output, writing
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json, print_table
 from lora_capacity_cli.runtime import prepare, progress_bar
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lora_capacity.memory import EstimatedTerms
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity fit my_profile -o calibration.json",
         "lora-capacity fit my_profile --runs my_profile/serving_runs.csv -o calibration.json",
@@ -31,26 +32,26 @@ if TYPE_CHECKING:
     "--prior",
     type=click.STRING,
     metavar="NAME|FILE",
-    help="Calibration to correct by a few --runs, in place of a profile: one that `calibrations derive` wrote.",
+    help="Calibration to correct with a few --runs instead of a profile, such as one from `calibrations derive`.",
 )
-@click.option("--model", metavar="NAME", help="Model to fit, where the tables hold several.")
+@click.option("--model", metavar="NAME", help="Model to fit, if the tables have several.")
 @click.option(
     "--runs",
     type=FILE,
     metavar="RUNS.csv",
-    help="Serving runs to fit to as well, each workload also held back in turn. [default: microbenchmarks alone]",
+    help="Serving runs to fit as well; errors hold out each workload in turn. [default: microbenchmarks only]",
 )
 @click.option("--name", help="Name of the calibration. [default: model and GPU]")
 @click.option(
     "--models",
     type=FILE,
     metavar="MODELS.csv",
-    help="Where the config.json of each model of the table is (see `validate`). [default: bundled shapes]",
+    help="Table of the models' config.json files; see `validate`. [default: bundled shapes]",
 )
 @click.option(
-    "--from-nothing", is_flag=True, help="Fit memory terms to STARTUPS.csv alone. [default: correct the bundled ones]"
+    "--from-nothing", is_flag=True, help="Fit memory terms to STARTUPS.csv only. [default: correct the bundled ones]"
 )
-@click.option("--source", default="", metavar="TEXT", help="Where the table is from, for the file.")
+@click.option("--source", default="", metavar="TEXT", help="Source of the table, recorded in the file.")
 @click.option("-o", "--output", type=FILE, required=True, metavar="FILE.json", help="File to write.")
 @format_option
 def fit(
@@ -65,13 +66,15 @@ def fit(
     output: Path,
     output_format: str,
 ) -> None:
-    """Estimate the coefficients of a calibration, or what holds for any server, from measured tables.
+    """Fit a calibration, memory terms or GPU efficiencies to measured tables.
 
-    PROFILE_DIR holds kv_capacity.csv, backbone_latency.csv, adapter_latency.csv, adapter_loading.csv and profile.json,
-    which tells model, GPU and vLLM version. STARTUPS.csv holds a start a row, as `observe --startup-log` makes them;
-    the terms fitted to them tell the memory that shapes do not. SPEEDS.csv holds a speed a row (see `validate`); the
-    efficiencies fitted to them tell what GPUs reach of their data sheets. With --prior a few runs suffice.
-    """
+    \b
+    PROFILE_DIR   written by `profile`: gives a calibration
+    STARTUPS.csv  written by `observe --startup-log`: gives memory terms
+    SPEEDS.csv    one measured speed per row: gives GPU efficiencies
+
+    With --prior a few runs are enough to correct a calibration.
+    """  # noqa: D301 - click's mark of lines that stay as they are is the character itself
     check_output("--output", output, (".json",))
     prepare()
     if prior is not None:

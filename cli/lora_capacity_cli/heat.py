@@ -34,7 +34,7 @@ def print_map(grid: "PlanGrid") -> None:
     most = float(np.nanmax(throughput)) if np.isfinite(throughput).any() else 0.0
     signs = np.array([[_SIGNS.get(verdict, " ") for verdict in row] for row in grid.verdict])
     signs[grid.best[::-1]] = "o"
-    console.print(Text("Throughput by adapters, across, and slots, up", style="bold"))
+    console.print(Text("Throughput by adapters (across) and slots (up)", style="bold"))
     for row in reversed(range(grid.slots.size)):
         line = Text(f"{grid.slots[row]:>7,} ")
         for sign, value in zip(signs[row].tolist(), throughput[row].tolist(), strict=True):

@@ -8,13 +8,14 @@ import click
 from lora_capacity.errors import LARGEST_WHOLE
 from lora_capacity.words import duration, shown
 from lora_capacity_cli.files import check_output, writing
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import FILE, CalibrationChoice, calibration_options, examples, format_option, ray_option
 from lora_capacity_cli.output import print_facts, print_json
 from lora_capacity_cli.runtime import prepare, progress_bar
 from lora_capacity_cli.tables import parts_folder
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity label -o labels.parquet",
         "lora-capacity label --space space.yaml --workloads 4096 --played 0 -o labels.parquet",
@@ -25,28 +26,30 @@ from lora_capacity_cli.tables import parts_folder
     "--space",
     type=FILE,
     metavar="FILE",
-    help="YAML or JSON file of ranges that workloads and servers are drawn from. [default: the paper's, and beyond]",
+    help="YAML or JSON file of the ranges that workloads and servers are drawn from. [default: built-in]",
 )
 @click.option(
-    "--workloads", type=click.IntRange(min=1, max=1_000_000), default=2048, show_default=True, help="How many to draw."
+    "--workloads",
+    type=click.IntRange(min=1, max=1_000_000),
+    default=2048,
+    show_default=True,
+    help="Number of workloads.",
 )
 @click.option(
     "--played",
     type=click.IntRange(min=0),
     default=64,
     show_default=True,
-    help="Of how many the event twin simulates some near the best, to correct all by; 0: the steady twin alone.",
+    help="Workloads for which the event twin simulates configurations near the best, to correct all labels; 0: none.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0, max=LARGEST_WHOLE),
     default=0,
     show_default=True,
-    help="Equal seeds give equal labels.",
+    help="Seed of the workloads.",
 )
-@click.option(
-    "-o", "--output", type=FILE, required=True, metavar="FILE.parquet", help="File to write; its name ends in .parquet."
-)
+@click.option("-o", "--output", type=FILE, required=True, metavar="FILE.parquet", help="Table to write.")
 @ray_option
 @format_option
 def label(
@@ -59,14 +62,13 @@ def label(
     ray: str | None,
     output_format: str,
 ) -> None:
-    """Find the best adapters and slots of many workloads, as labels for `train`.
+    """Find the best adapters and slots for many workloads, as training data for `train`.
 
-    Workloads and servers are drawn evenly from a space. For each, the steady twin predicts a grid of 20 by 20
-    configurations and what lies around the best; the event twin simulates the first ones near their best,
-    and a model of the difference corrects all.
+    Workloads and servers are drawn uniformly from a space. For each one the steady twin predicts a grid of 20 × 20
+    configurations and refines it around the best. The event twin simulates some of them; a model of the difference
+    corrects all labels.
 
-    What is finished is kept in FILE.parquet.parts until the file is written: when interrupted, the same command goes
-    on.
+    Results are kept in FILE.parquet.parts until the file is written: after an interruption the same command resumes.
     """
     check_output("--output", output, (".parquet",))
     prepare(ray=ray)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -98,6 +97,8 @@ def _told(error: Exception) -> int:
     if isinstance(error, OSError):  # what is read is checked where it is read
         where = "the output" if error.filename is None else str(error.filename)
         return _complain(f"{where} cannot be written: {error.strerror or error}", NO_OUTPUT)
+    import traceback
+
     traceback.print_exception(error)
     return FAULT
 
@@ -123,7 +124,7 @@ def _complain(message: str, code: int) -> int:
 )
 @click.version_option(package_name="lora-capacity", message="%(prog)s %(version)s")
 def main() -> None:
-    """Predict how many LoRA adapters one vLLM server can serve, and with how many slots on the GPU."""
+    """Predict how many LoRA adapters a vLLM server can serve, and with how many slots on the GPU."""
 
 
 COMMANDS = (

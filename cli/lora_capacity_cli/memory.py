@@ -9,6 +9,8 @@ import click
 from lora_capacity.errors import InputError
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.words import REFUSALS, plural
+from lora_capacity_cli.completion import GPU, MODEL
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import FILE, Modules, examples, format_option
 from lora_capacity_cli.output import (
     gibibytes,
@@ -41,23 +43,23 @@ _NEEDS = {"lora_target_modules": "restricts_target_modules", "specialize_active_
 """Flags that only some versions have, and the rule that says so."""
 
 _OPTIONS: dict[str, tuple[Any, str]] = {
-    "tensor_parallel_size": (int, "GPUs that share every layer."),
-    "pipeline_parallel_size": (int, "Stages of GPUs that share the layers out."),
-    "quantization": (str, "How weights are stored, where the model's files do not say: fp8, awq, gptq, int8, ..."),
-    "kv_cache_dtype": (str, "Type of the KV cache: auto, fp8, ..."),
-    "max_loras": (int, "Slots; 0 for a server without LoRA."),
+    "tensor_parallel_size": (int, "GPUs for tensor parallelism."),
+    "pipeline_parallel_size": (int, "Stages of pipeline parallelism."),
+    "quantization": (str, "Quantization of the weights, if config.json does not say: fp8, awq, gptq, int8, ..."),
+    "kv_cache_dtype": (str, "Data type of the KV cache: auto, fp8, ..."),
+    "max_loras": (int, "Slots on the GPU; 0 for a server without LoRA."),
     "max_cpu_loras": (int, "Adapters in host memory. [default: --max-loras]"),
-    "max_lora_rank": (int, "Rank that slots are reserved for."),
-    "lora_target_modules": (Modules(), "Modules that slots are reserved for, with commas between."),
-    "max_num_seqs": (int, "Most requests in a step."),
-    "max_num_batched_tokens": (int, "Most tokens in a step."),
-    "gpu_memory_utilization": (float, "Share of the GPU memory that the server plans with."),
-    "max_model_len": (int, "Longest sequence, prompt and output together, in tokens."),
-    "block_size": (int, "Tokens of a KV block."),
+    "max_lora_rank": (int, "Largest rank that a slot holds."),
+    "lora_target_modules": (Modules(), "Modules that slots are reserved for, separated by commas."),
+    "max_num_seqs": (int, "Maximum concurrent sequences."),
+    "max_num_batched_tokens": (int, "Token budget of a step."),
+    "gpu_memory_utilization": (float, "Share of GPU memory that vLLM may use."),
+    "max_model_len": (int, "Maximum tokens of a request, prompt plus output."),
+    "block_size": (int, "Tokens per KV block."),
     "enforce_eager": (bool, "No CUDA graphs."),
-    "fully_sharded_loras": (bool, "Divide adapters over the GPUs as far as they can be."),
-    "specialize_active_lora": (bool, "CUDA graphs for every power of two of active adapters."),
-    "enable_lora": (bool, "Whether the server has slots for adapters at all. [default: yes, or as the line says]"),
+    "fully_sharded_loras": (bool, "Shard adapters over the GPUs as far as possible."),
+    "specialize_active_lora": (bool, "CUDA graphs for every power of two of active adapters (vLLM 0.16 or later)."),
+    "enable_lora": (bool, "Whether the server has adapter slots. [default: yes, or as --serve-line says]"),
 }
 """vLLM's flags, their types, and what they are for."""
 
@@ -72,30 +74,35 @@ def _flag_options(command: Any) -> Any:
     return command
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity memory --model Qwen3-8B --gpu L4 --max-loras 4 --max-lora-rank 16",
-        'lora-capacity memory --gpu A10G --serve-line "vllm serve Qwen/Qwen3-8B --enable-lora --max-model-len 4096"',
+        'lora-capacity memory --gpu A10G --serve-line "vllm serve Qwen/Qwen3-8B --enable-lora"',
     )
 )
-@click.option("--model", metavar="DIR|NAME", help="A model's folder or config.json, or the name of a well-known model.")
-@click.option("--gpu", metavar="NAME", help="The GPU: RTX 4090, L4, A100-80GB, H100, ...")
-@click.option("--gpu-memory-gib", type=float, metavar="GIB", help="Its memory as the driver reports it.")
+@click.option("--model", type=MODEL, metavar="DIR|NAME", help="Model: its folder, config.json, or name (Qwen3-8B).")
+@click.option("--gpu", type=GPU, metavar="NAME", help="GPU: RTX 4090, L4, A100-80GB, H100, ...")
+@click.option("--gpu-memory-gib", type=float, metavar="GIB", help="GPU memory as nvidia-smi reports it.")
 @click.option(
     "--host-memory-gib",
     type=float,
     metavar="GIB",
-    help="Host memory for adapters: how many of them --max-cpu-loras can be.",
+    help="Host memory for adapters; the answer then says how large --max-cpu-loras can be.",
 )
-@click.option("--vllm-version", metavar="VERSION", help="vLLM's version. [default: the newest that is known]")
-@click.option("--serve-line", metavar="LINE", help="Settings as in this `vllm serve ...`; other options override it.")
-@click.option("--config", type=FILE, metavar="FILE", help="Settings as in this file for `vllm serve --config`.")
+@click.option("--vllm-version", metavar="VERSION", help="vLLM version. [default: newest supported]")
 @click.option(
-    "--adapter", type=FILE, metavar="DIR", help="An adapter, whose adapter_config.json tells rank and modules."
+    "--serve-line", metavar="LINE", help="A `vllm serve ...` command to read settings from; other options override it."
 )
-@click.option("--layouts", type=FILE, metavar="FILE", help="Layouts of architectures besides those that are known.")
 @click.option(
-    "--terms", type=FILE, metavar="FILE.json", help="Memory terms that `fit STARTUPS.csv` wrote. [default: the bundled]"
+    "--config",
+    type=FILE,
+    metavar="FILE",
+    help="A `vllm serve --config` file to read settings from; other options override it.",
+)
+@click.option("--adapter", type=FILE, metavar="DIR", help="An adapter; its adapter_config.json gives rank and modules.")
+@click.option("--layouts", type=FILE, metavar="FILE", help="Layouts of further model architectures.")
+@click.option(
+    "--terms", type=FILE, metavar="FILE.json", help="Memory terms written by `fit STARTUPS.csv`. [default: bundled]"
 )
 @_flag_options
 @format_option
@@ -113,10 +120,10 @@ def memory(
     output_format: str,
     **flags: Any,
 ) -> None:
-    """Say whether a server fits its GPUs, where their memory goes, and how many adapter slots have room.
+    """Check whether a server fits its GPUs, where memory goes, and how many adapter slots fit.
 
-    Needs no calibration: weights, slots and KV cache follow from the model's shape; what does not is estimated, and the
-    answer says how far that may be off.
+    No calibration is needed: weights, slots and KV cache follow from the model's shape. Activations and other terms are
+    estimated; intervals show how far off they may be.
     """
     from lora_capacity.memory import EstimatedTerms, answer_memory
 
@@ -161,7 +168,7 @@ def _gpu(name: str | None, memory_gib: float | None) -> "Gpu":
     from lora_capacity.hardware import Gpu, find_gpu
 
     if name is None and memory_gib is None:
-        raise InputError("--gpu", "nothing", "a GPU's name, or --gpu-memory-gib")
+        raise InputError("--gpu", None, "a GPU name, or --gpu-memory-gib")
     known = find_gpu(name).gpu if name is not None else Gpu("GPU", 1)
     if memory_gib is None:
         return known
@@ -190,7 +197,7 @@ def _question(
                 f"--{flag.replace('_', '-')}", given[flag], f"nothing: vLLM {behaviour.version} has no such flag"
             )
     if "model" not in given:
-        raise InputError("--model", "nothing", "a model's folder, config.json or name")
+        raise InputError("--model", None, "a model's folder, config.json or name")
     shape = find_shape(given["model"], given.get("quantization"), layouts)
     enabled = bool(given.get("enable_lora", lora)) and given.get("max_loras") != 0
     if not enabled and any(given.get(name) for name in ("max_loras", "max_lora_rank", "lora_target_modules")):
@@ -214,7 +221,7 @@ def _question(
 def _document(question: "MemoryQuestion", answer: "MemoryAnswer") -> dict[str, Any]:
     plan, server = answer.plans["expected"], question.server
     status = answer.status()
-    lacks = f" (a GPU lacks {gibibytes(answer.lacking_bytes)})"
+    lacks = f" ({gibibytes(answer.lacking_bytes)} too little per GPU)"
     return {
         "model": question.model.name,
         "gpu": question.gpu.name,
@@ -266,40 +273,40 @@ def _print(question: "MemoryQuestion", answer: "MemoryAnswer", document: dict[st
     requests = document["kv_cache_requests"]
     facts = {label: gibibytes(float(getattr(plan, field)[0])) for field, label in _PER_GPU.values()}
     if not counted:
-        facts["CUDA graphs"] += ", beside the share that is planned with"
-    facts["KV cache"] += f", {shown(document['kv_bytes_per_token'])} bytes a token"
-    facts["KV tokens"] = f"{expected:,} ({low:,} to {high:,} on nine of ten servers)"
+        facts["CUDA graphs"] += ", outside --gpu-memory-utilization"
+    facts["KV cache"] += f", {shown(document['kv_bytes_per_token'])} bytes per token"
+    facts["KV tokens"] = f"{expected:,} (90 % interval: {low:,} to {high:,})"
     length = question.server.max_model_len
-    facts[f"requests of {length:,} tokens at once"] = (
+    facts[f"concurrent requests of {length:,} tokens"] = (
         f"{shown(requests['expected'])} ({shown(requests['low'])} to {shown(requests['high'])})"
     )
     if question.enable_lora:
         most = answer.most_max_loras
         facts["one slot"] = f"{gibibytes(answer.slot_bytes)} at rank {question.server.max_lora_rank}"
-        facts["most slots"] = f"{most['expected']:,} ({most['low']:,} to {most['high']:,})"
+        facts["maximum slots"] = f"{most['expected']:,} ({most['low']:,} to {most['high']:,})"
         facts["host memory"] = (
             f"{gibibytes(answer.host_bytes)} for {plural(question.server.max_cpu_loras, 'adapter')}, "
             f"{gibibytes(answer.host_bytes_per_adapter)} each"
         )
         if "most_max_cpu_loras" in document:
-            facts["most adapters in host memory"] = f"{document['most_max_cpu_loras']:,}"
+            facts["maximum adapters in host memory"] = f"{document['most_max_cpu_loras']:,}"
     print_facts("Each GPU", facts)
     if question.enable_lora:
         rows = [
-            {"max_lora_rank": rank, "one slot": gibibytes(size), "most max_loras": most}
+            {"max_lora_rank": rank, "one slot": gibibytes(size), "maximum max_loras": most}
             for rank, (most, size) in answer.slots_by_rank.items()
         ]
         print_table("Slots by rank", rows)
     rows = [
         {
             "flag": f"{_flag(each.flag)} {'' if each.value is True else shown_value(each.value)}".strip(),
-            "room on a GPU": gibibytes(each.room_bytes),
+            "memory freed": gibibytes(each.room_bytes),
             "KV tokens": each.kv_cache_tokens,
             "starts": each.starts,
         }
         for each in answer.remedies
     ]
-    print_table("What makes room", rows)
+    print_table("Flags that free memory", rows)
     print_warnings(_warnings(answer, document))
 
 
@@ -318,10 +325,10 @@ def _gpus(question: "MemoryQuestion") -> str:
 def _warnings(answer: "MemoryAnswer", document: dict[str, Any]) -> list[str]:
     found = []
     if document["status"] == "ok" and document["status_range"]["low"] != "ok":
-        found.append("it is close: on one of twenty servers it would not start")
+        found.append("close to the limit: one in twenty such servers would not start")
     held = document["settings"].get("max_cpu_loras", 0)
     if held > document.get("most_max_cpu_loras", held):
-        found.append(f"host memory does not hold max_cpu_loras {held:,}: vLLM does not look, and runs out of it later")
+        found.append(f"host memory is too small for max_cpu_loras {held:,}: vLLM does not check, and fails later")
     if document["not_looked_at"]:
-        found.append(f"not looked at, as it says nothing of memory: {', '.join(document['not_looked_at'])}")
+        found.append(f"ignored, no effect on memory: {', '.join(document['not_looked_at'])}")
     return found

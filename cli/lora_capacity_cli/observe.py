@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.errors import InputError
-from lora_capacity.reading import read_text
 from lora_capacity.units import MS_PER_S
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import duration, percent, print_facts, print_json, print_warnings, say, shown
 from lora_capacity_cli.servers import stages
@@ -59,10 +59,10 @@ class Time(click.ParamType):
         return float(match[1]) * _UNITS_S[match[2] or ""]
 
 
-@click.command(
+@command(
     epilog=examples(
-        "lora-capacity observe http://127.0.0.1:8000 --workload my_workload.yaml --model my-model --adapters 24 \\",
-        "    --max-lora-rank 16 --max-num-seqs 256 --max-num-batched-tokens 2048 --window 10m -o runs.csv",
+        "lora-capacity observe http://127.0.0.1:8000 --workload my_workload.yaml --model my-model --adapters 24 "
+        "--max-lora-rank 16 --max-num-seqs 256 --max-num-batched-tokens 2048 --window 10m -o runs.csv",
         "lora-capacity observe at-1200.txt at-1210.txt --window 10m --max-loras 8 ... -o runs.csv",
         "lora-capacity observe --startup-log vllm.log --gpu L4 -o startups.csv",
     )
@@ -72,37 +72,35 @@ class Time(click.ParamType):
     "--startup-log",
     type=FILE,
     metavar="LOG",
-    help="Log of a vLLM server, whose start becomes a row of a table for `validate --startup` and `fit`.",
+    help="Read the start of a server from its log, as a row for `validate --startup` and `fit`.",
 )
-@click.option("--workload", type=FILE, help="Rates and ranks of the adapters, and the lengths.")
-@click.option("--model", metavar="NAME", help="Name of the model, as its calibration or profile has it.")
+@click.option("--workload", type=FILE, help="Workload file: rates and ranks of the adapters, request lengths.")
+@click.option("--model", metavar="NAME", help="Name of the model, as in its calibration or profile.")
 @click.option(
     "--model-name",
     metavar="NAME",
-    help="Name of the model in the metrics, where they tell of several. [default: MODEL]",
+    help="Name of the model in the metrics, if there are several. [default: --model]",
 )
 @click.option(
     "--engine-index",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Engine to observe, where a server has several. [default: the only one]",
+    help="Engine to observe, if the server has several. [default: the only one]",
 )
 @click.option("--gpu", default="", metavar="NAME", help="Name of the GPU.")
 @click.option("--adapters", type=click.IntRange(min=1), metavar="A", help="Adapters served.")
-@click.option(
-    "--max-loras", type=click.IntRange(min=1), metavar="S", help="Slots. [default: what the server says of itself]"
-)
-@click.option("--max-lora-rank", type=click.IntRange(min=1), help="Rank that slots are reserved for.")
-@click.option("--max-num-seqs", type=click.IntRange(min=1), help="Most requests in a step.")
-@click.option("--max-num-batched-tokens", type=click.IntRange(min=1), help="Most tokens in a step.")
-@click.option("--max-model-len", type=click.IntRange(min=1), help="Longest sequence. [default: the model's own]")
+@click.option("--max-loras", type=click.IntRange(min=1), metavar="S", help="Slots. [default: from the metrics]")
+@click.option("--max-lora-rank", type=click.IntRange(min=1), help="Largest rank that a slot holds.")
+@click.option("--max-num-seqs", type=click.IntRange(min=1), help="Maximum concurrent sequences.")
+@click.option("--max-num-batched-tokens", type=click.IntRange(min=1), help="Token budget of a step.")
+@click.option("--max-model-len", type=click.IntRange(min=1), help="Maximum tokens of a request. [default: the model's]")
 @click.option(
     "--window",
     "window_s",
     type=Time(),
     metavar="TIME",
-    help="How long a server is observed, such as 10m; or the time from the first dump to the last. "
-    "or of a single dump from the server's start on. [default: 10m; of dumps: what the files' times say]",
+    help="How long to observe, such as 10m. For dumps: time from the first to the last, or from the server's start to "
+    "a single one. [default: 10m; for dumps, from the files' times]",
 )
 @click.option(
     "-o",
@@ -110,7 +108,7 @@ class Time(click.ParamType):
     type=FILE,
     required=True,
     metavar="TABLE.csv",
-    help="Table that the run, or the start, is added to; made if absent.",
+    help="Table to append the run, or the start, to.",
 )
 @format_option
 @click.pass_context
@@ -128,17 +126,15 @@ def observe(
     engine_index: int | None,
     **settings: Any,
 ) -> None:
-    """Make a serving run of what a server's metrics say, for `fit --runs` and `validate`.
+    """Record a serving run from the metrics of a server in production, for `fit --runs` and `validate`.
 
-    The server, a URL, is asked for /metrics every ten seconds and gets no request; or give DUMPs, answers of /metrics
-    saved earlier, in order of time. A single one stands for all that came since the server's start, --window ago.
+    /metrics of the server (URL) is read every ten seconds; no requests are sent. Or give DUMPs: saved answers of
+    /metrics, oldest first. A single dump covers the time since the server's start, --window ago.
 
-    Metrics count all requests together: completed requests, their lengths, times to first token and between tokens,
-    requests running and waiting, KV cache in use. They do not tell which adapters are resident, how often each is
-    asked for, or the limits the server was started with. So say what was running: the workload gives the adapters'
-    rates, of which only the proportions count, since they are scaled to the requests that came.
+    Metrics do not say how requests are spread over adapters, nor the limits of the server. Give both: request rates per
+    adapter come from the workload and are scaled to the number of requests observed.
 
-    With --startup-log the log of a start is read instead; debug messages (VLLM_LOGGING_LEVEL=DEBUG) tell most.
+    With --startup-log the log of a start is read instead; VLLM_LOGGING_LEVEL=DEBUG logs the most.
     """
     if startup_log is not None:
         others: dict[str, object] = {
@@ -207,6 +203,8 @@ def _observe_start(log: Path, settings: Mapping[str, Any], output: Path, output_
     """Add the start that a log tells of to a table; what is given goes before what the log says."""
     from lora_capacity_profiling.startups import append_startup, startup_row
 
+    from lora_capacity.reading import read_text
+
     text = read_text(log, "a log of a vLLM server", "replace")
     told = {name: value for name, value in settings.items() if value not in (None, "")}
     row = startup_row(text, log.stem) | told
@@ -269,18 +267,21 @@ def _print(document: dict[str, Any]) -> None:
         f"{document['max_cpu_loras']:,} adapters, {document['max_loras']:,} slots, observed for "
         f"{measured['duration_s']:.0f} s; added to {document['runs_file']}",
         {
-            "requests": f"{measured['arrivals']:,} came, {measured['completed']:,.0f} were completed",
-            "adapters asked for": "not told" if seen is None else shown(seen),
-            "rates": f"those of the workload times {shown(document['rates_scaled_by'])}",
-            "mean tokens in, out": " and ".join(shown(measured[f"mean_{end}_tokens"]) for end in ("input", "output")),
-            "throughput": f"{shown(measured['input_throughput'] + measured['output_throughput'])} tokens/s",
+            "requests": f"{measured['arrivals']:,} arrived, {measured['completed']:,.0f} completed",
+            "adapters requested": "unknown" if seen is None else shown(seen),
+            "rates": f"{shown(document['rates_scaled_by'])}× the workload's",
+            "mean input, output tokens": ", ".join(
+                shown(measured[f"mean_{end}_tokens"]) for end in ("input", "output")
+            ),
+            "throughput": f"{shown(measured['input_throughput'] + measured['output_throughput'])} tokens/s "
+            "(input + output)",
             "inter-token latency": duration(measured["mean_itl_ms"] / MS_PER_S),
             "time to first token": duration(measured["mean_ttft_ms"] / MS_PER_S),
             "requests running, waiting": f"{shown(measured['mean_running'])}, {shown(measured['mean_waiting'])}",
-            "of the waiting, skipped": "not told"
+            "skipped (no free slot)": "unknown"
             if measured["mean_skipped"] is None
             else shown(measured["mean_skipped"]),
-            "prompts from a cache": "–" if math.isnan(cached) else percent(cached),
+            "prefix cache hits": "–" if math.isnan(cached) else percent(cached),
             "KV cache in use": "–" if measured["mean_kv_usage"] is None else percent(measured["mean_kv_usage"]),
         },
     )

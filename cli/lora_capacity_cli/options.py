@@ -10,6 +10,8 @@ import click
 from click.core import ParameterSource
 
 from lora_capacity.errors import LARGEST_WHOLE, InputError
+from lora_capacity_cli.completion import CALIBRATION, GPU, MODEL
+from lora_capacity_cli.output import folded
 
 if TYPE_CHECKING:
     from lora_capacity.calibration import Calibration
@@ -22,6 +24,9 @@ MAX_GRID_VALUES = 10_000
 
 MAX_SEEDS = 1000
 """Most draws of one configuration: their mean then varies thirty times less than one does."""
+
+_EXAMPLE_WIDTH = 72
+"""Characters of a line of an example: with its margin it fits a terminal of 80."""
 
 _EVENT_ONLY = ("seed", "seeds", "warmup_s", "samples", "drain")
 """Options that the event twin alone hears of: the steady twin draws no requests and follows no time."""
@@ -101,7 +106,7 @@ class Bound(click.ParamType):
 
 
 class DealType(click.ParamType):
-    """How requests are dealt to adapters: ``zipf:64`` or ``zipf:64:1.2`` (law, adapters, parameter)."""
+    """How requests are assigned to adapters: ``zipf:64`` or ``zipf:64:1.2`` (law, adapters, parameter)."""
 
     name = "deal"
 
@@ -123,7 +128,7 @@ class DealType(click.ParamType):
 
 
 class Ranks(click.ParamType):
-    """Ranks in turn: ``8,16,16``."""
+    """Ranks, assigned round-robin: ``8,16,16``."""
 
     name = "ranks"
 
@@ -147,7 +152,8 @@ FILE = click.Path(path_type=Path)
 
 def examples(*lines: str) -> str:
     """Return the end of a command's help: examples that click leaves as they are, line by line."""
-    return "\n".join(("\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)))
+    told = (f"  {part}" for line in lines for part in folded(line, _EXAMPLE_WIDTH).split("\n"))
+    return "\n".join(("\b", "Example:" if len(lines) == 1 else "Examples:", *told))
 
 
 workload_argument = click.argument("workload", type=FILE)
@@ -158,22 +164,23 @@ format_option = click.option(
     type=click.Choice(["table", "json"]),
     default="table",
     show_default=True,
-    help="What to print: tables for people, or a JSON document.",
+    help="Print tables or a JSON document.",
 )
 
 emit_option = click.option(
     "--emit",
     type=click.Choice(["command", "config", "k8s"]),
-    help="Print only what starts the server: a line, YAML for `vllm serve --config`, or a Kubernetes Deployment.",
+    help="Print only what starts the server: the `vllm serve` command, a file for `vllm serve --config`, or a "
+    "Kubernetes Deployment.",
 )
 
 _DERIVED = {
-    "model": (click.STRING, "DIR|NAME", "Derive a calibration: the model's folder, config.json, or well-known name."),
-    "gpu": (click.STRING, "NAME", "With --model: the GPU, as `memory` takes it."),
-    "tensor_parallel_size": (click.IntRange(min=1), "N", "With --model: GPUs that share every layer."),
-    "quantization": (click.STRING, "SCHEME", "With --model: how weights are stored. [default: as config.json says]"),
-    "kv_cache_dtype": (click.STRING, "TYPE", "With --model: type of the KV cache. [default: auto]"),
-    "vllm_version": (click.STRING, "VERSION", "With --model: vLLM's version. [default: the newest that is known]"),
+    "model": (MODEL, "DIR|NAME", "Model to derive a calibration for: its folder, its config.json, or its name."),
+    "gpu": (GPU, "NAME", "With --model: GPU, such as L40S or A100-80GB."),
+    "tensor_parallel_size": (click.IntRange(min=1), "N", "With --model: GPUs for tensor parallelism."),
+    "quantization": (click.STRING, "SCHEME", "With --model: quantization of the weights. [default: from config.json]"),
+    "kv_cache_dtype": (click.STRING, "TYPE", "With --model: data type of the KV cache. [default: auto]"),
+    "vllm_version": (click.STRING, "VERSION", "With --model: vLLM version. [default: newest supported]"),
 }
 
 
@@ -240,15 +247,16 @@ def calibration_options(command: Command, *, derives: bool = True) -> Command:
 
     named = click.option(
         "--calibration",
+        type=CALIBRATION,
         metavar="NAME|FILE",
         default=DEFAULT_CALIBRATION,
         show_default=True,
-        help="Model, GPU and coefficients: one of `lora-capacity calibrations`, or a file written by `fit`.",
+        help="Measured model and GPU: a name from `lora-capacity calibrations`, or a file written by `fit`.",
     )
     specialize = click.option(
         "--specialize-active-lora",
         is_flag=True,
-        help="LoRA kernels cover the adapters in a step, not all slots (vLLM 0.16 on); step times are then derived.",
+        help="LoRA kernels run for the active adapters only, not for all slots (vLLM 0.16 or later).",
     )
     decorated: Any = named(specialize(derivation_options(with_choice)) if derives else with_choice)
     return decorated
@@ -258,20 +266,21 @@ _RECORDED = {
     "format": (
         "--trace-format",
         click.STRING,
-        "What the columns are called: azure-llm, burstgpt, mooncake, servegen, access-log. [default: ours]",
+        "Format of the columns: azure-llm, burstgpt, mooncake, servegen or access-log. [default: arrival_s, adapter, "
+        "input_tokens, output_tokens]",
     ),
-    "time_column": ("--time-column", click.STRING, "Column of arrival times, numbers or dates."),
-    "adapter_column": ("--adapter-column", click.STRING, "Column of adapters' names."),
+    "time_column": ("--time-column", click.STRING, "Column of arrival times (numbers or dates)."),
+    "adapter_column": ("--adapter-column", click.STRING, "Column of adapter names."),
     "input_column": ("--input-column", click.STRING, "Column of prompt lengths."),
     "output_column": ("--output-column", click.STRING, "Column of output lengths."),
     "time_unit": (
         "--time-unit",
         click.Choice(["s", "ms", "us", "ns"]),
-        "Unit of times that are numbers. [default: the end of the column's name, or the format's]",
+        "Unit of numeric arrival times. [default: from the column name or the format]",
     ),
-    "base_model": ("--base-model", click.STRING, "Name in the adapters' column that is the base model's."),
-    "deal": ("--deal", DealType(), "Deal requests that name no adapter to some: uniform:64, zipf:64, zipf:64:1.2."),
-    "ranks": ("--ranks", Ranks(), "Ranks of the adapters, in turn from the most requested on."),
+    "base_model": ("--base-model", click.STRING, "Name that stands for the base model in the column of adapters."),
+    "deal": ("--deal", DealType(), "Assign requests without an adapter at random: uniform:64, zipf:64, zipf:64:1.2."),
+    "ranks": ("--ranks", Ranks(), "Ranks of the adapters, assigned round-robin from the most requested adapter on."),
 }
 """Options of a recording by the keys of ``requests.trace``."""
 
@@ -286,7 +295,7 @@ def recording_options(command: Command) -> Command:
 
     decorated: Any = with_recording
     for name, (flag, kind, text) in reversed(_RECORDED.items()):
-        decorated = click.option(flag, f"trace_{name}", type=kind, help=f"Recorded requests: {text}")(decorated)
+        decorated = click.option(flag, f"trace_{name}", type=kind, help=text)(decorated)
     return decorated
 
 
@@ -319,13 +328,13 @@ def goodput_options(command: Command) -> Command:
         "--goodput",
         type=Bound(),
         multiple=True,
-        help="Latency bound of a request, as in `vllm bench serve`: ttft, tpot or e2el and milliseconds; again for "
-        "several. [default: the workload's, or ttft:2000]",
+        help="Latency bound (SLO) of each request, as in `vllm bench serve`: ttft, tpot or e2el in milliseconds. May "
+        "be repeated. [default: from the workload, else ttft:2000]",
     )
     attainment = click.option(
         "--attainment",
         type=float,
-        help="Share of the arriving requests that should keep all bounds. [default: the workload's, or 0.95]",
+        help="Share of requests that must keep all bounds. [default: from the workload, else 0.95]",
     )
     decorated: Any = goodput(attainment(with_bounds))
     return decorated
@@ -351,8 +360,8 @@ def engine_options(command: Command, *, reference: bool = False, default: str = 
         type=click.Choice(["steady", "event", *["reference"] * reference]),
         default=default,
         show_default=True,
-        help="Which twin predicts: steady (averages, instant) or event (every engine step, takes longer)"
-        + (", or the plain-Python reference of the latter (some minutes)." if reference else "."),
+        help="Twin that predicts: steady (averages, instant) or event (simulates every engine step)"
+        + ("; reference is the event twin in plain Python (minutes)." if reference else "."),
     )
     decorated: Any = engine(seed_option(with_engine))
     return decorated
@@ -365,7 +374,7 @@ def seed_option(command: Command) -> Command:
         type=click.IntRange(min=0, max=LARGEST_WHOLE),
         default=0,
         show_default=True,
-        help="Requests that the event twin runs; equal seeds give equal answers.",
+        help="Seed of the requests that the event twin simulates.",
     )(command)
 
 
@@ -376,7 +385,7 @@ def seeds_option(default: int) -> Callable[[Command], Command]:
         type=click.IntRange(min=1, max=MAX_SEEDS),
         default=default,
         show_default=True,
-        help="Times that the event twin runs a configuration, each with requests of another seed, from --seed on.",
+        help="Simulations of each configuration, with seeds from --seed on.",
     )
 
 
@@ -400,7 +409,7 @@ def adapter_options(*, recommended: bool = False) -> Callable[[Command], Command
             and may be 0.
     """
     least = 1 if recommended else None
-    end = " [default: as `optimize --engine steady` recommends]" if recommended else ""
+    end = " [default: recommended by the steady twin]" if recommended else ""
     served = "Adapters served" + (f".{end}" if recommended else "; 0 for the base model alone.")
     slots = "Slots on the GPU" + (f".{end}" if recommended else "; 0 for a server without LoRA.")
     count = click.IntRange(min=least) if recommended else click.INT
@@ -411,14 +420,12 @@ def adapter_options(*, recommended: bool = False) -> Callable[[Command], Command
             "--max-cpu-loras",
             type=int,
             metavar="C",
-            help="Adapters that host memory holds; the others are read from disk as they are asked for. "
-            "[default: A or S, whichever is more]",
+            help="Adapters kept in host memory; others are read from disk on demand. [default: the larger of A and S]",
         ),
         click.option(
             "--loaded-at-start",
             is_flag=True,
-            help="Adapters are loaded before the first request, as those of `vllm serve --lora-modules` are; otherwise "
-            "each is as its first request comes.",
+            help="Load all adapters before the first request, as with `vllm serve --lora-modules`.",
         ),
     )
 
@@ -445,22 +452,22 @@ def server_options(*, grids: bool, caches: bool = True) -> Callable[[Command], C
         caches: Whether what is asked knows of prefix caching.
     """
     batch: click.ParamType = GRID if grids else click.INT
-    several = " Several are compared." if grids else ""
+    several = " A list is searched." if grids else ""
     options = {
-        "max_lora_rank": (click.INT, "Rank that slots are reserved for. [default: the smallest that serves all]"),
-        "max_num_seqs": (batch, f"Most requests in a step.{several}"),
-        "max_num_batched_tokens": (batch, f"Most tokens in a step.{several}"),
-        "gpu_memory_utilization": (click.FLOAT, "Share of the GPU memory that the server plans with."),
-        "max_model_len": (click.INT, "Longest sequence, prompt and output together, in tokens."),
-        "block_size": (click.INT, "Tokens of a KV block."),
+        "max_lora_rank": (click.INT, "Largest rank that a slot holds. [default: smallest that fits all adapters]"),
+        "max_num_seqs": (batch, f"Maximum concurrent sequences.{several}"),
+        "max_num_batched_tokens": (batch, f"Token budget of a step.{several}"),
+        "gpu_memory_utilization": (click.FLOAT, "Share of GPU memory that vLLM may use."),
+        "max_model_len": (click.INT, "Maximum tokens of a request, prompt plus output."),
+        "block_size": (click.INT, "Tokens per KV block."),
         "target_modules": (
             Modules(),
-            "Adapted modules: all-linear, attention, or names with commas between; vLLM before 0.32 reserves slots "
-            "for all whatever they are. [default: all-linear]",
+            "Adapted modules: all-linear, attention, or names separated by commas. vLLM before 0.32 reserves memory "
+            "for all of them. [default: all-linear]",
         ),
     }
     if caches:
-        text = "Keep computed tokens for prompts that begin alike (requests.shared_prefix_tokens). [default: on]"
+        text = "Prefix caching; see requests.shared_prefix_tokens. [default: on]"
         options["enable_prefix_caching"] = (click.BOOL, text)
 
     def decorate(command: Command) -> Command:

@@ -9,6 +9,7 @@ import click
 
 from lora_capacity.units import MS_PER_S
 from lora_capacity_cli.files import write_file, writing
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import (
     FILE,
     examples,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from lora_capacity.fleet import PlacedServer, Placement
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity place examples/fleet.yaml",
         "lora-capacity place examples/fleet.yaml --goodput ttft:1000 --goodput tpot:80 --format json",
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     "folder",
     type=FILE,
     metavar="FOLDER",
-    help="Also write what starts the servers into a folder, made if absent: a file for `vllm serve --config` each, "
-    "launch.sh, Kubernetes deployments.yaml, and routes.json, which adapter is served where.",
+    help="Also write launch files to a folder: a `vllm serve --config` file per server, launch.sh, Kubernetes "
+    "deployments.yaml, and routes.json (which server has which adapter).",
 )
 @ray_option
 @format_option
@@ -55,29 +56,30 @@ def place(
     ray: str | None,
     output_format: str,
 ) -> None:
-    """Place the adapters of a fleet onto as few servers as keep their bounds.
+    """Place the adapters of a fleet on as few servers as keep the latency bounds.
 
     FLEET is a YAML or JSON file. Its keys are those of a workload (requests, arrivals, goodput, attainment, horizon_s,
     max_pending), and:
 
     \b
     adapters   a list of {adapter, rank, rate_per_s}, or list: FILE.csv with
-               these columns; optional of each: cv (burstiness), replicas
-               (most servers that may share it), together and apart (names
-               of groups that share a server, or that must not)
-    pools      a list of {calibration}: the kinds of servers; optional of
-               each: name, most_servers, price_per_hour, and settings under
-               vLLM's names
-    objective  fewest-gpus (default), cheapest, balanced (of the fewest
-               GPUs, equal headroom on each) or most-served (as many
-               requests per second as the servers hold)
-    headroom   times its load that every server must hold (default 1)
-    survive    1: a server of each pool in use stands by for any other
-    current    an answer in JSON: the placement that runs now
-    max_moves  adapters that may leave the server that has them now
+               these columns. Optional: cv (burstiness), replicas (maximum
+               servers that may share it), together and apart (groups that
+               share a server, or that must not)
+    pools      the kinds of servers, a list of {calibration} or {model, gpu}.
+               Optional: name, most_servers, price_per_hour, and vLLM
+               settings
+    objective  fewest-gpus (default), cheapest, balanced (equal headroom on
+               the fewest GPUs) or most-served (highest goodput of a given
+               number of servers)
+    headroom   load that every server must hold, as a multiple of its own
+               (default 1)
+    survive    1: one standby server for each pool in use
+    current    JSON output of an earlier run: the placement in use now
+    max_moves  maximum adapters that may leave their current server
 
-    The answer tells each server's adapters and settings, what is predicted of it and what the event twin saw when it
-    played it, and a bound that no placement goes below.
+    The answer lists each server's adapters and settings, the prediction for it, what the event twin measured, and a
+    lower bound on the cost of any placement.
     """  # noqa: D301 - click's mark of lines that stay as they are is the character itself
     prepare(ray=ray)
     from lora_capacity.fleet import Fleet, exported
@@ -116,14 +118,14 @@ def _stages() -> Iterator[Any]:
 
 
 def _print_placement(found: "Placement") -> None:
-    cost = "not told" if found.cost_per_hour is None else f"{shown(found.cost_per_hour)} per hour"
-    kinds = {"exact": "all servers that could be were looked at", "heuristic": "by the servers that were found"}
-    gap = "" if found.gap is None else f"; {percent(found.gap)} above it"
+    cost = "no prices given" if found.cost_per_hour is None else f"{shown(found.cost_per_hour)} per hour"
+    kinds = {"exact": "exact", "heuristic": "heuristic"}
+    gap = "" if found.gap is None else f"; this placement is {percent(found.gap)} above"
     facts = {
         "cost": cost,
         "lower bound": f"{shown(found.lower_bound)} ({kinds[found.lower_bound_kind]}){gap}",
         "requests/s": shown(sum(server.rate_per_s for server in found.servers)),
-        "stand by": ", ".join(each.pool for each in found.standby),
+        "standby": ", ".join(each.pool for each in found.standby),
         "not placed": ", ".join(found.unplaced),
         "moves": "" if found.moves is None else str(found.moves),
         "seconds": shown(found.seconds),
@@ -147,7 +149,7 @@ def _row(server: "PlacedServer") -> dict[str, Any]:
         "requests/s": server.rate_per_s,
         "ITL ms": server.prediction["itl_s"] * MS_PER_S,
         "KV %": server.prediction["kv_usage"] * 100.0,
-        "in bounds %": server.played["attainment"] * 100.0,
-        "worst %": server.played["worst_attainment"] * 100.0,
+        "within bounds %": server.played["attainment"] * 100.0,
+        "worst adapter %": server.played["worst_attainment"] * 100.0,
         "bottleneck": spoken(server.prediction["limit"]),
     }

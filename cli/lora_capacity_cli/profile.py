@@ -10,6 +10,7 @@ import click
 
 from lora_capacity.errors import InputError, LoraCapacityError
 from lora_capacity.text import printable, printable_lines
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import FILE, examples, refuse_given
 from lora_capacity_cli.output import print_facts, print_table, say
 from lora_capacity_cli.servers import process_options
@@ -23,7 +24,7 @@ _RANDOM = "random-llama"
 _S_PER_MINUTE = 60.0  # by definition
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity profile meta-llama/Llama-3.1-8B-Instruct --config Llama/config.json --dry-run",
         "lora-capacity profile ./Llama-3.1-8B-Instruct -o my_profile --campaign standard",
@@ -32,41 +33,45 @@ _S_PER_MINUTE = 60.0  # by definition
     )
 )
 @click.argument("model", required=False)
-@click.option("-o", "--output", type=FILE, metavar="FOLDER", help="Profile folder to write, or to go on with.")
+@click.option("-o", "--output", type=FILE, metavar="FOLDER", help="Profile folder to write or to resume.")
 @click.option(
     "--campaign",
     metavar="NAME|FILE",
-    help="What to measure: quick, standard, thorough, quick-cpu, or a YAML file. [default: quick, or quick-cpu]",
+    help="Measurements: quick, standard, thorough, quick-cpu, or a YAML file. [default: quick, or quick-cpu]",
 )
-@click.option("--dry-run", is_flag=True, help="Print the plan and the time it will take, and measure nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its duration; measure nothing. Needs no vLLM.")
 @click.option(
     "--random-model",
     is_flag=True,
-    help="Make a small model of random weights and profile it, in place of MODEL; for vLLM's CPU build.",
+    help="Profile a small model with random weights instead of MODEL; for vLLM's CPU build.",
 )
 @click.option(
-    "--config", type=FILE, metavar="config.json", help="The model's config.json, where MODEL is no folder that has it."
+    "--config",
+    type=FILE,
+    metavar="config.json",
+    help="The model's config.json, if MODEL is not a folder that contains it.",
 )
 @process_options
-@click.option("--url", metavar="URL", help="Measure what can be measured on a server that runs already.")
-@click.option("--device", type=click.Choice(["gpu", "cpu"]), help="What it computes on. [default: seen from --python]")
-@click.option("--max-loras", type=click.IntRange(min=0), help="With --url: its slots; 0 if it serves no adapters.")
-@click.option("--max-lora-rank", type=click.IntRange(min=1), help="With --url: its rank, and that of its adapters.")
-@click.option("--max-cpu-loras", type=click.IntRange(min=1), help="With --url: adapters that its host memory holds.")
+@click.option("--url", metavar="URL", help="Profile a running server, as far as possible.")
+@click.option(
+    "--device", type=click.Choice(["gpu", "cpu"]), help="Device of the server. [default: detected with --python]"
+)
+@click.option("--max-loras", type=click.IntRange(min=0), help="With --url: slots of the server; 0 without LoRA.")
+@click.option("--max-lora-rank", type=click.IntRange(min=1), help="With --url: rank of the server and its adapters.")
+@click.option("--max-cpu-loras", type=click.IntRange(min=1), help="With --url: adapters kept in host memory.")
 def profile(**given: Any) -> None:
-    """Measure a vLLM server, or servers of several settings, and write the folder that `fit` reads.
+    """Measure vLLM servers and write the folder that `fit` reads.
 
-    MODEL is a name or a folder, as vLLM takes it. Servers are started and stopped as the campaign needs them; adapters
-    of random weights are made for them. Every finished point is on disk at once: after an interruption the same command
-    goes on where it stopped. A point that fails is recorded in profile.json and skipped; the same command tries it
-    again.
+    MODEL is a name or a folder, as in `vllm serve`. Servers are started and stopped as the campaign needs them, with
+    adapters of random weights. Every finished point is saved: after an interruption the same command resumes. Points
+    that fail are recorded in profile.json; the same command tries them again.
     """
     from lora_capacity_profiling.errors import ServerError
     from lora_capacity_profiling.folder import ProfileFolder
 
     folder = given["output"]
     if folder is None and not given["dry_run"]:
-        raise InputError("--output", "nothing", "-o FOLDER, the profile folder to write")
+        raise InputError("--output", None, "-o FOLDER, the profile folder to write")
     if given["url"] is not None:
         refuse_given(("environment", "timeout_s"), "--url", "it is for servers that are started")
     _campaign(given, given["device"])  # its faults are told before an interpreter is asked, which takes long
@@ -85,7 +90,7 @@ def profile(**given: Any) -> None:
     failed = [each for each in profiler.folder.finished.values() if each.failure]
     if failed and len(failed) == len(profiler.folder.finished):
         raise ServerError(f"no point could be measured; {failed[0].id}: {failed[0].failure}")
-    print_table("Points that failed", [{"point": each.id, "reason": each.failure} for each in failed])
+    print_table("Failed points", [{"point": each.id, "reason": each.failure} for each in failed])
     say(f"Fit it: lora-capacity fit {shlex.quote(str(folder))} -o calibration.json")
 
 
@@ -101,8 +106,8 @@ def _machine(given: Mapping[str, Any]) -> "Machine":
     except LoraCapacityError as error:
         if not given["dry_run"]:
             raise
-        say(f"warning: planned for any {given['device'] or 'gpu'}, since {error}", err=True)
-        return Machine(given["device"] or "gpu", Gpu("not seen", 1), "")
+        say(f"warning: planned for any {given['device'] or 'gpu'}: {error}", err=True)
+        return Machine(given["device"] or "gpu", Gpu("unknown", 1), "")
     if given["device"] not in (None, found.device):
         raise InputError("--device", given["device"], f"{found.device}, which vLLM there is for")
     return found
@@ -136,7 +141,7 @@ def _profiler(given: Mapping[str, Any], campaign: "Campaign", machine: "Machine"
         if not (Path(model) / "config.json").exists():
             write_model(Path(model))
     if model is None:
-        raise InputError("MODEL", "nothing", "the name or folder of a model, or --random-model")
+        raise InputError("MODEL", None, "the name or folder of a model, or --random-model")
     config = given["config"] or Path(model)
     if not config.exists():
         raise InputError("MODEL", model, "a folder with config.json", "of a model known by name, give its --config")
@@ -179,11 +184,11 @@ def _print_plan(campaign: "Campaign", machine: "Machine", profiler: "Profiler | 
         total_s += needs_s
         kinds = sorted({type(point).__name__ for point in points})
         row = {"server": plan.name, "adapters": sum(plan.adapters.values()), "points": len(points)}
-        rows.append(row | {"of": ", ".join(kinds) or "–", "minutes": round(needs_s / _S_PER_MINUTE, 1)})
+        rows.append(row | {"kinds": ", ".join(kinds) or "–", "minutes": round(needs_s / _S_PER_MINUTE, 1)})
     print_table(f"Campaign {campaign.name}: {campaign.description}", rows)
     facts = {
         "machine": machine.gpu.name,
-        "vLLM": machine.vllm_version or ("as the server says" if profiler else "not seen"),
+        "vLLM": machine.vllm_version or ("unknown until the server answers" if profiler else "unknown"),
         "time needed": f"about {_time(total_s)}",
     }
     if profiler is not None:

@@ -8,6 +8,7 @@ import click
 
 from lora_capacity.errors import InputError
 from lora_capacity_cli.files import check_output, write_file
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json
 from lora_capacity_cli.runtime import progress_bar
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".html",)
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity report examples/many_idle.yaml -o many_idle.html",
         "lora-capacity report examples/few_busy.yaml --goodput ttft:500 -o few_busy.html --figures figures",
@@ -35,16 +36,16 @@ SUFFIXES = (".html",)
     "--figures",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Also write every figure as an SVG file into this folder, made if absent.",
+    help="Also write every figure as an SVG file to this folder.",
 )
 @format_option
 def report(question: dict[str, Any], output: Path, figures: Path | None, output_format: str) -> None:
     """Write the recommendation as one HTML page.
 
-    The page stands alone: the choice and the command to run, maps over adapters and slots, latencies with intervals,
-    the bottleneck of each configuration, what small changes would do, and what all of it rests on.
+    The page needs no other files. It shows the recommendation and its launch command, maps over adapters and slots,
+    latencies with intervals, the bottleneck of each configuration, what small changes would do, and the assumptions.
 
-    WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
+    WORKLOAD is a YAML or JSON file. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
     """
     check_output("--output", output, SUFFIXES)
     if figures is not None:

@@ -7,13 +7,14 @@ import click
 
 from lora_capacity.words import shown
 from lora_capacity_cli.files import check_output, write_file
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import FILE, examples, format_option, refuse_given, server_options
 from lora_capacity_cli.output import print_json, print_table, say
 from lora_capacity_cli.runtime import prepare
 from lora_capacity_cli.surrogates import calibration_of_option, load_both, surrogate_option
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity rules --target slots",
         "lora-capacity rules --target adapters --workload examples/few_busy.yaml --figure rules.svg",
@@ -26,9 +27,9 @@ from lora_capacity_cli.surrogates import calibration_of_option, load_both, surro
     type=click.Choice(["adapters", "slots", "throughput", "starved"]),
     default="adapters",
     show_default=True,
-    help="What the rules tell.",
+    help="What the rules predict.",
 )
-@click.option("--workload", type=FILE, metavar="FILE", help="Also show the decisions that lead to this one's answer.")
+@click.option("--workload", type=FILE, metavar="FILE", help="Also show the path to the answer for this workload.")
 @click.option("--figure", type=FILE, metavar="FILE.svg", help="Also draw the tree.")
 @server_options(grids=False, caches=False)
 @format_option
@@ -41,9 +42,9 @@ def rules(
     settings: dict[str, Any],
     output_format: str,
 ) -> None:
-    """Print a surrogate's tree as rules, and what matters most.
+    """Print the decision tree of a surrogate as rules, and the most important features.
 
-    Figures are rounded to two digits; what that costs is told. Server settings are those of the --workload.
+    Numbers are rounded to two digits; the accuracy lost is shown. Server settings apply to --workload.
     """
     if figure is not None:
         check_output("--figure", figure, (".svg",))
@@ -79,10 +80,10 @@ def rules(
             }
             for each in path
         ]
-        print_table("What leads to this workload's answer", rows)
+        print_table("Path to the answer for this workload", rows)
     what = "macro-F1 lost" if target == "starved" else "SMAPE gained"
     rows = [{"feature": name, f"{what} when shuffled": value} for name, value in list(importance.items())[:8]]
-    print_table("What matters most to the best model", rows)
+    print_table("Most important features of the best model", rows)
 
 
 def _path(model: Any, known: Any, target: str, workload: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -91,16 +91,28 @@ def progress_bar(what: str) -> Iterator[Progress]:
         yield lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text
 
-    class TimeLeft(TimeRemainingColumn):
-        """How long it will take, once that can be told."""
+    class Times(ProgressColumn):
+        """How long it has taken and, once that can be told, will yet take."""
 
         def render(self, task: Task) -> Text:
-            return Text() if task.time_remaining is None else super().render(task).append(" left")
+            left = "" if not task.time_remaining else f", about {_clock(task.time_remaining)} to go"
+            return Text(f"{_clock(task.elapsed or 0.0)}{left}")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeLeft(), console=Console(stderr=True), transient=True) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), Times())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, count="")
-        yield lambda done, total: bar.update(task, completed=done, total=total, count=f"{done:,}/{total:,}")
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, count=f"{done:,}/{total:,}" if total > 1 else "")
+
+        yield progress
+
+
+def _clock(value_s: float) -> str:
+    """Return seconds as minutes and seconds, and hours where there are any: ``1:05``."""
+    minutes, seconds = divmod(round(value_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -28,10 +28,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _OPTIONS = {
     "adapters": click.option(
-        "--adapters", type=GRID, help="Numbers of adapters to consider. [default: all that can make sense]"
+        "--adapters", type=GRID, help="Numbers of adapters to search. [default: all sensible ones]"
     ),
     "max_loras": click.option(
-        "--max-loras", type=GRID, help="Numbers of slots to consider. [default: all that can make sense]"
+        "--max-loras", type=GRID, help="Numbers of slots to search. [default: all sensible ones]"
     ),
     "goal": click.option(
         "--objective",
@@ -39,25 +39,25 @@ _OPTIONS = {
         type=click.Choice(["goodput", "throughput", "fewest-slots", "most-adapters"]),
         default="goodput",
         show_default=True,
-        help="What to look for: of servers that keep up within the bounds, the most requests per second, the fewest "
-        "slots or the most adapters; or the throughput of an overloaded server that does not yet starve.",
+        help="What to optimize among servers that keep up within the bounds: goodput, fewest slots or most adapters. "
+        "throughput ignores the bounds and takes the highest throughput that does not starve.",
     ),
     "within": click.option(
         "--within",
         type=float,
         default=0.01,
         show_default=True,
-        help="Share of the best goodput that fewest-slots may give up.",
+        help="With --objective fewest-slots: share of the best goodput that may be given up.",
     ),
     "starvation_threshold": click.option(
         "--starvation-threshold",
         type=float,
         default=0.1,
         show_default=True,
-        help="With --objective throughput: share below the offered load from which on throughput counts as starved.",
+        help="With --objective throughput: a server starves if its throughput is this share below the offered load.",
     ),
     "risk": click.option(
-        "--risk", type=float, default=0.05, show_default=True, help="Highest acceptable probability of failing."
+        "--risk", type=float, default=0.05, show_default=True, help="Highest acceptable probability of overload."
     ),
 }
 _PASSED = ("adapters", "max_loras", "starvation_threshold", "risk", "engine", "seed", "seeds")

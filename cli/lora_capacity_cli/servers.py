@@ -69,7 +69,7 @@ _PROCESS = (
         envvar="LORA_CAPACITY_VLLM_PYTHON",
         show_envvar=True,
         metavar="FILE",
-        help="Interpreter of the environment that has vLLM. [default: this one]",
+        help="Python interpreter of the environment with vLLM. [default: this one]",
     ),
     click.option(
         "--flag",
@@ -77,7 +77,7 @@ _PROCESS = (
         type=Flag(),
         multiple=True,
         metavar="NAME[=VALUE]",
-        help="Further flag of vLLM, such as dtype=bfloat16; may be repeated.",
+        help="Further vLLM flag, such as dtype=bfloat16; may be repeated.",
     ),
     click.option(
         "--env",
@@ -94,22 +94,22 @@ _PROCESS = (
         default=1800.0,
         show_default=True,
         metavar="SECONDS",
-        help="Longest that a start may take.",
+        help="Timeout of a server start.",
     ),
 )
 """Options of the process of a server."""
 
 _START = (
-    click.option("--model", metavar="DIR|NAME", help="Model to serve, where a server is to be started."),
+    click.option("--model", metavar="DIR|NAME", help="Model to serve."),
     click.option(
         "--profile",
         "profile_dir",
         type=FILE,
         metavar="DIR",
-        help="Start servers as those of this profile: its model, flags, variables, and settings not given here.",
+        help="Start servers as in this profile: model, flags, environment, and settings that are not given here.",
     ),
     *_PROCESS,
-    click.option("--port", type=int, help="Port that the server listens on. [default: a free one]"),
+    click.option("--port", type=int, help="Port of the server. [default: a free one]"),
 )
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lora_capacity.units import MS_PER_S
 from lora_capacity.words import FAILURES, REFUSALS
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import (
     CalibrationChoice,
     adapter_options,
@@ -27,6 +29,7 @@ from lora_capacity_cli.output import (
     duration,
     gibibytes,
     percent,
+    print_command,
     print_facts,
     print_json,
     print_table,
@@ -35,7 +38,7 @@ from lora_capacity_cli.output import (
     shown,
     spoken,
 )
-from lora_capacity_cli.runtime import prepare, read_workload
+from lora_capacity_cli.runtime import prepare, progress_bar, read_workload
 
 if TYPE_CHECKING:
     from lora_capacity.scenarios import EventDetails, Results, WindowDetails
@@ -49,8 +52,8 @@ _MEMORY = {
     "other_bytes": "other",
     "cuda_graph_bytes": "CUDA graphs",
     "kv_cache_bytes": "KV cache",
-    "headroom_no_kv_cache_bytes": "KV cache beyond one request of max_model_len",
-    "headroom_oom_bytes": "free at the tightest moment of the start",
+    "headroom_no_kv_cache_bytes": "spare: KV cache beyond one request of max_model_len",
+    "headroom_oom_bytes": "spare: free at the peak of the start",
 }
 _OF_THE_PREDICTION = ("goodput", "attainment", "engine", "seed", "warmup_s", "samples", "drain", "output_format")
 """Options that say what is predicted and how it is told, not what server is started."""
@@ -58,11 +61,11 @@ _OF_THE_PREDICTION = ("goodput", "attainment", "engine", "seed", "warmup_s", "sa
 _SHOWN = 12
 """Most adapters, or kinds of them, that are told one by one."""
 
-_TIMES = {"ttft": "time to first token", "tpot": "time per further token", "e2e": "time to last token"}
+_TIMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end"}
 _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity simulate examples/many_idle.yaml --adapters 128 --max-loras 32",
         "lora-capacity simulate examples/many_idle.yaml --adapters 512 --max-cpu-loras 128 --max-loras 32",
@@ -76,16 +79,20 @@ _SHARES = {"compute": "in steps", "load": "loading adapters", "idle": "idle"}
 @adapter_options()
 @functools.partial(engine_options, reference=True)
 @click.option(
-    "--warmup-s", type=float, default=0.0, show_default=True, help="Event engine: time at the beginning left out."
+    "--warmup-s", type=float, default=0.0, show_default=True, help="Event twin: seconds at the start that are left out."
 )
 @click.option(
-    "--samples", type=int, default=0, show_default=True, help="Event engine: parts of the time told apart in the JSON."
+    "--samples",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Event twin: intervals of the time series in the JSON document.",
 )
 @click.option(
     "--drain",
     is_flag=True,
-    help="Event engine: go on after the horizon until all requests that arrived within it are answered; latencies and "
-    "attainment are then those of all of them.",
+    help="Event twin: simulate until all requests that arrived within the horizon have finished; latencies and "
+    "attainment then include all of them.",
 )
 @server_options(grids=False)
 @emit_option
@@ -109,7 +116,7 @@ def simulate(
 ) -> None:
     """Predict one configuration in detail.
 
-    WORKLOAD is a YAML or JSON file of adapters and traffic, or a table of recorded requests (CSV, JSONL, Parquet, .gz).
+    WORKLOAD is a YAML or JSON file, or a table of recorded requests (CSV, JSONL, Parquet, .gz).
     """
     if emit is not None:
         refuse_given(_OF_THE_PREDICTION, "--emit", "it is for the prediction, and none is made")
@@ -132,7 +139,9 @@ def simulate(
             raise InfeasibleError(FAILURES[status])
         say(emitted(server, known.model.served_as, emit))
         return
-    results = run(known, scenarios, asked, engine=engine, seed=seed, warmup_s=warmup_s, samples=samples, drain=drain)
+    how: dict[str, Any] = {"engine": engine, "seed": seed, "warmup_s": warmup_s, "samples": samples, "drain": drain}
+    with progress_bar(f"{engine} twin") as progress:
+        results = run(known, scenarios, asked, **how, progress=progress)
     row = {name: column.tolist()[0] for name, column in table(scenarios, results).items()}
     events = {} if results.events is None else {"events": _events(row, asked, adapters, seed, results.events)}
     for name in ("adapters", *resolved):
@@ -229,22 +238,22 @@ def _tiers(document: dict[str, Any]) -> str:
 
 def _print(document: dict[str, Any]) -> None:
     row, client, memory = document["prediction"], document["client"], document["memory"]
-    starved = "starved: " if row["starved"] else ""
+    bounds = ", ".join(f"{key.upper()} {duration(ms / MS_PER_S)}" for key, ms in document["goodput"].items())
+    served = "starved" if row["starved"] else spoken(row["status"])
     print_facts(
-        f"{_tiers(document)} on {document['model']}",
+        f"{_tiers(document)}: {document['model']}: {served}",
         {
-            "status": spoken(row["status"]),
-            "throughput": f"{shown(row['throughput_tokens_per_s'])} tokens/s",
-            "offered load": f"{shown(row['offered_tokens_per_s'])} tokens/s, {starved}{percent(row['service'])} served",
-            "inter-token latency": f"{duration(row['itl_s'])}; clients see {duration(client['itl_s'])}",
-            "time to first token": f"{duration(row['ttft_s'])}; clients see {duration(client['ttft_s'])}",
-            "requests within bounds": f"{percent(row['attainment'])}, {percent(document['attainment'])} asked",
-            "step time": duration(row["step_time_s"]),
-            "requests running, waiting": f"{shown(row['mean_running'])}, {shown(row['mean_waiting'])}",
-            "adapters in a batch": shown(row["active_adapters"]),
-            "adapter loads": f"{shown(row['loads_per_s'])} per s",
-            "KV cache in use": f"{percent(row['kv_usage'])} of {shown(row['kv_cache_tokens'])} tokens",
             "bottleneck": spoken(row["limit"]),
+            "throughput": f"{shown(row['throughput_tokens_per_s'])} of {shown(row['offered_tokens_per_s'])} tokens/s "
+            f"offered (input + output), {percent(row['service'])}",
+            "attainment": f"{percent(row['attainment'])} within {bounds} ({percent(document['attainment'])} asked)",
+            "TTFT": f"{duration(row['ttft_s'])}; {duration(client['ttft_s'])} at the client (means)",
+            "ITL": f"{duration(row['itl_s'])}; {duration(client['itl_s'])} at the client (means)",
+            "step time": duration(row["step_time_s"]),
+            "requests": f"{shown(row['mean_running'])} running, {shown(row['mean_waiting'])} waiting (means)",
+            "active adapters": f"{shown(row['active_adapters'])} (mean)",
+            "adapter loads": f"{shown(row['loads_per_s'])} per s",
+            "KV cache": f"{percent(row['kv_usage'])} of {shown(row['kv_cache_tokens'])} tokens in use",
         },
     )
     print_facts("GPU memory", {text: gibibytes(memory[name]) for name, text in _MEMORY.items()})
@@ -255,31 +264,31 @@ def _print(document: dict[str, Any]) -> None:
     _print_classes(document["classes"])
     print_warnings(document["warnings"])
     if document["serve_command"]:
-        say(document["serve_command"])
+        print_command(document["serve_command"])
 
 
 def _print_events(events: dict[str, Any]) -> None:
     shares = events["time_shares"]
-    bounded = {None: "", "": ""} | {name: f" (from {name} on at least)" for name in ("p50", "p95", "p99")}
+    bounded = {None: "", "": ""} | {name: f" (lower bounds from {name} on)" for name in ("p50", "p95", "p99")}
     quantiles = {
-        f"{text}, 50, 95, 99 %": ", ".join(map(duration, events[f"{time}_quantiles_s"].values()))
+        f"{text} p50, p95, p99": ", ".join(map(duration, events[f"{time}_quantiles_s"].values()))
         + bounded[events["lower_bounds_from"].get(time)]
         for time, text in _TIMES.items()
     }
     print_facts(
-        f"Event by event, seed {events['seed']}",
+        f"Event twin, seed {events['seed']}",
         {
             **quantiles,
-            "without a first token at the end": f"{shown(events['unanswered'])} requests",
-            "most running, adapters": f"{shown(events['max_running'])}, {shown(events['max_adapters'])}",
-            "fullest KV cache": percent(events["max_kv_usage"]),
+            "no first token by the end": f"{shown(events['unanswered'])} requests",
+            "peak": f"{shown(events['max_running'])} requests running, {shown(events['max_adapters'])} active "
+            f"adapters, {percent(events['max_kv_usage'])} of the KV cache",
             "engine steps": shown(events["steps"]),
             "preemptions": shown(events["preemptions"]),
-            "adapters read from disk": shown(events["disk_loads"]),
-            "time": ", ".join(f"{percent(shares[name])} {text}" for name, text in _SHARES.items()),
+            "loads from disk": shown(events["disk_loads"]),
+            "engine time": ", ".join(f"{percent(shares[name])} {text}" for name, text in _SHARES.items()),
         },
     )
-    heads = ("rate per s", "rank", "requests", "completed", "longest wait s")
+    heads = ("requests/s", "rank", "requests", "completed", "longest wait s")
     print_table(
         "Worst served adapters", [dict(zip(heads, each.values(), strict=True)) for each in events["worst_served"]]
     )
@@ -290,12 +299,12 @@ def _print_windows(windows: dict[str, Any]) -> None:
     seconds = sum(window["end_s"] - window["start_s"] for window in each)
     mean = sum(window["requests_per_s"] * (window["end_s"] - window["start_s"]) for window in each) / seconds
     print_facts(
-        f"Traffic over time: the worst of {len(each):,} windows",
+        f"Traffic over time: worst of {len(each):,} windows",
         {
             "from, to": f"{worst['start_s']:,.0f} s, {worst['end_s']:,.0f} s",
             "requests": f"{shown(worst['requests_per_s'])} per s, {shown(mean)} on average",
             "running, waiting": f"{shown(worst['mean_running'])}, {shown(worst['mean_waiting'])}",
-            "mean wait for admission": duration(worst["wait_s"]),
+            "wait in the queue (mean)": duration(worst["wait_s"]),
             "KV cache in use": percent(worst["kv_usage"]),
         },
     )
@@ -304,9 +313,9 @@ def _print_windows(windows: dict[str, Any]) -> None:
 def _print_classes(classes: list[dict[str, Any]]) -> None:
     """Print the adapters by rate and rank, the worst served first and not too many of them."""
     worst = sorted(classes, key=lambda each: (math.isnan(each["service"]), each["service"]))[:_SHOWN]
-    more = f", the worst served of {len(classes)} kinds" if len(classes) > _SHOWN else ""
+    more = f", worst served of {len(classes)} classes" if len(classes) > _SHOWN else ""
     rows = [
-        {"rate per s": each["rate_per_s"], "rank": each["rank"], "adapters": each["adapters"]}
+        {"requests/s": each["rate_per_s"], "rank": each["rank"], "adapters": each["adapters"]}
         | {"served %": each["service"] * 100.0}
         for each in worst
     ]

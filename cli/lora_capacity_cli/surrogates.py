@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lora_capacity_cli.completion import CALIBRATION
 from lora_capacity_cli.options import DEFAULT_CALIBRATION
 
 if TYPE_CHECKING:
@@ -12,16 +13,18 @@ if TYPE_CHECKING:
 
 surrogate_option = click.option(
     "--surrogate",
+    type=CALIBRATION,
     metavar="NAME|FILE",
     default=DEFAULT_CALIBRATION,
     show_default=True,
-    help="The bundled one of a calibration, or a file written by `train`.",
+    help="Surrogate: the name of a bundled one, or a file written by `train`.",
 )
 
 calibration_of_option = click.option(
     "--calibration",
+    type=CALIBRATION,
     metavar="NAME|FILE",
-    help="The surrogate's calibration. [default: the bundled one of the name that the surrogate tells]",
+    help="Calibration of the surrogate. [default: bundled, by the name in the surrogate]",
 )
 
 

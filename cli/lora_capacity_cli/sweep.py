@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from lora_capacity.words import REFUSALS
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import (
     FILE,
     GRID,
@@ -25,7 +26,7 @@ from lora_capacity_cli.runtime import prepare, progress_bar, read_workload
 from lora_capacity_cli.tables import check_output, parts_folder, write_table
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity sweep examples/many_idle.yaml --adapters 8:384:8 --max-loras 8:384:8 -o grid.parquet",
         "lora-capacity sweep examples/few_busy.yaml --adapters 8:40:4 --max-loras 4,8,16 --engine event -o grid.csv",
@@ -34,11 +35,14 @@ from lora_capacity_cli.tables import check_output, parts_folder, write_table
 @workload_argument
 @calibration_options
 @goodput_options
-@click.option("--adapters", type=GRID, required=True, help="Numbers of adapters (max_cpu_loras).")
-@click.option("--max-loras", type=GRID, required=True, help="Numbers of slots; those above the adapters are left out.")
+@click.option("--adapters", type=GRID, required=True, help="Numbers of adapters.")
 @click.option(
-    "-o", "--output", type=FILE, required=True, metavar="FILE", help="Table to write, .parquet or .csv by its name."
+    "--max-loras",
+    type=GRID,
+    required=True,
+    help="Numbers of slots; combinations with more slots than adapters are left out.",
 )
+@click.option("-o", "--output", type=FILE, required=True, metavar="FILE", help="Table to write: .parquet or .csv.")
 @engine_options
 @seeds_option(1)
 @ray_option
@@ -60,10 +64,10 @@ def sweep(
 ) -> None:
     """Predict every configuration of a grid.
 
-    WORKLOAD is a YAML or JSON file of adapters and traffic. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
+    WORKLOAD is a YAML or JSON file. A GRID is 8, 8,16,32 or 8:384:8 (start:stop:step).
 
-    The event twin takes a fraction of a second per configuration. What it has simulated is kept in FILE.parts until the
-    table is written: when interrupted, the same command goes on.
+    The event twin takes a fraction of a second per configuration. Its results are kept in FILE.parts until the table is
+    written: after an interruption the same command resumes.
     """
     check_output(output)
     prepare(ray=ray)

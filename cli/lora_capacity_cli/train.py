@@ -7,36 +7,35 @@ import click
 
 from lora_capacity.words import shown
 from lora_capacity_cli.files import check_output, writing
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import FILE, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json, print_table, say
 from lora_capacity_cli.runtime import prepare, progress_bar
 
 
-@click.command(epilog=examples("lora-capacity train labels.parquet -o surrogate.json"))
+@command(epilog=examples("lora-capacity train labels.parquet -o surrogate.json"))
 @click.argument("labels", type=FILE)
 @click.option(
     "--calibration",
     metavar="NAME|FILE",
-    help="The labels' calibration. [default: the bundled one of the name that the labels tell]",
+    help="Calibration of the labels. [default: bundled, by the name in the labels]",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Equal seeds give equal files.")
-@click.option(
-    "-o", "--output", type=FILE, required=True, metavar="FILE.json", help="File to write; its name ends in .json."
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the training.")
+@click.option("-o", "--output", type=FILE, required=True, metavar="FILE.json", help="File to write.")
 @click.option(
     "--smooth",
     type=FILE,
     metavar="FILE.json",
-    help="Also train the neural surrogate, which has derivatives, and write it here, for `predict --smooth`.",
+    help="Also train a neural surrogate, which can be differentiated, for `predict --smooth`.",
 )
 @format_option
 def train(
     labels: Path, calibration: str | None, seed: int, output: Path, smooth: Path | None, output_format: str
 ) -> None:
-    """Train a tree and gradient boosting on labels.
+    """Train a surrogate (a decision tree and gradient boosting) on labels.
 
-    LABELS is a file written by `label`. The models tell the best adapters and slots of a workload, the throughput
-    there, and whether given adapters and slots starve. They are scored on workloads that are held out.
+    LABELS is a file written by `label`. A surrogate predicts the best adapters and slots for a workload, the throughput
+    there, and whether given adapters and slots starve. It is scored on held-out workloads.
     """
     check_output("--output", output, (".json",))
     if smooth is not None:
@@ -77,10 +76,10 @@ def _print(output: Path, surrogate: Any) -> None:
     print_table("Held-out workloads", rows)
     coverage = scores["best"]["coverage"]
     rows = [
-        {"within": f"{float(level):.0%}"} | {target: 100.0 * shares[level] for target, shares in coverage.items()}
+        {"interval": f"{float(level):.0%}"} | {target: 100.0 * shares[level] for target, shares in coverage.items()}
         for level in next(iter(coverage.values()))
     ]
-    print_table("Share of held-out labels within intervals, %", rows)
+    print_table("Held-out labels within intervals, %", rows)
     for target, lost in surrogate.importance.items():
         most = ", ".join(f"{name} {shown(value)}" for name, value in list(lost.items())[:4])
-        say(f"matters most for {target}: {most}")
+        say(f"Most important features for {target}: {most}")

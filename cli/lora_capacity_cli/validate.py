@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_capacity.errors import InputError
+from lora_capacity_cli.completion import CALIBRATION, GPU
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import (
     FILE,
     engine_options,
@@ -25,16 +27,16 @@ if TYPE_CHECKING:
 
 _TITLES = {
     "scenario": "workload",
-    "throughput_smape": "throughput",
+    "throughput_smape": "tokens/s",
     "throughput_mape": "MAPE",
     "itl_smape": "ITL",
     "ttft_smape": "TTFT",
-    "ttft_smape_keeping_up": "where it keeps up",
+    "ttft_smape_keeping_up": "TTFT if keeping up",
     "tpot_smape": "TPOT",
 }
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity validate serving_runs.csv --format json",
         "lora-capacity validate serving_runs.csv --engine event --seeds 3",
@@ -47,45 +49,48 @@ _TITLES = {
 @click.option(
     "--calibration",
     "given",
+    type=CALIBRATION,
     metavar="NAME|FILE",
     multiple=True,
-    help="Calibration of the runs' model; once per model. [default: the bundled one of each model]",
+    help="Calibration to check; may be repeated, one per model. [default: bundled]",
 )
-@click.option("--startup", type=FILE, metavar="STARTUPS.csv", help="Starts of servers, in place of runs.")
+@click.option(
+    "--startup",
+    type=FILE,
+    metavar="STARTUPS.csv",
+    help="Check predicted memory against logged server starts, not RUNS.",
+)
 @click.option(
     "--models",
     type=FILE,
     metavar="MODELS.csv",
-    help="With --startup and --speeds: columns model_as_written_in_table and config_file, a file in model_configs "
-    "beside the table. [default: bundled shapes]",
+    help="With --startup or --speeds: table with columns model_as_written_in_table and config_file (in the folder "
+    "model_configs next to it). [default: bundled shapes]",
 )
-@click.option(
-    "--terms", type=FILE, metavar="FILE.json", help="With --startup: memory terms. [default: the bundled ones]"
-)
+@click.option("--terms", type=FILE, metavar="FILE.json", help="With --startup: memory terms. [default: bundled]")
 @click.option(
     "--leave-out",
     type=click.Choice(["gpu", "family"]),
-    help="With --startup: predict every kind of GPU, or family of models, by terms fitted to the others; with "
-    "--speeds, every kind of GPU.",
+    help="With --startup or --speeds: hold out each GPU type (or model family, --startup only) and fit to the others.",
 )
-@click.option("--speeds", type=FILE, metavar="SPEEDS.csv", help="Speeds of servers, in place of runs.")
+@click.option(
+    "--speeds", type=FILE, metavar="SPEEDS.csv", help="Check predicted speeds against public measurements, not RUNS."
+)
 @click.option(
     "--efficiencies",
     type=FILE,
     metavar="FILE.json",
-    help="With --speeds: what `fit SPEEDS.csv` wrote. [default: bundled]",
+    help="With --speeds: file written by `fit SPEEDS.csv`. [default: bundled]",
 )
 @click.option(
     "--transfer",
     is_flag=True,
-    help="Predict each model by a calibration derived from its shape and the calibrations of the others.",
+    help="Hold out each model: predict it from its shape and the other models' calibrations.",
 )
+@click.option("--model-config", metavar="DIR|NAME", help="With --transfer: shape of a model that has no calibration.")
+@click.option("--gpu", type=GPU, metavar="NAME", help="With --model-config: its GPU. [default: from the runs]")
 @click.option(
-    "--model-config", metavar="DIR|NAME", help="With --transfer: shape of a model of the runs without a calibration."
-)
-@click.option("--gpu", metavar="NAME", help="With --model-config: its GPU. [default: as the runs tell]")
-@click.option(
-    "--vllm-version", metavar="VERSION", help="With --model-config: its vLLM. [default: that of the calibrations]"
+    "--vllm-version", metavar="VERSION", help="With --model-config: its vLLM version. [default: the calibrations']"
 )
 @engine_options
 @seeds_option(1)
@@ -110,17 +115,13 @@ def validate(
     ray: str | None,
     output_format: str,
 ) -> None:
-    """Compare predictions with measured runs, or with the starts of servers.
+    """Compare predictions with measured serving runs, server starts or public speeds.
 
-    RUNS is a CSV file, one serving run a row. Errors are in percent: SMAPE is 100/n · Σ |p − m| / (|p| + |m|).
-    Latencies are compared as clients see them; of the time to first token, also over the servers that keep up, those
-    that did not starve.
+    RUNS is a CSV file with one serving run per row. Errors are in percent: SMAPE is 100/n · Σ |p − m| / (|p| + |m|).
+    Latencies are the client's. TTFT is also compared over servers that keep up only.
 
-    With --transfer no model is predicted by what was measured of itself. SPEEDS.csv holds one speed a row: a load, and
-    how long a token took.
-
-    STARTUPS.csv holds one start a row: what a server was told, and the memory that it logged. Its KV cache is predicted
-    with an interval that nine of ten servers lie in.
+    STARTUPS.csv has one server start per row: its settings and the memory that it logged. SPEEDS.csv has one measured
+    speed per row: the load and the time per token.
     """
     given_for: dict[str, dict[str, Any]] = {
         "--startup": {"--terms": terms, "--models": models, "--leave-out": leave_out},
@@ -249,7 +250,7 @@ def _validate_speeds(
         return
     print_table("Time per output token", [_speed_row(name, each) for name, each in scores.items() if each["rows"]])
     if doubtful:
-        print_facts("Speeds that contradict others", doubtful)
+        print_facts("Measured speeds that contradict others", doubtful)
 
 
 def _speed_row(what: str, scores: dict[str, Any]) -> dict[str, Any]:
@@ -281,7 +282,7 @@ def _validate_startups(
         print_json({"left_out": leave_out, "rows": [each.to_json() for each in predicted], "summary": scores})
         return
     groups = {"all": scores} | {f"{key} {value}": row for key in _BY for value, row in scores[_BY[key]].items()}
-    print_table("Starts of servers, errors of the KV cache", [_startup_row(key, row) for key, row in groups.items()])
+    print_table("Server starts: error of the KV cache", [_startup_row(key, row) for key, row in groups.items()])
 
 
 _BY = {"GPU": "by_gpu", "quantization": "by_quantization", "TP": "by_tensor_parallel_size", "": "by_lora"}
@@ -320,44 +321,57 @@ def _calibrations(models: set[str], given: tuple[str, ...], *, strict: bool) -> 
 
 def _print(scores: dict[str, Any]) -> None:
     print_warnings(scores["warnings"])
-    for by, key in (("model", "models"), ("workload", "groups")):
-        rows = [{_TITLES.get(name, name): value for name, value in row.items()} for row in scores[key]]
-        print_table(f"SMAPE by {by}, and mean absolute error (MAPE) of the throughput, %", rows)
+    print_table(
+        "Errors by model, % (SMAPE; MAPE of the throughput)", [_errors(row, "model") for row in scores["models"]]
+    )
+    models = [row["model"] for row in scores["models"]]
+    for model in models:
+        rows = [_errors(row, "scenario") for row in scores["groups"] if row["model"] == model]
+        print_table(f"{model}: errors by workload, %", rows)
     starved, startup = scores["starved"], scores["startup"]
     right = starved["tp"] + starved["tn"]
     print_facts(
         "Outcomes",
         {
-            "starved or not": f"right on {right} of {sum(starved.values())}; "
-            f"{starved['fn']} starved though predicted not to be, {starved['fp']} the reverse",
-            "start-up": f"right on {startup['agree']} of {startup['agree'] + startup['disagree']}",
+            "starved or not": f"right for {right} of {sum(starved.values())} runs; {starved['fn']} missed, "
+            f"{starved['fp']} false alarms",
+            "start-up": f"right for {startup['agree']} of {startup['agree'] + startup['disagree']} servers",
         },
     )
-    optima = [
-        {
-            "model": each["model"],
-            "workload": each["scenario"],
-            "best A, S": _point(each["measured"]),
-            "tokens/s": each["measured"]["throughput"],
-            "chosen A, S": _point(each["chosen"]),
-            "measured there": each["chosen"]["measured_throughput"],
-            "starved": each["chosen"]["starved"],
-            "regret %": None if each["regret"] is None else 100.0 * each["regret"],
-        }
-        for each in scores["optima"]
-    ]
-    print_table("Best configurations among those measured", optima, empty="no workload with a grid")
+    for model in models:
+        optima = [
+            {
+                "workload": each["scenario"],
+                "best A, S": _point(each["measured"]),
+                "chosen A, S": _point(each["chosen"]),
+                "starved": each["chosen"]["starved"],
+                "regret %": None if each["regret"] is None else 100.0 * each["regret"],
+            }
+            for each in scores["optima"]
+            if each["model"] == model
+        ]
+        print_table(f"{model}: best configuration, measured and chosen", optima, empty="no workload with a grid")
     if "transfer" in scores:
         rows = [
             {
                 "model": model,
-                "capacity within": f"± {100 * told['capacity_error']:.1f} %",
+                "error": f"± {100 * told['capacity_error']:.1f} %",
                 "in the interval": "–" if told["in_interval"] is None else f"{100 * told['in_interval']:.0f} %",
                 "corrected by": ", ".join(told["corrected_by"]),
             }
             for model, told in scores["transfer"].items()
         ]
-        print_table("Derived calibrations; the interval is that of nine of ten", rows)
+        print_table("Derived calibrations (90 % intervals)", rows)
+
+
+def _errors(scores: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return a row of errors, of single workloads only those that fit beside their names."""
+    least = ("runs", "throughput_smape", "itl_smape", "ttft_smape", "tpot_smape")
+    return {_TITLES.get(what, what): scores[what]} | {
+        _TITLES.get(name, name): None if value is None else round(value, 2)
+        for name, value in scores.items()
+        if name in least or (what == "model" and name in _TITLES and name != "scenario")
+    }
 
 
 def _point(found: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import click
 
 from lora_capacity.errors import InputError, LoraCapacityError
 from lora_capacity_cli.comparison import compare, print_comparison
+from lora_capacity_cli.grouping import command
 from lora_capacity_cli.options import FILE, examples, format_option, refuse_given
 from lora_capacity_cli.output import print_json, say
 from lora_capacity_cli.runtime import prepare, read_workload
@@ -31,7 +32,7 @@ _START_S = 60.0
 """About how long a server takes to start, for telling the time left; the first one corrects it."""
 
 
-@click.command(
+@command(
     epilog=examples(
         "lora-capacity verify my_workload.yaml --calibration calibration.json --profile my_profile --neighbours",
         "lora-capacity verify my_workload.yaml --calibration calibration.json --url http://127.0.0.1:8000",
@@ -39,8 +40,8 @@ _START_S = 60.0
 )
 @functools.partial(search_options, derives=False)
 @start_options
-@click.option("--url", help="Server to try, which is left running; in place of --model.")
-@click.option("--neighbours", is_flag=True, help="Try also one adapter or slot more and one slot fewer.")
+@click.option("--url", help="Running server to measure, instead of --model.")
+@click.option("--neighbours", is_flag=True, help="Also measure one more adapter, one more slot and one fewer slot.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -55,7 +56,7 @@ _START_S = 60.0
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long it gets traffic of the kind before that.",
+    help="Seconds of traffic before the measurement.",
 )
 @click.option(
     "--predict-with",
@@ -63,7 +64,7 @@ _START_S = 60.0
     type=click.Choice(["event", "steady"]),
     default="event",
     show_default=True,
-    help="Twin to compare with: event simulates the very requests that are sent; steady computes from averages.",
+    help="Twin to compare with; event simulates exactly the requests that are sent.",
 )
 @click.option(
     "--traffic-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the requests sent."
@@ -73,14 +74,14 @@ _START_S = 60.0
     type=click.FloatRange(min=0, min_open=True),
     default=0.1,
     show_default=True,
-    help="Largest relative error of the throughput that still agrees.",
+    help="Largest relative error of throughput that counts as agreement.",
 )
 @click.option(
     "--itl-tolerance",
     type=click.FloatRange(min=0, min_open=True),
     default=0.2,
     show_default=True,
-    help="The same of the inter-token latency.",
+    help="The same for inter-token latency.",
 )
 @click.option(
     "--folder",
@@ -88,14 +89,14 @@ _START_S = 60.0
     default=Path("verify"),
     show_default=True,
     metavar="DIR",
-    help="Where the server's logs, the adapters and the runs go.",
+    help="Folder for server logs, adapters and runs.",
 )
 @click.option(
     "--runs",
     "runs_file",
     type=FILE,
     metavar="FILE.csv",
-    help="Table that the runs are added to, for `fit --runs` and `validate`. [default: serving_runs.csv in --folder]",
+    help="Table to append the runs to. [default: serving_runs.csv in --folder]",
 )
 @format_option
 @click.pass_context
@@ -111,16 +112,15 @@ def verify(
     output_format: str,
     **how: Any,
 ) -> None:
-    """Run the recommended configuration on the real server, and compare with what was predicted.
+    """Run the recommended configuration on a real server and compare with the prediction.
 
-    WORKLOAD is a YAML or JSON file of adapters and traffic. Its best configuration is looked for as `optimize` does,
-    or given: with both --adapters and --max-loras every combination of theirs is tried. For each, vLLM is started with
-    random adapters, asked for every adapter, warmed up, and sent the workload's requests for --seconds; or a server
-    that runs already (--url) is, once.
+    WORKLOAD is a YAML or JSON file. The configuration is searched as in `optimize`, or given by --adapters and
+    --max-loras (every combination is measured). For each one vLLM is started with random adapters, warmed up, and sent
+    the workload's requests for --seconds. With --url a running server is measured instead.
 
-    Exit code 0: predicted and measured agree; 3: they do not; 1: nothing is feasible; 2: something given cannot be
-    used, or the server failed; 130: interrupted. They agree where throughput and inter-token latency differ by at most
-    --tolerance and --itl-tolerance, and where a server does not start that was predicted not to.
+    Exit code 0: prediction and measurement agree; 3: they do not; 1: no feasible configuration; 2: bad input, or the
+    server failed; 130: interrupted. They agree if throughput and inter-token latency are within --tolerance and
+    --itl-tolerance, or if a server that was predicted not to start does not.
     """
     if (url is None) == (start["model"] is None):
         raise InputError("--url", url, "one of --url, --model and --profile", "say which server to try")

@@ -21,20 +21,34 @@ class LoraCapacityError(Exception):
     """Base of every expected failure; the command line prints it as one line without a traceback."""
 
 
+NO_SUCH_FILE = "no such file"
+"""What `InputError` is given in place of a value where a file does not exist."""
+
+_BESIDE, _NOTHING = "nothing beside ", ("None", "'missing'")
+
+
 class InputError(LoraCapacityError, ValueError):
     """A value that the caller gave cannot be used; told in one line, whatever stands in field and value.
 
     Args:
-        field: Name of the offending field, as the user wrote it (``arrivals.cv``, ``runs.csv line 7, rate_per_s``).
-        value: The value found there.
-        allowed: What is allowed, in words (``a number > 0``).
+        field: Name of the offending field, as the user wrote it (``arrivals.cv``, ``runs.csv line 7, rate_per_s``), or
+            the file, where it does not exist.
+        value: The value found there; None or ``missing`` where there is none, `NO_SUCH_FILE` where there is no file.
+        allowed: What is allowed, in words (``a number > 0``); ``nothing beside x`` where it conflicts with x.
         remedy: What to do about it, where that is not plain from ``allowed``.
     """
 
     def __init__(self, field: str, value: object, allowed: str, remedy: str = "") -> None:
         self.field, self.value, self.allowed, self.remedy = field, value, allowed, remedy
         where = field if len(field) <= LONGEST_SHOWN else f"{field[:LONGEST_SHOWN]}..."  # a path may be longer
-        message = f"{where}: {brief(value)} is not allowed; allowed: {allowed}"
+        if value is NO_SUCH_FILE:
+            message = f"file not found: {where}"
+        elif allowed.startswith(_BESIDE):
+            message = f"{where}: cannot be combined with {allowed.removeprefix(_BESIDE)}"
+        else:
+            told = brief(value)
+            found = "missing" if told in _NOTHING else f"{told} is not allowed"
+            message = f"{where}: {found}; allowed: {allowed}"
         super().__init__(printable(f"{message}; {remedy}" if remedy else message))
 
     def __reduce__(self) -> tuple[Any, ...]:

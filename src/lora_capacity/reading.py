@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
-from lora_capacity.errors import InputError
+from lora_capacity.errors import NO_SUCH_FILE, InputError
 
 MAX_TEXT_BYTES = 2**28
 """Largest file that is read as a whole: 256 MiB, ten times the largest table of ours."""
@@ -65,7 +65,7 @@ def check_ordinary(path: Path, allowed: str) -> int:
     try:
         about = path.stat()
     except FileNotFoundError:
-        raise InputError(str(path), "no such file", allowed) from None
+        raise InputError(str(path), NO_SUCH_FILE, allowed) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(str(path), getattr(error, "strerror", None) or str(error), allowed) from None
     if stat.S_ISDIR(about.st_mode):

@@ -5,15 +5,21 @@ from typing import Any
 
 from lora_capacity.units import BYTES_PER_GIB, MS_PER_S
 
-_LONG_S = 10.0
-"""Times from here on are read in seconds: below it three digits of milliseconds still mean something."""
+_LONG_S = 1.0
+"""Times from here on are told in seconds."""
+
+_SMALLEST = 0.001
+"""Size below which a number is only told to be smaller: its digits would mean nothing to a reader."""
+
+_LEAST_PERCENT = 0.01
+"""The same for a percentage."""
 
 _DASH = "–"
 
 LABELS = {
     "": _DASH,
     # Bottlenecks
-    "none": "nothing",
+    "none": "none",
     "slots": "slots",
     "sequences": "batch limit",
     "kv_cache": "KV cache",
@@ -26,7 +32,7 @@ LABELS = {
     "risky": "risky",
     "starved": "starved",
     "falls_behind": "falls behind",
-    "misses_bounds": "misses its bounds",
+    "misses_bounds": "misses bounds",
     "impossible": "more slots than adapters",
 }
 """Labels that are not simply words with underscores, and what they mean."""
@@ -37,7 +43,7 @@ REFUSALS = {
 }
 """Statuses in which the server does not start, as sentences."""
 
-FAILURES = REFUSALS | {"step_limit": "the simulation broke off: more preempted requests wait than it has room for"}
+FAILURES = REFUSALS | {"step_limit": "the simulation stopped: more preempted requests wait than it has room for"}
 """Statuses without numbers, as sentences."""
 
 _FLAGS = {"slots": "max_loras", "sequences": "max_num_seqs", "token_budget": "max_num_batched_tokens"}
@@ -62,7 +68,10 @@ def plural(count: int, noun: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value with three significant digits and thousands with commas, a dash for no number."""
+    """Return a value with three significant digits and thousands with commas, a dash for no number.
+
+    Never in powers of ten: what is smaller than 0.001 is told to be.
+    """
     if hasattr(value, "item"):
         value = value.item()
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -72,12 +81,14 @@ def shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        if 0 < abs(value) < _SMALLEST:
+            return f"< {_SMALLEST:g}" if value > 0 else f"> -{_SMALLEST:g}"
+        return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     return str(value)
 
 
 def duration(value_s: float) -> str:
-    """Return a time in milliseconds, from ten seconds on in seconds."""
+    """Return a time in milliseconds, from one second on in seconds."""
     if math.isnan(value_s):
         return _DASH
     return f"{shown(value_s)} s" if value_s >= _LONG_S else f"{shown(value_s * MS_PER_S)} ms"
@@ -85,6 +96,8 @@ def duration(value_s: float) -> str:
 
 def percent(share: float) -> str:
     """Return a share in percent."""
+    if 0 < share < _LEAST_PERCENT / 100.0:
+        return f"< {_LEAST_PERCENT:g} %"
     return _DASH if math.isnan(share) else f"{shown(100.0 * share)} %"
 
 

@@ -61,7 +61,7 @@ def write_runs(*rows: dict[str, str]) -> None:
         ("- adapters\n- requests\n", ["workload.yaml", "a list", "mapping"]),
         ("adapters: [\n", ["workload.yaml line"]),
         ("", ["workload.yaml", "nothing"]),
-        (LIST, ["adapters.csv", "no such file"]),
+        (LIST, ["adapters.csv", "file not found"]),
     ],
     ids=lambda value: None,
 )
@@ -112,7 +112,7 @@ def test_bad_adapter_list(run: Run, workload: Path, table: str, fragments: list[
         (("--adapters", 8, "--max-loras", 4, "--engine", "event", "--seed", "-1"), ["--seed", "-1"]),
         (("--adapters", 8, "--max-loras", 4, "--engine", "event", "--seed", "one"), ["--seed", "one"]),
         (("--adapters", 8, "--max-loras", 4, "--calibration", "llama"), ["calibration", "llama"]),
-        (("--adapters", 8, "--max-loras", 4, "--calibration", "none.json"), ["none.json", "no such file"]),
+        (("--adapters", 8, "--max-loras", 4, "--calibration", "none.json"), ["none.json", "file not found"]),
         (("--adapters", 8, "--max-loras", 4, "--slots", 4), ["--slots"]),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
@@ -166,7 +166,7 @@ def test_nothing_feasible_is_another_exit_code(run: Run, workload: Path) -> None
 )
 def test_file_that_is_not_there(run: Run, command) -> None:
     (name,) = (each for each in command if each in ("workload.yaml", "runs.csv", "mine.json"))
-    assert_refused(run(*command), name, "no such file")
+    assert_refused(run(*command), name, "file not found")
 
 
 @pytest.mark.parametrize(

@@ -100,11 +100,10 @@ def test_optimize_tells_the_same_in_json_and_in_a_table(run: Run, workload: Path
     result = run(*command)
     assert result.exit_code == 0
     assert "\x1b" not in result.stdout
-    first, *_, last = result.stdout.splitlines()
-    assert (
-        first == f"Serve {found['max_cpu_loras']} adapters (max_cpu_loras) with {found['max_loras']} slots (max_loras)"
-    )
-    assert last == found["serve_command"]
+    first = result.stdout.splitlines()[0]
+    assert first.startswith(f"Serve {found['max_cpu_loras']} adapters with {found['max_loras']} slots: ")
+    launch = result.stdout[result.stdout.index("vllm serve ") :].replace("\\\n", "")
+    assert " ".join(launch.split()) == found["serve_command"]
 
 
 def test_optimize_keeps_to_the_grid(run: Run, workload: Path) -> None:
@@ -159,7 +158,7 @@ def test_simulate_tells_windows_and_the_worst(run: Run, workload: Path) -> None:
     assert windows["worst"] == windows["each"][1]
     assert windows["worst"]["requests_per_s"] == pytest.approx(8 * windows["each"][0]["requests_per_s"])
     assert windows["each"][2]["mean_waiting"] > windows["each"][0]["mean_waiting"]  # of what the second left behind
-    assert "the worst of 3 windows" in run(*command).stdout
+    assert "worst of 3 windows" in run(*command).stdout
 
 
 def test_simulate_of_a_server_that_does_not_start(run: Run, workload: Path) -> None:
@@ -177,7 +176,7 @@ def test_simulate_of_a_server_that_does_not_start(run: Run, workload: Path) -> N
 def test_simulate_says_what_lies_outside_the_calibration(run: Run, workload: Path) -> None:
     found = answer(run("simulate", workload, "--adapters", 600, "--max-loras", 8, "--format", "json"))
     assert found["prediction"]["status"] == "outside_calibration"
-    assert any(warning.startswith("adapters 600 lies outside ") for warning in found["warnings"])
+    assert any(warning.startswith("adapters 600 is outside ") for warning in found["warnings"])
 
 
 def test_settings_reach_the_prediction(run: Run, workload: Path) -> None:

@@ -187,7 +187,7 @@ def test_optimize_is_played_unless_told_otherwise(run: Run, minute: Path) -> Non
     assert (found["engine"], found["played"]["seeds"]) == ("event", [0])
     text = run(*command, "--seeds", 1)
     assert text.exit_code == 0
-    assert "The event twin played it with seed 0" in text.stdout
+    assert "event twin, mean of 1 seed" in text.stdout
     alone = run(*command, "--engine", "steady")
-    assert "Nothing was played" in alone.stdout
+    assert "not checked by the event twin" in alone.stdout
     assert answer(run(*command, "--engine", "steady", "--format", "json"))["played"] is None

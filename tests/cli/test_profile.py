@@ -90,7 +90,7 @@ def test_failed_points_are_listed(run: Run, vllm: str, monkeypatch: pytest.Monke
     [
         (("m",), ["--output", "-o FOLDER"]),
         (("-o", "p"), ["MODEL", "--random-model"]),
-        (("m", "--random-model", "-o", "p"), ["MODEL", "nothing beside --random-model"]),
+        (("m", "--random-model", "-o", "p"), ["MODEL", "cannot be combined with --random-model"]),
         (("owner/model", "-o", "p"), ["owner/model", "--config"]),
         (("packages", "-o", "p"), ["config.json"]),
         (("--random-model", "-o", "p", "--campaign", "quik"), ["campaign", "did you mean 'quick'"]),

@@ -112,14 +112,14 @@ def test_every_setting_changes_the_answer_or_is_refused(
     ("arguments", "complaint"),
     [
         (["label", "-o", "l.csv"], "--output: 'l.csv' is not allowed; allowed: a name that ends in .parquet"),
-        (["label", "-o", "l.parquet", "--space", "none.yaml"], "none.yaml: 'no such file'"),
+        (["label", "-o", "l.parquet", "--space", "none.yaml"], "file not found: none.yaml"),
         (["label", "-o", "l.parquet", "--calibration", "none"], "calibration: 'none'"),
         (["label", "-o", "l.parquet", "--workloads", 0], "--workloads"),
         (["train", "none.parquet", "-o", "s.json"], "none.parquet"),
         (["train", "none.parquet", "-o", "s.txt"], "a name that ends in .json"),
         (["rules", "--surrogate", "none"], "surrogate: 'none'"),
         (["rules", "--figure", "r.png"], "a name that ends in .svg"),
-        (["predict", "none.yaml"], "none.yaml: 'no such file'"),
+        (["predict", "none.yaml"], "file not found: none.yaml"),
         (["predict", "none.yaml", "--adapters", 8], "--max-loras: 'none' is not allowed; allowed: both or neither"),
     ],
 )

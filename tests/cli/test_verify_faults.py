@@ -77,7 +77,7 @@ def test_server_that_dies_midway_keeps_the_runs_before(run: Run, site: Site, tmp
 
 def test_model_folder_without_config(run: Run, site: Site) -> None:
     (site.model / "config.json").unlink()
-    assert_refused(run(*site.verify(*ONE)), "config.json", "no such file")
+    assert_refused(run(*site.verify(*ONE)), "config.json", "file not found")
 
 
 def test_adapter_of_too_large_a_rank(run: Run, site: Site) -> None:

@@ -83,7 +83,7 @@ def test_numbers_of_any_type_are_taken(value: object) -> None:
         (1.5, {"integer": True, "minimum": 1}, "x: 1.5 is not allowed; allowed: a whole number >= 1"),
         (True, {}, "x: True is not allowed; allowed: a number"),
         ("1", {}, "x: '1' is not allowed; allowed: a number"),
-        (None, {}, "x: None is not allowed; allowed: a number"),
+        (None, {}, "x: missing; allowed: a number"),
         (1j, {}, "x: 1j is not allowed; allowed: a number"),
         ([1.0], {}, "x: [1.0] is not allowed; allowed: a number"),
         (math.nan, {}, "x: nan is not allowed; allowed: a number"),

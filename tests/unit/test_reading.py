@@ -99,7 +99,7 @@ def test_what_is_no_json_mapping_is_told_in_one_line(tmp_path: Path, content: st
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone.yaml: 'no such file' is not allowed; allowed: a YAML or JSON file"):
+    with pytest.raises(InputError, match=r"file not found: .*gone.yaml"):
         read_mapping(tmp_path / "gone.yaml")
 
 

@@ -71,7 +71,7 @@ def test_a_complaint_names_file_line_and_column_in_one_line(tmp_path: Path, cont
 
 
 def test_a_file_that_is_not_there_or_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.csv: 'no such file' is not allowed; allowed: a readable CSV file"):
+    with pytest.raises(InputError, match=r"file not found: .*absent\.csv"):
         read_table(tmp_path / "absent.csv", COLUMNS)
     with pytest.raises(InputError, match="'a folder'"):
         read_table(tmp_path, COLUMNS)

@@ -136,8 +136,7 @@ class Calibration:
             **settings: Values by setting name; names without a fitted range are ignored.
         """
         found = [
-            f"{name} {settings[name]:g} lies outside {low:g} to {high:g}, which the calibration was fitted over: "
-            "an extrapolation"
+            f"{name} {settings[name]:g} is outside the calibrated range {low:g} to {high:g}: extrapolated"
             for name, (low, high) in self.fitted_ranges.items()
             if name in settings and self.outside(**{name: settings[name]})
         ]

@@ -40,12 +40,12 @@ def service_figure(classes: tuple[ClassService, ...], threshold: float) -> str:
         if not math.isfinite(each.service):
             continue
         here, beyond = across(100.0 * each.service), across(100.0 * each.service_beyond)
-        told = f"{class_words(each)}: {percent(each.service)}, where it fails {percent(each.service_beyond)}"
+        told = f"{class_words(each)}: {percent(each.service)}, at saturation {percent(each.service_beyond)}"
         marks = svg.path("link", f"M{beyond:.1f} {y:.1f}H{here:.1f}") + svg.circle("hollow", beyond, y, 4.0)
         parts.append(svg.element("g", svg.element("title", told), marks, svg.circle("dot", here, y, 4.5)))
     worst = min(classes, key=lambda each: each.service, default=None)
     told_worst = f"Worst served: {class_words(worst)}, {percent(worst.service)}" if worst else "No adapters"
-    return svg.drawing(WIDTH, bottom + _BELOW, "Who is served", told_worst, *parts)
+    return svg.drawing(WIDTH, bottom + _BELOW, "Share served by adapter", told_worst, *parts)
 
 
 def change_figure(changes: tuple[Change, ...], critical_load: float) -> str:
@@ -70,7 +70,7 @@ def change_figure(changes: tuple[Change, ...], critical_load: float) -> str:
             svg.rect(f"bar {kind}", min(x, zero), y - 6.0, max(abs(x - zero), 0.6), 12.0, rx=1.5),
             svg.text(points(each.margin), x + outside, y + 4.0, class_="num", text_anchor=anchor),
         ]
-    title = f"Points of headroom; it fails at {shown(critical_load)} times the load now"
+    title = f"Points of headroom; saturates at {shown(critical_load)}× this load"
     return svg.drawing(WIDTH, bottom + _BELOW, "What small changes would do", title, *parts)
 
 

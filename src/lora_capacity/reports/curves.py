@@ -130,7 +130,7 @@ class Panel:
 
     def _accepted(self, risk: float) -> str:
         y = self.up(risk * self.quantity.scale)
-        told = svg.text(f"accepted: {shown(risk * 100)} %", _LEFT + 6.0, y - 6.0, class_="note")
+        told = svg.text(f"allowed: {shown(risk * 100)} %", _LEFT + 6.0, y - 6.0, class_="note")
         return svg.line([(_LEFT, y), (_RIGHT, y)], class_="beside") + told
 
     @property

@@ -19,11 +19,11 @@ from lora_capacity.units import MS_PER_S
 from lora_capacity.words import REFUSALS, bottleneck, duration, gibibytes, percent, plural, shown, spoken
 
 _REMEDIES = {
-    "none": "No queue stands for long: only more adapters bring more throughput.",
-    "slots": "More adapters want to run than there are slots. More slots, or fewer adapters, help.",
-    "sequences": "As many requests run as max_num_seqs allows. A larger max_num_seqs helps, at the price of latency.",
-    "kv_cache": "The KV cache is full. Fewer slots, a lower max_lora_rank or more GPU memory make room.",
-    "token_budget": "Every step carries max_num_batched_tokens. A larger budget helps.",
+    "none": "No queue builds up: only more adapters bring more throughput.",
+    "slots": "More active adapters than slots. Use more slots or fewer adapters.",
+    "sequences": "As many requests run as max_num_seqs allows. A larger max_num_seqs helps, but raises latency.",
+    "kv_cache": "The KV cache is full. Use fewer slots, a lower max_lora_rank or more GPU memory.",
+    "token_budget": "Every step is full (max_num_batched_tokens). A larger token budget helps.",
     **{label: f"{sentence[0].upper()}{sentence[1:]}." for label, sentence in REFUSALS.items()},
 }
 """What to do about each bottleneck."""
@@ -104,7 +104,7 @@ def _verdict(grid: PlanGrid, row: int, column: int) -> str:
     if verdict == "impossible":
         return ""
     words = "recommended" if (column, row) == grid.best else spoken(verdict)
-    return words if bound in ("none", verdict) else f"{words}; bound by {spoken(bound)}"
+    return words if bound in ("none", verdict) else f"{words}; bottleneck: {spoken(bound)}"
 
 
 def _remedies(grid: PlanGrid) -> list[tuple[str, str, int, str]]:

@@ -74,7 +74,7 @@ THROUGHPUT = Quantity(
 SERVICE = Quantity("service", "Share served", "%", scale=100.0, most=1.0)
 ITL = Quantity("itl_s", "Inter-token latency", "ms", scale=MS_PER_S)
 TTFT = Quantity("ttft_s", "Time to first token", "s", log=True)
-STARVING = Quantity("starving_probability", "Chance of failing", "%", scale=100.0, most=1.0)
+STARVING = Quantity("starving_probability", "P(overload)", "%", scale=100.0, most=1.0)
 ATTAINMENT = Quantity("attainment", "Within bounds", "%", scale=100.0, most=1.0)
 KV_USAGE = Quantity("kv_usage", "KV cache in use", "%", scale=100.0, most=1.0)
 

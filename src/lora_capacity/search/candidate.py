@@ -188,6 +188,6 @@ class OverTime:
         """What it says, in a sentence."""
         return (
             f"Planned for the peak, {self.peak_start_s:,.0f} to {self.peak_end_s:,.0f} s, with "
-            f"{shown(self.peak_per_s)} requests/s; on average {shown(self.mean_per_s)} arrive, and "
-            f"{percent(self.unused)} of what the server can take over the whole time goes unused."
+            f"{shown(self.peak_per_s)} requests/s ({shown(self.mean_per_s)} on average); {percent(self.unused)} of the "
+            "server's capacity goes unused over the horizon."
         )

@@ -21,7 +21,7 @@ from lora_capacity.search.objective import Columns, Objective
 from lora_capacity.search.play import APART, Plays, Point, choices, point_of, settle
 from lora_capacity.search.problem import Problem
 from lora_capacity.search.recommendation import Recommendation
-from lora_capacity.words import bottleneck, duration, gibibytes, percent
+from lora_capacity.words import bottleneck, duration, gibibytes, percent, shown
 from lora_capacity.workload import Goodput, WorkloadLike, load_workload
 
 _LOADS = 13
@@ -204,16 +204,16 @@ def _warnings(problem: Problem, best: Candidate, server: ServerConfig) -> tuple[
         within = problem.calibration.capacity_error
         wider = float(np.hypot(within, best.extrapolation_error))
         warnings.append(
-            f"the capacity may be off by {percent(wider)} out there, by {percent(within)} within what the calibration "
-            "was fitted over (standard deviations); the margin is wider for it"
+            f"outside the calibrated range the error of the capacity is {percent(wider)} in place of {percent(within)} "
+            "(standard deviations); the headroom allows for it"
         )
     available = problem.workload.adapters.max_count
     if best.max_cpu_loras == available:
-        warnings.append(f"all {available} adapters of the workload are served: the server may have room for more")
+        warnings.append(f"all {available} adapters of the workload are served; the server may have room for more")
     if problem.objective.goal == "throughput":
         warnings.append(
-            f"this is an overloaded server, as the highest throughput takes: requests wait {duration(best.ttft_s)} for "
-            "a first token on average; the objective goodput keeps bounds"
+            f"this server is overloaded, for the highest throughput: mean TTFT {duration(best.ttft_s)}; use "
+            "--objective goodput to keep latency bounds"
         )
     return tuple(warnings)
 
@@ -224,21 +224,21 @@ def _closest(problem: Problem, columns: Columns) -> str:
         return _does_not_start(problem, columns)
     row = int(np.nanargmax(columns["critical_load"]))
     best = {name: column[row] for name, column in columns.items()}
-    where = f"max_cpu_loras {best['max_cpu_loras']} with max_loras {best['max_loras']} comes closest"
+    where = f"closest: max_cpu_loras {best['max_cpu_loras']}, max_loras {best['max_loras']}"
     then = f"; bottleneck: {bottleneck(best['limit_beyond'])}"
     if best["limit_beyond"] in ("", "none"):
         waiting, step = best["mean_waiting"], duration(best["step_time_s"])
-        then = f"; bottleneck: no place is short: {waiting:.2g} requests wait on average, and a step takes {step}"
-    chance = f"a chance of failing of {best['starving_probability']:.2g} (accepted: {problem.risk:g})"
-    served = f"{best['service']:.1%} of the {best['offered_tokens_per_s']:.0f} tokens/s offered"
+        then = f"; bottleneck: none ({shown(float(waiting))} requests waiting on average, step time {step})"
+    chance = f"P(overload) {percent(best['starving_probability'])} ({percent(problem.risk)} allowed)"
+    served = f"serves {percent(best['service'])} of {shown(best['offered_tokens_per_s'])} tokens/s offered"
     if problem.objective.goal == "throughput":
-        return f"no configuration keeps up with its load: {where}, completes {served} with {chance}{then}"
+        return f"no configuration keeps up: {where}, {served}, {chance}{then}"
     goodput = problem.workload.goodput
     bounds = " ".join(f"{key}:{bound_ms:g}" for key, bound_ms in goodput.to_ms().items())
     return (
-        f"no configuration keeps up within its bounds: {where}, completes {served}, "
-        f"{percent(best['attainment'])} of the requests within {bounds} ms ({percent(goodput.attainment)} asked) and "
-        f"first tokens after {duration(best['ttft_s'])}, {duration(best['tpot_s'])} a token on average, with "
+        f"no configuration keeps up within bounds: {where}, {served}, "
+        f"{percent(best['attainment'])} of the requests within {bounds} ms ({percent(goodput.attainment)} asked), mean "
+        f"TTFT {duration(best['ttft_s'])}, mean TPOT {duration(best['tpot_s'])}, "
         f"{chance}{then}; relax --goodput, --attainment or --risk"
     )
 

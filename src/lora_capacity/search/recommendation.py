@@ -148,35 +148,35 @@ class Recommendation(Displayed):
             *([] if self.over_time is None else [self.over_time.words]),
             self._load_margin(),
             *self._as_played(),
-            f"Memory: the KV cache holds {self.memory.kv_cache_tokens} tokens, {self.memory.spare_kv_cache_tokens} "
-            f"more than vLLM needs to start; {gibibytes(self.memory.spare_bytes, 1)} of the GPU stay free.",
+            f"Memory: a KV cache of {self.memory.kv_cache_tokens:,} tokens, {self.memory.spare_kv_cache_tokens:,} more "
+            f"than vLLM needs to start; {gibibytes(self.memory.spare_bytes, 1)} of GPU memory free.",
             *map(self._told, self.neighbours),
-            f"Of {sum(self.counts.values())} configurations looked at: "
-            + ", ".join(f"{spoken(verdict)} {count}" for verdict, count in sorted(self.counts.items()))
+            f"{sum(self.counts.values()):,} configurations searched: "
+            + ", ".join(f"{count:,} {spoken(verdict)}" for verdict, count in sorted(self.counts.items()))
             + ".",
         )
 
     def _load_margin(self) -> str:
         best, starves = self.told, self.objective.goal == "throughput"
-        chance = f"chance of failing {best.starving_probability:.2g}, accepted {self.risk:g}"
+        chance = f"P(overload) {percent(best.starving_probability)}, {percent(self.risk)} allowed"
         if not best.limit_beyond:
             doing = "does not starve up to" if starves else "keeps its bounds up to"
-            return f"It {doing} at least {best.critical_load:.3g} times this load."
-        then = "" if best.limit_beyond == "none" else f"; its bottleneck is then {bottleneck(best.limit_beyond)}"
-        doing = "starves at" if starves else "keeps its bounds up to"
-        return f"It {doing} {best.critical_load:.3g} times this load ({chance}){then}."
+            return f"It {doing} at least {best.critical_load:.3g}× this load."
+        then = "" if best.limit_beyond == "none" else f"; bottleneck there: {bottleneck(best.limit_beyond)}"
+        doing = "starves at" if starves else "saturates at"
+        return f"It {doing} {best.critical_load:.3g}× this load ({chance}){then}."
 
     def _as_played(self) -> tuple[str, ...]:
         """What the event twin saw, and where the steady twin differs by more than the error."""
         played = self.played
         if played is None:
-            return ("Nothing was played: these are the steady twin's averages.",)
+            return ("Predicted by the steady twin; not checked by the event twin.",)
         seeds = f"seeds {played.seeds[0]} to {played.seeds[-1]}" if len(played.seeds) > 1 else f"seed {played.seeds[0]}"
-        refused = f"; it refused {plural(played.refused, 'larger one')}" if played.refused else ""
+        refused = f"; {plural(played.refused, 'candidate')} rejected" if played.refused else ""
         off = {name: share for name, share in played.differences(self.best).items() if abs(share) > played.error}
         sentences = [
-            f"The event twin played it with {seeds}: {percent(played.mean.attainment)} of the requests kept their "
-            f"bounds, {percent(played.mean.served)} were served{refused}."
+            f"Event twin, {seeds}: {percent(played.mean.attainment)} of the requests within bounds, "
+            f"{percent(played.mean.served)} served{refused}."
         ]
         if off:
             told = ", ".join(f"{COMPARED[name]} {_more(share)}" for name, share in off.items())
@@ -192,8 +192,8 @@ class Recommendation(Displayed):
         beyond = neighbour.candidate.limit_beyond
         then = f"; bottleneck: {bottleneck(beyond)}" if beyond not in ("", "none") else ""
         return (
-            f"{where}: {neighbour.gain_tokens_per_s:+.0f} tokens/s, {spoken(neighbour.verdict)}; chance of "
-            f"failing {neighbour.candidate.starving_probability:.2g}{then}."
+            f"{where}: {neighbour.gain_tokens_per_s:+.0f} tokens/s, {spoken(neighbour.verdict)}; "
+            f"P(overload) {percent(neighbour.candidate.starving_probability)}{then}."
         )
 
     def _display(self) -> Display:

@@ -197,8 +197,8 @@ def _warnings(surrogate: Surrogate, calibration: Calibration, described: Describ
     found = []
     if surrogate.calibration_digest != calibration_digest(calibration):
         found.append(
-            f"the surrogate was trained for {surrogate.calibration} as it was, not for {calibration.name} as it is: "
-            "label and train again"
+            f"the surrogate was trained for another version of {surrogate.calibration}, not for {calibration.name} "
+            "as it is now: label and train again"
         )
     for feature, value, low, high in zip(
         FEATURES, described.values[0], surrogate.lowest, surrogate.highest, strict=True
@@ -206,7 +206,7 @@ def _warnings(surrogate: Surrogate, calibration: Calibration, described: Describ
         slack = _TOLERATED * (high - low)
         if not low - slack <= value <= high + slack:
             found.append(
-                f"{feature.name} ({feature.meaning}) is {value:.3g}, outside {low:.3g} to {high:.3g}, which the "
-                "surrogate was trained on: check it by the twin"
+                f"{feature.name} ({feature.meaning}) is {value:.3g}, outside the trained range {low:.3g} to "
+                f"{high:.3g}: check with the steady twin (--check)"
             )
     return found

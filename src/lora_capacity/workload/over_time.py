@@ -191,12 +191,10 @@ def read_rates(path: Path | Frame, order: list[str] | None, horizon_s: float | N
     assumptions = []
     if len(names) < len(whose.names):
         idle = len(whose.names) - len(names)
-        assumptions.append(
-            f"{idle} of {len(whose.names)} adapters have no requests in {end_s:,.0f} s and are left out."
-        )
+        assumptions.append(f"{idle} of {len(whose.names)} adapters have no requests in {end_s:,.0f} s and are ignored.")
     wild = (cvs > MAX_CV) & (rates > 0)
     if wild.any():
-        assumptions.append(f"cv is taken at {MAX_CV:g} where it is higher: in {int(wild.sum())} windows of adapters.")
+        assumptions.append(f"cv is capped at {MAX_CV:g} in {int(wild.sum())} windows of adapters.")
     # A cv of 0 stands where too few requests came to tell one.
     told = None if cv is None else np.where(cvs > 0, np.clip(cvs, MIN_CV, MAX_CV), np.nan)
     windows = Windows(edges_s, rates / mean, np.ones(len(rates)), told)

@@ -127,9 +127,13 @@ class TraceSource(Model):
             allowed = ", ".join(formats())
             raise InputError("format", self.format, allowed, nearest_hint(self.format, formats()))
         if self.deal is not None and self.adapter_column is not None:
-            raise InputError("deal", "a mapping", "nothing beside adapter_column", "requests are dealt, or name theirs")
+            raise InputError(
+                "deal", "a mapping", "nothing beside adapter_column", "requests are assigned, or name their adapter"
+            )
         if self.deal is not None and self.base_model is not None:
-            raise InputError("base_model", self.base_model, "nothing beside deal", "every request is dealt to adapters")
+            raise InputError(
+                "base_model", self.base_model, "nothing beside deal", "every request is assigned to an adapter"
+            )
         return self
 
 
@@ -193,7 +197,7 @@ def read_recording(path: Path | Frame, source: TraceSource) -> Recording:
         "rank": Column("integer", required=False, minimum=1, maximum=MAX_RANK),
     }
     if not names["adapter"] and source.deal is None:
-        allowed = "adapter_column, or deal, which shares requests out to adapters"
+        allowed = "adapter_column, or deal, which assigns requests to adapters"
         raise InputError(f"{path}, adapter", None, allowed, f"{source.format} names no adapters")
     found = read_columns(path, {tuple(names[meaning]): kinds[meaning] for meaning in kinds if names[meaning]})
     columns: dict[str, Any] = {meaning: found.get(tuple(names[meaning])) for meaning in kinds}
@@ -201,14 +205,14 @@ def read_recording(path: Path | Frame, source: TraceSource) -> Recording:
     answered = columns["output"] > 0
     if not answered.all():
         count = int(np.count_nonzero(~answered))
-        assumptions.append(f"{count} of {answered.size} requests have no answer (0 output tokens) and are left out.")
+        assumptions.append(f"{count} of {answered.size} requests have no answer (0 output tokens) and are ignored.")
     if not answered.any():
         raise InputError(f"{path}, {names['output'][0]}", 0, "at least one request with an answer")
     if source.deal is not None:
         adapter = Texts(*source.deal.draw(answered.size))
         assumptions.append(
-            f"The requests name no adapter: they are dealt to {source.deal.adapters} {source.deal.words}; real "
-            "adapters' bursts are their own."
+            f"The requests name no adapter: they are assigned to {source.deal.adapters} {source.deal.words}; real "
+            "adapters have bursts of their own."
         )
     else:
         adapter = columns["adapter"]

@@ -104,7 +104,7 @@ def test_a_file_of_version_1_is_read_as_the_same_calibration(tmp_path: Path, nam
     (tmp_path / "old.json").write_text(json.dumps(old))
     assert load_calibration(tmp_path / "old.json") == calibration
     del old["coefficients"]["loads"]["host_s"]
-    with pytest.raises(InputError, match="host_to_gpu_load_s: 'missing'"):
+    with pytest.raises(InputError, match="host_to_gpu_load_s: missing"):
         Calibration.from_json(old)
 
 
@@ -143,9 +143,9 @@ def test_a_file_names_every_coefficient_with_its_unit() -> None:
         (changed("schema_version", "one"), "here: schema_version: 'one' is not allowed; allowed: 1 to 2"),
         (changed("schema_version", 0), "here: schema_version: 0 is not allowed; allowed: 1 to 2"),
         (changed("schema_version", True), "here: schema_version: True is not allowed; allowed: 1 to 2"),
-        (without("schema_version"), "here: schema_version: None is not allowed; allowed: 1 to 2"),
-        (without("coefficients"), "here: coefficients: 'missing' is not allowed"),
-        (without("memory"), "here: memory: 'missing' is not allowed"),
+        (without("schema_version"), "here: schema_version: missing; allowed: 1 to 2"),
+        (without("coefficients"), "here: coefficients: missing"),
+        (without("memory"), "here: memory: missing"),
         (changed("coefficient", {}), "here: coefficient: .* did you mean 'coefficients'?"),
         (
             changed("coefficients", []),
@@ -154,32 +154,32 @@ def test_a_file_names_every_coefficient_with_its_unit() -> None:
         (changed("coefficients.steps", {}), "here: coefficients.steps: .* did you mean 'step'?"),
         (
             without("coefficients.step"),
-            "here: coefficients.step: 'missing' is not allowed; allowed: a mapping with the keys base_s",
+            "here: coefficients.step: missing; allowed: a mapping with the keys base_s",
         ),
         (
             without("coefficients.loads.host_to_gpu_load_s"),
-            "here: coefficients.loads.host_to_gpu_load_s: 'missing' is not allowed",
+            "here: coefficients.loads.host_to_gpu_load_s: missing",
         ),
         (
             changed("coefficients.step.token_s.value", -1e-5),
             "here: coefficients.step.token_s: -1e-05 is not allowed; allowed: a number >= 0",
         ),
         (changed("coefficients.step.token_s.value", "40 us"), "coefficients.step.token_s: '40 us' is not allowed"),
-        (changed("coefficients.step.token_s", 4e-5), "coefficients.step.token_s: 'missing' is not allowed"),
+        (changed("coefficients.step.token_s", 4e-5), "coefficients.step.token_s: missing"),
         (changed("coefficients.step.tokens_s", {}), "coefficients.step.tokens_s: .* did you mean 'token_s'?"),
         (changed("fitted_ranges", [1]), "here: fitted_ranges: 'a list' is not allowed; allowed: a mapping"),
         (changed("fitted_ranges.adapters", 8), "fitted_ranges.adapters: 8 is not allowed; allowed: a list of the"),
         (changed("fitted_ranges.adapters", [9, 8]), "fitted_ranges.adapters: 8 is not allowed; allowed: a number >= 9"),
         (changed("capacity_error", -0.1), "here: capacity_error: -0.1 is not allowed"),
-        (changed("capacity_error", None), "here: capacity_error: None is not allowed"),
+        (changed("capacity_error", None), "here: capacity_error: missing"),
         (changed("runs", 3), "here: runs: 3 is not allowed; allowed: a mapping with the keys output_share"),
         (changed("runs.max_pending", 0), "here: runs.max_pending: 0 is not allowed; allowed: a number > 0"),
-        (without("runs.output_share"), "here: runs.output_share: 'missing' is not allowed"),
+        (without("runs.output_share"), "here: runs.output_share: missing"),
         (changed("device", "tpu"), "here: device: 'tpu' is not allowed; allowed: gpu, cpu"),
         (changed("vllm_version", "new"), "vllm_version: 'new' is not allowed"),
         (changed("memory.other_bytes", -1), "here: memory.other_bytes: -1 is not allowed"),
         (changed("gpu.memory_bytes", "64 GB"), "here: gpu.memory_bytes: '64 GB' is not allowed"),
-        (without("model.num_layers"), "here: model.num_layers: 'missing'"),
+        (without("model.num_layers"), "here: model.num_layers: missing"),
         (changed("model.architecture", "Other"), "here: model.architecture: 'Other' is not allowed"),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_malformed_file_is_refused_in_one_line_that_names_the_field(content: o
         (b"\xff\xfe", r"calibration\.json: 'bytes that are no text'"),
         (b"", r"calibration\.json line 1: 'not JSON"),
         (b"[]", r"calibration\.json: 'list' is not allowed"),
-        (b"{}", r"calibration\.json: schema_version: None is not allowed"),
+        (b"{}", r"calibration\.json: schema_version: missing"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, text: bytes, words: str) -> None:
@@ -208,7 +208,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: bytes, words:
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.json: 'no such file' is not allowed; allowed: a calibration file"):
+    with pytest.raises(InputError, match=r"file not found: .*absent\.json"):
         load_calibration(tmp_path / "absent.json")
     with pytest.raises(InputError, match="'a folder'"):
         load_calibration(tmp_path)
@@ -249,4 +249,4 @@ def test_behaviour_and_output_lengths_follow_from_what_is_stored() -> None:
 
 def test_what_lies_outside_is_told_by_name():
     found = make_calibration().extrapolations(adapters=600, max_loras=8, max_num_seqs=3)
-    assert found == ["adapters 600 lies outside 8 to 384, which the calibration was fitted over: an extrapolation"]
+    assert found == ["adapters 600 is outside the calibrated range 8 to 384: extrapolated"]

@@ -123,18 +123,18 @@ def test_rotary_scaling_sets_the_longest_sequence(scaling, tokens):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "config.json num_experts: 'missing'"),
+        ({"architectures": ["MixtralForCausalLM"]}, "config.json num_experts: missing"),
         ({"architectures": None, "model_type": "gpt2"}, "config.json model_type: 'gpt2'"),
         ({"architectures": ["LLaMAForCausalLM"]}, "did you mean 'LlamaForCausalLM'?"),
-        ({"hidden_size": None}, "config.json hidden_size: 'missing'"),
+        ({"hidden_size": None}, "config.json hidden_size: missing"),
         ({"num_hidden_layers": "many"}, "config.json num_hidden_layers: 'many'"),
         ({"num_attention_heads": 30}, "a divisor of hidden_size 4096"),
         ({"num_key_value_heads": 5}, "model.num_key_value_heads: 5"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method: 'missing'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method: missing"),
         ({"quantization_config": {"quant_method": "gguf"}}, "quantization_config.quant_method: 'gguf'"),
         (
             {"quantization_config": {"quant_method": "compressed-tensors"}},
-            "quantization_config.config_groups: 'missing'",
+            "quantization_config.config_groups: missing",
         ),
     ],
 )
@@ -203,7 +203,7 @@ def test_a_missing_field_in_json_is_told_unless_it_has_a_default():
     del content["dtype_bytes"]
     assert ModelShape.from_json(content) == MODEL
     del content["head_dim"]
-    with pytest.raises(InputError, match=r"model\.head_dim: 'missing'"):
+    with pytest.raises(InputError, match=r"model\.head_dim: missing"):
         ModelShape.from_json(content)
     with pytest.raises(InputError, match="model: 'a list' is not allowed; allowed: a mapping with the keys name"):
         ModelShape.from_json([1])
@@ -309,7 +309,7 @@ def test_changes_ascend_and_every_rule_is_there_from_the_first():
 
 
 @pytest.mark.parametrize(
-    ("version", "words"), [("latest", "a version such as"), ("0.6.4", "upgrade vLLM"), (None, "None")]
+    ("version", "words"), [("latest", "a version such as"), ("0.6.4", "upgrade vLLM"), (None, "missing")]
 )
 def test_a_version_that_is_not_known_is_told(version, words):
     with pytest.raises(InputError) as error:

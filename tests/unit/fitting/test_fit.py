@@ -192,7 +192,7 @@ def test_calibration_says_what_it_is(profile: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: (folder / "adapter_latency.csv").unlink(), ("adapter_latency.csv", "no such file")),
+        (lambda folder: (folder / "adapter_latency.csv").unlink(), ("adapter_latency.csv", "file not found")),
         (lambda folder: (folder / "profile.json").unlink(), ("model", "profile.json")),
         (lambda folder: (folder / "profile.json").write_text("{}"), ("profile.json", "model_shape", "missing")),
         (lambda folder: (folder / "profile.json").write_text("[]"), ("profile.json", "a list", "a mapping")),

@@ -167,7 +167,7 @@ def test_a_memory_model_survives_json():
     [
         ([], "memory: 'an empty list' is not allowed; allowed: a mapping with the keys other_bytes"),
         (MEMORY.to_json() | {"other_bites": 1}, "did you mean 'other_bytes'?"),
-        ({"other_bytes": 1}, "memory.lora_kernel_bytes: 'missing'"),
+        ({"other_bytes": 1}, "memory.lora_kernel_bytes: missing"),
         (MEMORY.to_json() | {"other_bytes": -1}, "memory.other_bytes: -1"),
         (MEMORY.to_json() | {"other_bytes": "1 GB"}, "memory.other_bytes: '1 GB'"),
     ],

@@ -191,7 +191,7 @@ def test_a_layout_in_a_file_is_used_and_its_faults_are_told(tmp_path: Path):
     for fault, words in (
         ({"mixers": {"full_attention": "magic"}}, "MineForCausalLM: 'magic' is not allowed"),
         ({"model_type": "mine"}, "model_type"),
-        ({"norms": "3*width"}, "config.json width: 'missing'"),
+        ({"norms": "3*width"}, "config.json width: missing"),
     ):
         other = tmp_path / f"{len(words)}.json"
         other.write_text(json.dumps({"layouts": [layout | fault]}))
@@ -256,12 +256,12 @@ def test_the_tightest_stage_of_a_pipeline_counts():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "mixtral"}, "config.json num_experts: 'missing'"),
-        ({"model_type": "nemotron_h"}, "hybrid_override_pattern: 'missing'"),
+        ({"model_type": "mixtral"}, "config.json num_experts: missing"),
+        ({"model_type": "nemotron_h"}, "hybrid_override_pattern: missing"),
         ({"model_type": "gemma4", "num_kv_shared_layers": 4, "head_dim": 128}, "share a KV cache are not modelled"),
         ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "1 layers"),
         ({"model_type": "olmo2", "layer_types": ["chunked"] * 32}, "layer_types: 'chunked'"),
-        ({"model_type": "deepseek_v3", "n_routed_experts": 8}, "qk_nope_head_dim: 'missing'"),
+        ({"model_type": "deepseek_v3", "n_routed_experts": 8}, "qk_nope_head_dim: missing"),
     ],
 )
 def test_what_a_shape_lacks_is_told(changes, words):

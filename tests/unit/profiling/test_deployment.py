@@ -87,5 +87,5 @@ def test_profile_tells_how_its_servers_were_started(tmp_path: Path) -> None:
     found = Profiled.read(tmp_path)
     assert (found.model, found.settings) == ("m", {"max_num_seqs": 64, "block_size": 128})
     assert (found.flags, found.environment) == ({"dtype": "bfloat16"}, {"OMP_NUM_THREADS": "1"})
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="file not found"):
         Profiled.read(tmp_path / "none")

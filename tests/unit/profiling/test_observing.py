@@ -85,7 +85,7 @@ def test_recorded_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paths", "error", "text"),
     [
-        ([DUMPS[0], RECORDED / "none.txt"], InputError, "no such file"),
+        ([DUMPS[0], RECORDED / "none.txt"], InputError, "file not found"),
         ([DUMPS[0], Path("/dev/null")], InputError, "no ordinary file"),
         ([DUMPS[0], Path(__file__)], ServerError, "no metric of vLLM"),
     ],

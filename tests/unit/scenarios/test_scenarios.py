@@ -70,12 +70,17 @@ def test_a_workload_is_laid_out_class_by_class() -> None:
 @pytest.mark.parametrize(
     ("name", "high", "inside", "told"),
     [
-        ("input_tokens", 299.0, 300.0, "input_tokens 300 lies outside 0 to 299"),
-        ("output_tokens", 100.0, 160.0, "output_tokens 160 lies outside 0 to 100"),
+        ("input_tokens", 299.0, 300.0, "input_tokens 300 is outside the calibrated range 0 to 299"),
+        ("output_tokens", 100.0, 160.0, "output_tokens 160 is outside the calibrated range 0 to 100"),
         # 8 adapters of 0.4 and 0.1 requests a second in turn and the base model's, of 270 tokens each
-        ("offered_tokens_per_s", 600.0, 675.0, "offered_tokens_per_s 675 lies outside 0 to 600"),
-        ("max_num_batched_tokens", 1024.0, 2048.0, "max_num_batched_tokens 2048 lies outside 0 to 1024"),
-        ("max_num_seqs", 128.0, 256.0, "max_num_seqs 256 lies outside 0 to 128"),
+        ("offered_tokens_per_s", 600.0, 675.0, "offered_tokens_per_s 675 is outside the calibrated range 0 to 600"),
+        (
+            "max_num_batched_tokens",
+            1024.0,
+            2048.0,
+            "max_num_batched_tokens 2048 is outside the calibrated",
+        ),
+        ("max_num_seqs", 128.0, 256.0, "max_num_seqs 256 is outside the calibrated range 0 to 128"),
     ],
 )
 def test_lengths_loads_and_limits_beyond_those_fitted_over_are_extrapolations(

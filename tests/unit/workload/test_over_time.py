@@ -65,7 +65,7 @@ def test_rates_hold_until_the_next_row(tmp_path: Path) -> None:
     assert found.over_time.edges_s.tolist() == [0, 60, 120, 180]
     np.testing.assert_allclose(found.rates_over_time(2), [[4, 1, 0], [4, 3, 0], [6, 0, 0]])
     np.testing.assert_array_equal(found.over_time.cv, [[np.nan, 1], [np.nan, 4], [0.5, np.nan]])
-    assert found.assumptions == ("1 of 3 adapters have no requests in 180 s and are left out.",)
+    assert found.assumptions == ("1 of 3 adapters have no requests in 180 s and are ignored.",)
 
 
 def test_a_horizon_cuts_rates_off_or_goes_on_with_the_last(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_peak_lasts_an_hour_or_as_long_as_the_workload(tmp_path: Path) -> No
         ({"adapters": MIX | {"ranks": [8]}}, "adapters: 'mix and ranks' .* one of mix, list and rates"),
         (
             {"adapters": {"rates": "rates.csv", "ranks": [8]}, "arrivals": {"profile": [1, 2]}},
-            "arrivals.profile: 'a list' .* nothing beside adapters.rates",
+            "arrivals.profile: cannot be combined with adapters.rates",
         ),
     ],
 )
@@ -137,7 +137,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, keys: dict[str, Any]
         (RATES.replace("160,3", "160,"), "row 3, rate_per_s: '' is not allowed"),
         (RATES.replace("b,220,6,0.5", "b,220,6,x"), "row 5, cv: 'x' is not allowed"),
         (RATES.replace("t_s", "time"), "a table with a column 't_s'"),
-        ("adapter,t_s,rate_per_s\na,0,1\n", "horizon_s: None is not allowed; .*rates.csv has one time only"),
+        ("adapter,t_s,rate_per_s\na,0,1\n", "horizon_s: missing; .*rates.csv has one time only"),
         ("adapter,t_s,rate_per_s\na,0,0\na,9,0\n", "rate_per_s: 0 .* an adapter with requests in the first 18 s"),
     ],
 )

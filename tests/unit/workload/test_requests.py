@@ -106,11 +106,11 @@ def test_cv_is_within_adapters_not_between_them(tmp_path: Path) -> None:
         ),
         (
             ROWS.replace("2,8\n", "2,\n"),
-            "rank of adapter 'a': None is not allowed; .*; add a column rank, say which ranks",
+            "rank of adapter 'a': missing; .*; add a column rank, say which ranks",
         ),
         (ROWS.replace("2,8\n", "2,0\n"), "row 2, rank: '0' is not allowed"),
         (ROWS.replace("2,8\n", "2,1e300\n"), r"row 2, rank: '1e300' is not allowed"),
-        (without_rank(), "rank of adapter 'b': None|rank of adapter 'a': None"),
+        (without_rank(), "rank of adapter '[ab]': missing"),
         ("\n".join(ROWS.splitlines()[:2]), "arrival_s: 105.0 is not allowed; allowed: requests at two times or more"),
         (
             "arrival_s,adapter,input_tokens,output_tokens\n1,,1,1\n2,,1,1",
