@@ -38,13 +38,15 @@ def main() -> None:
 
 
 def follow(folder: Path) -> list[dict[str, Any]]:
-    """Clone, and do what the page says: run its commands, write the file that it shows."""
+    """Clone, install by `make recommend`, and do what the page says: run its commands, write the file that it shows."""
     clone, home = folder / "lora-capacity", folder / "home"
     home.mkdir()
     variables = {"HOME": str(home), "PATH": PATH} | {
         name: value for name, value in os.environ.items() if name.startswith("PIP_")
     }
     steps = [run(f"git clone --quiet {REPOSITORY} {clone}", folder, variables) | {"command": "git clone"}]
+    steps.append(run("make recommend", clone, variables))
+    variables["PATH"] = f"{clone}/.venv/bin:{PATH}"
     for kind, content in BLOCK.findall((clone / "docs" / "index.md").read_text(encoding="utf-8")):
         if kind == "yaml":
             (clone / WORKLOAD).write_text(content, encoding="utf-8")

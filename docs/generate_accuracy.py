@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from generated import DOCS, fill, read_data, row, sources, table, write_data
+from generated import DOCS, fill, folded, read_data, row, sources, table, workload_words, write_data
 from numpy.typing import NDArray
 
 from lora_capacity.calibration import load_calibration
@@ -21,7 +21,7 @@ from lora_capacity.validation import Predictions, predict_runs
 
 FIGURE = DOCS / "assets" / "figures" / "accuracy.svg"
 BUNDLED = DOCS.parent / "src" / "lora_capacity" / "calibration" / "bundled"
-ABOUT = "Errors of each workload, held out from the fit, with the published twin's mean errors as dashed lines"
+ABOUT = "Errors of each workload, held out from the fit; dashed: mean errors of the published twin"
 FITS = (
     ("held_back_by_scenario", "scenario held out"),
     ("fitted", "fitted on all runs"),
@@ -111,43 +111,50 @@ def about(data: dict[str, Any]) -> str:
 
 
 def tables(data: dict[str, Any]) -> str:
-    """Render the tables."""
+    """Render the picture, what matters most, and the long tables to be opened."""
     report, fits = data["validate"], data["fits"]
-    lines = ["## By model", ""]
-    lines += table("model", "coefficients", "runs", "throughput, SMAPE %", "ITL, SMAPE %", "starved or not, right %")
+    starved, startup = report["starved"], report["startup"]
+    held_out = {model: fit["held_back_by_scenario"] for model, fit in fits.items()}
+    lines = [f"![{ABOUT}](assets/figures/accuracy.svg)", "", "## At a glance", ""]
+    lines += table("held out", "runs", "throughput, SMAPE %", "ITL, SMAPE %", "starved or not, right %")
+    for model, e in held_out.items():
+        right = f"{100 * e['starved_right']:.1f}"
+        lines.append(row(model, e["runs"], f"{e['throughput_smape']:.2f}", f"{e['itl_smape']:.2f}", right))
+    best = [optimum["regret"] for optimum in report["optima"]]
+    starves = sum(optimum["chosen"]["starved"] for optimum in report["optima"])
+    lines += [
+        "",
+        f"Whether a server starts is right for {startup['agree']} of {startup['agree'] + startup['disagree']}. Of "
+        f"{len(best)} choices of A and S {sum(regret < 0.01 for regret in best)} lose less than 1 % of the best "
+        f"measured throughput, the worst {100 * max(best):.0f} %; {starves} starve.",
+        "",
+    ]
+    by_fit = table("model", "coefficients", "runs", "throughput, SMAPE %", "ITL, SMAPE %", "starved or not, right %")
     for model, fit in fits.items():
         for key, words in FITS:
             e = fit[key]
             right = f"{100 * e['starved_right']:.1f}"
-            lines.append(row(model, words, e["runs"], f"{e['throughput_smape']:.2f}", f"{e['itl_smape']:.2f}", right))
+            by_fit.append(row(model, words, e["runs"], f"{e['throughput_smape']:.2f}", f"{e['itl_smape']:.2f}", right))
         theirs = PUBLISHED["errors"][model]
-        lines.append(row(model, PUBLISHED["name"], "", theirs["throughput_smape"], theirs["itl_smape"], ""))
-    lines += [
-        "",
-        *sources(PUBLISHED),
-        "",
-        "## By workload, each held out in turn",
-        "",
-        f"![{ABOUT}](assets/figures/accuracy.svg)",
-        "",
-    ]
-    lines += table("workload", *(f"{model}: {what}" for model in fits for what in ("throughput %", "ITL %")))
-    held_back = {model: fit["held_back_by_scenario"]["scenarios"] for model, fit in fits.items()}
-    for scenario in next(iter(held_back.values())):
-        cells = (held_back[model][scenario][what] for model in fits for what in ("throughput_smape", "itl_smape"))
-        lines.append(row(f"`{scenario}`", *(f"{cell:.2f}" for cell in cells)))
-    lines += ["", "## By how the server did, bundled calibrations", "", *by_regime(data["regimes"])]
-    starved, startup = report["starved"], report["startup"]
-    lines += ["", "## Starvation, start-up and KV cache", ""]
-    lines += table("question", "right", "wrong")
-    wrong = f"{starved['fp']} said to starve that did not, {starved['fn']} the other way"
-    lines.append(row("starved or not, of runs that started", starved["tp"] + starved["tn"], wrong))
-    lines.append(row("starts, no KV cache, or out of memory", startup["agree"], startup["disagree"]))
+        by_fit.append(row(model, PUBLISHED["name"], "", theirs["throughput_smape"], theirs["itl_smape"], ""))
+    lines += folded("By model and fit, with the published twin", [*by_fit, "", *sources(PUBLISHED)])
+    by_workload = table("workload", *(f"{model}: {what}" for model in fits for what in ("throughput %", "ITL %")))
+    scenarios = {model: e["scenarios"] for model, e in held_out.items()}
+    for scenario in next(iter(scenarios.values())):
+        cells = (scenarios[model][scenario][what] for model in fits for what in ("throughput_smape", "itl_smape"))
+        by_workload.append(row(workload_words(scenario), *(f"{cell:.2f}" for cell in cells)))
+    lines += folded("By workload, each held out in turn", by_workload)
+    lines += folded("By regime, bundled calibrations", by_regime(data["regimes"]))
+    outcomes = table("question", "right", "wrong")
+    wrong = f"{starved['fp']} false alarms, {starved['fn']} missed"
+    outcomes.append(row("starved or not, of runs that started", starved["tp"] + starved["tn"], wrong))
+    outcomes.append(row("starts, no KV cache, or out of memory", startup["agree"], startup["disagree"]))
     for model, fit in fits.items():
         kv = fit["kv_capacity"]
         mean, largest = f"mean error {100 * kv['mean_error']:.3f} %", f"largest {100 * kv['max_error']:.2f} %"
-        lines.append(row(f"KV capacity of {kv['rows']} servers, {model}", mean, largest))
-    return "\n".join([*lines, "", "## The choice of A and S", "", *choices(report["optima"])])
+        outcomes.append(row(f"KV capacity of {kv['rows']} servers, {model}", mean, largest))
+    lines += folded("Starvation, start-up and KV cache", outcomes)
+    return "\n".join([*lines, *folded("Choices of A and S", choices(report["optima"]))]).rstrip()
 
 
 def by_regime(parts: list[dict[str, Any]]) -> list[str]:
@@ -170,7 +177,7 @@ def choices(optima: list[dict[str, Any]]) -> list[str]:
     for optimum in optima:
         best, chosen = (f"{o['max_cpu_loras']} / {o['max_loras']}" for o in (optimum["measured"], optimum["chosen"]))
         starves = "yes" if optimum["chosen"]["starved"] else "no"
-        workload = f"`{optimum['scenario']}`"
+        workload = workload_words(optimum["scenario"])
         lines.append(row(optimum["model"], workload, best, chosen, starves, f"{100 * optimum['regret']:.1f}"))
     return lines
 
@@ -192,7 +199,7 @@ def figure(fits: dict[str, Any]) -> str:
         for scenario in scenarios:
             errors = fits[model]["held_back_by_scenario"]["scenarios"][scenario]
             itl, throughput = across(errors["itl_smape"]), across(errors["throughput_smape"])
-            parts.append(svg.text(scenario.replace("_", " "), left - 10.0, y + 15.0, class_="num", text_anchor="end"))
+            parts.append(svg.text(workload_words(scenario), left - 10.0, y + 15.0, class_="num", text_anchor="end"))
             parts.append(svg.element("circle", class_="hollow", cx=itl, cy=y + 11.0, r=4.0))
             parts.append(svg.element("circle", class_="dot", cx=throughput, cy=y + 11.0, r=4.0))
             y += height

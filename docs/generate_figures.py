@@ -190,7 +190,7 @@ def tiers() -> str:
             parts.append(svg.line([(at, foot), (at, top), (at - 4.0, top + 7.0)], class_="curve"))
             parts.append(svg.line([(at, top), (at + 4.0, top + 7.0)], class_="curve"))
             parts.append(svg.text(f"{load} to load", at + 12.0, (top + foot) / 2 + 4.0, class_="row"))
-    parts.append(svg.text("The engine stands still while it loads.", 16.0, 268.0, class_="note"))
+    parts.append(svg.text("Loads block the engine.", 16.0, 268.0, class_="note"))
     about = "Slots on the GPU hold some of the adapters in host memory, and that some of those on disk; loads take time"
     return svg.drawing(490.0, 280.0, "Tiers", about, *parts)
 

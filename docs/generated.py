@@ -41,6 +41,22 @@ def row(*cells: object) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
+def folded(title: str, lines: list[str]) -> list[str]:
+    """A part of a page that a reader opens."""
+    return [f'??? note "{title}"', "", *(f"    {line}" if line else "" for line in lines), ""]
+
+
+def workload_words(name: str) -> str:
+    """Say what the published runs' name of a workload stands for: rates in requests per second, and ranks."""
+    if name.startswith("rank_"):  # rank_16_rates_1.6_0.8_0.4
+        ranks, _, rates = name.removeprefix("rank_").partition("_rates_")
+        return f"{', '.join(rates.split('_'))} requests/s, rank {ranks}"
+    rates, _, ranks = name.removeprefix("rate_").partition("_size_")  # rate_0.4-0.05-0.0125_size_8-16-16
+    told = list(dict.fromkeys(ranks.split("-")))
+    ranks = f"rank {told[0]}" if len(told) == 1 else f"ranks {', '.join(ranks.split('-'))}"
+    return f"{', '.join(rates.split('-'))} requests/s, {ranks}"
+
+
 def sources(*tools: dict[str, Any]) -> list[str]:
     """Say where figures of other tools are from."""
     return [f"*{tool['name']}*: {tool['source']}." for tool in tools]

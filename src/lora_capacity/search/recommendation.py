@@ -207,7 +207,7 @@ class Recommendation(Displayed):
                 "throughput": f"{shown(told.throughput_tokens_per_s)} tokens/s",
                 "time to first token": duration(told.ttft_s),
                 "inter-token latency": duration(told.itl_s),
-                "headroom": f"{shown(self.headroom)} times this load",
+                "headroom": f"{shown(self.headroom)}× this load",
                 "bottleneck": self.bottleneck,
                 "predicted by": f"the {self.engine} twin, {self.calibration}",
             },

@@ -79,8 +79,8 @@ def test_an_answer_outside_is_less_certain_than_the_same_one_inside() -> None:
     safe, wary = (recommend(WORKLOAD, each, **limits) for each in (inside, outside))
     assert safe.best.extrapolation_error == 0.0 < wary.best.extrapolation_error
     assert wary.best.max_cpu_loras < safe.best.max_cpu_loras
-    assert any("the margin is wider" in warning for warning in wary.warnings)
-    assert not any("the margin is wider" in warning for warning in safe.warnings)
+    assert any("the headroom allows for it" in warning for warning in wary.warnings)
+    assert not any("the headroom allows for it" in warning for warning in safe.warnings)
     best = safe.best
     settings: dict[str, Any] = {"max_num_batched_tokens": 2048, "max_num_seqs": 256}
     scenarios = build_scenarios(WORKLOAD, outside, [best.max_cpu_loras], best.max_loras, **settings)

@@ -259,7 +259,7 @@ def test_a_model_that_does_not_fit_is_infeasible():
 def test_bounds_that_no_server_meets_are_infeasible_and_the_answer_says_what_to_relax(engine):
     workload = dataclasses.replace(BUSY, goodput=Goodput(tpot_s=0.001), horizon_s=60.0)
     with pytest.raises(
-        InfeasibleError, match=r"its bounds: .* tpot:1 ms \(95 % asked\).*bottleneck: .* a step takes .*--goodput"
+        InfeasibleError, match=r"within bounds: .* tpot:1 ms \(95 % asked\).*bottleneck: .* step time .*--goodput"
     ):
         advise(workload, GPU_80, engine=engine)
 
