@@ -94,7 +94,7 @@ def test_host_memory_bounds_the_adapters_that_it_holds(run: Run) -> None:
         assert ask(run, *server, "--host-memory-gib", gib)["most_max_cpu_loras"] == most
     assert "most_max_cpu_loras" not in ask(run, *server)
     told = run("memory", *server, "--max-cpu-loras", 4096, "--host-memory-gib", 10).stdout
-    assert "host memory does not hold max_cpu_loras 4,096" in " ".join(told.split())
+    assert "host memory is too small for max_cpu_loras 4,096" in " ".join(told.split())
     for words in (("--host-memory-gib", 0), ("--max-loras", 0, "--host-memory-gib", 10)):
         result = run("memory", "--model", "Llama-3.1-8B-Instruct", *CARD, *words)
         assert result.exit_code == 2

@@ -82,7 +82,7 @@ def test_table_tells_what_was_observed(run: Run, site: Site) -> None:
     result = run(*observe(*DUMPS, *given))
     assert result.exit_code == 0, result.output
     assert "3 adapters, 2 slots, observed for 50 s; added to runs.csv" in result.stdout
-    assert "130 came, 130 were completed" in result.stdout
+    assert "130 arrived, 130 completed" in result.stdout
     assert "warning: requests came for 4 adapters, more than the 3 given" in result.stdout
 
 

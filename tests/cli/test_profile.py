@@ -113,7 +113,7 @@ def test_environment_without_vllm(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     planned = run("profile", "--dry-run", "--campaign", "standard")
     assert (planned.exit_code, planned.stderr.count("\n")) == (0, 1), planned.output
     assert "an interpreter with vLLM" in planned.stderr
-    assert "not seen" in planned.stdout
+    assert "unknown" in planned.stdout
     # Told before an interpreter is asked.
     assert_refused(run("profile", "m", "-o", "p", "--python", "nowhere", "--campaign", "quik"), "did you mean 'quick'")
     assert_refused(run("profile", "--random-model", "-o", "p"), sys.executable, "an interpreter with vLLM")

@@ -69,7 +69,7 @@ def test_what_cannot_be_written_is_refused_in_one_line(
 def test_optimize_draws_a_map_without_colours_where_there_is_no_terminal(run: Run, workload: Path) -> None:
     found = json.loads(run("optimize", workload, *STEADY, "--format", "json").stdout)
     lines = run("optimize", workload, *STEADY).stdout.splitlines()
-    start = lines.index("Throughput by adapters, across, and slots, up")
+    start = lines.index("Throughput by adapters (across) and slots (up)")
     end = next(i for i in range(start, len(lines)) if "tokens/s;" in lines[i])
     rows = {int(line[:8].replace(",", "")): line[8:] for line in lines[start + 1 : end - 1]}
     assert list(rows) == sorted(rows, reverse=True)
