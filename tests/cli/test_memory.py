@@ -48,7 +48,7 @@ def test_remedies_do_what_they_say(run: Run) -> None:
     base = ("--model", "Qwen3-8B", "--gpu-memory-gib", 22.06, "--max-loras", 8, "--max-lora-rank", 64)
     before = ask(run, *base)
     assert before["status"] == "no_kv_cache"
-    assert "a GPU lacks" in before["reason"]
+    assert "too little per GPU" in before["reason"]
     tried = {each["flag"]: each for each in before["remedies"]}
     assert [each["starts"] for each in before["remedies"]] == sorted(
         (e["starts"] for e in before["remedies"]), reverse=True
@@ -152,10 +152,10 @@ def test_adapters_that_vllm_refuses_are_told(run: Run, tmp_path: Path, change: d
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--model", "Qwen3-8B"), "--gpu: 'nothing'"),
+        (("--model", "Qwen3-8B"), "--gpu: missing"),
         (("--model", "Qwen3-8B", "--gpu", "RTX 409"), "RTX 4090"),
         (("--model", "Qwen9-8B", "--gpu", "L4"), "model: 'Qwen9-8B' is not allowed"),
-        (("--gpu", "L4"), "--model: 'nothing'"),
+        (("--gpu", "L4"), "--model: missing"),
         (("--model", "Qwen3-8B", "--gpu", "L4", "--tensor-parallel-size", "3"), "a divisor of the 32 attention heads"),
         (("--model", "Qwen3-8B", "--gpu", "L4", "--pipeline-parallel-size", "40"), "at most the 36 layers"),
         (("--model", "Qwen3-8B", "--gpu", "L4", "--max-lora-rank", "24"), "max_lora_rank: 24"),
