@@ -71,8 +71,8 @@ def test_what_is_left_out_is_told(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("validate",), "RUNS: None"),
-        (("validate", "--models", "models.csv"), "RUNS: None"),
+        (("validate",), "RUNS: missing"),
+        (("validate", "--models", "models.csv"), "RUNS: missing"),
         (("validate", "--startup", "none.csv", "--models", "models.csv"), "none.csv"),
         (("validate", "--startup", "models.csv", "--models", "models.csv"), "'id'"),
         (("validate", *NAMES, "--terms", "models.csv"), "models.csv"),

@@ -32,8 +32,8 @@ def test_one_is_derived_for_a_model_and_a_gpu() -> None:
     ("given", "match"),
     [
         ({}, r"^calibration: None .* one of llama.*; or a model and a GPU"),
-        ({"model": "Qwen3-8B"}, r"^gpu: None .* a model and a GPU"),
-        ({"calibration": {"model": "Qwen3-8B"}}, r"^gpu: None"),
+        ({"model": "Qwen3-8B"}, r"^gpu: missing .* a model and a GPU"),
+        ({"calibration": {"model": "Qwen3-8B"}}, r"^gpu: missing"),
         ({"calibration": {"modell": "x"}}, r"^calibration.modell: .* did you mean 'model'"),
         ({"calibration": bundled_names()[0], "gpu": "L4"}, r"^gpu: 'L4' .* nothing beside calibration"),
         ({"calibration": "lama"}, r"^calibration: 'lama'"),

@@ -79,7 +79,7 @@ def changed_two() -> dict[str, Any]:
         ),
         ({"pools": [{"calibration": LLAMA}] * 2}, f"pools: '{LLAMA}' is not allowed; allowed: every name once"),
         ({"pools": [{"calibration": LLAMA, "max_num_seqs": 0}]}, "pools[0].max_num_seqs: 0"),
-        ({"pools": [{"calibration": LLAMA}], "objective": "cheapest"}, "pools[0].price_per_hour: None"),
+        ({"pools": [{"calibration": LLAMA}], "objective": "cheapest"}, "pools[0].price_per_hour: missing"),
         ({"objective": "most-served", "pools": [{"calibration": LLAMA}]}, "pools: 'no most_servers'"),
         ({"max_moves": 3}, "max_moves: 3 is not allowed; allowed: only beside current"),
         (changed_two(), "together: 'team' is not allowed"),

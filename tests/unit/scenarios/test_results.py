@@ -53,7 +53,7 @@ def test_a_table_has_a_row_for_each_configuration_with_words_for_codes() -> None
 
 
 def test_a_table_needs_the_configurations() -> None:
-    with pytest.raises(InputError, match="scenarios: None"):
+    with pytest.raises(InputError, match="scenarios: missing"):
         results([1.0] * 3, [1.0] * 3).to_arrow()
 
 
