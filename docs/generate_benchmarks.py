@@ -25,6 +25,16 @@ def first_in_words(data: dict[str, Any]) -> str:
     )
 
 
+def commands(data: dict[str, Any]) -> str:
+    """Render what whole commands take."""
+    lines = [measured_on(data["environment"]), ""]
+    lines += table("command", "warm, s", "warm, s of CPU", "cold, s", "cold, s of CPU", "most memory, MB")
+    for each in data["commands"]:
+        cells = [f"{each[kind][name]:.1f}" for kind in ("warm", "cold") for name in ("seconds", "cpu_s")]
+        lines.append(row(f"`{each['command']}`", *cells, f"{max(each[k]['memory_mb'] for k in ('warm', 'cold')):,.0f}"))
+    return "\n".join(lines)
+
+
 def steady(data: dict[str, Any]) -> str:
     """Render the figures of the steady twin."""
     lines = [measured_on(data["environment"]), ""]
@@ -172,6 +182,7 @@ def main() -> None:
     fill(
         "benchmarks.md",
         first=first(newcomer),
+        commands=commands(read_data("commands_benchmark")),
         steady=steady(read_data("steady_benchmark")),
         event=event(read_data("event_benchmark")),
         load=load(read_data("load_benchmark")),
