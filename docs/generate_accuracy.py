@@ -4,6 +4,7 @@
 ``docs/data/accuracy.json`` and writes the page's tables from them; without RUNS.csv it only writes the tables.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -28,6 +29,7 @@ FITS = (
     ("microbenchmarks_alone", "fitted on no run, microbenchmarks alone"),
 )
 FEW_SLOTS, MANY_SLOTS = 20, 64
+CHANCES = (0.01, 0.25, 0.5, 0.75, 0.99)
 PUBLISHED = read_data("published")["twin"]
 
 
@@ -48,6 +50,7 @@ def measure(path: str) -> dict[str, Any]:
         "yardstick": yardstick(runs, predicted),
         "validate": report,
         "regimes": regimes(runs, predicted),
+        "reliability": reliability(runs, predicted),
         "fits": {calibration["model"]["name"]: calibration["accuracy"] for calibration in calibrations},
     }
 
@@ -80,6 +83,26 @@ def regimes(runs: Runs, predicted: Predictions) -> list[dict[str, Any]]:
         f"starve, fewer slots than adapters: {MANY_SLOTS} or more": starved & ~enough & many,
     }
     return [{"runs_that": name} | errors(runs, predicted, runs.started & rows) for name, rows in parts.items()]
+
+
+def reliability(runs: Runs, predicted: Predictions) -> list[dict[str, float]]:
+    """Return how many runs starved beside the chance of it that was told, in groups of alike chances."""
+    told = predicted.starving_probability
+    starved = is_starved(runs.throughput_tokens_per_s, predicted.offered_tokens_per_s)
+    known = runs.started & ~np.isnan(told)
+    groups = [
+        (low, high, known & (told > low) & (told <= high)) for low, high in itertools.pairwise((-1.0, *CHANCES, 1.0))
+    ]
+    return [
+        {
+            "low": max(low, 0.0),
+            "high": high,
+            "runs": int(rows.sum()),
+            "told": float(told[rows].mean()),
+            "starved": int(starved[rows].sum()),
+        }
+        for low, high, rows in groups
+    ]
 
 
 def errors(runs: Runs, predicted: Predictions, rows: NDArray[np.bool_]) -> dict[str, Any]:
@@ -145,6 +168,7 @@ def tables(data: dict[str, Any]) -> str:
         by_workload.append(row(workload_words(scenario), *(f"{cell:.2f}" for cell in cells)))
     lines += folded("By workload, each held out in turn", by_workload)
     lines += folded("By regime, bundled calibrations", by_regime(data["regimes"]))
+    lines += folded("Chance of starving: predicted and measured", chances(data["reliability"]))
     outcomes = table("question", "right", "wrong")
     wrong = f"{starved['fp']} false alarms, {starved['fn']} missed"
     outcomes.append(row("starved or not, of runs that started", starved["tp"] + starved["tn"], wrong))
@@ -169,6 +193,15 @@ def by_regime(parts: list[dict[str, Any]]) -> list[str]:
     )
     lines = table("servers that", "runs", *(title for _, title, _ in shown))
     return lines + [row(e["runs_that"], e["runs"], *(format(e[key], form) for key, _, form in shown)) for e in parts]
+
+
+def chances(groups: list[dict[str, float]]) -> list[str]:
+    """Render the reliability of the chance of starving, P(overload) in answers."""
+    lines = table("predicted chance", "runs", "of them predicted to starve, on average", "starved")
+    for each in groups:
+        span = f"{100 * each['low']:g} to {100 * each['high']:g} %"
+        lines.append(row(span, each["runs"], f"{each['runs'] * each['told']:.1f}", each["starved"]))
+    return [*lines, "", "Bundled calibrations; the two columns on the right agree where chances are told right."]
 
 
 def choices(optima: list[dict[str, Any]]) -> list[str]:
