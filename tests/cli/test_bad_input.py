@@ -136,7 +136,7 @@ def test_bad_grid(run: Run, workload: Path, command: str, value: str) -> None:
         (("--risk", 0), ["risk", "0"]),
         (("--risk", 2), ["risk", "2"]),
         (("--objective", "throughput", "--starvation-threshold", -1), ["starvation", "-1"]),
-        (("--within", 1.5), ["within", "1.5"]),
+        (("--objective", "fewest-slots", "--within", 1.5), ["within", "1.5"]),
         (("--goodput", "ttft:0"), ["goodput.ttft", "0"]),
         (("--goodput", "itl:50"), ["--goodput", "itl:50", "ttft:MS, tpot:MS or e2el:MS"]),
         (("--goodput", "ttft"), ["--goodput", "ttft:MS"]),

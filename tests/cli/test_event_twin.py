@@ -83,7 +83,7 @@ def test_simulate_replays_a_trace_whatever_the_seed(run: Run, tmp_path: Path) ->
 def test_simulate_prints_what_only_the_event_twin_tells(run: Run, minute: Path) -> None:
     text = run(*SIMULATE, minute)
     assert text.exit_code == 0
-    for words in ("seed 0", "time to first token, 50, 95, 99 %", "preemptions", "in steps", "Worst served adapters"):
+    for words in ("seed 0", "TTFT p50, p95, p99", "preemptions", "in steps", "Worst served adapters"):
         assert words in text.stdout
 
 

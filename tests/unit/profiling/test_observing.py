@@ -119,7 +119,7 @@ def test_whatever_ends_a_request_but_an_abort_completes_it(tmp_path: Path) -> No
 
 
 def test_one_answer_stands_for_all_since_the_start() -> None:
-    with pytest.raises(InputError, match=r"--window: None .* the time since the server's start"):
+    with pytest.raises(InputError, match=r"--window: missing.* the time since the server's start"):
         read_dumps(DUMPS[2:])
     measured = read_dumps(DUMPS[2:], 60.0).measured()
     assert (measured["completed"], measured["arrivals"]) == (153, 153)  # as it counts itself

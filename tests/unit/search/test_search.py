@@ -243,7 +243,7 @@ def test_batch_limits_that_are_not_given_are_searched():
 
 
 def test_a_load_that_one_adapter_overwhelms_is_infeasible():
-    with pytest.raises(InfeasibleError, match=r"closest: max_cpu_loras 1, max_loras 1, serves \d+(\.\d)? % of"):
+    with pytest.raises(InfeasibleError, match=r"closest: max_cpu_loras 1, max_loras 1, serves \d[\d.]* % of"):
         advise(make_workload(AdapterMix([500.0], [16])), GPU_80)
 
 
@@ -360,7 +360,7 @@ def test_the_highest_throughput_is_said_to_be_that_of_an_overloaded_server():
     assert found.best.ttft_s > 10.0
     assert found.best.attainment < 0.5
     (warning,) = found.warnings
-    assert "overloaded server" in warning
+    assert "server is overloaded" in warning
     assert "\n" not in warning
     assert advise(BUSY, GPU_80).warnings == ()
     assert any("starves at" in sentence for sentence in found.explanation)
