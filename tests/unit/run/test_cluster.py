@@ -1,5 +1,6 @@
 """A Ray cluster answers as this machine alone, whichever nodes go; what is lost is told, and gone on from."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -234,6 +235,13 @@ def test_a_cluster_that_loses_a_node_answers_as_this_machine_to_the_bit(
     assert (done.returncode, done.stdout) == (0, "the same\n"), done.stderr
 
 
+def workers_of(cluster: Any) -> list[int]:
+    """Return the processes that nodes have started."""
+    raylets = [str(node.all_processes["raylet"][0].process.pid) for node in cluster.list_all_nodes()]
+    found = subprocess.run(["pgrep", "-P", ",".join(raylets)], capture_output=True, text=True, check=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_lost_cluster_is_told_in_a_line_and_gone_on_from(
@@ -248,8 +256,15 @@ def test_a_lost_cluster_is_told_in_a_line_and_gone_on_from(
     while not list(parts.glob("*.msgpack")):
         assert begun.poll() is None
         time.sleep(0.1)
+    workers = workers_of(cluster)
+    assert workers
+    for pid in workers:  # else they may end before the loss is noticed
+        os.kill(pid, signal.SIGSTOP)
     os.kill(cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
     _, stderr = begun.communicate(timeout=120)
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
     kept = {path.name for path in parts.glob("*.msgpack")}
     assert begun.returncode == 2
     interrupted, error = stderr.splitlines()
