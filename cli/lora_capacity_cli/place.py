@@ -119,11 +119,10 @@ def _stages() -> Iterator[Any]:
 
 def _print_placement(found: "Placement") -> None:
     cost = "no prices given" if found.cost_per_hour is None else f"{shown(found.cost_per_hour)} per hour"
-    kinds = {"exact": "exact", "heuristic": "heuristic"}
     gap = "" if found.gap is None else f"; this placement is {percent(found.gap)} above"
     facts = {
         "cost": cost,
-        "lower bound": f"{shown(found.lower_bound)} ({kinds[found.lower_bound_kind]}){gap}",
+        "lower bound": f"{shown(found.lower_bound)} ({found.lower_bound_kind}){gap}",
         "requests/s": shown(sum(server.rate_per_s for server in found.servers)),
         "standby": ", ".join(each.pool for each in found.standby),
         "not placed": ", ".join(found.unplaced),

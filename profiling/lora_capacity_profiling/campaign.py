@@ -148,7 +148,7 @@ class Campaign:
 
 def _check_limits(server: Mapping[str, Any], where: str) -> None:
     for name in LIMITS:
-        value = server.get(name, "missing")
+        value = server.get(name)
         check_number(f"{where}{name}", value, minimum=1, integer=True)
         if not isinstance(value, int):  # vLLM's command line takes 64 and not 64.0
             raise InputError(f"{where}{name}", value, "a whole number without a decimal point")

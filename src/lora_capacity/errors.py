@@ -21,10 +21,17 @@ class LoraCapacityError(Exception):
     """Base of every expected failure; the command line prints it as one line without a traceback."""
 
 
+class _Missing:
+    """A value that is not there."""
+
+
+MISSING = _Missing()
+"""What `InputError` is given in place of a value where there is none, and None is a value like others."""
+
 NO_SUCH_FILE = "no such file"
 """What `InputError` is given in place of a value where a file does not exist."""
 
-_BESIDE, _NOTHING = "nothing beside ", ("None", "'missing'")
+_BESIDE = "nothing beside "
 
 
 class InputError(LoraCapacityError, ValueError):
@@ -33,7 +40,7 @@ class InputError(LoraCapacityError, ValueError):
     Args:
         field: Name of the offending field, as the user wrote it (``arrivals.cv``, ``runs.csv line 7, rate_per_s``), or
             the file, where it does not exist.
-        value: The value found there; None or ``missing`` where there is none, `NO_SUCH_FILE` where there is no file.
+        value: The value found there; None or `MISSING` where there is none, `NO_SUCH_FILE` for a file.
         allowed: What is allowed, in words (``a number > 0``); ``nothing beside x`` where it conflicts with x.
         remedy: What to do about it, where that is not plain from ``allowed``.
     """
@@ -46,8 +53,7 @@ class InputError(LoraCapacityError, ValueError):
         elif allowed.startswith(_BESIDE):
             message = f"{where}: cannot be combined with {allowed.removeprefix(_BESIDE)}"
         else:
-            told = brief(value)
-            found = "missing" if told in _NOTHING else f"{told} is not allowed"
+            found = "missing" if value is None or isinstance(value, _Missing) else f"{brief(value)} is not allowed"
             message = f"{where}: {found}; allowed: {allowed}"
         super().__init__(printable(f"{message}; {remedy}" if remedy else message))
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaH
 from pydantic import model_validator as _model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from lora_capacity.errors import InputError, check_keys, check_number, nearest_hint
+from lora_capacity.errors import MISSING, InputError, check_keys, check_number, nearest_hint
 
 _LONGEST_TEXT = 80
 """Characters of a text that a message shows: about a line of a terminal."""
@@ -109,17 +109,10 @@ class Model(BaseModel):
         return required | dict(content)
 
 
-class _Missing:
-    """Stands for a required key of a JSON object that is not there."""
-
-    def __repr__(self) -> str:
-        return "'missing'"
-
-
 class JsonModel(Model):
     """A JSON object; of a key that must be there and is not, messages say that it is missing."""
 
-    absent = _Missing()
+    absent = MISSING
 
 
 def validated(model: type[M], content: object, where: str = "") -> M:

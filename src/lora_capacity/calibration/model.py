@@ -278,11 +278,11 @@ class Calibration:
 def _value(content: object, name: str) -> float:
     """Return a coefficient's value from a file; a unit that stands beside it is that of the coefficient."""
     if not isinstance(content, Mapping):
-        raise InputError("", "missing", "an object with value and unit")
+        raise InputError("", None, "an object with value and unit")
     check_keys("", content, ("value", "unit"))
     if content.get("unit", unit_of(name)) != unit_of(name):
         raise InputError("unit", content["unit"], unit_of(name))
-    return check_number("", content.get("value", "missing"), minimum=0)
+    return check_number("", content.get("value"), minimum=0)
 
 
 def _range(content: object) -> tuple[float, float]:

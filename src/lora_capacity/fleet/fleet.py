@@ -285,14 +285,12 @@ def pool_calibration(entry: PoolEntry, base_dir: Path) -> Calibration:
         InputError: If it is none of these, or model or GPU is not known.
     """
     told = {name: getattr(entry, name) for name in _DERIVED if getattr(entry, name) is not None}
-    if entry.calibration is None:
-        if not told:
-            raise InputError("model", None, "a calibration, or a model and a GPU to derive one from")
-        return load_calibration(**told)
-    for name in told:
-        raise InputError(name, told[name], "nothing beside calibration")
-    beside = base_dir / entry.calibration if isinstance(entry.calibration, str) else base_dir
-    return load_calibration(beside if beside.is_file() else entry.calibration)
+    given = entry.calibration
+    if given is None and not told:
+        raise InputError("model", None, "a calibration, or a model and a GPU to derive one from")
+    if isinstance(given, str) and (base_dir / given).is_file():
+        given = base_dir / given
+    return load_calibration(given, **told)
 
 
 def _pool(entry: PoolEntry, place: int, base_dir: Path) -> Pool:

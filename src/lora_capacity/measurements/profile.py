@@ -185,7 +185,7 @@ def _describe(folder: Path, model: str | None) -> tuple[ModelShape, Gpu, dict[st
     content = read_mapping(path)
     for key in _REQUIRED_KEYS:
         if key not in content:
-            raise InputError(f"{path}: {key}", "missing", f"an object with {', '.join(_REQUIRED_KEYS)}")
+            raise InputError(f"{path}: {key}", None, f"an object with {', '.join(_REQUIRED_KEYS)}")
     shape = ModelShape.from_json(content["model_shape"])
     if model is not None and model != shape.name:
         raise InputError("model", model, f"the profile's model, {shape.name}")

@@ -87,8 +87,6 @@ _PARTS = {
 }
 """Parts of a plan that are shown, and what they are called."""
 
-_NUMBERS = ("max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
-
 
 def plan_memory(
     model: ModelShape | str,
@@ -153,23 +151,20 @@ def plan_memory(
     check_number("block_size", block_size, minimum=1, integer=True)
     check_number("quantile", quantile, minimum=0, maximum=1)
     deployment = check_type("deployment", deployment or Deployment(), Deployment, "a Deployment")
-    given: tuple[Any, ...] = (
-        max_loras,
-        max_lora_rank,
-        max_num_seqs,
-        max_num_batched_tokens,
-        max_model_len,
-        gpu_memory_utilization,
-    )
-    if any(value is None for value in given):
+    given: dict[str, Any] = {
+        "max_loras": max_loras,
+        "max_lora_rank": max_lora_rank,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "max_model_len": max_model_len,
+        "gpu_memory_utilization": gpu_memory_utilization,
+    }
+    if any(value is None for value in given.values()):
         usual = ServerConfig.with_defaults(behaviour, gpu, shape)
-        names = (*_NUMBERS, "gpu_memory_utilization")
-        given = tuple(
-            getattr(usual, name) if value is None else value for name, value in zip(names, given, strict=True)
-        )
-    *counts, utilization = given
+        given = {name: getattr(usual, name) if value is None else value for name, value in given.items()}
+    utilization = given.pop("gpu_memory_utilization")
     slots, rank, seqs, step_tokens, length, share = np.broadcast_arrays(
-        *(_counts(name, value, minimum=int(name != "max_loras")) for name, value in zip(_NUMBERS, counts, strict=True)),
+        *(_counts(name, value, minimum=int(name != "max_loras")) for name, value in given.items()),
         check_column("gpu_memory_utilization", utilization, Number(0, 1, exclusive=True)),
     )
     shards = split_model(shape, deployment.tensor_parallel_size, deployment.pipeline_parallel_size)

@@ -58,7 +58,7 @@ def read_adapter(path: Path, largest_rank: int, model: ModelShape) -> AdapterCon
     if content.get("bias", "none") != "none":
         raise InputError(f"{file}: bias", content["bias"], "none", "vLLM does not load biases of the base model")
     patterns = content.get("rank_pattern") or {}
-    ranks = [content.get("r", "missing"), *(patterns.values() if isinstance(patterns, dict) else ())]
+    ranks = [content.get("r"), *(patterns.values() if isinstance(patterns, dict) else ())]
     rank = max(int(check_number(f"{file}: r", each, minimum=1, integer=True)) for each in ranks)
     if rank > largest_rank:
         raise InputError(f"{file}: r", rank, f"at most {largest_rank}, the largest max_lora_rank of this vLLM version")

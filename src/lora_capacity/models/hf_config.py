@@ -183,7 +183,7 @@ class _Sizes:
         if value is None:
             default = self.layout.defaults.get(key)
             if default is None:
-                raise InputError(f"config.json {key}", "missing", "a whole number >= 1")
+                raise InputError(f"config.json {key}", None, "a whole number >= 1")
             return self.size(default) if isinstance(default, str) else int(default)
         minimum, maximum = 0 if key in self.layout.defaults else 1, _MOST.get(key, _LARGEST)
         return int(check_number(f"config.json {key}", value, minimum=minimum, maximum=maximum, integer=True))
@@ -240,7 +240,7 @@ def _layer_types(sizes: _Sizes) -> list[str]:
     if isinstance(pattern, str) and pattern:
         types = [_HYBRID_LETTERS.get(letter, letter) for letter in pattern]
     elif "mamba" in mixers:
-        raise InputError("config.json hybrid_override_pattern", "missing", "a letter a layer, as M-M*")
+        raise InputError("config.json hybrid_override_pattern", None, "a letter a layer, as M-M*")
     else:
         count = sizes["num_hidden_layers"]
         types = _attention_types(sizes, count)

@@ -197,7 +197,7 @@ class Registry:
                 return Layout.from_json(hints[max(hints, key=len)])
         if model_types:
             raise _unknown("model_type", model_types[0], self.model_types)
-        raise _unknown("architectures", architecture or "missing", self.architectures)
+        raise _unknown("architectures", architecture, self.architectures)
 
     def part(self, name: str) -> tuple[Part, tuple[ModuleLayout, ...]]:
         """Return a part by its name, and its modules."""
@@ -205,9 +205,9 @@ class Registry:
         return part, tuple(ModuleLayout.from_json(self.modules[each]) for each in part.modules)
 
 
-def _unknown(key: str, value: str, known: Mapping[str, Any]) -> InputError:
+def _unknown(key: str, value: str | None, known: Mapping[str, Any]) -> InputError:
     remedy = "describe its modules in a file of layouts"
-    hint = nearest_hint(value, known)
+    hint = nearest_hint(value or "", known)
     return InputError(f"config.json {key}", value, ", ".join(sorted(known)), f"{hint} Or {remedy}" if hint else remedy)
 
 

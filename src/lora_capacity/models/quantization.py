@@ -119,7 +119,7 @@ def find_scheme(name: str, field: str = "quantization") -> Quantization:
     known = (*SCHEMES, *_SAME_AS)
     told = _SAME_AS.get(name.lower(), name.lower())
     if told not in SCHEMES:
-        raise InputError(field, name, ", ".join(known), nearest_hint(name, known))
+        raise InputError(field, name or None, ", ".join(known), nearest_hint(name, known))
     return SCHEMES[told]
 
 
@@ -146,7 +146,7 @@ def read_quantization(config: Mapping[str, Any], name: str) -> Quantization | No
     if not told and not extra:
         return None
     field = "config.json quantization_config"
-    method = str(told.get("quant_method") or ("modelopt" if extra or "quant_algo" in told else "missing")).lower()
+    method = str(told.get("quant_method") or ("modelopt" if extra or "quant_algo" in told else "")).lower()
     excluded = tuple(str(entry) for key in _LISTS for source in (told, extra) for entry in source.get(key) or ())
     if method in ("modelopt", "modelopt_fp4"):
         found = _modelopt({**told, **extra}, name)
@@ -177,7 +177,7 @@ def _modelopt(told: Mapping[str, Any], name: str) -> Quantization:
     algorithm = str(told.get("quant_algo") or name).upper()
     found = next((scheme for scheme in ("nvfp4", "fp8", "mxfp4") if scheme.upper() in algorithm), None)
     if found is None:
-        raise InputError("hf_quant_config.json quant_algo", told.get("quant_algo", "missing"), "FP8 or NVFP4")
+        raise InputError("hf_quant_config.json quant_algo", told.get("quant_algo"), "FP8 or NVFP4")
     cache = str(told.get("kv_cache_quant_algo") or (told.get("kv_cache_scheme") and "fp8") or "auto").lower()
     return replace(
         SCHEMES[found],
@@ -192,8 +192,8 @@ def _compressed(told: Mapping[str, Any], field: str) -> Quantization:
     groups = _mapping(told, "config_groups")
     weights = next((_mapping(group, "weights") for group in groups.values() if isinstance(group, Mapping)), None)
     if not weights:
-        raise InputError(f"{field}.config_groups", "missing", "the weights' bits and groups")
-    bits = check_number(f"{field}.config_groups.weights.num_bits", weights.get("num_bits", "missing"), minimum=1)
+        raise InputError(f"{field}.config_groups", None, "the weights' bits and groups")
+    bits = check_number(f"{field}.config_groups.weights.num_bits", weights.get("num_bits"), minimum=1)
     group_size = weights.get("group_size")
     is_float = weights.get("type") == "float"
     if bits == 4 and is_float:

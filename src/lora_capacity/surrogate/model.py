@@ -125,7 +125,7 @@ def _check_beside(given: _SurrogateFile, target: str, kinds: Mapping[str, Ensemb
         score = given.scores.get(row, {}).get(TARGETS[target].score)
         check_number(f"{source}: scores.{row}.{TARGETS[target].score}", score)
     if target not in given.importance:
-        raise InputError(f"{source}: importance.{target}", "missing", "a number for each feature")
+        raise InputError(f"{source}: importance.{target}", None, "a number for each feature")
 
 
 def _ensembles(content: Mapping[str, Any], target: str, source: str) -> dict[str, Ensemble]:
@@ -134,7 +134,7 @@ def _ensembles(content: Mapping[str, Any], target: str, source: str) -> dict[str
     for kind in dict.fromkeys((*KINDS, *given)):
         where = f"{source}: ensembles.{target}.{kind}"
         if kind not in given:
-            raise InputError(where, "missing", "a surrogate has it")
+            raise InputError(where, None, "a surrogate has it")
         found[kind] = Ensemble.from_json(given[kind], where)
         if found[kind].mean.size != len(TARGETS[target].features):
             raise InputError(where, f"{found[kind].mean.size} features", f"{len(TARGETS[target].features)}")
