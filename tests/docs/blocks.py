@@ -14,6 +14,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from textwrap import dedent
 
 import yaml
 from lora_capacity_profiling.campaign import Campaign
@@ -102,8 +103,10 @@ def _run(command: str, folder: Path) -> str:
 
 
 def _compare(shown: str, printed: str) -> str:
-    """Compare what is shown with what was printed, blanks at the ends of lines apart, and return what to show."""
-    wanted, got = ("\n".join(line.rstrip() for line in words.strip("\n").splitlines()) for words in (shown, printed))
+    """Compare what is shown with what was printed, but for blanks around it and before lines; return what to show."""
+    wanted, got = (
+        dedent("\n".join(line.rstrip() for line in words.splitlines())).strip() for words in (shown, printed)
+    )
     pattern = re.escape(wanted).replace(re.escape("..."), ".*?")
     if not wanted or re.fullmatch(pattern, got, re.DOTALL):
         return shown
