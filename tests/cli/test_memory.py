@@ -127,8 +127,8 @@ def test_an_adapter_tells_rank_and_modules(run: Run, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
     found = ask(run, "--model", "Llama-3.1-8B-Instruct", *CARD, "--adapter", ".")
     assert found["settings"]["max_lora_rank"] == 16
-    # A fused layer counts whole: A of 4,096 for each of q, k, v, and their 4,096 + 1,024 + 1,024 outputs.
-    assert found["host_bytes_per_adapter"] == 32 * 16 * 2 * (3 * 4096 + 6144)
+    # A of 4,096 for q and for v, and their 4,096 + 1,024 outputs.
+    assert found["host_bytes_per_adapter"] == 32 * 16 * 2 * (2 * 4096 + 4096 + 1024)
 
 
 @pytest.mark.parametrize(

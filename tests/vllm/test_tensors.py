@@ -1,4 +1,8 @@
-"""Weights and adapter slots from shapes, to the byte, against the tensors of vLLM's own models of small dimensions."""
+"""What is told from shapes, to the byte, against tensors.
+
+Weights and adapter slots against those of vLLM's own models of small dimensions; adapters in host memory against those
+that PEFT makes for transformers' models.
+"""
 
 import json
 import os
@@ -8,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from lora_capacity.engines import VllmBehaviour
-from lora_capacity.memory import slot_bytes
+from lora_capacity.engines import ServerConfig, VllmBehaviour
+from lora_capacity.hardware import find_gpu
+from lora_capacity.memory import Deployment, EstimatedTerms, MemoryQuestion, slot_bytes
 from lora_capacity.models import ModelShape, split_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -120,19 +125,44 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+MAMBA = {
+    "hybrid_override_pattern": "M*-M",
+    "num_hidden_layers": 4,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "conv_kernel": 4,
+}
+HYBRID = {**DELTA, "layer_types": ["linear_attention", "full_attention"]}
+# transformers names the layers of two otherwise than adapters that vLLM loads.
+ADAPTED = {name: config for name, config in CASES.items() if name not in ("granitemoe", "glm4")} | {
+    "olmo2": case("Olmo2ForCausalLM", "olmo2"),
+    "smollm3": case("SmolLM3ForCausalLM", "smollm3"),
+    "starcoder2": case("Starcoder2ForCausalLM", "starcoder2", head_dim=None),
+    "seed_oss": case("SeedOssForCausalLM", "seed_oss"),
+    "qwen3_5": case("Qwen3_5ForCausalLM", "qwen3_5_text", **HYBRID),
+    "qwen3_5_moe": case("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", **EXPERTS, **SHARED, **HYBRID),
+    "nemotron_h": case("NemotronHForCausalLM", "nemotron_h", **MAMBA),
+}
+# As PEFT adapts a convolution, vLLM does not load it.
+NOT_ADAPTED = {"conv1d"}
+
+
+def run_script(script: str, cases: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not PYTHON.exists():
         pytest.skip(f"no {PYTHON}: run tests/vllm/make_environment.sh, or set LORA_CAPACITY_VLLM_PYTHON")
-    folder = tmp_path_factory.mktemp("tensors")
-    (folder / "cases.json").write_text(
-        json.dumps({name: {"config": config, "slots": SLOTS, "rank": RANK} for name, config in CASES.items()})
-    )
-    script = Path(__file__).with_name("count_tensors.py")
-    words = [PYTHON, script, folder / "cases.json", folder / "counts.json"]
+    (folder / "cases.json").write_text(json.dumps(cases))
+    words = [PYTHON, Path(__file__).with_name(script), folder / "cases.json", folder / "counts.json"]
     ran = subprocess.run(words, check=False, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return json.loads((folder / "counts.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    cases = {name: {"config": config, "slots": SLOTS, "rank": RANK} for name, config in CASES.items()}
+    return run_script("count_tensors.py", cases, tmp_path_factory.mktemp("tensors"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -142,6 +172,68 @@ def test_weights_and_slots_are_vllms_own_to_the_byte(counts, name):
     shape = ModelShape.from_hf_config(CASES[name], name)
     assert split_model(shape)[0].weight_bytes - _copies(shape) == found["weights"]
     assert SLOTS * slot_bytes(shape, BEHAVIOUR, RANK) == found["slots"], found["layers"]
+
+
+def adapter_case(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what is adapted, as ``count_adapters.py`` takes it: every linear layer with slots."""
+    modules = {module for layer in ModelShape.from_hf_config(config, "model").layers for module in layer.modules}
+    adapted = [module for module in modules if module.adapted]
+    return {
+        "config": config,
+        "names": sorted(set().union(*(module.adapter_names for module in adapted)) - NOT_ADAPTED),
+        "rank": RANK,
+        "experts_apart": not any(module.experts and module.parts for module in adapted),
+    }
+
+
+def host_bytes(config: dict[str, Any], *names: str) -> int:
+    shape = ModelShape.from_hf_config(config, "model")
+    server = ServerConfig("0.32.0", SLOTS, SLOTS, RANK, 64, 2048, 0.9, 64)
+    terms, gpu = EstimatedTerms.bundled(), find_gpu("H100").gpu
+    return MemoryQuestion(shape, gpu, terms, server, Deployment(), True, names).host_bytes_per_adapter
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    cases = {name: adapter_case(config) for name, config in ADAPTED.items()}
+    return run_script("count_adapters.py", cases, tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_in_host_memory_are_pefts_own_to_the_byte(adapters, name):
+    config, found = ADAPTED[name], adapters[name]
+    assert "error" not in found, found
+    assert host_bytes(config, *adapter_case(config)["names"]) == sum(found.values()), found
+    if "experts" in found:  # whose layers are called as others of the same model
+        assert host_bytes(config, "experts") == found["experts"]
+    else:
+        assert {each: host_bytes(config, each) for each in found} == found
+
+
+def test_adapters_of_real_models_are_pefts_own_to_the_byte(measurements_dir, tmp_path):
+    configs = {}
+    for file in (measurements_dir.parent / "cases" / "configs").glob("*/config.json"):
+        config = json.loads(file.read_text())
+        # transformers does not know the one, and of the other the file does not tell the layers.
+        if config["model_type"] not in ("internlm2", "nemotron_h"):
+            configs[file.parent.name] = shortened(config)
+    assert len(configs) >= 12
+    counts = run_script("count_adapters.py", {name: adapter_case(each) for name, each in configs.items()}, tmp_path)
+    expected = {name: host_bytes(each, *adapter_case(each)["names"]) for name, each in configs.items()}
+    assert {name: sum(found.values()) for name, found in counts.items() if "error" not in found} == expected, counts
+
+
+def shortened(config: dict[str, Any], layers: int = 4) -> dict[str, Any]:
+    """Return the configuration of the model with its first layers only, its weights not quantized."""
+    shorter = {key: value for key, value in config.items() if key != "quantization_config"}
+    for key, value in shorter.items():
+        if key == "text_config":
+            shorter[key] = shortened(value, layers)
+        elif key == "num_hidden_layers":
+            shorter[key] = layers
+        elif key == "layer_types":
+            shorter[key] = value[:layers]
+    return shorter
 
 
 def _copies(shape: ModelShape) -> int:

@@ -94,13 +94,10 @@ class MemoryQuestion:
         """
         modules = [module for layer in self.model.layers for module in layer.modules]
         wanted = targeted_modules(set(modules), self.server.reserved_modules)
-        names = set(self.adapter_modules)
         elements = sum(
-            sum(map(sum, module.adapter_elements(1, fully_sharded_loras=False)))
+            module.saved_elements(self.adapter_modules)
             for module in modules
-            if module in wanted
-            and (not names or names & module.adapter_names)
-            and (self.behaviour.adapts_experts or not module.experts)
+            if module in wanted and (self.behaviour.adapts_experts or not module.experts)
         )
         copies = self.deployment.tensor_parallel_size
         return elements * self.server.max_lora_rank * self.model.dtype_bytes * copies

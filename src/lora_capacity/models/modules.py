@@ -1,6 +1,6 @@
 """Layers of a model as sizes: linear modules, what a layer keeps in the KV cache, and how both are split over GPUs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -137,6 +137,24 @@ class LinearModule(Document):
             outputs = tuple(_divided(size, tensor_parallel_size, self.name) for size in outputs)
         copies = max(self.experts, 1)
         return (copies * inputs,) * len(outputs), tuple(copies * size for size in outputs)
+
+    def saved_elements(self, names: Collection[str] = ()) -> int:
+        """Return the elements that an adapter has for it in its file and in host memory, for each unit of rank.
+
+        Every part that is adapted has an A matrix as wide as the input and a B matrix as wide as its own output, whole;
+        where there are fewer parts than outputs, the first part has those in excess.
+
+        Args:
+            names: Modules that the adapter adapts, of which experts are all adapted or none; empty: all.
+
+        Source: ``pack`` and ``pack_moe`` in vLLM 0.32.0, ``lora/lora_weights.py``.
+        """
+        parts = self.parts or (self.name,) * (len(self.output_sizes) if self.experts else 1)
+        excess = len(self.output_sizes) - len(parts) + 1
+        outputs = (sum(self.output_sizes[:excess]), *self.output_sizes[excess:])
+        whole = not names or self.name in names or (self.experts and not self.adapter_names.isdisjoint(names))
+        adapted = [size for part, size in zip(parts, outputs, strict=True) if whole or part in names]
+        return max(self.experts, 1) * sum(self.input_size + size for size in adapted)
 
 
 @dataclass(frozen=True)
