@@ -72,13 +72,13 @@ def test_map_is_read_with_the_keyboard(opened: Any, report_url: str) -> None:
     assert title.text_content() == before
 
 
-def test_hovering_a_curve_tells_all_of_them(opened: Any, report_url: str) -> None:
+def test_hovering_a_curve_tells_all_of_its_group(opened: Any, report_url: str) -> None:
     page = opened(report_url)
     assert page.locator(".tip:visible").count() == 0
-    panel = page.locator('.panel[data-key="itl_s"]')
+    panel = page.locator('.panel[data-key="adapters-itl_s"]')
     panel.scroll_into_view_if_needed()
     panel.hover(position={"x": 250, "y": 100})
-    assert page.locator(".tip:visible").count() == page.locator(".panel").count()
+    assert page.locator(".tip:visible").count() == page.locator('.panel[data-group="adapters"]').count()
     assert "ms" in page.locator(".tip:visible").nth(1).text_content()
     keep(page, "report-curve-hover", whole=False)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_capacity.reports.load_curve import PLAYED
+from lora_capacity.reports.quantities import LOADED
 from tests.cli.conftest import STEADY, Run
 
 FEW = ("--adapters", "8:32:8", "--max-loras", "4,8", "--max-num-seqs", 256, "--max-num-batched-tokens", 2048)
@@ -18,6 +20,7 @@ def test_report_is_a_page_and_names_the_choice(run: Run, workload: Path) -> None
     page = Path("page.html").read_text(encoding="utf-8")
     assert told["serve_command"] in page
     assert "workload.yaml, 20" in page
+    assert page.count('class="whisker"') == len(LOADED) * len(PLAYED)  # the answer was played
     assert sorted(told["figures"]) == sorted(str(path) for path in Path("figures").iterdir())
     assert all(path.read_text(encoding="utf-8").startswith("<?xml") for path in Path("figures").glob("*.svg"))
     assert [path.name for path in Path().iterdir() if path.name.startswith(".")] == []

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lora_capacity.calibration import Calibration
+from lora_capacity.reports.load_curve import LoadCurve
 from lora_capacity.reports.plan_grid import Curve, PlanGrid
 from lora_capacity.reports.sensitivity import Change
 from lora_capacity.search import Recommendation
@@ -38,6 +39,7 @@ class ReportData:
         found: The recommendation.
         grid: Configurations around it.
         curve: The configurations with as many slots, with intervals.
+        load: The recommended server under less and more load.
         classes: Service of adapters of each rate and rank, busiest first.
         changes: What small changes would do.
     """
@@ -47,5 +49,6 @@ class ReportData:
     found: Recommendation
     grid: PlanGrid
     curve: Curve
+    load: LoadCurve
     classes: tuple[ClassService, ...]
     changes: tuple[Change, ...]

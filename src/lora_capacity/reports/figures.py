@@ -1,26 +1,38 @@
 """Every figure of a report, as drawings for the page and as documents that stand alone."""
 
 from lora_capacity.reports.bars import change_figure, service_figure
-from lora_capacity.reports.curves import Panel
+from lora_capacity.reports.curves import Panel, adapter_panels, load_panels
 from lora_capacity.reports.data import ReportData
 from lora_capacity.reports.heatmap import bottleneck_map, heat_map
-from lora_capacity.reports.quantities import CURVES, MAPPED
+from lora_capacity.reports.quantities import MAPPED
 from lora_capacity.reports.style import figure_css, palette_css
+from lora_capacity.words import plural
 
 WIDE, NARROW, BOTTLENECKS = (660.0, 450.0), (350.0, 360.0), (420.0, 380.0)
 """Width and height of the map on a desk, of the map on a phone, and of the map of bottlenecks beside a text."""
 
 
 def panels(report: ReportData) -> dict[str, Panel]:
-    """Return every quantity against the number of adapters, by its column."""
-    return {quantity.key: Panel(report.curve, quantity, report.found.best.max_cpu_loras) for quantity in CURVES}
+    """Return every quantity against the number of adapters and against the load, by the panel's key."""
+    every = [*adapter_panels(report.curve, report.found), *load_panels(report.load, report.found)]
+    return {each.key: each for each in every}
+
+
+def drawn_panels(report: ReportData) -> dict[str, str]:
+    """Return the drawings of all panels, by key."""
+    best = report.found.best
+    common = {
+        "adapters": f"with {plural(best.max_loras, 'slot')}",
+        "load": f"with {plural(best.max_cpu_loras, 'adapter')} and {plural(best.max_loras, 'slot')}",
+    }
+    return {key: each.draw(common[each.group]) for key, each in panels(report).items()}
 
 
 def all_figures(report: ReportData) -> dict[str, str]:
     """Return every figure as an SVG document in light colours, by name."""
     drawings = {f"map-{each.key}": heat_map(report.grid, each, each.key, *WIDE) for each in MAPPED}
     found = report.found
-    drawings |= {f"adapters-{key}": each.draw(found.best.max_loras, found.risk) for key, each in panels(report).items()}
+    drawings |= drawn_panels(report)
     drawings["bounds"] = bottleneck_map(report.grid, *BOTTLENECKS)
     drawings["service"] = service_figure(report.classes, found.threshold)
     drawings["changes"] = change_figure(report.changes, found.best.critical_load)

@@ -89,7 +89,7 @@
     });
   }
 
-  // The curves: one hair line through all of them, and the values where it stands.
+  // The curves: one hair line through all that are drawn against the same, and the values where it stands.
   const panels = all(".panel");
   const tips = panels.map((panel) => {
     const tip = document.createElement("div");
@@ -100,8 +100,9 @@
     return tip;
   });
   const hideTips = () => panels.forEach((panel, i) => { tips[i].hidden = true; panel.querySelector(".hover").style.visibility = ""; });
-  const follow = (index) => panels.forEach((panel, i) => {
-    const { places, text } = data.curve.panels[panel.dataset.key];
+  const follow = (group, index) => panels.forEach((panel, i) => {
+    if (panel.dataset.group !== group) return;
+    const { places, text, at } = data.panels[panel.dataset.key];
     const [x, y] = places[index];
     const box = panel.getBoundingClientRect();
     const zoom = box.width / panel.viewBox.baseVal.width;
@@ -111,7 +112,7 @@
     dot.setAttribute("cx", x);
     dot.setAttribute("cy", y);
     panel.querySelector(".hover").style.visibility = "visible";
-    tips[i].textContent = `A ${data.curve.adapters[index]}: ${text[index]}`;
+    tips[i].textContent = `${at[index]}: ${text[index]}`;
     tips[i].hidden = false;
     const half = tips[i].offsetWidth / 2 + 4;
     const left = Math.min(Math.max(box.left + x * zoom, half), root.clientWidth - half);
@@ -122,10 +123,10 @@
     panel.addEventListener("pointermove", (event) => {
       const box = panel.getBoundingClientRect();
       const x = ((event.clientX - box.left) / box.width) * panel.viewBox.baseVal.width;
-      const { places } = data.curve.panels[panel.dataset.key];
+      const { places } = data.panels[panel.dataset.key];
       let nearest = 0;
       places.forEach(([at], i) => { if (Math.abs(at - x) < Math.abs(places[nearest][0] - x)) nearest = i; });
-      follow(nearest);
+      follow(panel.dataset.group, nearest);
     });
     panel.addEventListener("pointerleave", hideTips);
   }

@@ -74,7 +74,10 @@ def page(report: ReportData, title: str, note: str) -> str:
         },
         verdict=_verdict(grid, row, column),
         readout=[(metric, metric.tell(float(grid.values[metric.key][row, column]))) for metric in MAPPED],
-        panels=[each.draw(found.best.max_loras, found.risk) for each in figures.panels(report).values()],
+        panels={
+            group: [drawn for key, drawn in figures.drawn_panels(report).items() if key.startswith(group)]
+            for group in ("adapters", "load")
+        },
         drawings={
             "bottlenecks": bottleneck_map(grid, *figures.BOTTLENECKS),
             "service": service_figure(report.classes, found.threshold),
@@ -83,6 +86,8 @@ def page(report: ReportData, title: str, note: str) -> str:
         remedies=_remedies(grid),
         map_table=tables.map_table(grid),
         curve_rows=tables.curve_rows(report.curve),
+        load_names=["times this load", *(each.name for each in tables.LOAD_COLUMNS)],
+        load_rows=tables.load_rows(report.load),
         coefficients=calibration.to_json()["coefficients"],
         adapters=tables.adapter_words(report.workload),
         ranges="; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in calibration.fitted_ranges.items()),
@@ -125,7 +130,7 @@ def _remedies(grid: PlanGrid) -> list[tuple[str, str, int, str]]:
 
 def _data(report: ReportData) -> str:
     """Return what the script needs as JSON; values are told here, once, so that the script only looks them up."""
-    grid, curve = report.grid, report.curve
+    grid = report.grid
     cells = [(r, c) for r in range(grid.slots.size) for c in range(grid.adapters.size)]
     content: dict[str, Any] = {
         "adapters": [f"{count:,}" for count in grid.adapters.tolist()],
@@ -145,15 +150,13 @@ def _data(report: ReportData) -> str:
             }
             for metric in MAPPED
         ],
-        "curve": {
-            "adapters": [f"{count:,}" for count in curve.adapters.tolist()],
-            "panels": {
-                key: {
-                    "places": each.places(),
-                    "text": [each.quantity.tell(float(value)) for value in curve.values[key]],
-                }
-                for key, each in figures.panels(report).items()
-            },
+        "panels": {
+            key: {
+                "places": each.places(),
+                "at": [f"A {at:,.0f}" if each.group == "adapters" else f"{at:.2f}×" for at in each.at.tolist()],
+                "text": [each.quantity.tell(float(value)) for value in each.values[each.quantity.key]],
+            }
+            for key, each in figures.panels(report).items()
         },
     }
     # "</" would end the script element that this stands in.

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lora_capacity.reports.colours import STEPS
+from lora_capacity.search import Recommendation
 from lora_capacity.units import MS_PER_S
 from lora_capacity.words import duration, percent, shown
 
@@ -78,8 +79,50 @@ STARVING = Quantity("starving_probability", "P(overload)", "%", scale=100.0, mos
 ATTAINMENT = Quantity("attainment", "Within bounds", "%", scale=100.0, most=1.0)
 KV_USAGE = Quantity("kv_usage", "KV cache in use", "%", scale=100.0, most=1.0)
 
+GOODPUT = Quantity("goodput_per_s", "Goodput", "requests/s", beside=(("requests_per_s", "arriving"),))
+TTFT_TAIL = Quantity("ttft_p95_s", "Time to first token, p95", "s", log=True, beside=(("ttft_p50_s", "p50"),))
+TTFT_HALF = Quantity("ttft_p50_s", "Time to first token, p50", "s", log=True)
+WAIT = Quantity("wait_s", "Wait for admission, mean", "s", log=True)
+
 MAPPED = (THROUGHPUT, SERVICE, ATTAINMENT, ITL, TTFT, STARVING, KV_USAGE)
 """What a reader can choose as the colour of the map."""
 
 CURVES = (THROUGHPUT, ITL, TTFT, STARVING)
 """What is drawn against the number of adapters."""
+
+LOADED = (GOODPUT, ATTAINMENT, TTFT_TAIL, ITL, WAIT, KV_USAGE)
+"""What is drawn against the load."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a quantity should keep.
+
+    Attributes:
+        value: In units of its column.
+        words: What it is called beside its line.
+        least: Whether the quantity should be at least this, rather than at most.
+    """
+
+    value: float
+    words: str
+    least: bool = False
+
+    def kept(self, column: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
+        """Return where a column keeps it; not where it has no number."""
+        return np.asarray(column >= self.value if self.least else column <= self.value)
+
+
+def bound_of(quantity: Quantity, found: Recommendation) -> Bound | None:
+    """Return what a recommendation had to keep in a quantity, None if nothing."""
+    if quantity is STARVING:
+        return Bound(found.risk, f"allowed: {percent(found.risk)}")
+    if found.objective.goal == "throughput":
+        return Bound(1.0 - found.threshold, "starved below", least=True) if quantity is SERVICE else None
+    asked = found.goodput
+    if quantity is ATTAINMENT:
+        return Bound(asked.attainment, f"asked: {percent(asked.attainment)}", least=True)
+    key, bound_s = {TTFT: ("TTFT", asked.ttft_s), TTFT_TAIL: ("TTFT", asked.ttft_s), ITL: ("TPOT", asked.tpot_s)}.get(
+        quantity, ("", math.inf)
+    )
+    return Bound(bound_s, f"bound on {key}: {duration(bound_s)}") if math.isfinite(bound_s) else None

@@ -9,6 +9,7 @@ from lora_capacity.calibration import CalibrationLike, load_calibration
 from lora_capacity.errors import check_type
 from lora_capacity.reports.data import ClassService, ReportData
 from lora_capacity.reports.figures import all_figures
+from lora_capacity.reports.load_curve import LoadCurve
 from lora_capacity.reports.page import page
 from lora_capacity.reports.plan_grid import Curve, PlanGrid, run_at
 from lora_capacity.reports.sensitivity import changes
@@ -50,7 +51,7 @@ def build_report(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Predict the surroundings of a recommendation by the steady twin.
+    """Predict the surroundings of a recommendation by the steady twin, and by the event twin if this decided.
 
     Args:
         workload: What was asked for, as `load_workload` takes it.
@@ -64,7 +65,7 @@ def build_report(
     """
     check_progress(progress)
     problem = _problem_of(workload, calibration, found, settings)
-    best, parts = found.best, 4
+    best, parts = found.best, 5
 
     def done(part: int) -> None:
         if progress is not None:
@@ -74,10 +75,12 @@ def build_report(
     done(1)
     curve = Curve.through(problem, best, int(grid.adapters[-1]), _POINTS)
     done(2)
-    classes = _classes(problem, found)
+    load = LoadCurve.of(problem, found)
     done(3)
-    report = Report(problem.workload, problem.calibration, found, grid, curve, classes, changes(problem, best))
+    classes = _classes(problem, found)
     done(4)
+    report = Report(problem.workload, problem.calibration, found, grid, curve, load, classes, changes(problem, best))
+    done(5)
     return report
 
 

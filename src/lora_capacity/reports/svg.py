@@ -240,3 +240,44 @@ def room_for(
     distance = np.where(fits, distance_transform_edt(np.pad(free, 1), sampling=(width / height, 1.0))[1:-1, 1:-1], -1.0)
     row, column = np.unravel_index(int(np.argmax(distance)), distance.shape)
     return float(across[column]), float(down[row])
+
+
+def notes(
+    wanted: Iterable[tuple[str, float, float]],
+    lines: Sequence[Sequence[Point]],
+    marks: Iterable[Point],
+    within: tuple[float, float, float, float],
+) -> str:
+    """Return short texts, each as near to where it is wanted as it fits off lines, marks and other texts.
+
+    Args:
+        wanted: Words, and the middle of the place where they are wanted; what fits nowhere is left out.
+        lines: Points of each line, ascending in x; it breaks where one is not finite.
+        marks: Middles of marks on them.
+        within: Left, top, right and bottom.
+    """
+    left, top, right, bottom = within
+    step, height = 4.0, 13.0
+    across, down = np.arange(left, right, step), np.arange(top, bottom, step)
+    taken = np.zeros((down.size, across.size), dtype=bool)
+    for points in lines:
+        xs, ys = np.array(points, np.float64).T
+        # A steep line takes all heights between two columns; what is not finite takes none.
+        here, beyond = np.interp(across, xs, ys), np.interp(across + step, xs, ys)
+        low, high = np.minimum(here, beyond), np.maximum(here, beyond)
+        taken |= (down[:, None] >= low - step) & (down[:, None] <= high + step)
+    for x, y in marks:
+        taken |= (np.abs(across[None, :] - x) < 2.0 * step) & (np.abs(down[:, None] - y) < 2.0 * step)
+    drawn = []
+    for words, x, y in wanted:
+        box = np.ones((round(height / step), max(1, round((width_of(words, 11.0) + 4.0) / step))), dtype=bool)
+        fits = binary_erosion(np.pad(~taken, 1), box)[1:-1, 1:-1]
+        if not fits.any():
+            continue
+        # Upwards a text soon belongs to something else.
+        far = (across[None, :] - x) ** 2 + 4.0 * (down[:, None] - y) ** 2
+        row, column = np.unravel_index(int(np.argmin(np.where(fits, far, np.inf))), fits.shape)
+        drawn.append(text(words, float(across[column]), float(down[row]) + 4.0, class_="note", text_anchor="middle"))
+        half = box.shape[1] // 2 + 1
+        taken[max(row - 2, 0) : row + 3, max(column - half, 0) : column + half + 1] = True
+    return "".join(drawn)

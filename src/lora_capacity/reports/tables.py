@@ -4,15 +4,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from lora_capacity.calibration import Calibration
+from lora_capacity.reports.load_curve import LoadCurve
 from lora_capacity.reports.plan_grid import Curve, PlanGrid
-from lora_capacity.reports.quantities import ITL, THROUGHPUT, TTFT
+from lora_capacity.reports.quantities import ATTAINMENT, GOODPUT, ITL, THROUGHPUT, TTFT, TTFT_HALF, TTFT_TAIL, WAIT
 from lora_capacity.words import REFUSALS, percent, shown, spoken
 from lora_capacity.workload import LengthDistribution, Workload
 from lora_capacity.workload.adapters import AdapterMix
 
 _MOST = 12
 """Rows and columns of a table that is read on a page without scrolling."""
+
+LOAD_COLUMNS = (GOODPUT, ATTAINMENT, TTFT_HALF, TTFT_TAIL, ITL, WAIT)
+"""Columns of the table of the load curve."""
 
 
 def map_table(grid: PlanGrid) -> tuple[list[str], list[list[str]]]:
@@ -48,6 +54,23 @@ def curve_rows(curve: Curve) -> list[list[str]]:
         ]
         for i in _thinned(curve.adapters.size, 0)
     ]
+
+
+def load_rows(curve: LoadCurve) -> list[list[str]]:
+    """Return points of the load curve by the steady twin, and with the event twin's means where it played that load."""
+    found = []
+    for i, load in enumerate(curve.load.tolist()):
+        played = np.flatnonzero(np.isclose(curve.played_load, load)).tolist() if curve.played is not None else []
+        if not played and i % 2:
+            continue
+        row = [f"{load:.2f}"]
+        for each in LOAD_COLUMNS:
+            told = each.tell(float(curve.values[each.key][i]))
+            if curve.played is not None and played:
+                told += f" (played: {each.tell(float(np.mean(curve.played[each.key][played])))})"
+            row.append(told)
+        found.append(row)
+    return found
 
 
 def adapter_words(workload: Workload) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lora_capacity.run import simulate
 from lora_capacity.run.steady import Progress
-from lora_capacity.scenarios import build_scenarios
+from lora_capacity.scenarios import Results, build_scenarios
 from lora_capacity.search.margin import (
     judged_columns,
     limit_beyond,
@@ -67,24 +67,8 @@ class Plays:
         self, points: Sequence[Point], loads: NDArray[np.float64], seeds: Sequence[int]
     ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
         """Return columns and codes of the bottlenecks under loads ``[points, loads]``, ``[points, loads, seeds]``."""
-        problem, shape = self.problem, (*loads.shape, len(seeds))
-        adapters, max_loras, budget, seqs = np.array(points).T
-        settings = {**problem.settings, "max_num_batched_tokens": budget, "max_num_seqs": seqs}
-        scenarios = build_scenarios(problem.workload, problem.calibration, adapters, max_loras, **settings)
-        each = scenarios.take(np.repeat(np.arange(len(points)), loads.shape[1] * len(seeds)))
-        load = np.broadcast_to(loads[..., np.newaxis], shape).ravel()
-        results = simulate(
-            problem.calibration,
-            each,
-            problem.workload,
-            engine="event",
-            seed=np.broadcast_to(np.array(seeds), shape).ravel(),
-            load=load,
-            progress=self._progress,
-        )
-        columns = judged_columns(each.scaled(load), results)
-        limits = np.asarray(results.limit).reshape(shape)
-        return {name: column.reshape(shape) for name, column in columns.items()}, limits
+        columns, results = play(self.problem, points, loads, seeds, self._progress)
+        return columns, np.asarray(results.limit).reshape(*loads.shape, len(seeds))
 
     def hold(self, points: Sequence[Point]) -> list[bool]:
         """Return whether configurations do not fail at the load of the margin, in a few plays each."""
@@ -127,6 +111,44 @@ class Plays:
             "spread": np.array([spread]),
             "error": np.array([error]),
         }
+
+
+def play(
+    problem: Problem,
+    points: Sequence[Point],
+    loads: NDArray[np.float64],
+    seeds: Sequence[int],
+    progress: Progress | None = None,
+) -> tuple[dict[str, NDArray[Any]], Results]:
+    """Let the event twin run configurations under some loads with some seeds.
+
+    Args:
+        problem: Whose configurations these are.
+        points: Adapters, slots and batch limits of each.
+        loads: Times the offered load, ``[points, loads]``.
+        seeds: Seeds of the requests.
+        progress: Called with the plays done and their total.
+
+    Returns:
+        Columns of `judged_columns`, ``[points, loads, seeds]``; and the results in this order, ``[plays]``.
+    """
+    shape = (*loads.shape, len(seeds))
+    adapters, max_loras, budget, seqs = np.array(points).T
+    settings = {**problem.settings, "max_num_batched_tokens": budget, "max_num_seqs": seqs}
+    scenarios = build_scenarios(problem.workload, problem.calibration, adapters, max_loras, **settings)
+    each = scenarios.take(np.repeat(np.arange(len(points)), loads.shape[1] * len(seeds)))
+    load = np.broadcast_to(loads[..., np.newaxis], shape).ravel()
+    results = simulate(
+        problem.calibration,
+        each,
+        problem.workload,
+        engine="event",
+        seed=np.broadcast_to(np.array(seeds), shape).ravel(),
+        load=load,
+        progress=progress,
+    )
+    columns = judged_columns(each.scaled(load), results)
+    return {name: column.reshape(shape) for name, column in columns.items()}, results
 
 
 def _mean(column: NDArray[Any]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from lora_capacity.reports import Report
-from lora_capacity.reports.quantities import CURVES, MAPPED
+from lora_capacity.reports.quantities import CURVES, LOADED, MAPPED
 
 MAX_BYTES = 2_000_000
 VOID = {"meta", "link", "input", "br", "hr"}
@@ -91,8 +91,10 @@ def test_data_tells_every_cell(report: Report, checked: Checker) -> None:
     assert data["verdicts"][data["best"]].startswith("recommended")
     impossible = report.grid.verdict.ravel() == "impossible"
     assert [verdict == "" for verdict in data["verdicts"]] == impossible.tolist()
-    points = len(report.curve.adapters)
-    assert {len(panel["places"]) for panel in data["curve"]["panels"].values()} == {points}
+    points = {"adapters": len(report.curve.adapters), "load": len(report.load.load)}
+    assert len(data["panels"]) == len(CURVES) + len(LOADED)
+    for key, panel in data["panels"].items():
+        assert {len(each) for each in panel.values()} == {points[key.partition("-")[0]]}
 
 
 def test_page_tells_the_recommendation_and_its_command(report: Report, page: str) -> None:
@@ -106,9 +108,9 @@ def test_page_tells_the_recommendation_and_its_command(report: Report, page: str
 
 def test_figures_are_documents_of_their_own(report: Report) -> None:
     figures = report.figures()
-    maps, curves = ([each.key for each in known] for known in (MAPPED, CURVES))
-    drawn = {*(f"map-{key}" for key in maps), *(f"adapters-{key}" for key in curves), "bounds", "service", "changes"}
-    assert set(figures) == drawn
+    groups = {"map": MAPPED, "adapters": CURVES, "load": LOADED}
+    drawn = {f"{group}-{each.key}" for group, known in groups.items() for each in known}
+    assert set(figures) == drawn | {"bounds", "service", "changes"}
     for name, document in figures.items():
         root = ElementTree.fromstring(document)
         assert root.tag == "{http://www.w3.org/2000/svg}svg", name

@@ -49,6 +49,27 @@ def test_an_overloaded_server_that_is_slower_completes_less_by_as_much(report: R
     assert width > 0.9 * 2 * 1.645 * error
 
 
+def test_load_curve_goes_through_the_recommendation_and_on_to_where_it_fails(report: Report) -> None:
+    curve, best = report.load, report.found.best
+    asked = int(np.argmin(np.abs(curve.load - 1.0)))
+    for name in ("attainment", "itl_s", "goodput_per_s", "throughput_tokens_per_s"):
+        assert curve.values[name][asked] == pytest.approx(getattr(best, name), rel=1e-3), name
+    assert curve.verdict[asked] == "acceptable"
+    beyond = curve.load > 1.1 * best.critical_load
+    assert beyond.any()
+    assert set(curve.verdict[beyond]) <= {"falls_behind", "misses_bounds"}
+    assert curve.played is None
+
+
+def test_quantiles_agree_with_the_share_within_the_bound(report: Report) -> None:
+    values, bound_s = report.load.values, report.workload.goodput.ttft_s
+    p50, p95, p99 = (values[f"ttft_{name}_s"] for name in ("p50", "p95", "p99"))
+    assert not ((p50 > p95) | (p95 > p99)).any()  # where a quantile is beyond the horizon there is none
+    for share, quantile_s in ((0.5, p50), (0.95, p95), (0.99, p99)):
+        clear = np.abs(values["attainment"] - share) > 0.005
+        assert ((values["attainment"] > share) == (quantile_s <= bound_s))[clear].all(), share
+
+
 def test_classes_are_those_of_the_workload(report: Report) -> None:
     assert sum(each.adapters for each in report.classes) == report.found.best.max_cpu_loras
     assert [each.rate_per_s for each in report.classes] == pytest.approx([0.2, 0.1])
