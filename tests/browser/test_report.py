@@ -40,9 +40,12 @@ def test_toggle_recolours_the_map_and_its_legend(opened: Any, report_url: str) -
     assert legend.text_content() == "Time to first token, s"
     assert _classes(page) != before
     assert page.locator(".readout dd.on").get_attribute("data-metric") == "ttft_s"
+    assert page.locator(".map.wide .note.bound").text_content() == "dashed: bound on TTFT: 2 s"
+    assert page.locator(".map.wide .limit.bound").get_attribute("d").startswith("M")
     keep(page, "report-toggled", whole=False)
     page.get_by_role("radio", name="Throughput").check(force=True)
     assert _classes(page) == before
+    assert page.locator(".map.wide .limit.bound").get_attribute("d") == ""  # there is no bound on throughput
 
 
 def test_hovering_a_cell_tells_it_and_leaving_tells_the_recommendation(opened: Any, report_url: str) -> None:

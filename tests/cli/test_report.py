@@ -20,6 +20,9 @@ def test_report_is_a_page_and_names_the_choice(run: Run, workload: Path) -> None
     page = Path("page.html").read_text(encoding="utf-8")
     assert told["serve_command"] in page
     assert "workload.yaml, 20" in page
+    assert all(
+        f'<th scope="row">{row}</th>' in page for row in ("seed 0", "seed 3", "steady twin", "asked", "end to end")
+    )
     assert page.count('class="whisker"') == len(LOADED) * len(PLAYED)  # the answer was played
     assert sorted(told["figures"]) == sorted(str(path) for path in Path("figures").iterdir())
     assert all(path.read_text(encoding="utf-8").startswith("<?xml") for path in Path("figures").glob("*.svg"))

@@ -6,10 +6,11 @@ from lora_capacity.memory.buffers import resident_memory, slot_bytes
 from lora_capacity.memory.deployment import Amounts, Deployment, MemoryTerms, Start
 from lora_capacity.memory.estimated import EstimatedTerms
 from lora_capacity.memory.fitted import MemoryModel
-from lora_capacity.memory.plan import MemoryPlan, plan_memory
+from lora_capacity.memory.plan import PARTS, MemoryPlan, plan_memory
 from lora_capacity.memory.room import Remedy, most_slots, remedies
 
 __all__ = [
+    "PARTS",
     "QUANTILES",
     "AllocatedMemory",
     "Amounts",

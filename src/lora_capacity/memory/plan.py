@@ -66,7 +66,7 @@ class MemoryPlan(Displayed):
     def _display(self) -> Display:
         rows = [
             {"": name, **{str(place): gibibytes(float(size)) for place, size in enumerate(getattr(self, field))}}
-            for field, name in _PARTS.items()
+            for field, name in (PARTS | {"headroom_bytes": "headroom"}).items()
         ]
         heads = {
             "start": [spoken(Status(code).label) for code in self.status],
@@ -76,16 +76,15 @@ class MemoryPlan(Displayed):
         return Display("Memory of a GPU, by configuration", rows=[*told, *rows])
 
 
-_PARTS = {
+PARTS = {
     "weight_bytes": "weights",
     "slot_bytes": "adapter slots",
     "activation_bytes": "activations",
     "cuda_graph_bytes": "CUDA graphs",
-    "other_bytes": "other",
+    "other_bytes": "context, libraries",
     "kv_cache_bytes": "KV cache",
-    "headroom_bytes": "headroom",
 }
-"""Parts of a plan that are shown, and what they are called."""
+"""Fields of a plan that the memory is shared out to, and what they are called."""
 
 
 def plan_memory(

@@ -1,11 +1,12 @@
-"""Rows with marks: the service of adapters of each rate and rank, and what small changes would do."""
+"""Rows with marks: where memory goes, the service of adapters of each rate, and what small changes would do."""
 
 import math
 
 from lora_capacity.reports import svg
-from lora_capacity.reports.data import ClassService
+from lora_capacity.reports.data import ClassService, MemoryShare
 from lora_capacity.reports.sensitivity import Change
-from lora_capacity.words import percent, plural, shown
+from lora_capacity.units import BYTES_PER_GIB
+from lora_capacity.words import gibibytes, percent, plural, shown
 
 WIDTH = 460.0
 """Width of the drawing in CSS pixels, two of which stand side by side on the page."""
@@ -19,7 +20,40 @@ _LABELS = 212.0
 
 def class_words(each: ClassService) -> str:
     """Return which adapters these are."""
-    return f"{plural(each.adapters, 'adapter')} at {shown(each.rate_per_s)}/s, rank {each.rank:.0f}"
+    return f"{plural(each.adapters, 'adapter')} at {shown(each.rate_per_s)}/s, {rank_words(each)}"
+
+
+def rank_words(each: ClassService) -> str:
+    """Return the ranks of a class: the one that all have, or from which to which."""
+    ranks = [rank for rank, _ in each.ranks]
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+
+
+def memory_figure(memory: MemoryShare) -> str:
+    """Return where the memory of a GPU goes, each part beginning where the one above it ends."""
+    parts = memory.parts
+    bottom = _TOP + _ROW * len(parts)
+    across = svg.Scale(0.0, memory.total_bytes / BYTES_PER_GIB, 0.4 * WIDTH, WIDTH - 14.0)
+    limit, share = across(memory.limit_bytes / BYTES_PER_GIB), memory.limit_bytes / memory.total_bytes
+    drawn = [
+        svg.axis_x(across, bottom, "GiB of one GPU", 6, _TOP),
+        svg.path("limit", f"M{limit:.1f} {_TOP - 2.0:.1f}V{bottom:.1f}"),
+        svg.text(f"vLLM may use {percent(share)}", limit - 4.0, _TOP - 8.0, class_="note", text_anchor="end"),
+    ]
+    end = 0.0
+    for i, (words, size) in enumerate(parts.items()):
+        y, start = _TOP + _ROW * (i + 0.5), end
+        end = start + max(size, 0.0) / BYTES_PER_GIB
+        left, right, told = across(start), across(end), gibibytes(size)
+        # Beside the bar where there is room, else before it.
+        x, anchor = (right + 5.0, "start") if right + svg.width_of(told, 11.0) + 8.0 < WIDTH else (left - 5.0, "end")
+        drawn += [
+            svg.text(words, across.start - 10.0, y + 4.0, class_="row", text_anchor="end"),
+            svg.rect("bar better", left, y - 6.0, max(right - left, 0.6), 12.0, rx=1.5),
+            svg.text(told, x, y + 4.0, class_="num label", text_anchor=anchor),
+        ]
+    told = ", ".join(f"{words} {gibibytes(size)}" for words, size in parts.items())
+    return svg.drawing(WIDTH, bottom + _BELOW, "Memory of a GPU", f"Of {gibibytes(memory.total_bytes)}: {told}", *drawn)
 
 
 def service_figure(classes: tuple[ClassService, ...], threshold: float) -> str:

@@ -1,6 +1,6 @@
 """Every figure of a report, as drawings for the page and as documents that stand alone."""
 
-from lora_capacity.reports.bars import change_figure, service_figure
+from lora_capacity.reports.bars import change_figure, memory_figure, service_figure
 from lora_capacity.reports.curves import Panel, adapter_panels, load_panels
 from lora_capacity.reports.data import ReportData
 from lora_capacity.reports.heatmap import bottleneck_map, heat_map
@@ -34,6 +34,7 @@ def all_figures(report: ReportData) -> dict[str, str]:
     found = report.found
     drawings |= drawn_panels(report)
     drawings["bounds"] = bottleneck_map(report.grid, *BOTTLENECKS)
+    drawings["memory"] = memory_figure(report.memory)
     drawings["service"] = service_figure(report.classes, found.threshold)
     drawings["changes"] = change_figure(report.changes, found.best.critical_load)
     return {name: stand_alone(drawn) for name, drawn in drawings.items()}

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from lora_capacity.reports import svg
 from lora_capacity.reports.colours import STEPS
 from lora_capacity.reports.plan_grid import PlanGrid
-from lora_capacity.reports.quantities import Quantity
-from lora_capacity.words import shown, spoken
+from lora_capacity.reports.quantities import Quantity, bound_of
+from lora_capacity.search import Recommendation
+from lora_capacity.words import REFUSALS, shown, spoken
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom."""
@@ -35,6 +36,9 @@ _HATCHES = {
 
 _LEFT, _RIGHT, _BOTTOM = 40.0, 12.0, 44.0
 """Margins: room for numbers to the left, and for numbers and title of the axis below."""
+
+_MAP_TOP = 46.0
+"""Room above the cells of a map with a legend."""
 
 _NARROW = 480.0
 """Up to this width a map has fewer numbers and a shorter legend: phones are narrower."""
@@ -96,7 +100,7 @@ def heat_map(grid: PlanGrid, quantity: Quantity, name: str, width: float, height
         width: Of the drawing.
         height: Of the drawing.
     """
-    frame = Frame.of(grid, width, height, 46.0)
+    frame = Frame.of(grid, width, height, _MAP_TOP)
     colour = quantity.codes(grid.values[quantity.key])
     optimum, taken = _optimum(grid, frame)
     # Widths follow from rounded edges, lest hairs of the page show between cells.
@@ -115,11 +119,38 @@ def heat_map(grid: PlanGrid, quantity: Quantity, name: str, width: float, height
         _legend(quantity, grid, frame),
         svg.element("g", *cells, class_="cells", shape_rendering="crispEdges"),
         _regions(grid, frame, name),
+        svg.path("limit bound", ""),
+        svg.text("", _legend_scale(quantity, grid, width).start - 10.0, 26.0, class_="note bound", text_anchor="end"),
         frame.axes(),
         svg.rect("cursor", 0, 0, 0, 0),
         optimum,
         _labels(grid.verdict, REGIONS, frame, taken),
     )
+
+
+def map_bounds(
+    quantity: Quantity, grid: PlanGrid, found: Recommendation, sizes: Sequence[tuple[float, float]]
+) -> list[str]:
+    """Return what the bound on a quantity is called, and the path around what keeps it on maps of these sizes."""
+    bound = bound_of(quantity, found)
+    if bound is None:
+        return ["", *("" for _ in sizes)]
+    kept = bound.kept(grid.values[quantity.key])
+    return [bound.words, *(Frame.of(grid, *size, _MAP_TOP).outline(kept) for size in sizes)]
+
+
+def swatches(grid: PlanGrid) -> list[tuple[str, str]]:
+    """Return a small drawing of each hatching that there is on a map, and what it means."""
+    found = []
+    for verdict, how in _HATCHES.items():
+        if (grid.verdict == verdict).any():
+            pattern = svg.element("defs", svg.hatch(f"swatch-{verdict}", *how, f"hatch {verdict}"))
+            box = svg.rect(f"cover {verdict}", 0.5, 0.5, 27.0, 15.0, fill=f"url(#swatch-{verdict})")
+            under = svg.rect("c12" if verdict not in REFUSALS else "none", 0.5, 0.5, 27.0, 15.0)
+            frame = svg.rect("edge thin", 0.5, 0.5, 27.0, 15.0)
+            drawn = svg.element("svg", pattern, under, box, frame, viewBox="0 0 28 16", aria_hidden="true")
+            found.append((drawn, spoken(verdict)))
+    return found
 
 
 def bottleneck_map(grid: PlanGrid, width: float, height: float) -> str:
@@ -201,7 +232,7 @@ def _optimum(grid: PlanGrid, frame: Frame) -> tuple[str, Box]:
     x, y = 0.5 * (frame.xs[column] + frame.xs[column + 1]), 0.5 * (frame.ys[row] + frame.ys[row + 1])
     words = f"A {grid.adapters[column]}, S {grid.slots[row]}"
     # To the left of the mark, to the right where there is no room.
-    beside, anchor = (-13.0, "end") if x - frame.xs[0] > svg.width_of(words, 13.0) + 20.0 else (13.0, "start")
+    beside, anchor = (-15.0, "end") if x - frame.xs[0] > svg.width_of(words, 13.0) + 20.0 else (15.0, "start")
     label = svg.text(words, x + beside, y + 4.5, class_="label best", text_anchor=anchor)
     drawn = svg.element("g", svg.ring(x, y, 7.0), svg.circle("dot", x, y, 2.2), label, class_="optimum")
     length = svg.width_of(words, 14.0)

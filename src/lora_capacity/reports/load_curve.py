@@ -33,7 +33,7 @@ _SURE = 1e-6
 
 @dataclass(frozen=True)
 class LoadCurve:
-    """Predictions of one server against the load. Times to first token are those that clients see.
+    """Predictions of one server against the load. Quantiles are of what clients see.
 
     Attributes:
         load: Times the load asked for, ``[points]``.
@@ -71,7 +71,13 @@ class LoadCurve:
         return curve if found.played is None else dataclasses.replace(curve, **_played(problem, found))
 
     @property
-    def asked(self) -> Columns | None:
+    def asked(self) -> Columns:
+        """What the steady twin says at the load asked for, each one number."""
+        at = int(np.argmin(np.abs(self.load - 1.0)))
+        return {name: column[at] for name, column in self.values.items()}
+
+    @property
+    def asked_played(self) -> Columns | None:
         """What the event twin says of each seed at the load asked for, ``[seeds]``; None if it was not played."""
         at = int(np.argmin(np.abs(self.played_load - 1.0)))
         return None if self.played is None else {name: column[at] for name, column in self.played.items()}
@@ -130,7 +136,8 @@ def _played(problem: Problem, found: Recommendation) -> dict[str, Any]:
     told = {name: column[0] for name, column in columns.items()}
     scenarios: Any = results.scenarios
     lead_s = told["client_ttft_s"] - told["answered_ttft_s"]
-    told = _with_waits(told, scenarios) | {name: told[name] + lead_s for name in QUANTILES}
+    later = (*QUANTILES, *(name.replace("ttft", "e2e") for name in QUANTILES))
+    told = _with_waits(told, scenarios) | {name: told[name] + lead_s for name in later}
     rates, ranks = problem.workload.adapters.deal(best.max_cpu_loras)
     by_class = np.lexsort((ranks, rates))  # the order in which the event twin counts adapters
     asked = np.flatnonzero(np.repeat(PLAYED, len(seeds)) == 1.0)

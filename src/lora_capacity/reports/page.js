@@ -43,6 +43,8 @@
       }
       map.querySelector(".legend-name").textContent = shown.title;
       map.querySelector(".legend-ticks").innerHTML = shown.ticks[which];
+      map.querySelector(".limit.bound").setAttribute("d", shown.bound[which + 1]);
+      map.querySelector(".note.bound").textContent = shown.bound[0] && `dashed: ${shown.bound[0]}`;
     });
     tell(place);
   };

@@ -8,9 +8,9 @@ import jinja2
 import numpy as np
 
 from lora_capacity.reports import figures, tables
-from lora_capacity.reports.bars import change_figure, points, service_figure
+from lora_capacity.reports.bars import change_figure, memory_figure, points, rank_words, service_figure
 from lora_capacity.reports.data import ReportData
-from lora_capacity.reports.heatmap import BOTTLENECKS, bottleneck_map, heat_map, legend_ticks
+from lora_capacity.reports.heatmap import BOTTLENECKS, bottleneck_map, heat_map, legend_ticks, map_bounds, swatches
 from lora_capacity.reports.plan_grid import PlanGrid
 from lora_capacity.reports.quantities import MAPPED
 from lora_capacity.reports.style import page_css, resource
@@ -28,8 +28,12 @@ _REMEDIES = {
 }
 """What to do about each bottleneck."""
 
+_WORST, _MOST = 12, 300
+"""Adapters that are shown at once, and that are listed by name in all."""
+
 _FILTERS = {
     **{each.__name__: each for each in (bottleneck, duration, gibibytes, percent, plural, points, shown, spoken)},
+    "rank": rank_words,
     "lengths": tables.length_words,
     "provenance": tables.provenance_words,
     "signed": tables.signed,
@@ -72,6 +76,7 @@ def page(report: ReportData, title: str, note: str) -> str:
             "wide": heat_map(grid, MAPPED[0], "wide", *figures.WIDE),
             "narrow": heat_map(grid, MAPPED[0], "narrow", *figures.NARROW),
         },
+        swatches=swatches(grid),
         verdict=_verdict(grid, row, column),
         readout=[(metric, metric.tell(float(grid.values[metric.key][row, column]))) for metric in MAPPED],
         panels={
@@ -80,12 +85,18 @@ def page(report: ReportData, title: str, note: str) -> str:
         },
         drawings={
             "bottlenecks": bottleneck_map(grid, *figures.BOTTLENECKS),
+            "memory": memory_figure(report.memory),
             "service": service_figure(report.classes, found.threshold),
             "changes": change_figure(report.changes, found.best.critical_load),
         },
         remedies=_remedies(grid),
         map_table=tables.map_table(grid),
         curve_rows=tables.curve_rows(report.curve),
+        check_rows=tables.check_rows(report.load, found),
+        quantile_rows=tables.quantile_rows(report.load, found),
+        worst=report.adapters[:_WORST],
+        others=report.adapters[_WORST:_MOST],
+        left_out=max(len(report.adapters) - _MOST, 0),
         load_names=["times this load", *(each.name for each in tables.LOAD_COLUMNS)],
         load_rows=tables.load_rows(report.load),
         coefficients=calibration.to_json()["coefficients"],
@@ -97,9 +108,14 @@ def page(report: ReportData, title: str, note: str) -> str:
 
 
 def _between(report: ReportData, key: str) -> str:
-    """Return the interval of a quantity at the recommendation, empty if there is none."""
-    at = int(np.searchsorted(report.curve.adapters, report.found.best.max_cpu_loras))
-    ends = [float(each[key][at]) for each in (report.curve.low, report.curve.high)]
+    """Return the interval of a quantity at the recommendation, empty if there is none.
+
+    It is the steady twin's, whose ends lie as far from what is told, in proportion, as from its own prediction.
+    """
+    curve, found = report.curve, report.found
+    at = int(np.searchsorted(curve.adapters, found.best.max_cpu_loras))
+    factor = getattr(found.told, key) / float(curve.values[key][at])
+    ends = [factor * float(each[key][at]) for each in (curve.low, curve.high)]
     tell = shown if key == "throughput_tokens_per_s" else duration
     return f"90 %: {tell(ends[0])} to {tell(ends[1])}" if all(map(math.isfinite, ends)) else ""
 
@@ -146,6 +162,7 @@ def _data(report: ReportData) -> str:
                     for code in metric.codes(grid.values[metric.key]).ravel().tolist()
                 ),
                 "text": [metric.tell(float(grid.values[metric.key][cell])) for cell in cells],
+                "bound": map_bounds(metric, grid, report.found, (figures.WIDE, figures.NARROW)),
                 "ticks": [legend_ticks(metric, grid, width) for width, _ in (figures.WIDE, figures.NARROW)],
             }
             for metric in MAPPED

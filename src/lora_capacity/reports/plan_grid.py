@@ -24,6 +24,9 @@ _BEYOND = 1.8
 _DEAD_ROWS = 3
 """Rows of servers that do not start: enough to see the edge and to hold its name."""
 
+_FINER = ("critical_load", "starving_probability")
+"""Columns that a recommendation tells from more loads than its surroundings are looked at with."""
+
 _LATENCIES = ("itl_s", "ttft_s")
 
 
@@ -65,7 +68,10 @@ class PlanGrid:
         starts = np.array([bool(label) for label in found["limit"]])
         bound[possible] = np.where(starts, found["limit"], verdict[possible])
         place = (int(np.searchsorted(adapters, best.max_cpu_loras)), int(np.searchsorted(slots, best.max_loras)))
-        return cls(adapters, slots, place, _spread(found, possible), verdict, bound)
+        values = _spread(found, possible)
+        for name in _FINER:
+            values[name][place[1], place[0]] = getattr(best, name)
+        return cls(adapters, slots, place, values, verdict, bound)
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,10 @@ class Curve:
         every = {name: np.stack([found[name], faster[name], slower[name]]) for name in faster}
         low = {name: np.fmin.reduce(each) for name, each in every.items()}
         high = {name: np.fmax.reduce(each) for name, each in every.items()}
-        return cls(adapters, found, low, high, problem.judge(found))
+        verdict = problem.judge(found)
+        at = adapters == best.max_cpu_loras
+        finer = {name: np.where(at, getattr(best, name), found[name]) for name in _FINER}
+        return cls(adapters, {**found, **finer}, low, high, verdict)
 
 
 def _paced(

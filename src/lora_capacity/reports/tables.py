@@ -10,8 +10,10 @@ from lora_capacity.calibration import Calibration
 from lora_capacity.reports.load_curve import LoadCurve
 from lora_capacity.reports.plan_grid import Curve, PlanGrid
 from lora_capacity.reports.quantities import ATTAINMENT, GOODPUT, ITL, THROUGHPUT, TTFT, TTFT_HALF, TTFT_TAIL, WAIT
-from lora_capacity.words import REFUSALS, percent, shown, spoken
-from lora_capacity.workload import LengthDistribution, Workload
+from lora_capacity.search import Recommendation
+from lora_capacity.search.objective import KEPT_UP
+from lora_capacity.words import REFUSALS, duration, percent, shown, spoken
+from lora_capacity.workload import Goodput, LengthDistribution, Workload
 from lora_capacity.workload.adapters import AdapterMix
 
 _MOST = 12
@@ -71,6 +73,45 @@ def load_rows(curve: LoadCurve) -> list[list[str]]:
             row.append(told)
         found.append(row)
     return found
+
+
+def check_rows(curve: LoadCurve, found: Recommendation) -> list[list[str]]:
+    """Return what each seed of the event twin says at the load asked for, then the steady twin, then what is asked."""
+    latencies = [f"{name}_p95_s" for name in ("ttft", "tpot", "e2e")]
+    rows, played, steady = [], curve.asked_played, curve.asked
+    if found.played is not None and played is not None:
+        for i, seed in enumerate(found.played.seeds):
+            shares = [percent(float(played[name][i])) for name in ("attainment", "served")]
+            rows.append([f"seed {seed}", *shares, *(duration(float(played[name][i])) for name in latencies)])
+    shares = [percent(float(steady[name])) for name in ("attainment", "served")]
+    rows.append(["steady twin", *shares, duration(float(steady["ttft_p95_s"])), spoken(""), spoken("")])
+    if found.objective.goal != "throughput":
+        asked = found.goodput
+        bounds = (f"≤ {duration(each)}" if math.isfinite(each) else spoken("") for each in _bounds_s(asked))
+        rows.append(["asked", f"≥ {percent(asked.attainment)}", f"≥ {percent(KEPT_UP)}", *bounds])
+    return rows
+
+
+def quantile_rows(curve: LoadCurve, found: Recommendation) -> list[list[str]]:
+    """Return quantiles of latencies at the load asked for, and their bounds: means over seeds of the event twin.
+
+    Of an answer that was not played only the time to first token is known.
+    """
+    told = curve.asked if curve.asked_played is None else curve.asked_played
+    names = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end to end"}
+    return [
+        [
+            words,
+            *(duration(float(np.mean(told[f"{name}_{quantile}_s"]))) for quantile in ("p50", "p95", "p99")),
+            duration(bound_s) if math.isfinite(bound_s) else spoken(""),
+        ]
+        for (name, words), bound_s in zip(names.items(), _bounds_s(found.goodput), strict=True)
+        if f"{name}_p50_s" in told
+    ]
+
+
+def _bounds_s(asked: Goodput) -> tuple[float, float, float]:
+    return asked.ttft_s, asked.tpot_s, asked.e2el_s
 
 
 def adapter_words(workload: Workload) -> str:

@@ -110,7 +110,7 @@ def test_figures_are_documents_of_their_own(report: Report) -> None:
     figures = report.figures()
     groups = {"map": MAPPED, "adapters": CURVES, "load": LOADED}
     drawn = {f"{group}-{each.key}" for group, known in groups.items() for each in known}
-    assert set(figures) == drawn | {"bounds", "service", "changes"}
+    assert set(figures) == drawn | {"bounds", "memory", "service", "changes"}
     for name, document in figures.items():
         root = ElementTree.fromstring(document)
         assert root.tag == "{http://www.w3.org/2000/svg}svg", name

@@ -8,6 +8,7 @@ import pytest
 from lora_capacity import Recommendation, Workload, build_scenarios, load_calibration, simulate
 from lora_capacity.reports import Report, build_report, survey
 from lora_capacity.twins.steady import ResidenceTime
+from lora_capacity.workload.adapters import AdapterMix
 from tests.unit.reports.conftest import SETTINGS
 
 
@@ -68,6 +69,47 @@ def test_quantiles_agree_with_the_share_within_the_bound(report: Report) -> None
     for share, quantile_s in ((0.5, p50), (0.95, p95), (0.99, p99)):
         clear = np.abs(values["attainment"] - share) > 0.005
         assert ((values["attainment"] > share) == (quantile_s <= bound_s))[clear].all(), share
+
+
+def test_each_figure_of_the_recommendation_is_told_once(report: Report) -> None:
+    column, row = report.grid.best
+    at = report.curve.adapters == report.found.best.max_cpu_loras
+    for name in ("starving_probability", "critical_load"):
+        told = getattr(report.found.best, name)
+        assert report.grid.values[name][row, column] == told
+        assert report.curve.values[name][at].tolist() == [told]
+
+
+def test_memory_is_shared_out_as_planned(report: Report) -> None:
+    memory, found = report.memory, report.found
+    assert memory.limit_bytes == pytest.approx(found.server.gpu_memory_utilization * memory.total_bytes, rel=1e-6)
+    counted = {name: size for name, size in memory.parts.items() if "not counted" not in name}
+    assert sum(counted.values()) == pytest.approx(memory.limit_bytes)
+    assert "CUDA graphs (not counted)" in memory.parts  # vLLM 0.8.5 captures them beyond its limit
+    assert counted["KV cache"] // report.calibration.model.kv_bytes_per_token == pytest.approx(
+        found.memory.kv_cache_tokens, rel=1e-3
+    )
+
+
+def test_every_adapter_is_named_with_its_class_served(report: Report) -> None:
+    service = {(each.rate_per_s, each.ranks): each.service for each in report.classes}
+    assert sorted(int(each.name) for each in report.adapters) == list(range(report.found.best.max_cpu_loras))
+    for each in report.adapters:
+        assert (each.rate_per_s, each.rank) == ((0.2, 32), (0.1, 64))[int(each.name) % 2]
+        (told,) = (share for (rate, ranks), share in service.items() if ranks[0][0] == each.rank)
+        assert each.service == told
+    assert [each.service for each in report.adapters] == sorted(each.service for each in report.adapters)
+
+
+def test_ranks_of_merged_classes_are_counted(workload: Workload, found: Recommendation) -> None:
+    rates = [0.2 * 1.01**i for i in range(20)]
+    many = dataclasses.replace(workload, adapters=AdapterMix(rates_per_s=np.array(rates), ranks=np.array([8, 32, 8])))
+    built = build_report(many, load_calibration("llama-3.1-8b-instruct-h100-64gb"), found, settings=SETTINGS)
+    assert len(built.classes) <= 12
+    counts = {rank: sum(dict(each.ranks).get(rank, 0) for each in built.classes) for rank in (8, 32)}
+    _, ranks = many.adapters.deal(found.best.max_cpu_loras)
+    assert counts == {8: int((ranks == 8).sum()), 32: int((ranks == 32).sum())}
+    assert all(sum(count for _, count in each.ranks) == each.adapters for each in built.classes)
 
 
 def test_classes_are_those_of_the_workload(report: Report) -> None:
