@@ -1,7 +1,7 @@
 """Builds vLLM's own models of given configurations, with adapter slots, and counts their tensors.
 
 Knows nothing of this project, and runs on an interpreter that has vLLM:
-``python count_tensors.py CASES.json COUNTS.json``.
+``python count_tensors.py CASES.json COUNTS.json [GPUS]``, as many processes as GPUs, each with its share of the layers.
 """
 # mypy: ignore-errors
 
@@ -12,9 +12,19 @@ import tempfile
 from pathlib import Path
 
 os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+os.environ.setdefault("VLLM_DIST_IDENT", f"count_tensors_{os.getpid()}")
 
 import torch
-from vllm.config import CacheConfig, DeviceConfig, LoRAConfig, ModelConfig, VllmConfig, set_current_vllm_config
+from torch.multiprocessing import spawn
+from vllm.config import (
+    CacheConfig,
+    DeviceConfig,
+    LoRAConfig,
+    ModelConfig,
+    ParallelConfig,
+    VllmConfig,
+    set_current_vllm_config,
+)
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.lora.layers.fused_moe import FusedMoE3DWithLoRA, FusedMoEWithLoRA
 from vllm.lora.model_manager import LoRAModelManager
@@ -29,7 +39,8 @@ def patched_experts(cls):
         self.base_layer = base_layer
         self.moe_config = base_layer.moe_config
         self._shared_experts = base_layer._shared_experts
-        self.tp_size, self.tp_rank, self.device = 1, 0, torch.device("cpu")
+        self.tp_size = base_layer.moe_config.moe_parallel_config.tp_size
+        self.tp_rank, self.device = 0, torch.device("cpu")
         self._w13_slices = 2 if base_layer.moe_config.is_act_and_mul else 1
         if isinstance(self, FusedMoE3DWithLoRA):
             self._w13_slices = 1
@@ -52,19 +63,26 @@ def adapter_bytes(module, seen):
     return total
 
 
-def count(config, slots, rank):
+def count(config, slots, rank, gpus=1, fully_sharded=False):
     """Return the bytes of the parameters, and of the tensors of adapter slots."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
         model_config = ModelConfig(
             model=folder, tokenizer=folder, skip_tokenizer_init=True, dtype="bfloat16", max_model_len=64, seed=0
         )
-        lora = LoRAConfig(max_loras=slots, max_lora_rank=rank, max_cpu_loras=slots, lora_dtype=torch.bfloat16)
+        lora = LoRAConfig(
+            max_loras=slots,
+            max_lora_rank=rank,
+            max_cpu_loras=slots,
+            lora_dtype=torch.bfloat16,
+            fully_sharded_loras=fully_sharded,
+        )
         vllm_config = VllmConfig(
             model_config=model_config,
             cache_config=CacheConfig(block_size=16),
             device_config=DeviceConfig(device="cpu"),
             lora_config=lora,
+            parallel_config=ParallelConfig(tensor_parallel_size=gpus),
         )
     with set_current_vllm_config(vllm_config), torch.device("cpu"):
         torch.set_default_dtype(torch.bfloat16)
@@ -81,20 +99,33 @@ def config_vocab(model_config):
     return model_config.get_vocab_size()
 
 
-def main(cases_path, counts_path):
+def count_all(process, cases, counts_path, gpus):
+    """Count every case in one of the processes that share the layers; the first writes what it found."""
     for cls in (FusedMoEWithLoRA, FusedMoE3DWithLoRA):
         patched_experts(cls)
     store = Path(counts_path).with_name("store")
-    init_distributed_environment(1, 0, f"file://{store}", 0, backend="gloo")
-    with set_current_vllm_config(VllmConfig(device_config=DeviceConfig(device="cpu"))):
-        initialize_model_parallel(1, 1)
+    init_distributed_environment(gpus, process, f"file://{store}", process, backend="gloo")
+    shared = VllmConfig(
+        device_config=DeviceConfig(device="cpu"), parallel_config=ParallelConfig(tensor_parallel_size=gpus)
+    )
+    with set_current_vllm_config(shared):
+        initialize_model_parallel(gpus, 1)
     found = {}
-    for name, case in json.loads(Path(cases_path).read_text()).items():
+    for name, case in cases.items():
         try:
-            found[name] = count(**case)
+            found[name] = count(**case, gpus=gpus)
         except Exception as error:  # what a version cannot build is told, and the others are counted
             found[name] = {"error": f"{type(error).__name__}: {error}"}
-    Path(counts_path).write_text(json.dumps(found))
+    if process == 0:
+        Path(counts_path).write_text(json.dumps(found))
+
+
+def main(cases_path, counts_path, gpus="1"):
+    cases = json.loads(Path(cases_path).read_text())
+    if int(gpus) == 1:
+        count_all(0, cases, counts_path, 1)
+    else:
+        spawn(count_all, (cases, counts_path, int(gpus)), int(gpus))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What is told from shapes, to the byte, against tensors.
 
-Weights and adapter slots against those of vLLM's own models of small dimensions; adapters in host memory against those
-that PEFT makes for transformers' models.
+Weights and adapter slots, on one GPU and sharded over two, against those of vLLM's own models of small dimensions;
+adapters in host memory against those that PEFT makes for transformers' models.
 """
 
 import json
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 GIVEN_PYTHON = os.environ.get("LORA_CAPACITY_VLLM_PYTHON")
 PYTHON = Path(GIVEN_PYTHON or REPOSITORY / ".venv-vllm" / "bin" / "python")
 TIMEOUT_S = 300
-SLOTS, RANK = 2, 8
+SLOTS, RANK, GPUS = 2, 8, 2
 BEHAVIOUR = VllmBehaviour.for_version("0.32.0")
 
 BASE = {
@@ -149,11 +149,12 @@ ADAPTED = {name: config for name, config in CASES.items() if name not in ("grani
 NOT_ADAPTED = {"conv1d"}
 
 
-def run_script(script: str, cases: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run_script(script: str, cases: dict[str, Any], folder: Path, gpus: int = 1) -> dict[str, Any]:
     if not PYTHON.exists():
         pytest.skip(f"no {PYTHON}: run tests/vllm/make_environment.sh, or set LORA_CAPACITY_VLLM_PYTHON")
     (folder / "cases.json").write_text(json.dumps(cases))
-    words = [PYTHON, Path(__file__).with_name(script), folder / "cases.json", folder / "counts.json"]
+    words = [str(PYTHON), str(Path(__file__).with_name(script)), "cases.json", "counts.json"]
+    words += [str(gpus)] if gpus > 1 else []
     ran = subprocess.run(words, check=False, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return json.loads((folder / "counts.json").read_text())
@@ -172,6 +173,27 @@ def test_weights_and_slots_are_vllms_own_to_the_byte(counts, name):
     shape = ModelShape.from_hf_config(CASES[name], name)
     assert split_model(shape)[0].weight_bytes - _copies(shape) == found["weights"]
     assert SLOTS * slot_bytes(shape, BEHAVIOUR, RANK) == found["slots"], found["layers"]
+
+
+@pytest.fixture(scope="module")
+def sharded_counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    cases = {
+        f"{name} {fully}": {"config": config, "slots": SLOTS, "rank": RANK, "fully_sharded": fully}
+        for name, config in CASES.items()
+        for fully in (False, True)
+    }
+    return run_script("count_tensors.py", cases, tmp_path_factory.mktemp("sharded"), GPUS)
+
+
+@pytest.mark.parametrize("fully", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_weights_and_slots_of_one_of_two_gpus_are_vllms_own_to_the_byte(sharded_counts, name, fully):
+    found = sharded_counts[f"{name} {fully}"]
+    assert "error" not in found, found
+    shape = ModelShape.from_hf_config(CASES[name], name)
+    (shard,) = split_model(shape, GPUS)
+    assert shard.weight_bytes - _copies(shape) // GPUS == found["weights"]
+    assert SLOTS * slot_bytes(shard, BEHAVIOUR, RANK, fully_sharded_loras=fully) == found["slots"], found["layers"]
 
 
 def adapter_case(config: dict[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class StepWork:
         weights = packed = expert = flop = activations = adapter_bytes = 0.0
         kernels = tensors = expert_layers = 0
         for block, count in Counter(shard.layers).items():
-            weights += count * block.vectors * element_bytes
+            weights += count * block.local_vectors(gpus) * element_bytes
             expert_layers += count * any(module.experts for module in block.modules)
             for module in block.modules:
                 size = count * module.weight_bytes(gpus, element_bytes)

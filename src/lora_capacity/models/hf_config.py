@@ -309,7 +309,8 @@ def _layer(
             is_stored = stored is not None and each.quantized and stored.covers(_paths(index, each), bool(each.experts))
             modules.append(_module(sizes, each, stored if is_stored else None, mixes=each in mixing))
     vectors = sizes.size(mixer.vectors) + sizes.size(feed_forward.vectors) + sizes.size(layout.norms)
-    return Block(tuple(modules), vectors, _cache(sizes, mixer, kind))
+    sharded = sizes.size(mixer.sharded_vectors) + sizes.size(feed_forward.sharded_vectors)
+    return Block(tuple(modules), vectors, _cache(sizes, mixer, kind), sharded)
 
 
 def _paths(index: int, module: ModuleLayout) -> list[str]:

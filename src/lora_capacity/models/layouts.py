@@ -93,11 +93,13 @@ class Part(Document):
         modules: Its linear layers, names in the table of modules.
         vectors: Elements of its small parameters.
         cache: What it keeps of a sequence.
+        sharded_vectors: Those of its small parameters that tensor parallelism divides.
     """
 
     modules: Texts
     vectors: str = "0"
     cache: CacheLayout | None = None
+    sharded_vectors: str = "0"
 
     where: ClassVar[str] = "part"
 

@@ -198,15 +198,22 @@ class Block(Document):
 
     Attributes:
         modules: Its linear layers, in order of creation.
-        vectors: Elements of its norms and other small parameters, whole on every GPU.
+        vectors: Elements of its norms and other small parameters.
         cache: What it keeps of a sequence; None: nothing.
+        sharded_vectors: Those of the small parameters that are divided over GPUs; the others are whole on each.
     """
 
     modules: Annotated[tuple[LinearModule, ...], tuple_of(document(LinearModule))]
     vectors: Natural
     cache: LayerCache | None = None
+    sharded_vectors: Natural = 0
 
     where: ClassVar[str] = "block"
+
+    def local_vectors(self, tensor_parallel_size: int) -> int:
+        """Return the elements of small parameters on one GPU."""
+        sharded = _divided(self.sharded_vectors, tensor_parallel_size, "small parameters")
+        return self.vectors - self.sharded_vectors + sharded
 
 
 def _divided(size: int, gpus: int, name: str) -> int:

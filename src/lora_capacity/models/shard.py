@@ -99,7 +99,7 @@ class ModelShard:
             if module.bias:
                 buffers.append(module.bias_bytes(tensor_parallel, dtype_bytes))
         hidden = self.model.hidden_size
-        norms, rest = divmod(block.vectors, hidden)
+        norms, rest = divmod(block.local_vectors(tensor_parallel), hidden)
         return buffers + [hidden * dtype_bytes] * norms + ([rest * dtype_bytes] if rest else [])
 
     @cached_property
