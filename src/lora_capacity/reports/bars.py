@@ -89,7 +89,7 @@ def change_figure(changes: tuple[Change, ...], critical_load: float) -> str:
     left, right = WIDTH * 0.49, WIDTH - 14.0
     margins = [100.0 * each.margin for each in told] or [0.0]
     low, high = min(*margins, 0.0), max(margins)
-    pad = 0.2 * max(high - low, 1.0)  # room for the numbers beside the bars
+    pad = 0.28 * max(high - low, 1.0)  # room for the numbers beside the bars
     across = svg.Scale(low - pad, max(high, 0.0) + pad, left, right)
     zero = across(0.0)
     parts = [

@@ -271,7 +271,7 @@ def load_panels(curve: LoadCurve, found: Recommendation) -> list[Panel]:
 
 
 def _points(curve: LoadCurve, key: str) -> Points | None:
-    if curve.played is None:
+    if curve.played is None or key not in curve.played:
         return None
     column = np.asarray(curve.played[key], np.float64)
     return Points(curve.played_load, column.mean(axis=1), column.min(axis=1), column.max(axis=1))

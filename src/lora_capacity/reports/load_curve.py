@@ -38,10 +38,11 @@ class LoadCurve:
     Attributes:
         load: Times the load asked for, ``[points]``.
         values: By the steady twin, columns of `judged_columns`, those of `QUANTILES`, NaN where fewer requests get a
-            first token, ``requests_per_s`` and ``wait_s``, the mean wait for admission; each ``[points]``.
+            first token, ``requests_per_s``, ``wait_s``, the mean wait for admission, and ``slot_wait_s``, that for a
+            slot; each ``[points]``.
         verdict: Labels of `judge`, ``[points]``.
-        played: The same columns, and quantiles of other latencies, by the event twin, ``[loads, seeds]``; None if the
-            answer was not played.
+        played: The same columns but the last, and quantiles of other latencies, by the event twin, ``[loads, seeds]``;
+            None if the answer was not played.
         played_load: Times the load asked for, ``[loads]``.
         arrived: Requests of each adapter, in the workload's order, at the load asked for over all seeds,
             ``[adapters]``; None if not played, as the next.
@@ -104,6 +105,7 @@ def _steady(problem: Problem, server: Scenarios) -> dict[str, NDArray[Any]]:
     )
     results: Any = run_at(problem, dataclasses.replace(each, bounds=bounds), np.repeat(LOADS, 1 + _TRIED))
     columns = _with_waits(judged_columns(results.scenarios, results), results.scenarios)
+    columns["slot_wait_s"] = np.asarray(results.slot_wait_s)
     grid = {name: column.reshape(LOADS.size, 1 + _TRIED) for name, column in columns.items()}
     within = grid["attainment"][:, 1:]
     quantiles = {name: _quantile_s(within, bounds_s, share) for name, share in QUANTILES.items()}

@@ -83,6 +83,7 @@ GOODPUT = Quantity("goodput_per_s", "Goodput", "requests/s", beside=(("requests_
 TTFT_TAIL = Quantity("ttft_p95_s", "Time to first token, p95", "s", log=True, beside=(("ttft_p50_s", "p50"),))
 TTFT_HALF = Quantity("ttft_p50_s", "Time to first token, p50", "s", log=True)
 WAIT = Quantity("wait_s", "Wait for admission, mean", "s", log=True)
+SLOT_WAIT = Quantity("slot_wait_s", "Wait for a slot, mean", "s", log=True)
 
 MAPPED = (THROUGHPUT, SERVICE, ATTAINMENT, ITL, TTFT, STARVING, KV_USAGE)
 """What a reader can choose as the colour of the map."""
@@ -90,7 +91,7 @@ MAPPED = (THROUGHPUT, SERVICE, ATTAINMENT, ITL, TTFT, STARVING, KV_USAGE)
 CURVES = (THROUGHPUT, ITL, TTFT, STARVING)
 """What is drawn against the number of adapters."""
 
-LOADED = (GOODPUT, ATTAINMENT, TTFT_TAIL, ITL, WAIT, KV_USAGE)
+LOADED = (GOODPUT, ATTAINMENT, TTFT_TAIL, ITL, WAIT, SLOT_WAIT)
 """What is drawn against the load."""
 
 

@@ -9,7 +9,17 @@ import numpy as np
 from lora_capacity.calibration import Calibration
 from lora_capacity.reports.load_curve import LoadCurve
 from lora_capacity.reports.plan_grid import Curve, PlanGrid
-from lora_capacity.reports.quantities import ATTAINMENT, GOODPUT, ITL, THROUGHPUT, TTFT, TTFT_HALF, TTFT_TAIL, WAIT
+from lora_capacity.reports.quantities import (
+    ATTAINMENT,
+    GOODPUT,
+    ITL,
+    SLOT_WAIT,
+    THROUGHPUT,
+    TTFT,
+    TTFT_HALF,
+    TTFT_TAIL,
+    WAIT,
+)
 from lora_capacity.search import Recommendation
 from lora_capacity.search.objective import KEPT_UP
 from lora_capacity.words import REFUSALS, duration, percent, shown, spoken
@@ -19,7 +29,7 @@ from lora_capacity.workload.adapters import AdapterMix
 _MOST = 12
 """Rows and columns of a table that is read on a page without scrolling."""
 
-LOAD_COLUMNS = (GOODPUT, ATTAINMENT, TTFT_HALF, TTFT_TAIL, ITL, WAIT)
+LOAD_COLUMNS = (GOODPUT, ATTAINMENT, TTFT_HALF, TTFT_TAIL, ITL, WAIT, SLOT_WAIT)
 """Columns of the table of the load curve."""
 
 
@@ -68,7 +78,7 @@ def load_rows(curve: LoadCurve) -> list[list[str]]:
         row = [f"{load:.2f}"]
         for each in LOAD_COLUMNS:
             told = each.tell(float(curve.values[each.key][i]))
-            if curve.played is not None and played:
+            if curve.played is not None and played and each.key in curve.played:
                 told += f" (played: {each.tell(float(np.mean(curve.played[each.key][played])))})"
             row.append(told)
         found.append(row)

@@ -209,6 +209,8 @@ class Results:
         client: Mean latencies that clients measure; all others are the engine's.
         limit: `Bottleneck` at the end of the horizon, int32.
         status: `Status`, int32.
+        slot_wait_s: Mean wait of a request for a slot of its adapter, part of ``ttft_s``; from the steady twin under a
+            load that does not change, else None.
         events: What only engine steps tell; None from the steady twin.
         windows: What is told of each window of traffic over time; None without.
         scenarios: The configurations, for `to_arrow`; None where nobody says.
@@ -232,6 +234,7 @@ class Results:
     client: ClientView
     limit: Array
     status: Array
+    slot_wait_s: Array | None = None
     events: EventDetails | None = None
     windows: WindowDetails | None = None
     scenarios: Scenarios | None = None
@@ -282,6 +285,7 @@ _TOLD_APART = (
     "client",
     "limit",
     "status",
+    "slot_wait_s",
     "events",
     "windows",
     "scenarios",

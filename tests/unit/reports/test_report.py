@@ -62,6 +62,15 @@ def test_load_curve_goes_through_the_recommendation_and_on_to_where_it_fails(rep
     assert curve.played is None
 
 
+def test_wait_for_a_slot_is_part_of_the_time_to_first_token_and_grows_with_the_load(report: Report) -> None:
+    values, best = report.load.values, report.found.best
+    assert best.max_loras < best.max_cpu_loras
+    assert (values["slot_wait_s"] <= values["ttft_s"]).all()
+    assert (np.diff(values["slot_wait_s"][(report.load.load > 0.8) & (report.load.load < 1.05)]) > 0).all()
+    enough = build_scenarios(report.workload, report.calibration, [best.max_loras], best.max_loras, **SETTINGS)
+    assert simulate(report.calibration, enough, report.workload).slot_wait_s == pytest.approx(0.0, abs=1e-9)
+
+
 def test_quantiles_agree_with_the_share_within_the_bound(report: Report) -> None:
     values, bound_s = report.load.values, report.workload.goodput.ttft_s
     p50, p95, p99 = (values[f"ttft_{name}_s"] for name in ("p50", "p95", "p99"))

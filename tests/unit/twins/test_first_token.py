@@ -13,7 +13,7 @@ CUBE_ROOT = 0.02
 
 
 def law(**given: float) -> FirstToken:
-    fields = {"prompt_s": 0.1, "prompt_variance_s2": 0.0025, "waiting_share": 0.0, "wait_s": 0.0, "wait_cv2": 1.0}
+    fields = dict.fromkeys(FirstToken._fields, 0.0) | {"prompt_s": 0.1, "prompt_variance_s2": 0.0025, "wait_cv2": 1.0}
     return FirstToken(**{name: jnp.full(6, value) for name, value in (fields | given).items()})
 
 

@@ -74,6 +74,7 @@ class FirstToken(NamedTuple):
         waiting_share: Share of the requests that wait for their admission.
         wait_s: Mean wait of those.
         wait_cv2: Squared coefficient of variation of their wait.
+        slot_wait_s: Mean wait of all requests for a slot of their adapter.
     """
 
     prompt_s: Float[Array, "*shape"]
@@ -81,6 +82,7 @@ class FirstToken(NamedTuple):
     waiting_share: Float[Array, "*shape"]
     wait_s: Float[Array, "*shape"]
     wait_cv2: Float[Array, "*shape"]
+    slot_wait_s: Float[Array, "*shape"]
 
     @property
     def mean_s(self) -> Float[Array, "*shape"]:

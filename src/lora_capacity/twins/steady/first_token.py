@@ -53,7 +53,8 @@ def first_token(
     squares += 2.0 * settled_s * (held_s + full_s)
     wait_cv2 = squares / (waiting * jnp.maximum(wait_s, TINY) ** 2) - 1.0
     prompt_s, variance_s2 = _prompt_s(problem, queue.completed_per_s, step)
-    return FirstToken(prompt_s, variance_s2, waiting, wait_s, jnp.maximum(wait_cv2, _LEAST_CV2))
+    slot_wait_s = jnp.where(cycle.slots_taken, settled_s, 0.0) + held_s
+    return FirstToken(prompt_s, variance_s2, waiting, wait_s, jnp.maximum(wait_cv2, _LEAST_CV2), slot_wait_s)
 
 
 def within(first: FirstToken, bound_s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

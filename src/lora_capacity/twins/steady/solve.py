@@ -120,8 +120,12 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
     tokens_per_request = scenarios.mean_input_tokens + scenarios.mean_output_tokens
     # Gaps between tokens, each seen by every running request.
     itl_s = running / mean(observed.running / observed.step_s)
-    # Who has waited for the whole horizon is not seen to wait for longer.
-    ttft_s = jnp.minimum(mean(observed.first_token.mean_s * observed.completed_per_s) / served, scenarios.horizon_s)
+
+    def of_requests(values_s: Float[Array, "intervals configs"]) -> Float[Array, " configs"]:
+        # Who has waited for the whole horizon is not seen to wait for longer.
+        return jnp.minimum(mean(values_s * observed.completed_per_s) / served, scenarios.horizon_s)
+
+    ttft_s = of_requests(observed.first_token.mean_s)
     return Results(
         throughput_tokens_per_s=told(completed * tokens_per_request),
         offered_tokens_per_s=problem.offered_per_s * tokens_per_request,
@@ -144,6 +148,7 @@ def _average(problem: Problem, durations_s: Float[Array, "intervals configs"], o
         client=ClientView(ttft_s=told(ttft_s), tpot_s=told(itl_s), itl_s=told(itl_s)),
         limit=observed.bottleneck[-1],
         status=scenarios.status,
+        slot_wait_s=told(of_requests(observed.first_token.slot_wait_s)),
     )
 
 
