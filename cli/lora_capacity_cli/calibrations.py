@@ -8,7 +8,7 @@ import click
 from lora_capacity.errors import InputError
 from lora_capacity_cli.completion import CALIBRATION
 from lora_capacity_cli.files import check_output, writing
-from lora_capacity_cli.options import FILE, derivation_options, examples, format_option
+from lora_capacity_cli.options import FILE, Modules, derivation_options, examples, format_option
 from lora_capacity_cli.output import print_facts, print_json, print_table, shown
 
 if TYPE_CHECKING:
@@ -75,6 +75,13 @@ def show(name: str, output_format: str) -> None:
 @click.option("--enforce-eager", is_flag=True, help="Without CUDA graphs.")
 @click.option("--fully-sharded-loras", is_flag=True, help="Shard adapters over the GPUs too.")
 @click.option(
+    "--target-modules",
+    type=Modules(),
+    default="all-linear",
+    show_default=True,
+    help="Adapted modules: all-linear, attention, or names separated by commas. Before vLLM 0.19 kernels run for all.",
+)
+@click.option(
     "--efficiencies", type=FILE, metavar="FILE.json", help="File written by `fit SPEEDS.csv`. [default: bundled]"
 )
 @click.option("--name", help="Name of the calibration. [default: model and GPU]")
@@ -84,6 +91,7 @@ def derive(
     derived: dict[str, Any],
     enforce_eager: bool,
     fully_sharded_loras: bool,
+    target_modules: str | tuple[str, ...],
     efficiencies: Path | None,
     name: str | None,
     output: Path | None,
@@ -108,6 +116,7 @@ def derive(
     found = derive_calibration(
         **of,
         deployment=Deployment(**derived, enforce_eager=enforce_eager, fully_sharded_loras=fully_sharded_loras),
+        target_modules=target_modules,
         name=name,
         efficiencies=None if efficiencies is None else Efficiencies.from_file(efficiencies),
     )

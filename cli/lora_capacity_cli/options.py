@@ -242,6 +242,8 @@ def calibration_options(command: Command, *, derives: bool = True) -> Command:
     ) -> Any:
         if derived:
             refuse_given(("calibration",), "--model and --gpu", "they derive one")
+            modules = click.get_current_context().params.get("target_modules")  # where the command has server settings
+            derived = {**derived, **({"target_modules": modules} if modules else {})}
         choice = CalibrationChoice(calibration, tuple((derived or {}).items()), specialize_active_lora)
         return command(**given, calibration=choice)
 
@@ -462,8 +464,8 @@ def server_options(*, grids: bool, caches: bool = True) -> Callable[[Command], C
         "block_size": (click.INT, "Tokens per KV block."),
         "target_modules": (
             Modules(),
-            "Adapted modules: all-linear, attention, or names separated by commas. vLLM before 0.32 reserves memory "
-            "for all of them. [default: all-linear]",
+            "Adapted modules: all-linear, attention, or names separated by commas. vLLM before 0.19 reserves "
+            "slots for all of them. [default: all-linear]",
         ),
     }
     if caches:

@@ -122,6 +122,16 @@ def test_one_adapter_is_a_workload(run: Run, workload: Path) -> None:
     assert simulated["prediction"]["service"] == pytest.approx(1, abs=0.01)
 
 
+def test_a_derived_calibration_is_one_for_the_modules_that_are_adapted(run: Run, workload: Path) -> None:
+    server = ("--model", "Qwen3-8B", "--gpu", "L40S", "--adapters", 8, "--max-loras", 8, "--format", "json")
+    every, attention = (
+        answer(run("simulate", workload, *server, "--target-modules", modules))["prediction"]
+        for modules in ("all-linear", "attention")
+    )
+    assert attention["kv_cache_tokens"] > every["kv_cache_tokens"]
+    assert attention["step_time_s"] < every["step_time_s"]
+
+
 def test_simulate_json(run: Run, workload: Path) -> None:
     found = answer(run("simulate", workload, "--adapters", 16, "--max-loras", 8, "--format", "json"))
     settings = ["max_cpu_loras", "max_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens"]

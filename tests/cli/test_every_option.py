@@ -394,6 +394,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--vllm-version": given("0.12.0"),
         "--enforce-eager": given(),
         "--fully-sharded-loras": given(None, "--tensor-parallel-size", "2"),
+        "--target-modules": [given("attention"), refused("w9")],
         "--efficiencies": refused("none.json"),
         "--name": given("mine"),
         "--output": given("d.json", "--unformatted"),

@@ -99,12 +99,14 @@ class Target:
         processor: The GPU.
         deployment: How the model is laid out on GPUs of this kind.
         behaviour: The vLLM version.
+        target_modules: Modules that the adapters adapt.
     """
 
     model: ModelShape
     processor: Processor
     deployment: Deployment
     behaviour: VllmBehaviour
+    target_modules: str | tuple[str, ...] = "all-linear"
 
     def __post_init__(self) -> None:
         gpus = self.deployment.tensor_parallel_size
@@ -114,12 +116,13 @@ class Target:
     @functools.cached_property
     def work(self) -> StepWork:
         """Work of a step on one GPU."""
-        return StepWork.of_model(self.model, self.deployment)
+        reserved = self.behaviour.reserved_modules(self.target_modules)
+        return StepWork.of_model(self.model, self.deployment, self.target_modules, reserved)
 
     @functools.cached_property
     def kernels(self) -> LoraKernels:
         """Launch grids of the LoRA kernels."""
-        return LoraKernels.of_server(self.model, self.deployment, self.behaviour)
+        return LoraKernels.of_server(self.model, self.deployment, self.behaviour, self.target_modules)
 
     def coefficients(self, e: Mapping[str, float]) -> dict[str, float]:
         """Return the coefficients of the step and of loads that follow from the work, by name.
@@ -332,7 +335,8 @@ def _measurement(calibration: Calibration, efficiencies: Efficiencies) -> _Measu
     except InputError:
         return None
     belief = _Belief.of(
-        Target(calibration.model, processor, calibration.deployment, calibration.behaviour), efficiencies
+        Target(calibration.model, processor, calibration.deployment, calibration.behaviour, calibration.target_modules),
+        efficiencies,
     )
     found = calibration.coefficients
     logs = [np.log(found[name]) if found[name] > 0 else np.nan for name in belief.names]
@@ -345,6 +349,7 @@ def derive_calibration(
     *,
     quantization: str | None = None,
     deployment: Deployment | None = None,
+    target_modules: str | tuple[str, ...] = "all-linear",
     vllm_version: str = NEWEST,
     name: str | None = None,
     efficiencies: Efficiencies | None = None,
@@ -358,6 +363,8 @@ def derive_calibration(
         gpu: A GPU, or its name in the catalogue.
         quantization: How the weights of a model given by name are stored; None: as its ``config.json`` says.
         deployment: How the model is laid out on GPUs of this kind; None: on one.
+        target_modules: Modules that the adapters adapt, as `ServerConfig` takes them: kernels run for those that slots
+            are reserved for, which before vLLM 0.19 are all.
         vllm_version: The vLLM version.
         name: Name of the calibration; by default model and GPU.
         efficiencies: What GPUs reach of their data sheets; None: the bundled ones.
@@ -365,7 +372,8 @@ def derive_calibration(
         measured: Measured calibrations that correct it; None: the bundled ones.
 
     Raises:
-        InputError: If model or GPU is not known, the GPUs do not divide the model, or it is laid out in stages.
+        InputError: If model, GPU or a module is not known, the GPUs do not divide the model, or it is laid out in
+            stages.
 
     Valid for: decode steps of dense models; experts, quantized weights and adapters on GPUs other than the H100 rest on
     few measurements, and their spreads say so.
@@ -379,7 +387,7 @@ def derive_calibration(
     measured = [read_calibration(each) for each in bundled_names()] if measured is None else measured
     efficiencies = efficiencies or Efficiencies.bundled()
     behaviour = VllmBehaviour.for_version(vllm_version)
-    target = Target(model, processor, deployment, behaviour)
+    target = Target(model, processor, deployment, behaviour, target_modules)
     found = derive_coefficients(target, efficiencies, measured)
     # What differs from machine to machine is in what was measured on the same kind of GPU.
     same = any(each.device == "gpu" and each.gpu.name == processor.name for each in measured)
@@ -401,6 +409,7 @@ def derive_calibration(
         fitted_ranges={},
         capacity_error=round(error, 4),
         deployment=deployment,
+        target_modules=target_modules,
         accuracy=found.accuracy,
         provenance={
             "source": "derived from the model's shape and the GPU's data sheet",

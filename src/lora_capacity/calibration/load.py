@@ -22,6 +22,7 @@ class Served(TypedDict, total=False):
     tensor_parallel_size: int | None
     quantization: str | None
     kv_cache_dtype: str | None
+    target_modules: str | tuple[str, ...] | None
     vllm_version: str | None
 
 
@@ -45,8 +46,8 @@ def load_calibration(
         model: Layer shapes, the folder or ``config.json`` of a model, or the name of a well-known one.
         gpu: A GPU, or its name.
         **served: How it is served, by vLLM's names: ``tensor_parallel_size``, by default 1; ``quantization``, as
-            ``config.json`` says; ``kv_cache_dtype``, by default ``auto``; ``vllm_version``, by default the newest
-            that is known.
+            ``config.json`` says; ``kv_cache_dtype``, by default ``auto``; ``target_modules``, by default
+            ``all-linear``; ``vllm_version``, by default the newest that is known.
 
     Raises:
         InputError: If there is none of this name, nothing or too much says which, or model, GPU or layout is not known.

@@ -30,7 +30,7 @@ from lora_capacity.memory import (
     remedies,
     slot_bytes,
 )
-from lora_capacity.models import ModelShape
+from lora_capacity.models import ModelShape, expand_target_modules
 from lora_capacity.reading import read_json
 from lora_capacity.schema import JsonModel, NotNegative, validated
 from lora_capacity.workload import RunLengths
@@ -71,6 +71,7 @@ class Calibration:
             held-out runs: how far the true capacity may lie from the predicted.
         device: ``gpu`` or ``cpu``: what the server computes on.
         deployment: How the model is laid out on GPUs.
+        target_modules: Modules that the adapters adapt for which the coefficients hold.
         runs: Request lengths of the runs behind it; None for a calibration from microbenchmarks alone.
         accuracy: Errors on fitted and held-out data, as the fit reported them.
         provenance: Sources, date, command, data counts.
@@ -87,6 +88,7 @@ class Calibration:
     capacity_error: float
     device: str = "gpu"
     deployment: Deployment = dataclasses.field(default_factory=Deployment)
+    target_modules: str | tuple[str, ...] = "all-linear"
     runs: RunLengths | None = None
     accuracy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -152,7 +154,7 @@ class Calibration:
             allowed = f"off: vLLM {self.vllm_version} has no such flag"
             raise InputError("--specialize-active-lora", "on", allowed, "it is for 0.16 and later")
         deployment = dataclasses.replace(self.deployment, specialize_active_lora=True)
-        kernels = LoraKernels.of_server(self.model, deployment, self.behaviour)
+        kernels = LoraKernels.of_server(self.model, deployment, self.behaviour, self.target_modules)
         costs: Costs = dataclasses.replace(self.costs, kernels=kernels)
         return dataclasses.replace(self, deployment=deployment, costs=costs)
 
@@ -162,6 +164,11 @@ class Calibration:
         Raises:
             InputError: If a name is unknown or a value is not allowed.
         """
+        if settings.get("target_modules") is None:
+            settings["target_modules"] = self.target_modules
+        elif self.target_modules not in ("all-linear", settings["target_modules"]):
+            allowed = f"{self.target_modules}, which the calibration is derived for"
+            raise InputError("target_modules", settings["target_modules"], allowed)
         server = ServerConfig.with_defaults(self.behaviour, self.gpu, self.model, **settings)
         usual = Deployment().to_json()
         layout = {name: value for name, value in self.deployment.to_json().items() if value != usual[name]}
@@ -209,7 +216,8 @@ class Calibration:
 
     def slot_bytes(self, max_lora_rank: ArrayLike) -> np.ndarray:
         """Return the bytes of one adapter slot, before the allocator's rounding, in the shape of ``max_lora_rank``."""
-        return slot_bytes(self.model, self.behaviour, max_lora_rank)
+        reserved = self.behaviour.reserved_modules(self.target_modules)
+        return slot_bytes(self.model, self.behaviour, max_lora_rank, reserved)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a calibration file."""
@@ -231,6 +239,9 @@ class Calibration:
         }
         if self.deployment != Deployment():
             content["deployment"] = self.deployment.to_json()
+        if self.target_modules != "all-linear":
+            one = isinstance(self.target_modules, str)
+            content["target_modules"] = self.target_modules if one else list(self.target_modules)
         if self.runs is not None:
             content["runs"] = self.runs.to_json()
         return content | {"accuracy": dict(self.accuracy), "provenance": dict(self.provenance)}
@@ -257,7 +268,7 @@ class Calibration:
         del fields["schema_version"]
         coefficients, model = fields.pop("coefficients"), fields["model"]
         behaviour = VllmBehaviour.for_version(fields["vllm_version"], fields["device"])
-        kernels = LoraKernels.of_server(model, fields["deployment"], behaviour)
+        kernels = LoraKernels.of_server(model, fields["deployment"], behaviour, fields["target_modules"])
         costs = Costs(**dict(coefficients), kernels=kernels, experts=ExpertRouting.of_model(model))
         return cls(costs=costs, **fields)
 
@@ -331,6 +342,15 @@ def _memory(content: object) -> MemoryModel | EstimatedTerms:
     return terms.as_part(content)
 
 
+def _modules(content: object) -> str | tuple[str, ...]:
+    """Return target modules from a file."""
+    if not isinstance(content, str | list) or not all(isinstance(each, str) for each in content):
+        raise InputError("", content, "all-linear, attention, or a list of names")
+    modules = content if isinstance(content, str) else tuple(content)
+    expand_target_modules(modules)
+    return modules
+
+
 class _Coefficients(JsonModel):
     """``coefficients``: by what they are a cost of."""
 
@@ -355,6 +375,9 @@ class CalibrationFile(JsonModel):
     capacity_error: NotNegative
     device: Literal["gpu", "cpu"] = "gpu"
     deployment: Deployment = Field(default_factory=Deployment)
+    target_modules: Annotated[
+        str | tuple[str, ...], PlainValidator(_modules, json_schema_input_type=str | list[str])
+    ] = "all-linear"
     runs: RunLengths | None = None
     accuracy: Annotated[dict[str, Any], PlainValidator(_accuracy, json_schema_input_type=dict[str, Any])] = Field(
         default_factory=dict

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lora_capacity.errors import InputError
 from lora_capacity.memory import Deployment
-from lora_capacity.models import ModelShape, split_model
+from lora_capacity.models import ModelShape, split_model, targeted_modules
 from lora_capacity.models.shard import KvLayers
 
 _USUAL_CONTEXT_TOKENS = 1024
@@ -42,7 +42,7 @@ class StepWork:
         messages: All-reduces of a step; 0 with one GPU.
         activation_bytes: Bytes that LoRA kernels move for a token: inputs read, outputs read and written.
         lora_kernels: Kernels that adapters add to a step.
-        adapter_tensors: Matrices of an adapter.
+        adapter_tensors: Matrices of an adapter, those of a fused layer whole.
         adapter_bytes: Bytes of an adapter for each unit of its rank.
     """
 
@@ -63,15 +63,24 @@ class StepWork:
     adapter_bytes: float
 
     @classmethod
-    def of_model(cls, model: ModelShape, deployment: Deployment | None = None) -> "StepWork":
+    def of_model(
+        cls,
+        model: ModelShape,
+        deployment: Deployment | None = None,
+        target_modules: str | tuple[str, ...] = "all-linear",
+        reserved_modules: str | tuple[str, ...] = "all-linear",
+    ) -> "StepWork":
         """Count the work of a model.
 
         Args:
             model: Layer shapes.
             deployment: How it is laid out on GPUs; None: on one.
+            target_modules: Modules that adapters adapt, which tell what is loaded.
+            reserved_modules: Modules that slots are reserved for, which tell what kernels run.
 
         Raises:
-            InputError: If it is laid out in stages of a pipeline, or the GPUs do not divide it.
+            InputError: If it is laid out in stages of a pipeline, the GPUs do not divide it, or no module of it that
+                has a kernel is adapted.
         """
         deployment = deployment or Deployment()
         if deployment.pipeline_parallel_size > 1:
@@ -82,6 +91,13 @@ class StepWork:
         gpus, element_bytes = deployment.tensor_parallel_size, model.dtype_bytes
         weights = packed = expert = flop = activations = adapter_bytes = 0.0
         kernels = tensors = expert_layers = 0
+        modules = [module for block in dict.fromkeys(shard.layers) for module in block.modules if not module.experts]
+        targets, reserved = (targeted_modules(modules, names) for names in (target_modules, reserved_modules))
+        if not targets:
+            allowed = (
+                f"of {model.name}: {', '.join(dict.fromkeys(m.name for m in modules if m.adapted))}, or their parts"
+            )
+            raise InputError("target_modules", target_modules, allowed)
         for block, count in Counter(shard.layers).items():
             weights += count * block.local_vectors(gpus) * element_bytes
             expert_layers += count * any(module.experts for module in block.modules)
@@ -95,14 +111,14 @@ class StepWork:
                 else:
                     weights += size
                 flop += 2.0 * count * inputs * outputs * (model.experts_per_token if module.experts else 1)
-                if not module.adapted or module.experts:
-                    continue
-                first, second = module.adapter_elements(gpus, fully_sharded_loras=deployment.fully_sharded_loras)
-                # Slices of a packed module share two launches: one shrinks, one expands.
-                kernels += 2 * count
-                tensors += count * (len(first) + len(second))
-                activations += count * (inputs + 2 * outputs) * element_bytes
-                adapter_bytes += count * (sum(first) + sum(second)) * element_bytes
+                if module in reserved:
+                    # Slices of a packed module share two launches: one shrinks, one expands.
+                    kernels += 2 * count
+                    activations += count * (inputs + 2 * outputs) * element_bytes
+                if module in targets:
+                    first, second = module.adapter_elements(gpus, fully_sharded_loras=deployment.fully_sharded_loras)
+                    tensors += count * (len(first) + len(second))
+                    adapter_bytes += count * (sum(first) + sum(second)) * element_bytes
 
         def reads(kept: KvLayers) -> float:
             window = min(1.0, kept.window / _USUAL_CONTEXT_TOKENS) if kept.kind == "sliding" else 1.0

@@ -27,7 +27,7 @@ from jaxtyping import Float
 
 from lora_capacity.engines import EngineBehaviour
 from lora_capacity.memory import Deployment
-from lora_capacity.models import ModelShape
+from lora_capacity.models import ModelShape, targeted_modules
 
 SMALL_STEP_TOKENS = 128
 """Below this many tokens in a step the shrink kernel splits its inner dimension more finely."""
@@ -66,21 +66,33 @@ class LoraKernels:
     specialized: bool = field(metadata={"pytree_node": False}, default=False)
 
     @classmethod
-    def of_server(cls, model: ModelShape, deployment: Deployment, behaviour: EngineBehaviour) -> "LoraKernels":
-        """Count the grid of a GPU of a server whose linear modules are all adapted, as vLLM reserves them.
+    def of_server(
+        cls,
+        model: ModelShape,
+        deployment: Deployment,
+        behaviour: EngineBehaviour,
+        target_modules: str | tuple[str, ...] = "all-linear",
+    ) -> "LoraKernels":
+        """Count the grid of a GPU of a server: kernels run for all modules that it reserves slots for.
 
         Args:
             model: Layer shapes.
             deployment: How the model is laid out on GPUs.
             behaviour: The vLLM version.
+            target_modules: Modules that the adapters adapt.
         """
-        kernels = cls.of_model(model, deployment.tensor_parallel_size, behaviour.packed_expand_outputs)
+        reserved = behaviour.reserved_modules(target_modules)
+        kernels = cls.of_model(model, deployment.tensor_parallel_size, behaviour.packed_expand_outputs, reserved)
         specialized = deployment.specialize_active_lora and behaviour.specializes_active_lora
         return dataclasses.replace(kernels, specialized=specialized)
 
     @classmethod
     def of_model(
-        cls, model: ModelShape, tensor_parallel_size: int = 1, packed_expand_outputs: int = _EXPAND_BLOCK_OUTPUTS
+        cls,
+        model: ModelShape,
+        tensor_parallel_size: int = 1,
+        packed_expand_outputs: int = _EXPAND_BLOCK_OUTPUTS,
+        reserved_modules: str | tuple[str, ...] = "all-linear",
     ) -> "LoraKernels":
         """Count the grid of a model that covers all slots, by default that of vLLM 0.8.5 on one GPU.
 
@@ -88,8 +100,10 @@ class LoraKernels:
             model: Layer shapes.
             tensor_parallel_size: GPUs that share every layer; the grid is that of one.
             packed_expand_outputs: Outputs that a block of the expand kernel works on where several are fused.
+            reserved_modules: Modules that slots are reserved for.
         """
-        modules = [m for m in model.linear_modules if m.adapted]
+        wanted = targeted_modules(model.linear_modules, reserved_modules)
+        modules = [module for module in model.linear_modules if module in wanted]
         tiles = 0
         for outputs in (module.local_outputs(tensor_parallel_size) for module in modules):
             width = packed_expand_outputs if len(outputs) > 1 else _EXPAND_BLOCK_OUTPUTS

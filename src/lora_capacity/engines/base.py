@@ -109,6 +109,14 @@ class EngineBehaviour:
     has_watermark: bool
     scheduler: SchedulerRules
 
+    def reserved_modules(self, target_modules: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """Return the modules that slots are reserved for: ``all-linear``, unless the version can be told which.
+
+        Args:
+            target_modules: Modules that the adapters adapt.
+        """
+        return target_modules if self.restricts_target_modules else "all-linear"
+
     def batch_budget(self, gpu: Gpu) -> BatchBudget:
         """Return the default batch limits of a server on a GPU."""
         return next(budget for budget in self.batch_budgets if budget.holds_on(gpu))

@@ -109,6 +109,54 @@ class TestScaling:
             assert plain / short == pytest.approx(faster, rel=0.01)
 
 
+class TestModules:
+    """Adapters of some modules: only what adapters cost is less."""
+
+    LORA_TERMS = ("lora_s", "lora_token_s", "adapter_s", "adapter_rank_s")
+    LOAD_TERMS = ("host_to_gpu_load_s", "disk_s", "disk_rank_s")
+
+    def coefficients(self, modules: str | tuple[str, ...], version: str = "0.33.0") -> dict[str, float]:
+        return dataclasses.replace(target(version=version), target_modules=modules).coefficients(GUESS.values)
+
+    def test_attention_alone_is_cheaper_in_every_term_of_adapters_and_the_base_model_costs_the_same(self) -> None:
+        every, attention = self.coefficients("all-linear"), self.coefficients("attention")
+        kernels = [dataclasses.replace(target(), target_modules=each).kernels for each in ("all-linear", "attention")]
+        assert [kernel.shrink_slices for kernel in kernels] == [7, 4]
+        # Of packed modules a block covers 64 outputs, and all slices are launched as wide as the widest; else 128.
+        attention_tiles, mlp_tiles = 3 * 4096 // 64 + 4096 // 128, 2 * 14336 // 64 + 4096 // 128
+        assert [kernel.expand_tiles for kernel in kernels] == [attention_tiles + mlp_tiles, attention_tiles]
+        for name, value in every.items():
+            # A block of a grid costs what it does; there are fewer.
+            assert (attention[name] < value) == (name in (*self.LORA_TERMS, *self.LOAD_TERMS)), name
+
+    def test_attention_and_the_rest_make_up_the_whole(self) -> None:
+        parts = [self.coefficients(each) for each in ("attention", ("gate_proj", "up_proj", "down_proj"))]
+        for name in (*self.LORA_TERMS, *self.LOAD_TERMS):
+            together = sum(each[name] for each in parts)
+            assert together == pytest.approx(self.coefficients("all-linear")[name]), name
+
+    def test_versions_that_reserve_all_modules_load_less_and_compute_the_same(self) -> None:
+        every, attention = (self.coefficients(each, "0.18.0") for each in ("all-linear", "attention"))
+        for name, value in every.items():
+            assert (attention[name] < value) == (name in self.LOAD_TERMS), name
+
+    def test_calibration_keeps_them(self, tmp_path) -> None:
+        every = derive_calibration(LLAMA, "L40S")
+        some = load_calibration(model=LLAMA, gpu="L40S", target_modules=("q_proj", "v_proj"))
+        some.save(tmp_path / "c.json")
+        again = load_calibration(tmp_path / "c.json")
+        assert again.to_json() == some.to_json()
+        assert again.costs == some.costs
+        assert again.slot_bytes(16) < every.slot_bytes(16)
+        assert "--lora-target-modules qkv_proj" in again.server(max_loras=4).serve_command("m")
+        capacities = [each.plan_memory(each.server(max_loras=32)).kv_cache_tokens.item() for each in (every, again)]
+        assert capacities[0] < capacities[1]
+        with pytest.raises(InputError, match=r"target_modules: 'attention' .*which the calibration is derived for"):
+            again.server(target_modules="attention")
+        with pytest.raises(InputError, match=r"target_modules: 'wqkv' .* of .*: qkv_proj, o_proj"):
+            derive_calibration(LLAMA, "L40S", target_modules="wqkv")
+
+
 class TestMeasurements:
     def test_own_measurement_is_returned_as_it_is(self) -> None:
         for known in MEASURED:

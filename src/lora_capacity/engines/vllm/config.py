@@ -106,8 +106,8 @@ class ServerConfig:
 
     @property
     def reserved_modules(self) -> str | tuple[str, ...]:
-        """Modules that every slot is reserved for: ``all-linear``, unless the version can be told which."""
-        return self.target_modules if self.behaviour.restricts_target_modules else "all-linear"
+        """Modules that every slot is reserved for."""
+        return self.behaviour.reserved_modules(self.target_modules)
 
     @property
     def planned(self) -> dict[str, Any]:
