@@ -109,7 +109,7 @@ def write_figures(data: dict[str, Any]) -> None:
         panels = [panel(each, _LEFT + i * (width + _GAP), width) for i, each in enumerate(lines)]
         words = "Mean running requests against adapters served, averaged over slot counts: measured and predicted."
         drawn = svg.drawing(_WIDTH, _HEIGHT, f"Running requests, {scenario}", words, *panels)
-        (FIGURES / f"running-{scenario}.svg").write_text(stand_alone(drawn))
+        (FIGURES / f"running-{scenario}.svg").write_text(stand_alone(drawn, dark=True))
 
 
 def panel(line: dict[str, Any], left: float, width: float) -> str:

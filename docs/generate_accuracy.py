@@ -250,7 +250,7 @@ def main(arguments: list[str]) -> None:
         write_data("accuracy", measure(arguments[0]))
     data = read_data("accuracy")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    FIGURE.write_text(stand_alone(figure(data["fits"])), encoding="utf-8")
+    FIGURE.write_text(stand_alone(figure(data["fits"]), dark=True), encoding="utf-8")
     fill("accuracy.md", yardstick=about(data), accuracy=tables(data))
 
 

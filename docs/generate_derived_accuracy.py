@@ -208,6 +208,6 @@ if __name__ == "__main__":
         write_data("derived_accuracy", measure(*sys.argv[1:]))
     scores, learned = read_data("derived_accuracy"), read_data("learning")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    FIGURE.write_text(stand_alone(figure(learned)), encoding="utf-8")
+    FIGURE.write_text(stand_alone(figure(learned), dark=True), encoding="utf-8")
     fill("accuracy.md", transfer=transfer(scores), speeds=speeds(scores))
     fill("how-to/derive.md", sure=sure(scores), learning=learning(learned))

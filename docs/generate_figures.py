@@ -259,7 +259,7 @@ def main() -> None:
     """Write every figure."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
-        (FOLDER / f"{name}.svg").write_text(stand_alone(draw()), encoding="utf-8")
+        (FOLDER / f"{name}.svg").write_text(stand_alone(draw(), dark=True), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def test_a_memory_plan_shows_every_configuration() -> None:
         "adapter",
         "activations",
         "CUDA",
-        "other",
+        "context,",
         "KV",
         "headroom",
     ]
