@@ -105,6 +105,11 @@ CASES = {
         num_key_value_heads=None,
         tie_word_embeddings=True,
     ),
+    "olmo2": case("Olmo2ForCausalLM", "olmo2"),
+    "smollm3": case("SmolLM3ForCausalLM", "smollm3"),
+    "starcoder2": case("Starcoder2ForCausalLM", "starcoder2", head_dim=None, use_bias=True),
+    "seed_oss": case("SeedOssForCausalLM", "seed_oss", attention_bias=True, attention_out_bias=False),
+    "glm": case("GlmForCausalLM", "glm", attention_bias=True),
     "nemotron": case("NemotronForCausalLM", "nemotron", norm_eps=1e-5, hidden_act="relu2"),
     "exaone4": case("Exaone4ForCausalLM", "exaone4"),
     "glm4": case("Glm4ForCausalLM", "glm4", attention_bias=True),
@@ -137,10 +142,6 @@ MAMBA = {
 HYBRID = {**DELTA, "layer_types": ["linear_attention", "full_attention"]}
 # transformers names the layers of two otherwise than adapters that vLLM loads.
 ADAPTED = {name: config for name, config in CASES.items() if name not in ("granitemoe", "glm4")} | {
-    "olmo2": case("Olmo2ForCausalLM", "olmo2"),
-    "smollm3": case("SmolLM3ForCausalLM", "smollm3"),
-    "starcoder2": case("Starcoder2ForCausalLM", "starcoder2", head_dim=None),
-    "seed_oss": case("SeedOssForCausalLM", "seed_oss"),
     "qwen3_5": case("Qwen3_5ForCausalLM", "qwen3_5_text", **HYBRID),
     "qwen3_5_moe": case("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", **EXPERTS, **SHARED, **HYBRID),
     "nemotron_h": case("NemotronHForCausalLM", "nemotron_h", **MAMBA),

@@ -171,9 +171,14 @@ def test_embeddings(version: str) -> None:
     # What is left out: drafts of speculative decoding, encoders, and models that few serve.
     everyday = re.compile(
         r"(Llama|Mistral|Mixtral|Qwen\w*|Gemma\w*|Phi\w*|Granite|GraniteMoe|Olmo\w*|InternLM\w*|Falcon|GPTBigCode"
-        r"|Starcoder\w*|SmolLM\w*|Nemotron|Exaone4?|Glm\w*|DeepSeek\w*|Deepseek\w*|GptOss|MiniMax\w*)ForCausalLM"
+        r"|Starcoder\w*|SmolLM\w*|Nemotron|Exaone4?|Glm\w*|DeepSeek\w*|Deepseek\w*|GptOss|SeedOss|MiniMax\w*)ForCausalLM"
     )
     assert {name for name in told if everyday.fullmatch(name)} <= ours
+    release = tuple(map(int, version.split(".")[:2]))
+    on_transformers = set(re.findall(r'"(\w+)": *\(\s*"transformers"', (models / "registry.py").read_text("utf-8")))
+    headless = set(VllmBehaviour.for_version(version).headless_embedding_architectures)
+    if release >= (0, 12):
+        assert headless == {name for name in on_transformers if everyday.fullmatch(name)}
 
 
 Class = tuple[list[str], dict[str, str] | None]

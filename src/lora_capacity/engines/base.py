@@ -70,6 +70,7 @@ class EngineBehaviour:
         max_lora_ranks: Allowed values of ``max_lora_rank``, ascending.
         lora_extra_vocab_tokens: Tokens by which each slot may extend the vocabulary.
         embedding_architectures: Models in which slots are reserved for the embedding and the output head too.
+        headless_embedding_architectures: Models in which they are reserved for the embedding, but not for the head.
         adapts_experts: Whether slots are reserved for the experts of a mixture.
         restricts_target_modules: Whether slots can be reserved for chosen modules only (``lora_target_modules``).
         lora_graph_captures: How often CUDA graphs are captured with LoRA: once, or with and without adapters.
@@ -96,6 +97,7 @@ class EngineBehaviour:
     max_lora_ranks: tuple[int, ...]
     lora_extra_vocab_tokens: int
     embedding_architectures: tuple[str, ...]
+    headless_embedding_architectures: tuple[str, ...]
     adapts_experts: bool
     restricts_target_modules: bool
     lora_graph_captures: int

@@ -148,14 +148,16 @@ def _slot_buffers(
         for block in blocks
     }
     layers = [size for layer in shard.layers for size in kinds[layer]]
-    if shard.model.architecture not in behaviour.embedding_architectures or target_modules != "all-linear":
+    has_head = shard.model.architecture in behaviour.embedding_architectures
+    has_embedding = has_head or shard.model.architecture in behaviour.headless_embedding_architectures
+    if not has_embedding or target_modules != "all-linear":
         return layers
     vocab = shard.vocab_size + behaviour.lora_extra_vocab_tokens
     padded = padded_rows(vocab, 1, _LORA_VOCAB_PADDING) if behaviour.lora_extra_vocab_tokens else vocab
     extra = slots * behaviour.lora_extra_vocab_tokens * shard.hidden_size * shard.dtype_bytes
     narrow = per_rank * shard.hidden_size
     before = [extra, per_rank * vocab, narrow] if shard.is_first else []
-    after = [narrow, per_rank * padded, extra] if shard.is_last else []
+    after = [narrow, per_rank * padded, extra] if shard.is_last and has_head else []
     return [*before, *layers, *after]
 
 

@@ -16,6 +16,7 @@ from lora_capacity.engines import (
 from lora_capacity.engines.vllm.versions import CHANGES
 from lora_capacity.errors import InputError
 from lora_capacity.hardware import Gpu
+from lora_capacity.memory import slot_bytes
 from lora_capacity.models import ModelShape, expand_target_modules
 from lora_capacity.units import BYTES_PER_GIB
 
@@ -105,6 +106,13 @@ def test_embeddings_are_adapted_by_architecture_and_version():
     assert "MistralForCausalLM" in adapted("0.14.1") - adapted("0.15.0")
     assert "Qwen3ForCausalLM" in adapted("0.16.0") - adapted("0.15.1")
     assert not adapted("0.33.0") & {"Qwen2ForCausalLM", "GemmaForCausalLM", "Gemma3ForCausalLM"}
+
+
+def test_models_on_transformers_code_have_slots_of_the_embedding_but_not_of_the_head():
+    told = {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "hidden_size": 4096, "vocab_size": 100352}
+    model = ModelShape.from_hf_config(LLAMA | told, "model")
+    before, after = (slot_bytes(model, VllmBehaviour.for_version(version), 16) for version in ("0.25.0", "0.26.0"))
+    assert after - before == 16 * (4096 + 100352) * model.dtype_bytes
 
 
 @pytest.mark.parametrize(
@@ -301,7 +309,7 @@ def test_changes_ascend_and_every_rule_is_there_from_the_first():
     assert all(change.source for change in CHANGES)
     scheduler = {f"scheduler.{entry.name}" for entry in fields(SchedulerRules)}
     own = {entry.name for entry in fields(EngineBehaviour)} - {"engine", "version", "device", "scheduler"}
-    own -= {"embedding_architectures"}
+    own -= {"embedding_architectures", "headless_embedding_architectures"}
     assert {change.rule for change in CHANGES} == own | scheduler
     for device in DEVICES:
         first = {change.rule for change in CHANGES if change.since == releases[0] and device in change.devices}

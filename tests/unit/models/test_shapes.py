@@ -63,7 +63,7 @@ SLOTS = {
 
 @pytest.mark.parametrize("name", SLOTS)
 def test_a_slot_counts_the_matrices_of_its_modules(name):
-    shape = replace(find_shape(name), architecture="SmolLM3ForCausalLM")  # which has no slots for embeddings
+    shape = replace(find_shape(name), architecture="Qwen2ForCausalLM")  # which has no slots for embeddings
     assert slot_bytes(shape, NEW, 16) == 2 * 16 * SLOTS[name]
 
 

@@ -110,17 +110,19 @@ before as well. The rules of the scheduler are seen in the schedules of 0.8.5, 0
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Architectures whose embedding and output head are adapted, from a release on, up to the one that ends it.
+    """Architectures whose embedding is adapted, from a release on, up to the one that ends it.
 
     Attributes:
         since: The first release.
         until: The first release without, or None.
         architectures: Their names at Hugging Face.
+        head: Whether the output head is adapted too.
     """
 
     since: Release
     until: Release | None
     architectures: tuple[str, ...]
+    head: bool = True
 
 
 EMBEDDINGS = (
@@ -145,8 +147,15 @@ EMBEDDINGS = (
     Embeddings((0, 10, 2), None, ("ApertusForCausalLM", "Lfm2ForCausalLM")),
     Embeddings((0, 16, 0), None, ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")),
     Embeddings((0, 29, 0), None, ("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM", "GraniteSWAForCausalLM")),
+    # Those that run on transformers' code; what adapters add to a vocabulary, before 0.12, is left out.
+    Embeddings((0, 12, 0), None, ("SmolLM3ForCausalLM",), head=False),
+    Embeddings((0, 25, 0), None, ("Starcoder2ForCausalLM", "GPTBigCodeForCausalLM"), head=False),
+    Embeddings((0, 26, 0), None, ("OlmoForCausalLM", "Olmo2ForCausalLM"), head=False),
+    Embeddings((0, 29, 0), None, ("Olmo3ForCausalLM",), head=False),
+    Embeddings((0, 32, 0), None, ("GlmForCausalLM", "PhiForCausalLM", "SeedOssForCausalLM"), head=False),
 )
-"""Source: ``embedding_modules`` of the classes in ``model_executor/models`` that vLLM adapts, with their bases."""
+"""Source: ``embedding_modules`` of the classes in ``model_executor/models`` that vLLM adapts, with their bases, and
+``registry.py`` beside them of those that run on transformers' code."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +185,11 @@ class VllmBehaviour(EngineBehaviour):
         nested = "scheduler."
         scheduler = {name.removeprefix(nested): rule for name, rule in rules.items() if name.startswith(nested)}
         own = {name: rule for name, rule in rules.items() if not name.startswith(nested)}
-        own["embedding_architectures"] = tuple(
-            name
-            for span in EMBEDDINGS
-            if span.since <= release and (span.until is None or release < span.until)
-            for name in span.architectures
-        )
+        for rule, head in (("embedding_architectures", True), ("headless_embedding_architectures", False)):
+            own[rule] = tuple(
+                name
+                for span in EMBEDDINGS
+                if span.head == head and span.since <= release and (span.until is None or release < span.until)
+                for name in span.architectures
+            )
         return cls(engine="vLLM", version=version, device=device, scheduler=SchedulerRules(**scheduler), **own)
