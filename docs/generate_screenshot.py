@@ -10,7 +10,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 PICTURE = DOCS / "assets" / "report.png"
-WINDOW = "1100,1330"  # pixels: the answer, its figures and the map
+WINDOW = "1100,1480"  # pixels: the answer and the load curve
 
 
 def main() -> None:

@@ -186,16 +186,15 @@ class Panel:
             # Where it is farthest from the predictions.
             gaps = np.nan_to_num(np.abs(np.subtract(ys, main)), nan=-1.0)
             at = int(np.argmax(gaps))
-            wanted.append((words, self.xs[at], ys[at] + (8.0 if ys[at] > main[at] else -8.0)))
+            wanted.append((words, (self.xs[at], ys[at] + (8.0 if ys[at] > main[at] else -8.0)), (_LEFT, _RIGHT)))
         if self.bound is not None and self._level is not None:
             y = self.up(self._level)
             lines.append([(_LEFT, y), (_RIGHT, y)])
-            wanted.append((self.bound.words, _LEFT + 60.0, y - 8.0))
+            wanted.append((self.bound.words, (_LEFT + 60.0, y - 8.0), (_LEFT, _RIGHT)))
         if self._failing_from is not None:
-            left, right = self._failing_from
             words = spoken(str(self.verdict[np.isin(self.verdict.astype(str), FAILS)][-1]))
-            if right - left > svg.width_of(words) + 10.0:
-                wanted.append((words, 0.5 * (left + right), 0.4 * _TOP + 0.6 * _BOTTOM))
+            middle = 0.5 * sum(self._failing_from), 0.4 * _TOP + 0.6 * _BOTTOM
+            wanted.append((words, middle, self._failing_from))
         marks = [(self.across(self.best), y) for y in np.arange(_TOP, _BOTTOM, 8.0).tolist()]
         if self.points is not None:
             heights = self._heights(self.quantity.on_axis(self.points.mean))

@@ -243,7 +243,7 @@ def room_for(
 
 
 def notes(
-    wanted: Iterable[tuple[str, float, float]],
+    wanted: Iterable[tuple[str, Point, tuple[float, float]]],
     lines: Sequence[Sequence[Point]],
     marks: Iterable[Point],
     within: tuple[float, float, float, float],
@@ -251,7 +251,8 @@ def notes(
     """Return short texts, each as near to where it is wanted as it fits off lines, marks and other texts.
 
     Args:
-        wanted: Words, and the middle of the place where they are wanted; what fits nowhere is left out.
+        wanted: Words, the middle of the place where they are wanted, and left and right of where they may be; what fits
+            nowhere is left out.
         lines: Points of each line, ascending in x; it breaks where one is not finite.
         marks: Middles of marks on them.
         within: Left, top, right and bottom.
@@ -269,9 +270,11 @@ def notes(
     for x, y in marks:
         taken |= (np.abs(across[None, :] - x) < 2.0 * step) & (np.abs(down[:, None] - y) < 2.0 * step)
     drawn = []
-    for words, x, y in wanted:
-        box = np.ones((round(height / step), max(1, round((width_of(words, 11.0) + 4.0) / step))), dtype=bool)
+    for words, (x, y), (first, last) in wanted:
+        wide = width_of(words, 11.0) + 4.0
+        box = np.ones((round(height / step), max(1, round(wide / step))), dtype=bool)
         fits = binary_erosion(np.pad(~taken, 1), box)[1:-1, 1:-1]
+        fits &= (across >= first + 0.5 * wide) & (across <= last - 0.5 * wide)
         if not fits.any():
             continue
         # Upwards a text soon belongs to something else.

@@ -63,14 +63,16 @@ def test_label_lies_within_its_region_and_off_what_is_taken() -> None:
 
 def test_notes_lie_off_lines_marks_and_each_other() -> None:
     line = [(0.0, 50.0), (200.0, 50.0)]
-    drawn = svg.notes([("one", 100.0, 50.0), ("two", 100.0, 50.0)], [line], [(100.0, 30.0)], (0.0, 0.0, 200.0, 100.0))
+    wanted = [(words, (100.0, 50.0), (0.0, 200.0)) for words in ("one", "two")]
+    drawn = svg.notes(wanted, [line], [(100.0, 30.0)], (0.0, 0.0, 200.0, 100.0))
     (x1, y1), (x2, y2) = ((float(x), float(y)) for x, y in re.findall(r'x="([\d.]+)" y="([\d.]+)"', drawn))
     half = 0.5 * svg.width_of("one", 11.0)
     for x, y in ((x1, y1), (x2, y2)):  # y is the base line, four pixels below the middle
         assert abs(y - 4.0 - 50.0) >= 8.0
         assert abs(x - 100.0) >= half or abs(y - 4.0 - 30.0) >= 8.0
     assert abs(x1 - x2) >= 2.0 * half or abs(y1 - y2) >= 12.0
-    assert svg.notes([("a text as long as this", 10.0, 5.0)], [], [], (0.0, 0.0, 40.0, 20.0)) == ""
+    narrow = ("a text as long as this", (10.0, 5.0), (0.0, 40.0))
+    assert svg.notes([narrow], [], [], (0.0, 0.0, 200.0, 20.0)) == ""
 
 
 def _length(path: str) -> float:
