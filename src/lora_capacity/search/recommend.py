@@ -97,8 +97,10 @@ def recommend(
         InfeasibleError: If no configuration is acceptable; says what came closest.
     """
     asked = load_workload(workload, goodput=goodput, attainment=attainment)
-    known = load_calibration(calibration, model=model, gpu=gpu, **served)
     check_type("settings", settings, (Mapping, type(None)), "a mapping of settings by vLLM's names")
+    if model is not None and "target_modules" in (settings or {}):
+        served.setdefault("target_modules", (settings or {})["target_modules"])
+    known = load_calibration(calibration, model=model, gpu=gpu, **served)
     axes = {"max_num_batched_tokens": max_num_batched_tokens, "max_num_seqs": max_num_seqs}
     problem = Problem(
         asked.at_peak(),

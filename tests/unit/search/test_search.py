@@ -70,6 +70,19 @@ def advise(workload, calibration, **given):
     return recommend(workload, calibration, **({"engine": "steady"} | LIMITS | given))
 
 
+def test_a_calibration_is_derived_for_the_modules_among_the_settings():
+    few = {"adapters": 4, "max_loras": 4, "max_num_batched_tokens": 2048, "max_num_seqs": 64, "engine": "steady"}
+    content = {
+        "adapters": {"mix": {"rates_per_s": [0.1], "ranks": [8]}},
+        "requests": {f"{each}_tokens": {"mean": 50, "std": 9, "min": 9, "max": 99} for each in ("input", "output")},
+    }
+    itl_s = [
+        recommend(content, model="Qwen3-8B", gpu="L40S", settings={"target_modules": each}, **few).best.itl_s
+        for each in ("all-linear", "attention")
+    ]
+    assert itl_s[1] < itl_s[0]
+
+
 def brute_force(workload, calibration, objective, most_adapters, most_slots):
     """The choice among all configurations, none left out."""
     every = grid(range(1, most_adapters + 1), range(1, most_slots + 1))
