@@ -122,6 +122,7 @@ def test_one_adapter_is_a_workload(run: Run, workload: Path) -> None:
     assert simulated["prediction"]["service"] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_derived_calibration_is_one_for_the_modules_that_are_adapted(run: Run, workload: Path) -> None:
     server = ("--model", "Qwen3-8B", "--gpu", "L40S", "--adapters", 8, "--max-loras", 8, "--format", "json")
     every, attention = (

@@ -70,6 +70,7 @@ def advise(workload, calibration, **given):
     return recommend(workload, calibration, **({"engine": "steady"} | LIMITS | given))
 
 
+@pytest.mark.slow
 def test_a_calibration_is_derived_for_the_modules_among_the_settings():
     few = {"adapters": 4, "max_loras": 4, "max_num_batched_tokens": 2048, "max_num_seqs": 64, "engine": "steady"}
     content = {
