@@ -82,6 +82,7 @@ def test_server_settings_have_the_names_of_vllms_flags(run: Run, command: str) -
 
 
 def test_optimize_tells_the_same_in_json_and_in_a_table(run: Run, workload: Path) -> None:
+    workload.write_text(WORKLOAD.replace("horizon_s: 3600", "horizon_s: 600"), encoding="utf-8")
     command = ("optimize", workload, "--adapters", "16:320:16", "--max-loras", "16:128:16")
     found = answer(run(*command, "--format", "json"))
     best, played = found["predicted"], found["played"]

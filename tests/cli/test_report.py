@@ -9,7 +9,10 @@ from lora_capacity.reports.load_curve import PLAYED
 from lora_capacity.reports.quantities import LOADED
 from tests.cli.conftest import STEADY, Run
 
-FEW = ("--adapters", "8:32:8", "--max-loras", "4,8", "--max-num-seqs", 256, "--max-num-batched-tokens", 2048)
+LIMITED = ("--max-num-seqs", 256, "--max-num-batched-tokens", 2048)
+"""One combination of batch limits, of the ten or so that are searched otherwise."""
+
+FEW = ("--adapters", "8:32:8", "--max-loras", "4,8", *LIMITED)
 """Candidates that are soon played."""
 
 
@@ -30,26 +33,28 @@ def test_report_is_a_page_and_names_the_choice(run: Run, workload: Path) -> None
 
 
 def test_report_in_words(run: Run, workload: Path) -> None:
-    result = run("report", workload, *STEADY)
+    result = run("report", workload, *STEADY, *LIMITED)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("report.html\n  recommended  ")
     assert Path("report.html").stat().st_size < 2_000_000
 
 
 def test_optimize_writes_the_same_page_and_answers_as_ever(run: Run, workload: Path) -> None:
-    alone = run("optimize", workload, *STEADY, "--format", "json").stdout
-    assert run("optimize", workload, *STEADY, "--format", "json", "--report", "page.html").stdout == alone
-    assert run("report", workload, *STEADY, "-o", "other.html").exit_code == 0
+    asked = (workload, *STEADY, *LIMITED)
+    alone = run("optimize", *asked, "--format", "json").stdout
+    assert run("optimize", *asked, "--format", "json", "--report", "page.html").stdout == alone
+    assert run("report", *asked, "-o", "other.html").exit_code == 0
     assert Path("page.html").read_bytes() == Path("other.html").read_bytes()
 
 
 def test_an_overloaded_server_is_warned_of_on_the_terminal_in_json_and_on_the_page(run: Run, workload: Path) -> None:
-    asked = ("optimize", workload, "--objective", "throughput", *STEADY)
+    alike = ("optimize", workload, *STEADY, *LIMITED)
+    asked = (*alike, "--objective", "throughput")
     warnings = json.loads(run(*asked, "--format", "json", "--report", "page.html").stdout)["warnings"]
     (warning,) = (each for each in warnings if "overloaded" in each)
     assert f"warning: {warning}" in run(*asked).stdout.splitlines()
     assert warning in Path("page.html").read_text(encoding="utf-8")
-    bound = run("optimize", workload, *STEADY, "--goodput", "ttft:1000", "--format", "json")
+    bound = run(*alike, "--goodput", "ttft:1000", "--format", "json")
     assert not any("overloaded" in each for each in json.loads(bound.stdout)["warnings"])
 
 
@@ -73,8 +78,9 @@ def test_what_cannot_be_written_is_refused_in_one_line(
 
 
 def test_optimize_draws_a_map_without_colours_where_there_is_no_terminal(run: Run, workload: Path) -> None:
-    found = json.loads(run("optimize", workload, *STEADY, "--format", "json").stdout)
-    lines = run("optimize", workload, *STEADY).stdout.splitlines()
+    asked = ("optimize", workload, *STEADY, *LIMITED)
+    found = json.loads(run(*asked, "--format", "json").stdout)
+    lines = run(*asked).stdout.splitlines()
     start = lines.index("Throughput by adapters (across) and slots (up)")
     end = next(i for i in range(start, len(lines)) if "tokens/s;" in lines[i])
     rows = {int(line[:8].replace(",", "")): line[8:] for line in lines[start + 1 : end - 1]}
