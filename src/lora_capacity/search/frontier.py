@@ -2,7 +2,8 @@
 
 A frontier is found by brackets that every round narrows, for many problems at once: in the steady twin's search for the
 best, and for the labels' sustained loads. It takes for granted that adding adapters does not make a configuration
-acceptable again, as the walk over measured grids does.
+acceptable again, as the walk over measured grids does. Several combinations of batch limits are searched at once too: a
+call of the twin costs as much for a few configurations as for a hundred.
 
 `search` looks at configurations on a grid over adapters and slots. The slots start as a coarse geometric grid, refined
 around the best value of the objective and around the choice (of near equals, not always the same) until the slots next
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from lora_capacity.run.steady import Progress
@@ -92,30 +93,34 @@ def _spread(low: int, high: int, count: int) -> IntArray:
     return spaced
 
 
-def search(problem: Problem, combination: Mapping[str, int], near: int | None = None) -> Columns:
+def search(problem: Problem, combinations: Sequence[Mapping[str, int]], near: int | None = None) -> list[Columns]:
     """Return what was predicted of all configurations looked at, the best of them within one adapter and one slot.
 
     Args:
         problem: What to look for, and where.
-        combination: Settings besides adapters and slots.
+        combinations: Settings besides adapters and slots, each searched for itself.
         near: Number of slots to begin with, within a factor of two; None for a grid over all.
 
     Returns:
-        The columns of `lora_capacity.search.assess`, ``[configs]``.
+        For each combination the columns of `lora_capacity.search.assess`, ``[configs]``.
     """
     slots = problem.allowed_slots
-    known = _Known(problem, combination)
-    looked_at = _spread(-1, slots.size, _COARSE)
+    known = _Known(problem, combinations)
+    begin = _spread(-1, slots.size, _COARSE)
     if near is not None:
         first, last = np.searchsorted(slots, [near // 2, 2 * near])
-        looked_at = first + _spread(-1, int(last - first), _FINE)
-    new = looked_at
-    while new.size:
-        known.find_frontiers(slots[new])
-        centres = np.searchsorted(slots, _centres(problem, known.columns))
-        new = np.unique(np.concatenate([_spread(*gap, _FINE) for gap in _gaps(looked_at, slots.size, centres)]))
-        looked_at = np.union1d(looked_at, new)
-    return known.columns
+        begin = first + _spread(-1, int(last - first), _FINE)
+    looked_at = [begin] * len(combinations)
+    new = dict.fromkeys(range(len(combinations)), begin)
+    while new:
+        known.find_frontiers([(each, count) for each, indices in new.items() for count in slots[indices].tolist()])
+        for each in list(new):
+            centres = np.searchsorted(slots, _centres(problem, known.columns(each)))
+            gaps = _gaps(looked_at[each], slots.size, centres)
+            new[each] = np.unique(np.concatenate([_spread(*gap, _FINE) for gap in gaps]))
+            looked_at[each] = np.union1d(looked_at[each], new[each])
+        new = {each: indices for each, indices in new.items() if indices.size}
+    return [known.columns(each) for each in range(len(combinations))]
 
 
 def search_all(problem: Problem, progress: Progress | None = None) -> Columns:
@@ -128,12 +133,10 @@ def search_all(problem: Problem, progress: Progress | None = None) -> Columns:
     parts, done, best, near = list[Columns](), list[Mapping[str, int]](), (-np.inf, 0), None
     new: Sequence[Mapping[str, int]] = problem.combinations
     while new:
-        total = len(done) + len(new)
-        for combination in new:
-            parts.append(search(problem, combination, near))
-            done.append(combination)
-            if progress is not None:
-                progress(len(done), total)
+        parts += search(problem, new, near)
+        done += new
+        if progress is not None:
+            progress(len(done), len(done))
         better = _best(problem, parts)
         if better[0] <= max(best[0], (1.0 + FLAT) * best[0]):
             break
@@ -157,37 +160,47 @@ def _best(problem: Problem, parts: list[Columns]) -> tuple[float, int]:
 
 
 class _Known:
-    """Configurations predicted so far."""
+    """Configurations predicted so far: of each combination, by adapters and slots."""
 
-    def __init__(self, problem: Problem, combination: Mapping[str, int]) -> None:
-        self.problem, self._combination = problem, combination
-        self._row: dict[tuple[int, int], int] = {}
-        self.columns: dict[str, NDArray[Any]] = {}
+    def __init__(self, problem: Problem, combinations: Sequence[Mapping[str, int]]) -> None:
+        self.problem = problem
+        self._settings = {name: np.array([each[name] for each in combinations]) for name in combinations[0]}
+        self._row: dict[tuple[int, int, int], int] = {}
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._combination = np.zeros(0, dtype=np.int64)
         self._fails = np.zeros(0, dtype=bool)
 
-    def find_frontiers(self, slots: Int[np.ndarray, " problems"]) -> None:
-        """Predict configurations until the frontier of each number of slots lies between neighbouring adapters."""
+    def columns(self, combination: int) -> Columns:
+        """What was predicted with a combination."""
+        return {name: column[self._combination == combination] for name, column in self._columns.items()}
+
+    def find_frontiers(self, problems: Sequence[tuple[int, int]]) -> None:
+        """Predict until the frontier of each pair of combination and slots lies between neighbouring adapters."""
         adapters = self.problem.allowed_adapters
+        combination, slots = np.array(problems).T
         bracket = Bracket.between(np.searchsorted(adapters, slots) - 1, np.full(slots.shape, adapters.size))
         count = _COARSE
         while (tried := spread(bracket, count)).size:
             row, column = np.nonzero(~np.isnan(tried))
             excess = np.full(tried.shape, np.nan)
             counts = adapters[tried[row, column].astype(np.int64)]
-            excess[row, column] = self._failing(zip(counts.tolist(), slots[row].tolist(), strict=True))
+            excess[row, column] = self._failing(np.stack([combination[row], counts, slots[row]], axis=1))
             bracket = bracket.narrowed(tried, excess)
             count = _FINE
 
-    def _failing(self, points: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:
-        """Whether configurations (adapters, slots) are not acceptable; predicts those not known yet."""
-        points = list(points)
-        unknown = [point for point in dict.fromkeys(points) if point not in self._row]
+    def _failing(self, points: Int[np.ndarray, "points 3"]) -> Bool[np.ndarray, " points"]:
+        """Whether configurations (combination, adapters, slots) are not acceptable; predicts those not known yet."""
+        asked: list[tuple[int, int, int]] = [tuple(point) for point in points.tolist()]
+        unknown = [point for point in dict.fromkeys(asked) if point not in self._row]
         if unknown:
-            found = self.problem.assess(*np.array(unknown).T, **self._combination)
+            combination, adapters, slots = np.array(unknown).T
+            settings = {name: values[combination] for name, values in self._settings.items()}
+            found = self.problem.assess(adapters, slots, **settings)
             self._row |= {point: len(self._row) + i for i, point in enumerate(unknown)}
-            self.columns = join([self.columns, found]) if self.columns else dict(found)
+            self._columns = join([self._columns, found]) if self._columns else dict(found)
+            self._combination = np.concatenate([self._combination, combination])
             self._fails = np.concatenate([self._fails, self.problem.judge(found) != "acceptable"])
-        return self._fails[[self._row[point] for point in points]]
+        return self._fails[[self._row[point] for point in asked]]
 
 
 def join(parts: Iterable[Columns]) -> dict[str, NDArray[Any]]:
