@@ -93,13 +93,19 @@ def _spread(low: int, high: int, count: int) -> IntArray:
     return spaced
 
 
-def search(problem: Problem, combinations: Sequence[Mapping[str, int]], near: int | None = None) -> list[Columns]:
+def search(
+    problem: Problem,
+    combinations: Sequence[Mapping[str, int]],
+    near: int | None = None,
+    progress: Progress | None = None,
+) -> list[Columns]:
     """Return what was predicted of all configurations looked at, the best of them within one adapter and one slot.
 
     Args:
         problem: What to look for, and where.
         combinations: Settings besides adapters and slots, each searched for itself.
         near: Number of slots to begin with, within a factor of two; None for a grid over all.
+        progress: Called after every round with the combinations done and their total.
 
     Returns:
         For each combination the columns of `lora_capacity.search.assess`, ``[configs]``.
@@ -120,6 +126,8 @@ def search(problem: Problem, combinations: Sequence[Mapping[str, int]], near: in
             new[each] = np.unique(np.concatenate([_spread(*gap, _FINE) for gap in gaps]))
             looked_at[each] = np.union1d(looked_at[each], new[each])
         new = {each: indices for each, indices in new.items() if indices.size}
+        if progress is not None:
+            progress(len(combinations) - len(new), len(combinations))
     return [known.columns(each) for each in range(len(combinations))]
 
 
@@ -132,11 +140,14 @@ def search_all(problem: Problem, progress: Progress | None = None) -> Columns:
     """
     parts, done, best, near = list[Columns](), list[Mapping[str, int]](), (-np.inf, 0), None
     new: Sequence[Mapping[str, int]] = problem.combinations
-    while new:
-        parts += search(problem, new, near)
-        done += new
+
+    def count(finished: int, _: int) -> None:
         if progress is not None:
-            progress(len(done), len(done))
+            progress(len(done) + finished, len(done) + len(new))
+
+    while new:
+        parts += search(problem, new, near, count)
+        done += new
         better = _best(problem, parts)
         if better[0] <= max(best[0], (1.0 + FLAT) * best[0]):
             break
