@@ -14,9 +14,10 @@ from lora_capacity.hardware import Gpu
 from lora_capacity.memory import MemoryModel
 from lora_capacity.models import ModelShape
 from lora_capacity.run.compile import IN_ONE_PIECE, in_one_piece
+from lora_capacity.run.steady import run_steady
 from lora_capacity.scenarios import Results, Scenarios
 from lora_capacity.status import Status
-from lora_capacity.twins.steady import ResidenceTime, simulate_steady
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.units import BYTES_PER_GIB
 from lora_capacity.workload import LengthDistribution
 
@@ -92,13 +93,11 @@ def make_scenarios(count: Any, rate_per_s: Any, **changes: Any) -> Scenarios:
 
 
 STAYS = ResidenceTime.of_lengths(LENGTHS)
-_simulate = jax.jit(simulate_steady)
 
 
 def simulate(scenarios: Scenarios, costs: Costs = COSTS, stays: ResidenceTime = STAYS) -> Results:
-    """What the compiled steady twin predicts."""
-    results: Results = _simulate(costs, scenarios, stays)
-    return results
+    """What the steady twin predicts, by the program that the runner compiles for every number of configurations."""
+    return run_steady(costs, scenarios, stays)
 
 
 def compiled_once(function: Callable[..., Any]) -> Callable[..., Any]:

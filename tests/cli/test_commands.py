@@ -296,6 +296,7 @@ def command_line(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "lora_capacity_cli", *map(str, arguments)]
 
 
+@pytest.mark.slow
 def test_compiled_code_is_kept_in_the_users_cache(workload: Path, tmp_path: Path) -> None:
     command = command_line("simulate", workload, "--adapters", 8, "--max-loras", 4, "--format", "json")
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}

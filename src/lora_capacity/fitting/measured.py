@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -13,8 +12,9 @@ from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError
 from lora_capacity.measurements import RunLengths, Runs, is_starved, read_runs, smape
 from lora_capacity.measurements.runs import FloatArray
+from lora_capacity.run.steady import run_steady
 from lora_capacity.scenarios import Results, Scenarios
-from lora_capacity.twins.steady import ResidenceTime, simulate_steady
+from lora_capacity.twins.steady import ResidenceTime
 from lora_capacity.validation import RUN_LENGTHS, pack_runs, run_lengths
 
 # Runs whose service lies between these tell how well the onset of starvation is predicted.
@@ -24,8 +24,6 @@ _FEWEST_NEAR = 5
 
 _BUSY_RUNNING = 20
 """Requests in the batch from which on KV usage over running requests is steady: of fewer, one long request decides."""
-
-_simulate = jax.jit(simulate_steady)
 
 
 class Predicted(NamedTuple):
@@ -86,8 +84,7 @@ class MeasuredRuns:
 
     def simulate(self, costs: Costs) -> Results:
         """Run the steady twin on all runs."""
-        results: Results = _simulate(costs, self.scenarios, self.stays)
-        return results
+        return run_steady(costs, self.scenarios, self.stays)
 
     def errors(self, predicted: Predicted) -> dict[str, Any]:
         """Errors over all runs and by scenario in percent; share of runs told right as starved or not.

@@ -190,7 +190,7 @@ def run_events(
     host: Any = jax.tree.map(np.asarray, scenarios)
     observation.check(host.horizon_s)
     classes = min(host.class_count.shape[1], _MOST_CLASSES)
-    steady = run_steady(calibration, with_classes(host, classes), source.stays)
+    steady = run_steady(calibration.costs, with_classes(host, classes), source.stays)
     # The tables tell what is shared, request by request.
     host = host.without_cache()
     plan = Batches.plan(calibration, host, steady, source.longest_output, observation)

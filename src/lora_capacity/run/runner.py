@@ -144,7 +144,7 @@ def _solved(calibration: Calibration, scenarios: Scenarios, traffic: Traffic, pr
     """Return what the steady twin says, over all windows where traffic changes over time."""
 
     def solve(asked: Scenarios) -> Results:
-        return run_steady(calibration, asked, _residence_time(traffic), progress=progress)
+        return run_steady(calibration.costs, asked, _residence_time(traffic), progress=progress)
 
     if isinstance(traffic, Workload) and traffic.over_time is not None:
         results = steady_over_time(scenarios, traffic, solve)

@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from lora_capacity.calibration import Calibration
 from lora_capacity.costs import Costs
 from lora_capacity.errors import InputError, check_type
 from lora_capacity.run.resources import available_cores, check_affordable
@@ -103,14 +102,14 @@ def grid(adapters: Sequence[int], max_loras: Sequence[int], **axes: Sequence[Any
 
 
 def run_steady(
-    calibration: Calibration, scenarios: Scenarios, residence: ResidenceTime, *, progress: Progress | None = None
+    costs: Costs, scenarios: Scenarios, residence: ResidenceTime, *, progress: Progress | None = None
 ) -> Results:
     """Run the steady twin over configurations, in chunks of one shape and on all local devices.
 
     It compiles once per number of classes (rounded up to a multiple of 4), whatever the number of configurations.
 
     Args:
-        calibration: Whose costs hold.
+        costs: What steps and loads cost.
         scenarios: The configurations, ``[configs]``.
         residence: How long requests stay in the batch: of all, leaves ``[nodes]``, or of each, ``[nodes, configs]``.
         progress: Called after every chunk.
@@ -119,24 +118,22 @@ def run_steady(
         Predictions with NumPy leaves, ``[configs]``.
     """
     if scenarios.class_shared_tokens is None and scenarios.cached_share is None:
-        return _run_chunks(calibration, scenarios, residence, progress)
+        return _run_chunks(costs, scenarios, residence, progress)
     host: Any = jax.tree.map(np.asarray, scenarios)
     if host.cached_share is not None:
         given = Saved(host.cached_share * host.mean_input_tokens, np.zeros_like(host.cached_share))
-        return _with_saved(calibration, host, residence, given, progress)
+        return _with_saved(costs, host, residence, given, progress)
     saved = nothing_saved(host)
-    results = _with_saved(calibration, host, residence, saved, None)
+    results = _with_saved(costs, host, residence, saved, None)
     for _ in range(ROUNDS):
         saved = saved.halfway(saved_by_prefixes(host, results, saved))
-        results = _with_saved(calibration, host, residence, saved, None)
+        results = _with_saved(costs, host, residence, saved, None)
     if progress is not None:
         progress(len(host.status), len(host.status))
     return results
 
 
-def _with_saved(
-    calibration: Calibration, host: Any, residence: ResidenceTime, saved: Saved, progress: Progress | None
-) -> Results:
+def _with_saved(costs: Costs, host: Any, residence: ResidenceTime, saved: Saved, progress: Progress | None) -> Results:
     """Solve servers whose prompts are shorter by what is found, and whose KV cache has room for what is held once."""
     prompts, held = host.mean_input_tokens, host.kv_tokens_per_request
     room = held / np.maximum(held - saved.kv_tokens, 1.0)
@@ -145,7 +142,7 @@ def _with_saved(
         mean_input_tokens=(prompts - saved.prompt_tokens).astype(prompts.dtype),
         kv_cache_tokens=(host.kv_cache_tokens * room).astype(host.kv_cache_tokens.dtype),
     )
-    results: Any = _run_chunks(calibration, smaller, residence, progress)
+    results: Any = _run_chunks(costs, smaller, residence, progress)
     tokens = prompts + host.mean_output_tokens
     whole: dict[str, Any] = {
         "throughput_tokens_per_s": (results.completed_per_s * tokens).astype(results.completed_per_s.dtype),
@@ -155,9 +152,7 @@ def _with_saved(
     return told
 
 
-def _run_chunks(
-    calibration: Calibration, scenarios: Scenarios, residence: ResidenceTime, progress: Progress | None
-) -> Results:
+def _run_chunks(costs: Costs, scenarios: Scenarios, residence: ResidenceTime, progress: Progress | None) -> Results:
     configs, classes = scenarios.class_count.shape
     host = with_classes(scenarios, classes + -classes % _CLASS_STEP)
     devices = jax.local_devices()
@@ -172,7 +167,7 @@ def _run_chunks(
         if progress is not None:
             progress(configs * done // len(starts), configs)
 
-    chunks = _Chunks(calibration.costs, host, jax.tree.map(np.asarray, residence), size)
+    chunks = _Chunks(costs, host, jax.tree.map(np.asarray, residence), size)
     threads = max(1, available_cores() // len(devices)) if on_cpu else 1
     parts = run_tasks(chunks.run, starts, count, threads=threads, together=_CHUNKS_SENT)
     results: Results = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:configs], *parts)

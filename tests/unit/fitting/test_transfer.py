@@ -74,6 +74,7 @@ def error(calibration, runs: Runs) -> float:
     return float(np.mean(np.abs(np.log(np.asarray(found.client.itl_s) / runs.itl_s))))
 
 
+@pytest.mark.slow
 def test_a_few_runs_correct_what_was_believed(runs: Runs, truth) -> None:
     corrected = update_calibration(PRIOR, runs.take(np.array([1, 3, 4])))
     assert error(truth, runs) < 0.01

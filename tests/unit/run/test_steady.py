@@ -13,10 +13,11 @@ from lora_capacity.run import simulate, steady
 from lora_capacity.run.steady import enable_compilation_cache, grid, with_classes
 from lora_capacity.scenarios import Bottleneck, table
 from lora_capacity.status import Status
-from tests import examples
-from tests.examples import STAYS, make_calibration, make_scenarios
+from lora_capacity.twins.steady import simulate_steady
+from tests.examples import COSTS, STAYS, make_calibration, make_scenarios
 
 CALIBRATION = make_calibration()
+at_once = jax.jit(simulate_steady)
 SAME = 1e-5  # chunks are compiled for another shape, so that float32 sums may come out in another order
 MERGED = 1e-3
 
@@ -24,11 +25,13 @@ SWEEP_ON_TWO_DEVICES = """
 import sys, jax, numpy as np
 from lora_capacity.run import simulate
 from lora_capacity.run.steady import enable_compilation_cache
+from lora_capacity.twins.steady import simulate_steady
 from tests import examples
 enable_compilation_cache(sys.argv[1])
 scenarios = examples.make_scenarios(np.arange(3, 1503).reshape(-1, 3), [0.4, 0.05, 0.0125], max_loras=4)
 together = simulate(examples.make_calibration(), scenarios, examples.STAYS)
-np.testing.assert_allclose(together.throughput_tokens_per_s, examples.simulate(scenarios).throughput_tokens_per_s, 1e-5)
+at_once = jax.jit(simulate_steady)(examples.COSTS, scenarios, examples.STAYS)
+np.testing.assert_allclose(together.throughput_tokens_per_s, at_once.throughput_tokens_per_s, 1e-5)
 print(len(jax.local_devices()))
 """
 
@@ -60,10 +63,10 @@ def test_a_grid_without_a_combination_is_refused():
         grid([2], [1], max_num_seqs=[])
 
 
-@pytest.mark.parametrize("configs", [1, steady.CHUNK_CPU, 2 * steady.CHUNK_CPU + 3])
+@pytest.mark.parametrize("configs", [1, 2 * steady.CHUNK_CPU + 3])
 def test_chunks_say_what_the_twin_says_of_all_at_once(configs):
     scenarios = make_sweep(configs)
-    found, expected = simulate(CALIBRATION, scenarios, STAYS), examples.simulate(scenarios)
+    found, expected = simulate(CALIBRATION, scenarios, STAYS), at_once(COSTS, scenarios, STAYS)
     found = dataclasses.replace(found, scenarios=None)  # as given
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, SAME, SAME), found, expected)
