@@ -26,15 +26,8 @@ if TYPE_CHECKING:
     from lora_capacity.hardware import Gpu
     from lora_capacity.memory import EstimatedTerms, MemoryAnswer, MemoryQuestion
 
-_PER_GPU = {
-    "weights_bytes": ("weight_bytes", "weights"),
-    "slots_bytes": ("slot_bytes", "adapter slots"),
-    "activation_bytes": ("activation_bytes", "activations"),
-    "cuda_graph_bytes": ("cuda_graph_bytes", "CUDA graphs"),
-    "other_bytes": ("other_bytes", "context, libraries"),
-    "kv_cache_bytes": ("kv_cache_bytes", "KV cache"),
-}
-"""Keys of ``per_gpu``, the fields of a plan that they are, and what they are called."""
+_KEYS = {"weight_bytes": "weights_bytes", "slot_bytes": "slots_bytes"}
+"""Keys of ``per_gpu`` that are called otherwise than the field of a plan."""
 
 _FLAG_NAMES = {"target_modules": "lora_target_modules"}
 """vLLM's names of settings that are called otherwise here."""
@@ -219,6 +212,8 @@ def _question(
 
 
 def _document(question: "MemoryQuestion", answer: "MemoryAnswer") -> dict[str, Any]:
+    from lora_capacity.memory import PARTS
+
     plan, server = answer.plans["expected"], question.server
     status = answer.status()
     lacks = f" ({gibibytes(answer.lacking_bytes)} too little per GPU)"
@@ -231,7 +226,7 @@ def _document(question: "MemoryQuestion", answer: "MemoryAnswer") -> dict[str, A
         "reason": REFUSALS[status.label] + lacks if status.label in REFUSALS else None,
         "status_range": {name: answer.status(name).label for name in answer.plans},
         "settings": _settings(question),
-        "per_gpu": {name: float(getattr(plan, field)[0]) for name, (field, _) in _PER_GPU.items()}
+        "per_gpu": {_KEYS.get(field, field): float(getattr(plan, field)[0]) for field in PARTS}
         | {"slot_bytes": answer.slot_bytes},
         "kv_bytes_per_token": float(plan.kv_bytes_per_token[0]),
         "kv_cache_tokens": {name: int(each.kv_cache_tokens[0]) for name, each in answer.plans.items()},
@@ -258,6 +253,8 @@ def _settings(question: "MemoryQuestion") -> dict[str, Any]:
 
 
 def _print(question: "MemoryQuestion", answer: "MemoryAnswer", document: dict[str, Any]) -> None:
+    from lora_capacity.memory import PARTS
+
     plan, gpu = answer.plans["expected"], question.gpu
     starts = "starts" if document["reason"] is None else document["reason"]
     title = f"{question.model.name} on {_gpus(question)}, vLLM {question.server.vllm_version}: {starts}"
@@ -265,13 +262,13 @@ def _print(question: "MemoryQuestion", answer: "MemoryAnswer", document: dict[st
     share = question.server.gpu_memory_utilization
     parts = {
         label: max(float(getattr(plan, field)[0]), 0.0)
-        for name, (field, label) in _PER_GPU.items()
+        for field, label in PARTS.items()
         if field != "cuda_graph_bytes" or counted
     }
     stacked_bar(title, {label: size / gpu.memory_bytes for label, size in parts.items()}, share)
     low, expected, high = (document["kv_cache_tokens"][name] for name in ("low", "expected", "high"))
     requests = document["kv_cache_requests"]
-    facts = {label: gibibytes(float(getattr(plan, field)[0])) for field, label in _PER_GPU.values()}
+    facts = {label: gibibytes(float(getattr(plan, field)[0])) for field, label in PARTS.items()}
     if not counted:
         facts["CUDA graphs"] += ", outside --gpu-memory-utilization"
     facts["KV cache"] += f", {shown(document['kv_bytes_per_token'])} bytes per token"

@@ -85,7 +85,9 @@ class Panel:
     @cached_property
     def up(self) -> svg.Scale:
         """Places of values: room for all that is drawn, from 0 unless logarithmic."""
-        marks = [] if self.points is None else [self.quantity.on_axis(self.points.low), self._top_of_points]
+        marks = (
+            [] if self.points is None else [self.quantity.on_axis(end) for end in (self.points.low, self.points.high)]
+        )
         level = [] if self._level is None else [np.array([self._level])]
         every = np.concatenate([self._line, *self._interval, *self._beside, *marks, *level])
         finite = every[np.isfinite(every)] if np.isfinite(every).any() else np.array([0.0, 1.0])
@@ -111,10 +113,6 @@ class Panel:
     @cached_property
     def _beside(self) -> list[Float[np.ndarray, " points"]]:
         return [self.quantity.on_axis(self.values[column]) for column, _ in self.quantity.beside]
-
-    @property
-    def _top_of_points(self) -> Float[np.ndarray, " points"]:
-        return np.zeros(0) if self.points is None else self.quantity.on_axis(self.points.high)
 
     @property
     def _level(self) -> float | None:
@@ -153,12 +151,15 @@ class Panel:
         return svg.drawing(WIDTH, HEIGHT, name, self._describe(), *parts, **told)
 
     @cached_property
+    def _fails(self) -> NDArray[np.int64]:
+        return np.flatnonzero(np.isin(self.verdict.astype(str), FAILS))
+
+    @cached_property
     def _failing_from(self) -> tuple[float, float] | None:
         """Left and right of what fails, None if nothing does."""
-        failing = np.flatnonzero(np.isin(self.verdict.astype(str), FAILS))
-        if not failing.size:
+        if not self._fails.size:
             return None
-        first, last = int(failing[0]), int(failing[-1])
+        first, last = int(self._fails[0]), int(self._fails[-1])
         return 0.5 * (self.xs[max(first - 1, 0)] + self.xs[first]), self.xs[last]
 
     def _failing(self) -> str:
@@ -192,7 +193,7 @@ class Panel:
             lines.append([(_LEFT, y), (_RIGHT, y)])
             wanted.append((self.bound.words, (_LEFT + 60.0, y - 8.0), (_LEFT, _RIGHT)))
         if self._failing_from is not None:
-            words = spoken(str(self.verdict[np.isin(self.verdict.astype(str), FAILS)][-1]))
+            words = spoken(str(self.verdict[self._fails[-1]]))
             middle = 0.5 * sum(self._failing_from), 0.4 * _TOP + 0.6 * _BOTTOM
             wanted.append((words, middle, self._failing_from))
         marks = [(self.across(self.best), y) for y in np.arange(_TOP, _BOTTOM, 8.0).tolist()]

@@ -60,6 +60,7 @@ def page(report: ReportData, title: str, note: str) -> str:
     templates.filters |= _FILTERS
     found, grid, calibration = report.found, report.grid, report.calibration
     column, row = grid.best
+    panels = figures.drawn_panels(report)
     return templates.get_template("page.html").render(
         vars(report),
         title=title,
@@ -80,8 +81,7 @@ def page(report: ReportData, title: str, note: str) -> str:
         verdict=_verdict(grid, row, column),
         readout=[(metric, metric.tell(float(grid.values[metric.key][row, column]))) for metric in MAPPED],
         panels={
-            group: [drawn for key, drawn in figures.drawn_panels(report).items() if key.startswith(group)]
-            for group in ("adapters", "load")
+            group: [drawn for key, drawn in panels.items() if key.startswith(group)] for group in ("adapters", "load")
         },
         drawings={
             "bottlenecks": bottleneck_map(grid, *figures.BOTTLENECKS),
