@@ -467,6 +467,7 @@ def server_options(*, grids: bool, caches: bool = True) -> Callable[[Command], C
             "Adapted modules: all-linear, attention, or names separated by commas. vLLM before 0.19 reserves "
             "slots for all of them. [default: all-linear]",
         ),
+        "watermark": (click.FLOAT, "Share of the KV blocks that an admission leaves free (vLLM 0.24 or later)."),
     }
     if caches:
         text = "Prefix caching; see requests.shared_prefix_tokens. [default: on]"

@@ -100,12 +100,14 @@ SETTINGS: dict[str, Given | list[Given]] = {
     "--max-model-len": given(40_000, "--gpu-memory-utilization", "0.35"),
     "--block-size": given(256),
     "--target-modules": given("attention", "--calibration", "new.json"),
+    "--watermark": [given(0.99, "--calibration", "new.json"), refused(0.01)],
 }
 UNTRAINED = {
     "--max-lora-rank": refused(64),
     "--max-model-len": refused(8192),
     "--block-size": refused(32),
     "--target-modules": refused("attention"),
+    "--watermark": refused(0.01),
 }
 """Settings that surrogates are not trained for."""
 CACHING = {"--enable-prefix-caching": given(None, "--no-enable-prefix-caching", "--sharing")}
@@ -167,7 +169,8 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     "report": SEARCH
     | {option: given("s" if option == "--time-unit" else "8") for option in RECORDED}
     | {"--deal": given("zipf:8")}
-    | {"--goodput": given("ttft:50"), "--attainment": given(1)}  # what is handed on is not looked at here
+    # What is handed on is not looked at here.
+    | {"--goodput": given("ttft:50"), "--attainment": given(1), "--watermark": given(0.01)}
     | {"--output": given("other.html"), "--figures": given("figures")},
     "simulate": {
         "--calibration": given(QWEN),
@@ -298,6 +301,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         **CACHING,
         "--max-model-len": given(1024),
         "--target-modules": given("attention"),
+        "--watermark": given(0.01),
         "--model": given("other-tiny"),
         "--profile": given(str(PROFILE)),
         **{option: [case, refused(case.value, *RUNNING, "--attached")] for option, case in STARTED.items()},

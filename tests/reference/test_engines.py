@@ -1,6 +1,8 @@
 """The event twin against the reference scheduler through the runner, under the costs of a calibration."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -55,13 +57,14 @@ def both(
     workload: Workload = WORKLOAD,
     *,
     specialized: bool = False,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> tuple[Results, Results]:
     """A server short of slots and of KV blocks."""
     calibration = make_calibration(vllm_version=version)
     if specialized:
         calibration = calibration.specialized()
-    scenarios = build_scenarios(workload, calibration, adapters=[12], max_loras=[4], block_size=block_size)
+    scenarios = build_scenarios(workload, calibration, adapters=[12], max_loras=[4], block_size=block_size, **settings)
     tight = dataclasses.replace(scenarios, kv_cache_tokens=np.full(1, 4096.0, np.float32))
     event, reference = (
         simulate(calibration, tight, workload, engine=engine, seed=3, **options) for engine in ("event", "reference")
@@ -70,9 +73,14 @@ def both(
     return event, reference
 
 
-@pytest.mark.parametrize(("block_size", "version"), [(16, "0.8.5"), (32, "0.8.5"), (128, "0.8.5"), (16, "0.33")])
-def test_event_twin_and_reference_agree_through_the_runner(block_size: int, version: str) -> None:
-    event, reference = both(block_size, version)
+@pytest.mark.parametrize(
+    ("block_size", "version", "settings"),
+    [(16, "0.8.5", {}), (32, "0.8.5", {}), (128, "0.8.5", {}), (16, "0.33", {}), (16, "0.33", {"watermark": 0.001})],
+)
+def test_event_twin_and_reference_agree_through_the_runner(
+    block_size: int, version: str, settings: dict[str, Any]
+) -> None:
+    event, reference = both(block_size, version, settings=settings)
     for name in COUNTS:
         told, expected = getattr(event.events, name), getattr(reference.events, name)
         width = expected.shape[-1] if expected.ndim > 1 else None

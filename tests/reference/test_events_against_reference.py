@@ -118,6 +118,7 @@ def workloads(
         max_loras=draw(st.integers(1, ADAPTERS)),
         max_cpu_loras=ADAPTERS,
         kv_blocks=max(needed, 1) + draw(st.sampled_from([0, 1, 3, 8, 100])),
+        watermark_blocks=draw(st.sampled_from([0, 0, 1, 3])),
         behaviour=Behaviour.of(rules),
         block_size=block_size,
         prefix_caching=caching,
@@ -175,6 +176,7 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "kv_cache_tokens": (config.kv_blocks + 1) * config.block_size,
         "block_size": config.block_size,
+        "watermark_blocks": config.watermark_blocks,
     }
     scenarios = Scenarios(
         class_count=jnp.array([[float(ADAPTERS)]]),

@@ -141,6 +141,7 @@ def _with_saved(costs: Costs, host: Any, residence: ResidenceTime, saved: Saved,
         host.without_cache(),
         mean_input_tokens=(prompts - saved.prompt_tokens).astype(prompts.dtype),
         kv_cache_tokens=(host.kv_cache_tokens * room).astype(host.kv_cache_tokens.dtype),
+        watermark_blocks=None if host.watermark_blocks is None else (host.watermark_blocks * room).astype(np.int32),
     )
     results: Any = _run_chunks(costs, smaller, residence, progress)
     tokens = prompts + host.mean_output_tokens

@@ -88,6 +88,7 @@ class Scenarios:
             served.
         loaded_at_start: Whether all adapters were loaded once before the first request, in their order, bool
             ``[configs]``; None: each is as its first request comes.
+        watermark_blocks: KV blocks that an admission leaves free unless nothing runs, int32 ``[configs]``; None: none.
     """
 
     class_count: Array
@@ -114,6 +115,7 @@ class Scenarios:
     cached_share: Array | None = None
     max_cpu_loras: Array | None = None
     loaded_at_start: Array | None = None
+    watermark_blocks: Array | None = None
 
     @property
     def starts(self) -> Array:
@@ -367,6 +369,8 @@ def pack_scenarios(
     shape = np.broadcast_shapes(np.shape(class_count), (served.shape[0], 1))
     classes = {"class_count": class_count, "class_rate_per_s": class_rate_per_s, "class_rank": class_rank}
     numbers = {name: np.broadcast_to(values, shape) for name, values in classes.items()} | columns | batch
+    # Of all blocks, that which vLLM keeps for itself among them (``KVCacheManager`` in ``v1/core``).
+    watermark_blocks = config.watermark * np.nan_to_num(plan.kv_cache_tokens // config.block_size)
     return Scenarios(
         **{name: _leaf(values) for name, values in numbers.items()},
         kv_cache_tokens=_leaf(plan.kv_cache_tokens),
@@ -374,6 +378,7 @@ def pack_scenarios(
         status=_leaf(status, np.int32),
         max_cpu_loras=_leaf(held) if np.any(held < served) else None,
         loaded_at_start=_leaf(loaded, bool) if np.any(loaded) else None,
+        watermark_blocks=_leaf(watermark_blocks, np.int32) if config.watermark else None,
     )
 
 

@@ -355,6 +355,9 @@ def test_a_rank_that_no_slot_takes_is_told(rank):
         ({"max_model_len": 200_000}, "at most the 131072 tokens that llama takes"),
         ({"max_lora": 3}, "did you mean 'max_loras'?"),
         ({"target_modules": "everything"}, "target_modules: 'everything'"),
+        ({"watermark": 0.01}, "watermark: 0.01 is not allowed; allowed: 0: vLLM 0.8.5 has no such flag"),
+        ({"watermark": 1.0}, "watermark: 1.0 is not allowed; allowed: >= 0 and < 1"),
+        ({"watermark": "low"}, "watermark: 'low'"),
     ],
 )
 def test_a_setting_that_vllm_would_refuse_is_told(given, words):
@@ -376,6 +379,11 @@ def test_prefix_caching_is_told_where_it_is_off():
     on, off = (ServerConfig.with_defaults(OLD, GPU, MODEL, enable_prefix_caching=given) for given in (None, False))
     assert on.enable_prefix_caching
     assert off.serve_command("m") == f"{on.serve_command('m')} --no-enable-prefix-caching"
+
+
+def test_settings_of_the_scheduler_are_told_where_they_are_given():
+    usual, given = (ServerConfig.with_defaults(NEW, GPU, MODEL, **each) for each in ({}, {"watermark": 0.02}))
+    assert given.serve_command("m") == f"{usual.serve_command('m')} --watermark 0.02"
 
 
 def test_target_modules_shrink_slots_only_where_vllm_can_be_told():

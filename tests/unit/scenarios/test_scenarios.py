@@ -120,6 +120,15 @@ def test_settings_broadcast_over_the_configurations_and_default_to_vllm_s() -> N
     np.testing.assert_array_equal(defaults.max_num_batched_tokens, [budget.max_num_batched_tokens] * 2)
 
 
+def test_a_watermark_is_a_share_of_all_blocks() -> None:
+    calibration = make_calibration(vllm_version="0.33.0")
+    scenarios = build_scenarios(WORKLOAD, calibration, 8, [1, 4], watermark=0.01)
+    blocks = np.asarray(scenarios.kv_cache_tokens, int) // 16
+    assert blocks[0] > blocks[1]
+    np.testing.assert_array_equal(scenarios.watermark_blocks, blocks // 100)
+    assert build(8, 4).watermark_blocks is None
+
+
 def test_the_kv_cache_is_what_the_memory_plan_leaves() -> None:
     scenarios = build(64, [4, 64], max_num_seqs=256, max_num_batched_tokens=2048, gpu_memory_utilization=0.8)
     plan = plan_memory(

@@ -20,6 +20,8 @@ _NUMBERS = (
     *("gpu_memory_utilization", "max_model_len", "block_size"),
 )
 _OF_LORA = ("max_loras", "max_cpu_loras", "max_lora_rank")
+_SCHEDULING: Mapping[str, Any] = {"watermark": 0.0}
+"""Settings of the scheduler with their defaults, the same in all versions, which do without a flag."""
 
 FlagValue = str | int | float | bool | list[str] | tuple[str, ...]
 """Value of a flag."""
@@ -61,6 +63,7 @@ class ServerConfig:
         target_modules: Modules that the adapters adapt, see :func:`expand_target_modules`.
         enable_prefix_caching: Whether tokens that stand in the KV cache already are not computed again, as by default
             in all versions.
+        watermark: Share of the KV blocks that an admission leaves free unless nothing runs.
         device: What it computes on, one of `DEVICES`.
         defaults: What vLLM would choose by itself.
         layout: Flags of how the model is laid out on GPUs, where that is not on one with vLLM's defaults.
@@ -77,6 +80,7 @@ class ServerConfig:
     block_size: Count = 16
     target_modules: SkipValidation[str | tuple[str, ...]] = "all-linear"
     enable_prefix_caching: bool = True
+    watermark: SkipValidation[float] = 0.0
     device: str = "gpu"
     defaults: SkipValidation[Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     layout: SkipValidation[Mapping[str, FlagValue]] = field(default_factory=dict)
@@ -91,6 +95,7 @@ class ServerConfig:
                 "max_num_batched_tokens", self.max_num_batched_tokens, allowed, "lower max_num_seqs with it"
             )
         _check_rank(self.max_lora_rank, self.behaviour)
+        _check_watermark(self.watermark, self.behaviour)
         object.__setattr__(self, "max_lora_rank", int(self.max_lora_rank))
         expand_target_modules(self.target_modules)
 
@@ -145,6 +150,7 @@ class ServerConfig:
             "block_size": behaviour.block_size,
             "target_modules": "all-linear",
             "enable_prefix_caching": True,
+            **_SCHEDULING,
         }
         values = defaults | given
         if "max_num_seqs" not in given and "max_num_batched_tokens" in given:
@@ -160,7 +166,7 @@ class ServerConfig:
     def flags(self) -> dict[str, FlagValue]:
         """Every flag that a prediction rests on, by vLLM's name, defaults included: those change with the version.
 
-        Prefix caching is told only where it is off, since all versions have it on.
+        Prefix caching is told only where it is off, since all versions have it on; the scheduler's settings likewise.
         """
         flags: dict[str, FlagValue] = {name: getattr(self, name) for name in _NUMBERS}
         if self.enable_lora:
@@ -170,6 +176,7 @@ class ServerConfig:
         if self.enable_lora and self.reserved_modules != "all-linear":
             flags["lora_target_modules"] = list(expand_target_modules(self.reserved_modules))
         flags |= dict(self.layout)
+        flags |= {name: value for name, usual in _SCHEDULING.items() if (value := getattr(self, name)) != usual}
         return flags if self.enable_prefix_caching else flags | {"enable_prefix_caching": False}
 
     def serve_command(self, model_name: str) -> str:
@@ -179,6 +186,13 @@ class ServerConfig:
             model_name: What to serve: a model's name, Hugging Face id or path.
         """
         return shlex.join(["vllm", "serve", model_name, *flag_words(self.flags)])
+
+
+def _check_watermark(share: object, behaviour: EngineBehaviour) -> None:
+    if not 0 <= check_number("watermark", share) < 1:
+        raise InputError("watermark", share, ">= 0 and < 1")
+    if share and not behaviour.has_watermark:
+        raise InputError("watermark", share, f"0: vLLM {behaviour.version} has no such flag")
 
 
 def _check_rank(rank: object, behaviour: EngineBehaviour) -> None:

@@ -219,7 +219,8 @@ def _admit_one(s: Server, fresh: int, place: int) -> bool:
     cached = max(cached, np.int64(s.requests[number].cached))
     tokens = min(length - cached, n.budget)
     held = found - free
-    if _blocks(s, length if n.full_prompt_must_fit else cached + tokens) - held > n.free:
+    reserve = n.watermark_blocks if n.running > 0 else 0
+    if _blocks(s, length if n.full_prompt_must_fit else cached + tokens) - held + reserve > n.free:
         return False
     if place < 0:
         entry = n.free_entry

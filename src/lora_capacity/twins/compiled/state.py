@@ -100,6 +100,7 @@ NUMBERS = _record(
         "max_num_seqs",
         "kv_blocks",
         "block_size",
+        "watermark_blocks",
         "max_loras",
         "max_cpu_loras",
         "max_pending",

@@ -236,7 +236,10 @@ def _decide(server: Server, s: State, c: Choice) -> Outcome:
     if server.requests.cached_tokens is not None:
         cached = jnp.maximum(cached, server.requests.cached_tokens[c.request])
     tokens = jnp.minimum(length - cached, c.budget)
-    fits = c.found & (kv.blocks(length if server.rules.full_prompt_must_fit else cached + tokens) - in_use <= c.free)
+    needed = kv.blocks(length if server.rules.full_prompt_must_fit else cached + tokens) - in_use
+    if server.watermark_blocks is not None:
+        needed = needed + jnp.where(s.batch.running > 0, server.watermark_blocks, 0)
+    fits = c.found & (needed <= c.free)
     admit = c.room & fits
     blocked = c.room & ~fits
     whole = tokens == length - cached

@@ -28,6 +28,7 @@ class Server:
         max_num_batched_tokens: Most tokens of a step.
         max_num_seqs: Most running requests.
         kv_blocks: KV blocks that requests can have.
+        watermark_blocks: Those of them that an admission leaves free unless nothing runs; None: none.
         max_loras: Adapter slots.
         max_lora_rank: Rank that they are reserved for.
         max_pending: Most in-flight requests of all clients.
@@ -48,6 +49,7 @@ class Server:
     max_num_batched_tokens: Array
     max_num_seqs: Array
     kv_blocks: Array
+    watermark_blocks: Array | None
     max_loras: Array
     max_lora_rank: Array
     max_pending: Array
@@ -96,6 +98,7 @@ def build_server(
         # Each running request needs a token of every step, so there are never more of them than tokens in a step.
         max_num_seqs=whole(jnp.minimum(scenario.max_num_seqs, scenario.max_num_batched_tokens)),
         kv_blocks=usable_blocks(whole(scenario.kv_cache_tokens), block_size),
+        watermark_blocks=scenario.watermark_blocks,
         max_loras=whole(scenario.max_loras),
         max_lora_rank=whole(scenario.max_lora_rank),
         max_pending=whole(scenario.max_pending),

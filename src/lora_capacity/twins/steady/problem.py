@@ -83,9 +83,14 @@ class Problem(NamedTuple):
         scenarios = dataclasses.replace(scenarios, max_loras=jnp.maximum(max_loras, 1))
         adapters, rate_per_s = scenarios.class_count.T, scenarios.class_rate_per_s.T
         tokens_per_sequence = 1.0 + scenarios.mean_input_tokens / scenarios.mean_output_tokens
+        kv_cache_tokens = KV_CACHE_FILL * scenarios.kv_cache_tokens
+        if scenarios.watermark_blocks is not None:
+            # That requests grow into what admissions leave free is left out.
+            watermark_tokens = scenarios.watermark_blocks * scenarios.block_size
+            kv_cache_tokens = jnp.minimum(kv_cache_tokens, scenarios.kv_cache_tokens - watermark_tokens)
         most_running_by = jnp.stack(
             [
-                KV_CACHE_FILL * scenarios.kv_cache_tokens / scenarios.kv_tokens_per_request,
+                kv_cache_tokens / scenarios.kv_tokens_per_request,
                 scenarios.max_num_batched_tokens / tokens_per_sequence,
                 scenarios.max_num_seqs + 0.0 * tokens_per_sequence,
             ]
