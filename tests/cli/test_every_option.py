@@ -101,6 +101,7 @@ SETTINGS: dict[str, Given | list[Given]] = {
     "--block-size": given(256),
     "--target-modules": given("attention", "--calibration", "new.json"),
     "--watermark": [given(0.99, "--calibration", "new.json"), refused(0.01)],
+    "--max-num-active-seqs": [given(4, "--calibration", "new.json"), refused(4)],
 }
 UNTRAINED = {
     "--max-lora-rank": refused(64),
@@ -108,6 +109,7 @@ UNTRAINED = {
     "--block-size": refused(32),
     "--target-modules": refused("attention"),
     "--watermark": refused(0.01),
+    "--max-num-active-seqs": refused(4),
 }
 """Settings that surrogates are not trained for."""
 CACHING = {"--enable-prefix-caching": given(None, "--no-enable-prefix-caching", "--sharing")}
@@ -171,6 +173,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
     | {"--deal": given("zipf:8")}
     # What is handed on is not looked at here.
     | {"--goodput": given("ttft:50"), "--attainment": given(1), "--watermark": given(0.01)}
+    | {"--max-num-active-seqs": given(4)}
     | {"--output": given("other.html"), "--figures": given("figures")},
     "simulate": {
         "--calibration": given(QWEN),
@@ -302,6 +305,7 @@ CASES: Mapping[str, Mapping[str, Given | list[Given]]] = {
         "--max-model-len": given(1024),
         "--target-modules": given("attention"),
         "--watermark": given(0.01),
+        "--max-num-active-seqs": given(4),
         "--model": given("other-tiny"),
         "--profile": given(str(PROFILE)),
         **{option: [case, refused(case.value, *RUNNING, "--attached")] for option, case in STARTED.items()},

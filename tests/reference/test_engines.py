@@ -75,7 +75,13 @@ def both(
 
 @pytest.mark.parametrize(
     ("block_size", "version", "settings"),
-    [(16, "0.8.5", {}), (32, "0.8.5", {}), (128, "0.8.5", {}), (16, "0.33", {}), (16, "0.33", {"watermark": 0.001})],
+    [
+        (16, "0.8.5", {}),
+        (32, "0.8.5", {}),
+        (128, "0.8.5", {}),
+        (16, "0.33", {}),
+        (16, "0.33", {"watermark": 0.001, "max_num_active_seqs": 12}),
+    ],
 )
 def test_event_twin_and_reference_agree_through_the_runner(
     block_size: int, version: str, settings: dict[str, Any]

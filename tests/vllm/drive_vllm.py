@@ -56,7 +56,8 @@ def model_config(folder):
 def make_scheduler(model, case):
     scheduling = {key: case[key] for key in ("max_num_seqs", "max_num_batched_tokens")}
     if not OLD:
-        scheduling |= {"is_encoder_decoder": False} | ({"watermark": case["watermark"]} if case["watermark"] else {})
+        given = {name: case[name] for name in ("watermark", "max_num_active_seqs") if case[name]}
+        scheduling |= {"is_encoder_decoder": False} | given
     cache = vllm_config.CacheConfig(block_size=16, enable_prefix_caching=case["prefix_caching"])
     settings = vllm_config.VllmConfig(
         model_config=model,

@@ -34,6 +34,7 @@ class Version:
     behaviour: Behaviour
     beside: bool = True
     has_watermark: bool = True
+    has_active_limit: bool = False
 
 
 def behaviour(version: str, device: str = "gpu") -> Behaviour:
@@ -46,9 +47,9 @@ VERSIONS = {
     "0.13": Version("0.13.0", replace(behaviour("0.13.0"), skipped="reverse"), has_watermark=False),
     "0.14": Version("0.14.0", behaviour("0.14.0"), has_watermark=False),
     "0.26": Version("0.26.0", behaviour("0.26.0")),
-    "0.32-cpu": Version("0.32.0", behaviour("0.32.0", "cpu"), beside=False),
-    "0.32": Version("0.32.0", behaviour("0.32.0"), beside=False),
-    "0.33": Version("0.33.0", behaviour("0.33.0")),
+    "0.32-cpu": Version("0.32.0", behaviour("0.32.0", "cpu"), beside=False, has_active_limit=True),
+    "0.32": Version("0.32.0", behaviour("0.32.0"), beside=False, has_active_limit=True),
+    "0.33": Version("0.33.0", behaviour("0.33.0"), has_active_limit=True),
 }
 
 
@@ -76,6 +77,7 @@ class Case:
 
     requests: Requests
     config: Config
+    max_num_seqs: int
 
     @classmethod
     def random(cls, rng: np.random.Generator, version: Version, caching: bool = False) -> "Case":
@@ -108,15 +110,19 @@ class Case:
             share = rng.choice([0.0, 0.6, 1.0], ADAPTERS + 1)[rows.adapter]
             most = rng.choice([16, 50, max_tokens])
             rows = replace(rows, shared_prefix_tokens=np.minimum(share * rows.input_tokens, most))
-        return cls(rows, config)
+        spare = int(rng.integers(0, 4)) if version.has_active_limit else 0
+        return cls(rows, config, min(max_num_seqs + spare, config.max_num_batched_tokens))
 
     def for_vllm(self) -> dict[str, Any]:
         rows, config = self.requests, self.config
         lengths = (rows.input_tokens, rows.output_tokens, rows.shared_prefix_tokens)
         columns = (rows.arrival_s.astype(int), rows.adapter, *lengths)
-        names = ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_loras", "max_cpu_loras")
+        names = ("max_num_batched_tokens", "block_size", "max_loras", "max_cpu_loras")
+        fewer = config.max_num_seqs < self.max_num_seqs
         num_gpu_blocks = config.kv_blocks + 1
         return {name: getattr(config, name) for name in names} | {
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_active_seqs": config.max_num_seqs if fewer else None,
             "num_gpu_blocks": num_gpu_blocks,
             "watermark": (config.watermark_blocks + 0.5) / num_gpu_blocks if config.watermark_blocks else 0.0,
             "prefix_caching": config.prefix_caching,

@@ -75,6 +75,7 @@ def test_defaults_and_flags(version: str) -> None:
     assert behaviour.specializes_active_lora == ("specialize_active_lora: bool" in text)
     assert behaviour.restricts_target_modules == bool(re.search(r"^    target_modules: ", text, re.MULTILINE))
     assert behaviour.has_watermark == bool(re.search(r"^    watermark: float", text, re.MULTILINE))
+    assert behaviour.has_active_limit == ("max_num_active_seqs: int" in text)
     assert behaviour.lora_graph_captures == (2 if "cudagraph_specialize_lora: bool = True" in text else 1)
 
 

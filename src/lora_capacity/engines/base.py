@@ -84,6 +84,7 @@ class EngineBehaviour:
         logs_kv_tokens_as_concurrency: Whether the KV cache is logged as concurrent requests of ``max_model_len`` times
             that length; otherwise as blocks of every group of layers.
         has_watermark: Whether a share of the KV blocks can be kept free when requests are admitted (``watermark``).
+        has_active_limit: Whether fewer requests may run than the server has places for (``max_num_active_seqs``).
         scheduler: Rules of the scheduler.
     """
 
@@ -109,6 +110,7 @@ class EngineBehaviour:
     hybrid_kv_cache: bool
     logs_kv_tokens_as_concurrency: bool
     has_watermark: bool
+    has_active_limit: bool
     scheduler: SchedulerRules
 
     def reserved_modules(self, target_modules: str | tuple[str, ...]) -> str | tuple[str, ...]:

@@ -72,7 +72,7 @@ def build_server(
     horizon_s, base = float(scenario.horizon_s), tables.rank.size
     most_tokens = int(scenario.max_num_batched_tokens)
     # Each running request needs a token of every step, so there are never more of them than tokens in a step.
-    most_running = int(min(scenario.max_num_seqs, most_tokens))
+    most_running = int(min(scenario.most_active_seqs, most_tokens))
     requests = records(count, REQUEST)
     requests["sent_s"] = tables.arrival[:count] / TICKS * horizon_s
     requests["following"] = tables.following[:count]

@@ -108,7 +108,7 @@ def _run_one(
     room = adapters if scenario.max_cpu_loras is None else int(scenario.max_cpu_loras)
     step_time = _StepTime(calibration.costs, scenario, min(adapters, room), np.asarray(tables.rank))
     config = Config(
-        max_num_seqs=int(min(scenario.max_num_seqs, scenario.max_num_batched_tokens)),
+        max_num_seqs=int(min(scenario.most_active_seqs, scenario.max_num_batched_tokens)),
         max_num_batched_tokens=int(scenario.max_num_batched_tokens),
         max_loras=int(scenario.max_loras),
         max_cpu_loras=room,

@@ -88,6 +88,8 @@ class Scenarios:
             served.
         loaded_at_start: Whether all adapters were loaded once before the first request, in their order, bool
             ``[configs]``; None: each is as its first request comes.
+        max_num_active_seqs: Most running requests, where those may be fewer than ``max_num_seqs``, ``[configs]``; None:
+            as many.
         watermark_blocks: KV blocks that an admission leaves free unless nothing runs, int32 ``[configs]``; None: none.
     """
 
@@ -115,12 +117,18 @@ class Scenarios:
     cached_share: Array | None = None
     max_cpu_loras: Array | None = None
     loaded_at_start: Array | None = None
+    max_num_active_seqs: Array | None = None
     watermark_blocks: Array | None = None
 
     @property
     def starts(self) -> Array:
         """Whether each server starts, ``[configs]``."""
         return self.status <= Status.OUTSIDE_CALIBRATION
+
+    @property
+    def most_active_seqs(self) -> Array:
+        """Most running requests, ``[configs]``."""
+        return self.max_num_seqs if self.max_num_active_seqs is None else self.max_num_active_seqs
 
     @property
     def requests_per_s(self) -> Array:
@@ -378,6 +386,7 @@ def pack_scenarios(
         status=_leaf(status, np.int32),
         max_cpu_loras=_leaf(held) if np.any(held < served) else None,
         loaded_at_start=_leaf(loaded, bool) if np.any(loaded) else None,
+        max_num_active_seqs=_leaf(np.full(served.shape, active)) if (active := config.max_num_active_seqs) else None,
         watermark_blocks=_leaf(watermark_blocks, np.int32) if config.watermark else None,
     )
 

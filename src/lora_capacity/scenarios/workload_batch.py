@@ -27,11 +27,11 @@ _MOST_SLOTS = 2048
 _NOT_TOLD = (
     *("block_size", "status", "bounds", "arrival_cv", "input_cv"),
     *("class_shared_tokens", "base_shared_tokens", "cached_share", "max_cpu_loras", "loaded_at_start"),
-    "watermark_blocks",
+    *("max_num_active_seqs", "watermark_blocks"),
 )
 """Fields of `Scenarios` that are no column here: told apart, or as by default, Poisson arrivals included."""
 
-_FIXED = ("max_lora_rank", "max_model_len", "block_size", "target_modules", "watermark")
+_FIXED = ("max_lora_rank", "max_model_len", "block_size", "target_modules", "watermark", "max_num_active_seqs")
 """Settings that no column tells: surrogates know them at their defaults only."""
 
 

@@ -19,7 +19,7 @@ from lora_capacity.workload import Workload
 from lora_capacity.workload.requests import Requests
 
 _VARYING = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
-_FIXED = ("gpu_memory_utilization", "max_model_len", "block_size", "target_modules", "watermark")
+_FIXED = ("gpu_memory_utilization", "max_model_len", "block_size", "target_modules", "watermark", "max_num_active_seqs")
 _STARTED = (Status.OK.label, Status.OUTSIDE_CALIBRATION.label)
 
 

@@ -273,6 +273,7 @@ def test_rules_change_at_their_versions():
         "logs_kv_tokens_as_concurrency": "0.20.2 0.21",
         "scheduler.uncached_blocks_first": "0.22.1 0.23.0",
         "has_watermark": "0.23.0 0.24.0",
+        "has_active_limit": "0.30.0 0.31.0",
         "scheduler.running_adapters_in_use": "0.32.0 0.33.0",
     }
     for rule, versions in changes.items():
@@ -358,6 +359,8 @@ def test_a_rank_that_no_slot_takes_is_told(rank):
         ({"watermark": 0.01}, "watermark: 0.01 is not allowed; allowed: 0: vLLM 0.8.5 has no such flag"),
         ({"watermark": 1.0}, "watermark: 1.0 is not allowed; allowed: >= 0 and < 1"),
         ({"watermark": "low"}, "watermark: 'low'"),
+        ({"max_num_active_seqs": 8}, "max_num_active_seqs: 8 is not allowed; allowed: nothing: vLLM 0.8.5 has no"),
+        ({"max_num_active_seqs": 0}, "max_num_active_seqs: 0"),
     ],
 )
 def test_a_setting_that_vllm_would_refuse_is_told(given, words):
@@ -382,8 +385,11 @@ def test_prefix_caching_is_told_where_it_is_off():
 
 
 def test_settings_of_the_scheduler_are_told_where_they_are_given():
-    usual, given = (ServerConfig.with_defaults(NEW, GPU, MODEL, **each) for each in ({}, {"watermark": 0.02}))
-    assert given.serve_command("m") == f"{usual.serve_command('m')} --watermark 0.02"
+    settings = {"watermark": 0.02, "max_num_active_seqs": 64}
+    usual, given = (ServerConfig.with_defaults(NEW, GPU, MODEL, **each) for each in ({}, settings))
+    assert given.serve_command("m") == f"{usual.serve_command('m')} --watermark 0.02 --max-num-active-seqs 64"
+    with pytest.raises(InputError, match="from 1 to max_num_seqs 32"):
+        ServerConfig.with_defaults(NEW, GPU, MODEL, max_num_active_seqs=33, max_num_seqs=32)
 
 
 def test_target_modules_shrink_slots_only_where_vllm_can_be_told():

@@ -119,6 +119,7 @@ def test_adapters_that_fit_into_the_slots_are_loaded_once() -> None:
     ("bound", "running", "limit"),
     [
         ({"max_num_seqs": 64}, 64.0, Bottleneck.SEQUENCES),
+        ({"max_num_seqs": 128, "max_num_active_seqs": 64}, 64.0, Bottleneck.SEQUENCES),
         ({"max_num_batched_tokens": 144}, 144 / 2.25, Bottleneck.TOKEN_BUDGET),
         ({"kv_cache_tokens": 30_000}, 0.97 * 30_000 / 450, Bottleneck.KV_CACHE),
         ({"kv_cache_tokens": 30_000, "watermark_blocks": 375}, 0.8 * 30_000 / 450, Bottleneck.KV_CACHE),

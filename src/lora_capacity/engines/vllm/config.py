@@ -20,7 +20,7 @@ _NUMBERS = (
     *("gpu_memory_utilization", "max_model_len", "block_size"),
 )
 _OF_LORA = ("max_loras", "max_cpu_loras", "max_lora_rank")
-_SCHEDULING: Mapping[str, Any] = {"watermark": 0.0}
+_SCHEDULING: Mapping[str, Any] = {"watermark": 0.0, "max_num_active_seqs": None}
 """Settings of the scheduler with their defaults, the same in all versions, which do without a flag."""
 
 FlagValue = str | int | float | bool | list[str] | tuple[str, ...]
@@ -64,6 +64,7 @@ class ServerConfig:
         enable_prefix_caching: Whether tokens that stand in the KV cache already are not computed again, as by default
             in all versions.
         watermark: Share of the KV blocks that an admission leaves free unless nothing runs.
+        max_num_active_seqs: Most running requests, where those are fewer than ``max_num_seqs``, which memory is for.
         device: What it computes on, one of `DEVICES`.
         defaults: What vLLM would choose by itself.
         layout: Flags of how the model is laid out on GPUs, where that is not on one with vLLM's defaults.
@@ -81,6 +82,7 @@ class ServerConfig:
     target_modules: SkipValidation[str | tuple[str, ...]] = "all-linear"
     enable_prefix_caching: bool = True
     watermark: SkipValidation[float] = 0.0
+    max_num_active_seqs: Count | None = None
     device: str = "gpu"
     defaults: SkipValidation[Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     layout: SkipValidation[Mapping[str, FlagValue]] = field(default_factory=dict)
@@ -96,6 +98,8 @@ class ServerConfig:
             )
         _check_rank(self.max_lora_rank, self.behaviour)
         _check_watermark(self.watermark, self.behaviour)
+        if self.max_num_active_seqs is not None:
+            _check_active_limit(self.max_num_active_seqs, self.max_num_seqs, self.behaviour)
         object.__setattr__(self, "max_lora_rank", int(self.max_lora_rank))
         expand_target_modules(self.target_modules)
 
@@ -193,6 +197,13 @@ def _check_watermark(share: object, behaviour: EngineBehaviour) -> None:
         raise InputError("watermark", share, ">= 0 and < 1")
     if share and not behaviour.has_watermark:
         raise InputError("watermark", share, f"0: vLLM {behaviour.version} has no such flag")
+
+
+def _check_active_limit(active: int, most: int, behaviour: EngineBehaviour) -> None:
+    if not behaviour.has_active_limit:
+        raise InputError("max_num_active_seqs", active, f"nothing: vLLM {behaviour.version} has no such flag")
+    if active > most:
+        raise InputError("max_num_active_seqs", active, f"a whole number from 1 to max_num_seqs {most}")
 
 
 def _check_rank(rank: object, behaviour: EngineBehaviour) -> None:

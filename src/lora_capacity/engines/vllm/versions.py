@@ -76,6 +76,7 @@ CHANGES = (
     Change(_OLDEST, "hybrid_kv_cache", False, "v1/core/kv_cache_utils.py (unify_hybrid_kv_cache_specs)"),
     Change(_OLDEST, "logs_kv_tokens_as_concurrency", False, "v1/core/kv_cache_utils.py"),
     Change(_OLDEST, "has_watermark", False, "engine/arg_utils.py has no such flag"),
+    Change(_OLDEST, "has_active_limit", False, "engine/arg_utils.py has no such flag"),
     Change((0, 9, 0), "samples_by_sorting", True, "v1/sample/ops/topk_topp_sampler.py"),
     Change((0, 9, 0), "batch_budgets", _BUDGETS_BUT_A100, "engine/arg_utils.py"),
     Change((0, 9, 1), "hybrid_kv_cache", True, "v1/core/kv_cache_utils.py (_get_kv_cache_config_uniform_page_size)"),
@@ -100,6 +101,7 @@ CHANGES = (
     Change((0, 24, 0), "has_watermark", True, "config/cache.py"),
     Change((0, 28, 0), "batch_budgets", (_LARGEST_BUDGET, *_BUDGETS_BUT_A100), "engine/arg_utils.py", _ON_GPU),
     Change((0, 31, 0), "scheduler.skipped_first", False, "v1/core/sched/scheduler.py"),
+    Change((0, 31, 0), "has_active_limit", True, "config/scheduler.py"),
     Change((0, 33, 0), "batch_budgets", _BUDGETS_BUT_GB10, "engine/arg_utils.py", _ON_GPU),
     Change((0, 33, 0), "scheduler.running_adapters_in_use", True, "v1/core/sched/scheduler.py"),
 )

@@ -96,7 +96,7 @@ def build_server(
         disk_s=jnp.asarray(costs.loads.disk_s + costs.loads.disk_rank_s * requests.rank, jnp.float32),
         max_num_batched_tokens=whole(scenario.max_num_batched_tokens),
         # Each running request needs a token of every step, so there are never more of them than tokens in a step.
-        max_num_seqs=whole(jnp.minimum(scenario.max_num_seqs, scenario.max_num_batched_tokens)),
+        max_num_seqs=whole(jnp.minimum(scenario.most_active_seqs, scenario.max_num_batched_tokens)),
         kv_blocks=usable_blocks(whole(scenario.kv_cache_tokens), block_size),
         watermark_blocks=scenario.watermark_blocks,
         max_loras=whole(scenario.max_loras),

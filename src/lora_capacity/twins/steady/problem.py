@@ -48,8 +48,8 @@ class Problem(NamedTuple):
         offered_per_s: Requests per second of all adapters and the base model.
         tokens_per_sequence: Tokens a step for each running request: one decode token, and its prompt spread over its
             residence.
-        most_running_by: Running requests that fit into the KV cache, the token budget and ``max_num_seqs``, in the
-            order of `Bottleneck`.
+        most_running_by: Running requests that fit into the KV cache, the token budget and the places of the batch, in
+            the order of `Bottleneck`.
         most_running: The least of them, and of what clients hold.
         disk_load_s: Time to load one adapter from disk.
         resident_share: See `resident_share`.
@@ -92,7 +92,7 @@ class Problem(NamedTuple):
             [
                 kv_cache_tokens / scenarios.kv_tokens_per_request,
                 scenarios.max_num_batched_tokens / tokens_per_sequence,
-                scenarios.max_num_seqs + 0.0 * tokens_per_sequence,
+                scenarios.most_active_seqs + 0.0 * tokens_per_sequence,
             ]
         )
         most_running = jnp.minimum(most_running_by.min(axis=0), scenarios.max_pending)
@@ -168,7 +168,7 @@ class Problem(NamedTuple):
         it: those that hold many leave room for others.
         """
         free = running * self.peakedness_of_batch(self.residence_s(state)) / state.batch_free_share
-        sequences = jnp.minimum(self.scenarios.max_num_seqs, self.scenarios.max_pending)
+        sequences = jnp.minimum(self.scenarios.most_active_seqs, self.scenarios.max_pending)
         least = jnp.where(self.most_running < sequences, jnp.sqrt(self.most_running), _LEAST_ROOM)
         room = jnp.maximum(self.most_running - running, least)
         return free * room**2 / (free + room**2)
