@@ -26,7 +26,7 @@ def test_steps_are_short_and_there_are_the_ones_promised() -> None:
     code = cells()
     assert code
     assert max(len(cell.splitlines()) for cell in code) <= MOST_LINES
-    for step in ("results.to_pandas()", "axis.plot(", "jax.grad(", "value_per_s.idxmax()", "lc.recommend("):
+    for step in ("results.to_pandas()", "axis.plot(", "jax.jacfwd(", "value_per_s.idxmax()", "lc.recommend("):
         assert any(step in cell for cell in code), step
 
 
