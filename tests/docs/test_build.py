@@ -25,7 +25,7 @@ pytestmark = pytest.mark.docs
 )
 def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, link: str | None, complaint: str | None) -> None:
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
-    for name in ("src", "cli", "profiling", "mkdocs.yml"):
+    for name in ("src", "cli", "profiling", "mkdocs.yml", "README.md"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     page = tmp_path / "docs" / "index.md"
     page.write_text(f"{page.read_text('utf-8')}\n{link or ''}\n", encoding="utf-8")
