@@ -8,7 +8,7 @@ _SETTINGS = (
     *("adapters", "max_loras", "max_cpu_loras", "loaded_at_start", "max_lora_rank", "max_num_seqs"),
     *("max_num_batched_tokens", "gpu_memory_utilization", "max_model_len", "block_size", "target_modules"),
     *("lora_target_modules", "enable_prefix_caching", "watermark", "max_num_active_seqs"),
-    *("enforce_eager", "fully_sharded_loras", "enable_lora"),
+    *("long_prefill_token_threshold", "enforce_eager", "fully_sharded_loras", "enable_lora"),
 )
 _TITLES = {
     **dict.fromkeys(("workload", "space", "workloads"), "Workload"),

@@ -469,6 +469,7 @@ def server_options(*, grids: bool, caches: bool = True) -> Callable[[Command], C
         ),
         "watermark": (click.FLOAT, "Share of the KV blocks that an admission leaves free (vLLM 0.24 or later)."),
         "max_num_active_seqs": (click.INT, "Maximum running sequences, up to --max-num-seqs (vLLM 0.31 or later)."),
+        "long_prefill_token_threshold": (click.INT, "Maximum tokens of a prompt in a step. [default: 0, no limit]"),
     }
     if caches:
         text = "Prefix caching; see requests.shared_prefix_tokens. [default: on]"

@@ -102,6 +102,7 @@ SETTINGS: dict[str, Given | list[Given]] = {
     "--target-modules": given("attention", "--calibration", "new.json"),
     "--watermark": [given(0.99, "--calibration", "new.json"), refused(0.01)],
     "--max-num-active-seqs": [given(4, "--calibration", "new.json"), refused(4)],
+    "--long-prefill-token-threshold": given(32),
 }
 UNTRAINED = {
     "--max-lora-rank": refused(64),
@@ -110,6 +111,7 @@ UNTRAINED = {
     "--target-modules": refused("attention"),
     "--watermark": refused(0.01),
     "--max-num-active-seqs": refused(4),
+    "--long-prefill-token-threshold": refused(32),
 }
 """Settings that surrogates are not trained for."""
 CACHING = {"--enable-prefix-caching": given(None, "--no-enable-prefix-caching", "--sharing")}

@@ -80,7 +80,7 @@ def both(
         (32, "0.8.5", {}),
         (128, "0.8.5", {}),
         (16, "0.33", {}),
-        (16, "0.33", {"watermark": 0.001, "max_num_active_seqs": 12}),
+        (16, "0.33", {"watermark": 0.001, "max_num_active_seqs": 12, "long_prefill_token_threshold": 64}),
     ],
 )
 def test_event_twin_and_reference_agree_through_the_runner(

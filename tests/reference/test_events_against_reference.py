@@ -1,6 +1,6 @@
 """The event twin against the reference scheduler, step by step, on workloads that hypothesis makes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -95,7 +95,11 @@ class StepTime:
 
 @st.composite
 def workloads(
-    draw: st.DrawFn, rules: SchedulerRules, block_size: int = 16, caching: bool = False
+    draw: st.DrawFn,
+    rules: SchedulerRules,
+    block_size: int = 16,
+    caching: bool = False,
+    thresholds: Sequence[int] = (0,),
 ) -> tuple[Requests, Config, int | None]:
     """Few requests, few slots, little memory: what is rare in a real server happens in most of these."""
     count = draw(st.integers(1, 40))
@@ -119,6 +123,7 @@ def workloads(
         max_cpu_loras=ADAPTERS,
         kv_blocks=max(needed, 1) + draw(st.sampled_from([0, 1, 3, 8, 100])),
         watermark_blocks=draw(st.sampled_from([0, 0, 1, 3])),
+        long_prefill_token_threshold=draw(st.sampled_from(thresholds)),
         behaviour=Behaviour.of(rules),
         block_size=block_size,
         prefix_caching=caching,
@@ -178,6 +183,8 @@ def laid_out(requests: Requests, config: Config, max_pending: int | None) -> tup
         "block_size": config.block_size,
         "watermark_blocks": config.watermark_blocks,
     }
+    if config.long_prefill_token_threshold:
+        numbers["long_prefill_token_threshold"] = config.long_prefill_token_threshold
     scenarios = Scenarios(
         class_count=jnp.array([[float(ADAPTERS)]]),
         class_rate_per_s=jnp.ones((1, 1)),
@@ -283,10 +290,11 @@ def rows_of(server: Server) -> list[Row]:
 @given(st.data())
 def test_same_steps_on_processors(version: str, data: st.DataObject) -> None:
     size, caching = data.draw(st.sampled_from([1, 16, 32, 48, 128])), data.draw(st.booleans())
-    requests, config, max_pending = data.draw(workloads(RULES[version], size, caching))
+    thresholds = (0,) if caching else (0, 1, 7, 16, 50)
+    requests, config, max_pending = data.draw(workloads(RULES[version], size, caching, thresholds))
     case = requests, replace(config, max_cpu_loras=data.draw(st.integers(config.max_loras, ADAPTERS))), max_pending
     expected, result = played(*case)
-    server = compiled_server(*laid_out(*case), RULES[version], case[1].max_cpu_loras, ITERATIONS)
+    server = compiled_server(*laid_out(*case), RULES[version], case[1].max_cpu_loras, 4 * ITERATIONS)
     rows = rows_of(server)
     for i, (row, right) in enumerate(zip(rows, expected, strict=False)):
         assert row == right, f"step {i}"

@@ -54,7 +54,7 @@ def model_config(folder):
 
 
 def make_scheduler(model, case):
-    scheduling = {key: case[key] for key in ("max_num_seqs", "max_num_batched_tokens")}
+    scheduling = {key: case[key] for key in ("max_num_seqs", "max_num_batched_tokens", "long_prefill_token_threshold")}
     if not OLD:
         given = {name: case[name] for name in ("watermark", "max_num_active_seqs") if case[name]}
         scheduling |= {"is_encoder_decoder": False} | given

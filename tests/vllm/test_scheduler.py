@@ -96,6 +96,7 @@ class Case:
             kv_blocks=kv_blocks,
             block_size=block_size,
             watermark_blocks=watermark,
+            long_prefill_token_threshold=int(rng.choice([0, 0, 1, 7, 16, 50])),
             prefix_caching=caching,
             behaviour=version.behaviour,
         )
@@ -117,7 +118,7 @@ class Case:
         rows, config = self.requests, self.config
         lengths = (rows.input_tokens, rows.output_tokens, rows.shared_prefix_tokens)
         columns = (rows.arrival_s.astype(int), rows.adapter, *lengths)
-        names = ("max_num_batched_tokens", "block_size", "max_loras", "max_cpu_loras")
+        names = ("long_prefill_token_threshold", "max_num_batched_tokens", "block_size", "max_loras", "max_cpu_loras")
         fewer = config.max_num_seqs < self.max_num_seqs
         num_gpu_blocks = config.kv_blocks + 1
         return {name: getattr(config, name) for name in names} | {
@@ -180,6 +181,7 @@ def test_random_workloads_reach_every_rule(name: str) -> None:
     assert sum(state.skipped > 0 for state in states) > 2000
     assert sum(max(state.scheduled.values()) > 1 for state in states) > 2000
     assert sum(state.waiting > state.skipped for state in states) > 1000
+    assert sum(len(state.scheduled) > len(state.sampling) + 1 for state in states) > 1000  # several prompts in part
 
 
 @pytest.mark.parametrize("name", VERSIONS)

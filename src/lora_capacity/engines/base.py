@@ -46,6 +46,8 @@ class SchedulerRules:
             front of the queue.
         uncached_blocks_first: Whether, with prefix caching, freed KV blocks that are not full are the next to be taken;
             otherwise they wait behind those freed earlier, as full ones do.
+        uncut_if_alone: Whether a request that is alone in the server gets more than ``long_prefill_token_threshold``
+            tokens in a step.
     """
 
     full_prompt_must_fit: bool = False
@@ -53,6 +55,7 @@ class SchedulerRules:
     running_adapters_in_use: bool = False
     skipped_first: bool = False
     uncached_blocks_first: bool = False
+    uncut_if_alone: bool = False
 
 
 @dataclass(frozen=True)

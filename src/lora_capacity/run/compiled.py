@@ -103,6 +103,7 @@ def build_server(
         "kv_blocks": usable_blocks(np.asarray(scenario.kv_cache_tokens, dtype=int), block_size),
         "block_size": block_size,
         "watermark_blocks": scenario.watermark_blocks or 0,
+        "long_prefill_token_threshold": scenario.long_prefill_token_threshold or 0,
         "max_loras": int(scenario.max_loras),
         "max_cpu_loras": max(room, 1),
         "max_pending": int(min(scenario.max_pending, _UNBOUNDED)),

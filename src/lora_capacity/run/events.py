@@ -196,7 +196,7 @@ def run_events(
     plan = Batches.plan(calibration, host, steady, source.longest_output, observation)
     batches = dataclasses.replace(plan, longest_prefix=source.longest_prefix)
     if not batches.processors:
-        _check_host_memory(host)
+        _check_accelerator(host)
     question = (
         calibration.costs,
         dataclasses.astuple(batches.rules),
@@ -232,8 +232,8 @@ def run_events(
     return _in_order(np.arange(batches.configs), known)
 
 
-def _check_host_memory(host: Any) -> None:
-    """Refuse what the event twin in JAX does not know: host memory too small for all adapters, or full at the start."""
+def _check_accelerator(host: Any) -> None:
+    """Refuse what the event twin in JAX does not know: a threshold of long prompts, and host memory that is small."""
     remedy = "run it on a CPU, or ask the steady twin"
     if host.max_cpu_loras is not None:
         adapters = host.class_count.sum(axis=1)
@@ -242,6 +242,9 @@ def _check_host_memory(host: Any) -> None:
         raise InputError("max_cpu_loras", int(host.max_cpu_loras[row]), allowed, remedy)
     if host.loaded_at_start is not None:
         raise InputError("loaded_at_start", True, "False with the event twin on an accelerator", remedy)
+    if host.long_prefill_token_threshold is not None:
+        threshold = int(host.long_prefill_token_threshold[0])
+        raise InputError("long_prefill_token_threshold", threshold, "0 with the event twin on an accelerator", remedy)
 
 
 def _run_batch(batches: Batches, host: Any, draw: _Draw, batch: Batch) -> Part:

@@ -115,6 +115,7 @@ def _run_one(
         kv_blocks=int(usable_blocks(scenario.kv_cache_tokens.astype(int), int(scenario.block_size))),
         block_size=int(scenario.block_size),
         watermark_blocks=0 if scenario.watermark_blocks is None else int(scenario.watermark_blocks),
+        long_prefill_token_threshold=int(scenario.long_prefill_token_threshold or 0),
         prefix_caching=tables.shared_blocks is not None,
         loaded_at_start=tuple(order_of_loading(adapters, key).tolist()) if scenario.loaded_at_start else (),
         behaviour=Behaviour.of(calibration.behaviour.scheduler),

@@ -88,6 +88,8 @@ class Scenarios:
             served.
         loaded_at_start: Whether all adapters were loaded once before the first request, in their order, bool
             ``[configs]``; None: each is as its first request comes.
+        long_prefill_token_threshold: Most tokens that a prompt gets in a step, ``[configs]``; None: as many as the step
+            has room for.
         max_num_active_seqs: Most running requests, where those may be fewer than ``max_num_seqs``, ``[configs]``; None:
             as many.
         watermark_blocks: KV blocks that an admission leaves free unless nothing runs, int32 ``[configs]``; None: none.
@@ -117,6 +119,7 @@ class Scenarios:
     cached_share: Array | None = None
     max_cpu_loras: Array | None = None
     loaded_at_start: Array | None = None
+    long_prefill_token_threshold: Array | None = None
     max_num_active_seqs: Array | None = None
     watermark_blocks: Array | None = None
 
@@ -284,6 +287,10 @@ def _cached(workload: Workload, scenarios: Scenarios, adapters: ArrayLike) -> di
         return {"cached_share": _leaf(np.full(configs, workload.cached_share))}
     if not workload.shares_prefix:
         return {}
+    if scenarios.long_prefill_token_threshold is not None:
+        # Several prompts of an adapter would then be in work, each with a copy of the same blocks.
+        threshold, remedy = int(scenarios.long_prefill_token_threshold[0]), "give requests.cached_share"
+        raise InputError("long_prefill_token_threshold", threshold, "0 where prompts share a prefix", remedy)
     counts = np.broadcast_to(np.asarray(adapters).ravel(), (configs,)).astype(int)
     block_size, lengths = int(np.asarray(scenarios.block_size)[0]), workload.input_tokens
     most = max(int(counts.max()), 1)
@@ -386,6 +393,9 @@ def pack_scenarios(
         status=_leaf(status, np.int32),
         max_cpu_loras=_leaf(held) if np.any(held < served) else None,
         loaded_at_start=_leaf(loaded, bool) if np.any(loaded) else None,
+        long_prefill_token_threshold=_leaf(np.full(served.shape, cut))
+        if (cut := config.long_prefill_token_threshold)
+        else None,
         max_num_active_seqs=_leaf(np.full(served.shape, active)) if (active := config.max_num_active_seqs) else None,
         watermark_blocks=_leaf(watermark_blocks, np.int32) if config.watermark else None,
     )

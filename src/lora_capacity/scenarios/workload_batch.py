@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig, smallest_max_lora_rank
+from lora_capacity.engines.vllm.config import SCHEDULING
 from lora_capacity.errors import InputError
 from lora_capacity.scenarios.scenarios import Scenarios, check_lengths, kv_tokens_per_request
 from lora_capacity.status import Status
@@ -27,11 +28,11 @@ _MOST_SLOTS = 2048
 _NOT_TOLD = (
     *("block_size", "status", "bounds", "arrival_cv", "input_cv"),
     *("class_shared_tokens", "base_shared_tokens", "cached_share", "max_cpu_loras", "loaded_at_start"),
-    *("max_num_active_seqs", "watermark_blocks"),
+    *("long_prefill_token_threshold", "max_num_active_seqs", "watermark_blocks"),
 )
 """Fields of `Scenarios` that are no column here: told apart, or as by default, Poisson arrivals included."""
 
-_FIXED = ("max_lora_rank", "max_model_len", "block_size", "target_modules", "watermark", "max_num_active_seqs")
+_FIXED = ("max_lora_rank", "max_model_len", "block_size", "target_modules", *SCHEDULING)
 """Settings that no column tells: surrogates know them at their defaults only."""
 
 

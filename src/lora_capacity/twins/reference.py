@@ -44,6 +44,8 @@ class Behaviour:
             front the preempted go ("ahead").
         uncached_first: With prefix caching, freed blocks that are not full are the next to be taken; otherwise they
             wait behind those freed earlier, as full ones do.
+        uncut_if_alone: A request that is alone in the server gets what the step has room for, whatever
+            `long_prefill_token_threshold`.
     """
 
     running_adapters_in_use: bool = False
@@ -51,6 +53,7 @@ class Behaviour:
     async_scheduling: bool = False
     skipped: Literal["keep", "reverse", "ahead"] = "keep"
     uncached_first: bool = False
+    uncut_if_alone: bool = False
 
     @classmethod
     def of(cls, rules: SchedulerRules) -> "Behaviour":
@@ -61,6 +64,7 @@ class Behaviour:
             async_scheduling=rules.async_scheduling,
             skipped="ahead" if rules.skipped_first else "keep",
             uncached_first=rules.uncached_blocks_first,
+            uncut_if_alone=rules.uncut_if_alone,
         )
 
 
@@ -76,6 +80,7 @@ class Config:
         kv_blocks: Blocks that requests can have. vLLM keeps one block for itself: its ``num_gpu_blocks`` is one more.
         block_size: Tokens of a block.
         watermark_blocks: Blocks that an admission leaves free unless nothing runs.
+        long_prefill_token_threshold: Most tokens of a request in a step; 0: no such limit.
         prefix_caching: Whether blocks are found again that hold a request's first tokens.
         loaded_at_start: Adapters that are loaded before the first request, in that order.
         touch_order: Adapters in the order in which a step touches them; ascending if not given. In vLLM it is that of a
@@ -90,6 +95,7 @@ class Config:
     kv_blocks: int
     block_size: int = 16
     watermark_blocks: int = 0
+    long_prefill_token_threshold: int = 0
     prefix_caching: bool = False
     loaded_at_start: tuple[int, ...] = ()
     touch_order: tuple[int, ...] | None = None
@@ -240,8 +246,9 @@ class Scheduler:
         """Put a step together."""
         scheduled: dict[int, int] = {}
         found: dict[int, int] = {}
-        preempted = self._keep_running(scheduled)
-        skipped = 0 if preempted else self._admit(scheduled, found)
+        most = self._most_tokens()
+        preempted = self._keep_running(scheduled, most)
+        skipped = 0 if preempted else self._admit(scheduled, found, most)
         sampling = []
         for number, tokens in scheduled.items():
             request = self.requests[number]
@@ -283,7 +290,14 @@ class Scheduler:
                 finished.append(number)
         return tuple(finished)
 
-    def _keep_running(self, scheduled: dict[int, int]) -> list[int]:
+    def _most_tokens(self) -> int:
+        """Return the most tokens that a request may get in the step."""
+        alone = len(self.running) + len(self.waiting) + len(self.skipped) <= 1
+        threshold = self.config.long_prefill_token_threshold
+        uncut = threshold == 0 or (alone and self.config.behaviour.uncut_if_alone)
+        return self.config.max_num_batched_tokens if uncut else threshold
+
+    def _keep_running(self, scheduled: dict[int, int], most: int) -> list[int]:
         """Schedule the running requests; return those preempted."""
         preempted: list[int] = []
         budget = self.config.max_num_batched_tokens
@@ -292,7 +306,7 @@ class Scheduler:
                 break
             if request.sampled == request.output_tokens:
                 continue
-            tokens = min(request.uncomputed, budget)
+            tokens = min(request.uncomputed, most, budget)
             while not self._allocate(request, tokens):
                 last = self.running.pop()
                 self._free(last)
@@ -305,7 +319,7 @@ class Scheduler:
             budget -= tokens
         return preempted
 
-    def _admit(self, scheduled: dict[int, int], found: dict[int, int]) -> int:
+    def _admit(self, scheduled: dict[int, int], found: dict[int, int], most: int) -> int:
         """Schedule waiting requests, and tell what they found; return how many were skipped."""
         config = self.config
         budget = config.max_num_batched_tokens - sum(scheduled.values())
@@ -322,7 +336,7 @@ class Scheduler:
                 continue
             hits = self._find(request)
             computed = max(len(hits) * config.block_size, request.cached_tokens)
-            tokens = min(request.uncomputed - computed, budget)
+            tokens = min(request.uncomputed - computed, most, budget)
             needed = config.blocks(request.uncomputed if config.behaviour.full_prompt_must_fit else computed + tokens)
             held = sum(block.users > 0 for block in hits)
             reserve = config.watermark_blocks if self.running else 0

@@ -10,6 +10,7 @@ import numpy as np
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.engines import ServerConfig
+from lora_capacity.engines.vllm.config import SCHEDULING
 from lora_capacity.measurements import is_starved
 from lora_capacity.run import TWINS, engine_named, simulate
 from lora_capacity.run.steady import Progress
@@ -19,7 +20,7 @@ from lora_capacity.workload import Workload
 from lora_capacity.workload.requests import Requests
 
 _VARYING = ("max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
-_FIXED = ("gpu_memory_utilization", "max_model_len", "block_size", "target_modules", "watermark", "max_num_active_seqs")
+_FIXED = ("gpu_memory_utilization", "max_model_len", "block_size", "target_modules", *SCHEDULING)
 _STARTED = (Status.OK.label, Status.OUTSIDE_CALIBRATION.label)
 
 

@@ -274,6 +274,7 @@ def test_rules_change_at_their_versions():
         "scheduler.uncached_blocks_first": "0.22.1 0.23.0",
         "has_watermark": "0.23.0 0.24.0",
         "has_active_limit": "0.30.0 0.31.0",
+        "scheduler.uncut_if_alone": "0.30.0 0.31.0",
         "scheduler.running_adapters_in_use": "0.32.0 0.33.0",
     }
     for rule, versions in changes.items():
@@ -292,7 +293,9 @@ def test_a_cpu_has_batch_limits_of_its_own():
 
 def test_a_cpu_is_never_scheduled_asynchronously():
     on_cpu = VllmBehaviour.for_version("0.33.0", "cpu").scheduler
-    assert on_cpu == SchedulerRules(full_prompt_must_fit=True, running_adapters_in_use=True, uncached_blocks_first=True)
+    assert on_cpu == SchedulerRules(
+        full_prompt_must_fit=True, running_adapters_in_use=True, uncached_blocks_first=True, uncut_if_alone=True
+    )
 
 
 def test_a_server_keeps_the_rules_of_its_device():
@@ -361,6 +364,7 @@ def test_a_rank_that_no_slot_takes_is_told(rank):
         ({"watermark": "low"}, "watermark: 'low'"),
         ({"max_num_active_seqs": 8}, "max_num_active_seqs: 8 is not allowed; allowed: nothing: vLLM 0.8.5 has no"),
         ({"max_num_active_seqs": 0}, "max_num_active_seqs: 0"),
+        ({"long_prefill_token_threshold": 9, "max_model_len": 8}, "long_prefill_token_threshold: 9 is not allowed"),
     ],
 )
 def test_a_setting_that_vllm_would_refuse_is_told(given, words):
@@ -385,9 +389,10 @@ def test_prefix_caching_is_told_where_it_is_off():
 
 
 def test_settings_of_the_scheduler_are_told_where_they_are_given():
-    settings = {"watermark": 0.02, "max_num_active_seqs": 64}
+    settings = {"watermark": 0.02, "max_num_active_seqs": 64, "long_prefill_token_threshold": 512}
     usual, given = (ServerConfig.with_defaults(NEW, GPU, MODEL, **each) for each in ({}, settings))
-    assert given.serve_command("m") == f"{usual.serve_command('m')} --watermark 0.02 --max-num-active-seqs 64"
+    told = "--watermark 0.02 --max-num-active-seqs 64 --long-prefill-token-threshold 512"
+    assert given.serve_command("m") == f"{usual.serve_command('m')} {told}"
     with pytest.raises(InputError, match="from 1 to max_num_seqs 32"):
         ServerConfig.with_defaults(NEW, GPU, MODEL, max_num_active_seqs=33, max_num_seqs=32)
 

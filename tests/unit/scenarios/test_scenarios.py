@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -127,6 +128,13 @@ def test_a_watermark_is_a_share_of_all_blocks() -> None:
     assert blocks[0] > blocks[1]
     np.testing.assert_array_equal(scenarios.watermark_blocks, blocks // 100)
     assert build(8, 4).watermark_blocks is None
+
+
+def test_a_threshold_of_long_prompts_is_refused_where_prompts_share_a_prefix() -> None:
+    sharing = replace(WORKLOAD, shared_prefix_tokens=64)
+    assert build(8, 4, long_prefill_token_threshold=32).long_prefill_token_threshold.tolist() == [32.0]
+    with pytest.raises(InputError, match="0 where prompts share a prefix; give requests"):
+        build_scenarios(sharing, CALIBRATION, 8, 4, long_prefill_token_threshold=32)
 
 
 def test_the_kv_cache_is_what_the_memory_plan_leaves() -> None:

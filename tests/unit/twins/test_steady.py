@@ -107,6 +107,16 @@ def test_a_server_that_keeps_up_settles_where_little_s_law_and_the_step_time_mee
     assert found["limit"] == Bottleneck.NONE
 
 
+def test_prompts_that_are_cut_take_more_steps() -> None:
+    whole, cut = (
+        numbers(simulate(make_scenarios([COUNT], RATE, **changes), PLAIN))
+        for changes in ({}, {"long_prefill_token_threshold": 50.0})
+    )
+    steps = 1.0 / math.expm1(50 / 250)
+    assert cut["ttft_s"] - whole["ttft_s"] == pytest.approx(steps * cut["step_time_s"], rel=0.1)
+    assert cut["mean_running"] > whole["mean_running"] * (1.0 + 0.5 * steps / 200)
+
+
 def test_adapters_that_fit_into_the_slots_are_loaded_once() -> None:
     found = numbers(simulate(make_scenarios([COUNT], RATE, horizon_s=1e6)))
     assert found["loads_per_s"] == 0.0

@@ -20,7 +20,7 @@ _NUMBERS = (
     *("gpu_memory_utilization", "max_model_len", "block_size"),
 )
 _OF_LORA = ("max_loras", "max_cpu_loras", "max_lora_rank")
-_SCHEDULING: Mapping[str, Any] = {"watermark": 0.0, "max_num_active_seqs": None}
+SCHEDULING: Mapping[str, Any] = {"watermark": 0.0, "max_num_active_seqs": None, "long_prefill_token_threshold": 0}
 """Settings of the scheduler with their defaults, the same in all versions, which do without a flag."""
 
 FlagValue = str | int | float | bool | list[str] | tuple[str, ...]
@@ -65,6 +65,7 @@ class ServerConfig:
             in all versions.
         watermark: Share of the KV blocks that an admission leaves free unless nothing runs.
         max_num_active_seqs: Most running requests, where those are fewer than ``max_num_seqs``, which memory is for.
+        long_prefill_token_threshold: Most tokens that a prompt gets in a step; 0: as many as the step has room for.
         device: What it computes on, one of `DEVICES`.
         defaults: What vLLM would choose by itself.
         layout: Flags of how the model is laid out on GPUs, where that is not on one with vLLM's defaults.
@@ -83,6 +84,7 @@ class ServerConfig:
     enable_prefix_caching: bool = True
     watermark: SkipValidation[float] = 0.0
     max_num_active_seqs: Count | None = None
+    long_prefill_token_threshold: Annotated[int, Number(minimum=0)] = 0
     device: str = "gpu"
     defaults: SkipValidation[Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     layout: SkipValidation[Mapping[str, FlagValue]] = field(default_factory=dict)
@@ -100,6 +102,9 @@ class ServerConfig:
         _check_watermark(self.watermark, self.behaviour)
         if self.max_num_active_seqs is not None:
             _check_active_limit(self.max_num_active_seqs, self.max_num_seqs, self.behaviour)
+        if self.long_prefill_token_threshold > self.max_model_len:
+            allowed = f"a whole number from 0 to max_model_len {self.max_model_len}"
+            raise InputError("long_prefill_token_threshold", self.long_prefill_token_threshold, allowed)
         object.__setattr__(self, "max_lora_rank", int(self.max_lora_rank))
         expand_target_modules(self.target_modules)
 
@@ -154,7 +159,7 @@ class ServerConfig:
             "block_size": behaviour.block_size,
             "target_modules": "all-linear",
             "enable_prefix_caching": True,
-            **_SCHEDULING,
+            **SCHEDULING,
         }
         values = defaults | given
         if "max_num_seqs" not in given and "max_num_batched_tokens" in given:
@@ -180,7 +185,7 @@ class ServerConfig:
         if self.enable_lora and self.reserved_modules != "all-linear":
             flags["lora_target_modules"] = list(expand_target_modules(self.reserved_modules))
         flags |= dict(self.layout)
-        flags |= {name: value for name, usual in _SCHEDULING.items() if (value := getattr(self, name)) != usual}
+        flags |= {name: value for name, usual in SCHEDULING.items() if (value := getattr(self, name)) != usual}
         return flags if self.enable_prefix_caching else flags | {"enable_prefix_caching": False}
 
     def serve_command(self, model_name: str) -> str:

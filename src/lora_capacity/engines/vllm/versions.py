@@ -101,6 +101,7 @@ CHANGES = (
     Change((0, 24, 0), "has_watermark", True, "config/cache.py"),
     Change((0, 28, 0), "batch_budgets", (_LARGEST_BUDGET, *_BUDGETS_BUT_A100), "engine/arg_utils.py", _ON_GPU),
     Change((0, 31, 0), "scheduler.skipped_first", False, "v1/core/sched/scheduler.py"),
+    Change((0, 31, 0), "scheduler.uncut_if_alone", True, "v1/core/sched/scheduler.py"),
     Change((0, 31, 0), "has_active_limit", True, "config/scheduler.py"),
     Change((0, 33, 0), "batch_budgets", _BUDGETS_BUT_GB10, "engine/arg_utils.py", _ON_GPU),
     Change((0, 33, 0), "scheduler.running_adapters_in_use", True, "v1/core/sched/scheduler.py"),

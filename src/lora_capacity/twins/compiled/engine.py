@@ -74,6 +74,9 @@ def _schedule(s: Server) -> None:
     n = s.numbers[0]
     n.prefill_tokens, n.rejoined, n.preempted_now, n.newcomers, n.started = 0, 0, 0, 0, 0
     n.stop, n.stop_fresh, n.stop_preempted, n.settled = NOT_LOOKED, 0, -1, 0
+    n.most_tokens = n.max_num_batched_tokens
+    if n.long_prefill_token_threshold > 0 and (n.running + n.waiting > 1 or not n.uncut_if_alone):
+        n.most_tokens = n.long_prefill_token_threshold
     _keep_running(s)
     if n.preempted_now == 0:
         _admit(s)
@@ -90,10 +93,7 @@ def _keep_running(s: Server) -> None:
     phase = n.step % n.block_size
     while True:
         growth = s.phase[phase] - grown
-        chunk, chunk_blocks = 0, 0
-        if n.chunked >= 0:
-            chunk = min(n.chunk_total - n.chunk_computed, n.max_num_batched_tokens - n.decoding)
-            chunk_blocks = _blocks(s, n.chunk_computed + chunk) - _blocks(s, n.chunk_computed)
+        chunks, chunk_blocks = _cut(s) if n.partial > 0 else (0, 0)
         if growth + chunk_blocks <= n.free:
             break
         some = min(growth, n.free)
@@ -101,18 +101,44 @@ def _keep_running(s: Server) -> None:
         grown += some
         _preempt_last(s)
     take(s, growth + chunk_blocks)
-    n.kv_tokens += n.decoding + chunk
-    n.budget = n.max_num_batched_tokens - n.decoding - chunk
-    n.prefill_tokens += chunk
-    if n.chunked >= 0:
-        entry, before = n.chunked, n.chunk_computed
-        n.chunk_computed += chunk
+    n.kv_tokens += n.decoding + chunks
+    n.budget = n.max_num_batched_tokens - n.decoding - chunks
+    n.prefill_tokens += chunks
+    if n.partial > 0:
+        _go_on(s)
+
+
+@compiled
+def _cut(s: Server) -> tuple[int, int]:
+    """Cut the next chunks of prompts that are computed in part; return their tokens and the KV blocks that these need.
+
+    Only the last running request may get less than it could: another one has never left less to those behind it.
+    """
+    n, tokens, blocks = s.numbers[0], 0, 0
+    for i in range(n.partial):
+        e = s.entries[s.entries[i].partial]
+        e.chunk = min(e.total - e.computed, n.most_tokens, n.max_num_batched_tokens - n.decoding - tokens)
+        tokens += e.chunk
+        blocks += _blocks(s, e.computed + e.chunk) - _blocks(s, e.computed)
+    return tokens, blocks
+
+
+@compiled
+def _go_on(s: Server) -> None:
+    """Compute the chunks; whose prompt is whole then begins to decode."""
+    n, size, partial = s.numbers[0], s.numbers[0].block_size, s.numbers[0].partial
+    n.partial = 0
+    for i in range(partial):
+        entry = s.entries[i].partial
+        e, before = s.entries[entry], s.entries[entry].computed
+        e.computed += e.chunk
         if n.prefix_caching:
-            e, size = s.entries[entry], n.block_size
-            hold(s, e.adapter, min(before // size, e.shared), min(n.chunk_computed // size, e.shared))
-        if n.chunk_computed == n.chunk_total:
-            n.chunked = -1
-            _begin_to_decode(s, entry, n.chunk_total)
+            hold(s, e.adapter, min(before // size, e.shared), min(e.computed // size, e.shared))
+        if e.computed == e.total:
+            _begin_to_decode(s, entry, e.computed)
+        else:
+            s.entries[n.partial].partial = entry
+            n.partial += 1
 
 
 @compiled
@@ -121,7 +147,7 @@ def _preempt_last(s: Server) -> None:
     n, entry = s.numbers[0], s.numbers[0].last
     e = s.entries[entry]
     n.preempted_now += 1
-    if n.async_scheduling and entry != n.chunked and e.finish == n.step - 1:
+    if n.async_scheduling and e.total == 0 and e.finish == n.step - 1:
         # Its last token is in flight: it waits until that arrives.
         held = e.prompt + e.output - 1
         _free_blocks(s, entry, held, max(held - 1, e.joined_tokens))
@@ -129,7 +155,7 @@ def _preempt_last(s: Server) -> None:
         n.waiting += 1
         e.own_number = -1
         return
-    if entry != n.chunked:
+    if e.total == 0:
         e.sampled = e.output - (e.finish - n.step + 1)
         computed = e.prompt + e.sampled - 1
         # A token in flight fills no block yet; only those of the prompt are known before they are computed.
@@ -138,8 +164,8 @@ def _preempt_last(s: Server) -> None:
         s.phase[e.phase] -= 1
         n.decoding -= 1
     else:
-        computed = full = n.chunk_computed
-        n.chunked = -1
+        computed = full = e.computed
+        n.partial -= 1
     n.kv_tokens -= computed
     e.undisturbed = 0
     _free_blocks(s, entry, computed, full)
@@ -151,16 +177,19 @@ def _preempt_last(s: Server) -> None:
 
 @compiled
 def _take_off_calendar(s: Server, entry: int) -> None:
-    """Take the entry that leaves last in its step off the calendar."""
-    cell = s.calendar[s.entries[entry].finish & (s.calendar.shape[0] - 1)]
+    """Take an entry off the calendar."""
+    e = s.entries[entry]
+    cell = s.calendar[e.finish & (s.calendar.shape[0] - 1)]
+    before = -1
     if cell.first == entry:
-        cell.first, cell.last = -1, -1
-        return
-    before = cell.first
-    while s.entries[before].leaving != entry:
-        before = s.entries[before].leaving
-    s.entries[before].leaving = -1
-    cell.last = before
+        cell.first = e.leaving
+    else:
+        before = cell.first
+        while s.entries[before].leaving != entry:
+            before = s.entries[before].leaving
+        s.entries[before].leaving = e.leaving
+    if cell.last == entry:
+        cell.last = before
 
 
 @compiled
@@ -217,7 +246,7 @@ def _admit_one(s: Server, fresh: int, place: int) -> bool:
         found, free, own = look_up(s, adapter, shared, entry)
     cached = (found + own) * n.block_size
     cached = max(cached, np.int64(s.requests[number].cached))
-    tokens = min(length - cached, n.budget)
+    tokens = min(length - cached, n.most_tokens, n.budget)
     held = found - free
     reserve = n.watermark_blocks if n.running > 0 else 0
     if _blocks(s, length if n.full_prompt_must_fit else cached + tokens) - held + reserve > n.free:
@@ -247,7 +276,9 @@ def _admit_one(s: Server, fresh: int, place: int) -> bool:
     if cached + tokens == length:
         _begin_to_decode(s, entry, length)
     else:
-        n.chunked, n.chunk_computed, n.chunk_total = entry, cached + tokens, length
+        s.entries[entry].computed, s.entries[entry].total = cached + tokens, length
+        s.entries[n.partial].partial = entry
+        n.partial += 1
     return True
 
 
@@ -279,7 +310,7 @@ def _append_to_batch(s: Server, entry: int) -> None:
 def _begin_to_decode(s: Server, entry: int, length: int) -> None:
     """Note what will become of a request whose prompt is computed in this step."""
     n, e = s.numbers[0], s.entries[entry]
-    e.joined_tokens = length
+    e.joined_tokens, e.total = length, 0
     e.finish = n.step + e.output - e.sampled - 1
     e.phase = (n.step + 1 - length) % n.block_size
     cell = s.calendar[e.finish & (s.calendar.shape[0] - 1)]

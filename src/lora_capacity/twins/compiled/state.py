@@ -101,6 +101,7 @@ NUMBERS = _record(
         "kv_blocks",
         "block_size",
         "watermark_blocks",
+        "long_prefill_token_threshold",
         "max_loras",
         "max_cpu_loras",
         "max_pending",
@@ -110,6 +111,7 @@ NUMBERS = _record(
         "running_adapters_in_use",
         "skipped_first",
         "uncached_blocks_first",
+        "uncut_if_alone",
         "prefix_caching",
         # the server
         "sent",
@@ -124,9 +126,7 @@ NUMBERS = _record(
         "decoding",
         "first",
         "last",
-        "chunked",
-        "chunk_computed",
-        "chunk_total",
+        "partial",
         "streaming",
         "free",
         "kv_tokens",
@@ -141,6 +141,7 @@ NUMBERS = _record(
         # the step being put together
         "step",
         "budget",
+        "most_tokens",
         "prefill_tokens",
         "started",
         "rejoined",
@@ -172,13 +173,13 @@ NUMBERS = _record(
 ``sent`` requests have entered, ``unanswered`` of them are under way, ``waiting`` in the queue, ``eligible`` of those
 have a slot; no fresh one before ``first_fresh`` waits, ``preempted`` ones do, and the queue has been skipped up to
 ``boundary``. ``first`` and ``last`` are the entries at the ends of the batch, ``decoding`` of its ``running`` ones get
-a token in the step, ``chunked`` is the entry whose prompt is computed in part, -1 for none; ``streaming`` requests have
-a first and no last token. ``free`` are KV blocks, which hold ``kv_tokens`` once the step has run; ``appended`` and
+a token in the step, the prompts of ``partial`` others are computed in part; ``streaming`` requests have a first and no
+last token. ``free`` are KV blocks, which hold ``kv_tokens`` once the step has run; ``appended`` and
 ``front`` belong to the prefix cache. ``active`` adapters are needed by the step, ``held`` ones only by the step in
 flight, which ends at ``end``. ``settled`` says that admission would find what it found before.
 
-``stop`` tells how admission ended, and where; ``started`` requests get their first token, ``rejoined`` ones are
-recomputed; ``room_since`` is when the latest answers came.
+A request may get ``most_tokens``; ``stop`` tells how admission ended, and where; ``started`` requests get their first
+token, ``rejoined`` ones are recomputed; ``room_since`` is when the latest answers came.
 """
 
 ENTRY = _record(
@@ -191,6 +192,9 @@ ENTRY = _record(
         "output",
         "shared",
         "sampled",
+        "computed",
+        "chunk",
+        "total",
         "joined_tokens",
         "phase",
         "own_number",
@@ -199,6 +203,7 @@ ENTRY = _record(
         "leaving",
         "undisturbed",
         "started",
+        "partial",
         "queued",
         "queued_before",
     ),
@@ -207,13 +212,15 @@ ENTRY = _record(
 """A request that is running or was preempted.
 
 ``finish`` is the step of its last token, ``sampled`` counts the tokens that it had when it was preempted, ``shared``
-the blocks of its adapter's prefix, ``joined_tokens`` those in the KV cache as it began to decode; ``own_number`` blocks
+the blocks of its adapter's prefix; ``computed`` are of ``total`` tokens, a ``chunk`` of them in this step, ``total``
+being 0 once it decodes; ``joined_tokens`` those in the KV cache as it began to decode; ``own_number`` blocks
 from ``own_place`` on are its own in the prefix cache while it is preempted, -1 if it will not come back; ``before`` and
 ``behind`` are its neighbours in the batch, ``leaving`` the next one that leaves in the same step, or the next free
 entry.
 
-The last three are lists of entries besides: those that get their first token in the step, and those that wait after a
-preemption, in order, with the number of the fresh request before which each stands.
+The last four are lists of entries besides: those that get their first token in the step; those whose prompts are
+computed in part, in order of admission; and those that wait after a preemption, in order, with the number of the fresh
+request before which each stands.
 """
 
 REQUEST = _record((), ("sent_s",), ("adapter", "prompt", "output", "following", "shared", "cached", "admitted"))
@@ -324,7 +331,7 @@ class Server(NamedTuple):
         own, free = records(1, NUMBERS), records(entries, ENTRY)
         for name, value in numbers.items():
             own[name] = value
-        for name in ("first", "last", "chunked"):
+        for name in ("first", "last"):
             own[name] = -1
         own["step"], own["free"] = 1, own["kv_blocks"]
         free["leaving"] = np.append(np.arange(1, entries), -1)

@@ -7,11 +7,8 @@ from jaxtyping import Float
 
 from lora_capacity.twins.steady.balance import FirstToken, Queue, Step
 from lora_capacity.twins.steady.chance import Overflow, gamma_deviate
-from lora_capacity.twins.steady.problem import TINY, Problem, ServerState
+from lora_capacity.twins.steady.problem import TINY, Problem, ServerState, further_chunks
 from lora_capacity.twins.steady.slots import AdapterCycle
-
-_MOST_PROMPTS = 20.0
-"""Prompts in a budget from which on none is cut, ``e^{-20}`` of them."""
 
 _MOST_PROMPT_LOAD = 0.95
 """Most of the time that prompts take: beyond, the batch is full and they wait in the queue."""
@@ -98,10 +95,12 @@ def _prompt_s(
     """
     scenarios = problem.scenarios
     room = jnp.maximum(scenarios.max_num_batched_tokens - problem.most_running / scenarios.mean_output_tokens, 1.0)
-    chunks = 1.0 / jnp.expm1(jnp.minimum(room / scenarios.mean_input_tokens, _MOST_PROMPTS))
+    chunks = further_chunks(scenarios.mean_input_tokens, room)
     prompt_s = scenarios.mean_input_tokens * step.prompt_token_s + chunks * step.decode_s
     load = jnp.minimum(completed_per_s * prompt_s, _MOST_PROMPT_LOAD)
     among_others_s = 0.5 * (1.0 + problem.input_cv**2) * load * prompt_s * (1.0 + 2.0 * load) / (1.0 - load**2)
+    if problem.cut_steps is not None:
+        prompt_s = prompt_s + problem.cut_steps * step.time_s  # others are computed meanwhile: nobody waits for it
     # The rest of a step is uniform; what is computed with a prompt varies as prompts do.
     variance_s2 = step.time_s**2 / 12.0 + (problem.input_cv * (among_others_s + prompt_s)) ** 2
     return 1.5 * step.time_s + among_others_s + prompt_s, variance_s2

@@ -20,6 +20,9 @@ Source: mean of the overloaded runs of the published H100 measurements (arXiv 25
 TINY = 1e-9
 """Keeps quotients finite; far below any rate, count or queue that matters."""
 
+_MOST_PROMPTS = 20.0
+"""Prompts in a budget from which on none is cut, ``e^{-20}`` of them."""
+
 _LEAST_PEAKEDNESS = 0.5
 """That of arrivals like clockwork, over stays that outlast their gaps."""
 
@@ -48,6 +51,7 @@ class Problem(NamedTuple):
         offered_per_s: Requests per second of all adapters and the base model.
         tokens_per_sequence: Tokens a step for each running request: one decode token, and its prompt spread over its
             residence.
+        cut_steps: Steps that a prompt takes more by ``long_prefill_token_threshold``; None without one.
         most_running_by: Running requests that fit into the KV cache, the token budget and the places of the batch, in
             the order of `Bottleneck`.
         most_running: The least of them, and of what clients hold.
@@ -67,6 +71,7 @@ class Problem(NamedTuple):
     rate_per_s: Float[Array, "classes configs"]
     offered_per_s: Float[Array, " configs"]
     tokens_per_sequence: Float[Array, " configs"]
+    cut_steps: Float[Array, " configs"] | None
     most_running_by: Float[Array, "bounds configs"]
     most_running: Float[Array, " configs"]
     disk_load_s: Float[Array, "classes configs"]
@@ -82,7 +87,12 @@ class Problem(NamedTuple):
         max_loras = scenarios.max_loras
         scenarios = dataclasses.replace(scenarios, max_loras=jnp.maximum(max_loras, 1))
         adapters, rate_per_s = scenarios.class_count.T, scenarios.class_rate_per_s.T
-        tokens_per_sequence = 1.0 + scenarios.mean_input_tokens / scenarios.mean_output_tokens
+        tokens_per_sequence, cut_steps = 1.0 + scenarios.mean_input_tokens / scenarios.mean_output_tokens, None
+        if scenarios.long_prefill_token_threshold is not None:
+            limits = (scenarios.long_prefill_token_threshold, scenarios.max_num_batched_tokens)
+            cut, uncut = (further_chunks(scenarios.mean_input_tokens, limit) for limit in limits)
+            cut_steps = jnp.maximum(cut - uncut, 0.0)
+            tokens_per_sequence /= 1.0 + cut_steps / scenarios.mean_output_tokens
         kv_cache_tokens = KV_CACHE_FILL * scenarios.kv_cache_tokens
         if scenarios.watermark_blocks is not None:
             # That requests grow into what admissions leave free is left out.
@@ -105,6 +115,7 @@ class Problem(NamedTuple):
             rate_per_s=rate_per_s,
             offered_per_s=(adapters * rate_per_s).sum(axis=0) + scenarios.base_rate_per_s,
             tokens_per_sequence=tokens_per_sequence,
+            cut_steps=cut_steps,
             most_running_by=most_running_by,
             most_running=most_running,
             disk_load_s=jnp.asarray(costs.loads.disk_s + costs.loads.disk_rank_s * scenarios.class_rank.T),
@@ -174,8 +185,14 @@ class Problem(NamedTuple):
         return free * room**2 / (free + room**2)
 
     def residence_s(self, state: "ServerState") -> Float[Array, " configs"]:
-        """Mean residence of a request in the batch: a step for each output token."""
-        return self.scenarios.mean_output_tokens * state.step_s
+        """Mean residence of a request in the batch: a step for each output token, and those in which it is held up."""
+        steps = self.scenarios.mean_output_tokens
+        return (steps if self.cut_steps is None else steps + self.cut_steps) * state.step_s
+
+
+def further_chunks(prompt_tokens: Float[Array, " configs"], room: Real[Array, " configs"]) -> Float[Array, " configs"]:
+    """Steps after the first that prompts take on average if a step has so much room for one, by exponential lengths."""
+    return 1.0 / jnp.expm1(jnp.minimum(room / prompt_tokens, _MOST_PROMPTS))
 
 
 def _given_or_one(values: Array | None, like: Float[Array, " configs"]) -> Float[Array, " configs"]:
