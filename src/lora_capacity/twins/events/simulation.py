@@ -5,8 +5,9 @@ State stands in arrays of fixed size, and one loop goes on until the server is d
 are given, so equal inputs give equal results. Everything is written for one server and mapped over many: then one loop
 goes on until the last of them is done.
 
-What it leaves out: eviction from host memory, which holds all adapters served; requests that
-exceed ``max_model_len``; prefix caching where no requests share a prefix.
+What it leaves out: eviction from host memory, which holds all adapters; ``long_prefill_token_threshold``, with which
+several prompts are computed in part; requests that exceed ``max_model_len``; prefix caching where no requests share a
+prefix.
 """
 
 from functools import partial
