@@ -25,14 +25,11 @@ SWEEP_ON_TWO_DEVICES = """
 import sys, jax, numpy as np
 from lora_capacity.run import simulate
 from lora_capacity.run.steady import enable_compilation_cache
-from lora_capacity.twins.steady import simulate_steady
 from tests import examples
 enable_compilation_cache(sys.argv[1])
 scenarios = examples.make_scenarios(np.arange(3, 1503).reshape(-1, 3), [0.4, 0.05, 0.0125], max_loras=4)
 together = simulate(examples.make_calibration(), scenarios, examples.STAYS)
-at_once = jax.jit(simulate_steady)(examples.COSTS, scenarios, examples.STAYS)
-np.testing.assert_allclose(together.throughput_tokens_per_s, at_once.throughput_tokens_per_s, 1e-5)
-print(len(jax.local_devices()))
+print(len(jax.local_devices()), *together.throughput_tokens_per_s.tolist())
 """
 
 
@@ -63,9 +60,8 @@ def test_a_grid_without_a_combination_is_refused():
         grid([2], [1], max_num_seqs=[])
 
 
-@pytest.mark.parametrize("configs", [1, 2 * steady.CHUNK_CPU + 3])
-def test_chunks_say_what_the_twin_says_of_all_at_once(configs):
-    scenarios = make_sweep(configs)
+def test_chunks_say_what_the_twin_says_of_all_at_once():
+    scenarios = make_sweep(2 * steady.CHUNK_CPU + 3)
     found, expected = simulate(CALIBRATION, scenarios, STAYS), at_once(COSTS, scenarios, STAYS)
     found = dataclasses.replace(found, scenarios=None)  # as given
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))
@@ -117,18 +113,18 @@ def test_classes_without_adapters_change_nothing():
 
 
 def test_merged_classes_keep_adapters_load_and_throughput():
-    rates = np.geomspace(0.02, 1.0, 60)
-    served = np.arange(60) >= np.array([[0], [20], [45], [58]])
+    rates = np.geomspace(0.02, 1.0, 16)
+    served = np.arange(16) >= np.array([[0], [5], [12], [14]])
     scenarios = make_scenarios(
         served.astype(float),
         rates,
-        class_rank=np.where(np.arange(60) % 3, 8.0, 32.0),
+        class_rank=np.where(np.arange(16) % 3, 8.0, 32.0),
         max_loras=[4, 8, 2, 2],
         kv_cache_tokens=1e5,
         horizon_s=3600.0,
     )
-    merged = with_classes(scenarios, 12)
-    assert merged.class_count.shape == (4, 12)
+    merged = with_classes(scenarios, 8)
+    assert merged.class_count.shape == (4, 8)
     for weight in (1.0, "class_rate_per_s", "class_rank"):
         before, after = (
             (each.class_count * (weight if weight == 1.0 else getattr(each, weight))).sum(axis=1)
@@ -152,9 +148,13 @@ def two_devices(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_sweep_is_shared_among_devices(two_devices):
-    assert two_devices[1] == "2\n"
+    devices, *shared = map(float, two_devices[1].split())
+    assert devices == 2
+    scenarios = make_scenarios(np.arange(3, 1503).reshape(-1, 3), [0.4, 0.05, 0.0125], max_loras=4)
+    np.testing.assert_allclose(shared, simulate(CALIBRATION, scenarios, STAYS).throughput_tokens_per_s, SAME)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_kept(two_devices):
     assert any("simulate_steady" in entry.name for entry in two_devices[0].iterdir())
 
