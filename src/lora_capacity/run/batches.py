@@ -124,7 +124,7 @@ class Batches:
     Attributes:
         calibration: Whose costs and vLLM version hold.
         most: Most requests in the table of each configuration, ``[configs]``: about what it needs.
-        work: About how many iterations each takes, ``[configs]``.
+        work: What each takes, against the others: about its iterations, or the requests that arrive, ``[configs]``.
         adapters: Adapters of each, rounded, ``[configs]``.
         block_size: Tokens of a KV block of each, ``[configs]``.
         longest_output: Longest answer, tokens.
@@ -149,14 +149,14 @@ class Batches:
 
     @classmethod
     def plan(
-        cls, calibration: Calibration, host: Any, steady: Results, longest_output: int, observation: Observation
+        cls, calibration: Calibration, host: Any, steady: Results | None, longest_output: int, observation: Observation
     ) -> Self:
-        """Size configurations by what the steady twin says of them."""
-        on_cpu = jax.local_devices()[0].platform == "cpu"
+        """Size configurations by what the steady twin says of them, or where it is not asked by what arrives."""
+        on_cpu = runs_on_cpu()
         return cls(
             calibration,
             _most_requests(host, steady),
-            expected_turns(host, steady),
+            host.starts * host.requests_per_s * host.horizon_s if steady is None else expected_turns(host, steady),
             np.array([_rounded(int(count) + 1) - 1 for count in host.class_count.sum(axis=1)]),
             np.asarray(host.block_size, dtype=np.int64),
             (1 << longest_output.bit_length()) - 1,
@@ -379,14 +379,21 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int, l
     return every - int(tables.arrival.nbytes) + _SUMMARY_BYTES * requests
 
 
-def _most_requests(host: Any, steady: Results) -> NDArray[np.int64]:
+def runs_on_cpu() -> bool:
+    """Whether this machine's cores run the event twin, not an accelerator."""
+    return jax.local_devices()[0].platform == "cpu"
+
+
+def _most_requests(host: Any, steady: Results | None) -> NDArray[np.int64]:
     """Return the most requests that each configuration can need."""
     starts = host.starts
     arriving = host.requests_per_s * host.horizon_s
-    arriving = arriving + 6.0 * np.sqrt(arriving) + 1.0  # beyond six standard deviations is never
-    # Tables that turn out too short are doubled, so that a first guess need only be a number.
-    completed = np.where(starts, np.fmax(steady.completed_per_s, 0.0) * host.horizon_s, 0.0)
-    most = np.where(starts, np.minimum(arriving, _MARGIN * completed + host.max_pending + 1.0), 1.0)
+    most = arriving + 6.0 * np.sqrt(arriving) + 1.0  # beyond six standard deviations is never
+    if steady is not None:
+        # Tables that turn out too short are doubled, so that a first guess need only be a number.
+        completed = np.where(starts, np.fmax(steady.completed_per_s, 0.0) * host.horizon_s, 0.0)
+        most = np.minimum(most, _MARGIN * completed + host.max_pending + 1.0)
+    most = np.where(starts, most, 1.0)
     return np.ceil(most / _LAYOUT_STEP).astype(np.int64) * _LAYOUT_STEP
 
 
