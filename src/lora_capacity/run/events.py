@@ -193,8 +193,8 @@ def run_events(
     host: Any = jax.tree.map(np.asarray, scenarios)
     observation.check(host.horizon_s)
     steady = None
-    # Without the steady twin, which takes seconds to compile, tables hold all that arrives, be it that clients hold most
-    # of it back. A batch on an accelerator lasts as long as its longest server, which the steady twin has to tell.
+    # Without the steady twin, which takes seconds to compile, tables hold all that arrives, even where clients hold it
+    # back. A batch on an accelerator lasts as long as its longest server, which the steady twin has to tell.
     laid_out = host.starts * np.isfinite(host.max_pending) * host.requests_per_s * host.horizon_s
     if laid_out.sum() > _MOST_LAID_OUT or not runs_on_cpu():
         classes = min(host.class_count.shape[1], _MOST_CLASSES)
