@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +39,7 @@ FAULT = 70  # a fault of this program: EX_SOFTWARE of sysexits.h
 NO_OUTPUT = 74  # the output cannot be written: EX_IOERR
 INTERRUPTED = 128 + 2  # as shells report a process that SIGINT ended
 BROKEN_PIPE = 128 + 13  # the reader of the output has gone, as SIGPIPE
+AGAIN_S = 0.05  # by then Python is out of the code that swallowed an interrupt
 
 
 class Commands(click.Group):
@@ -51,6 +54,8 @@ class Commands(click.Group):
         stdout = sys.stdout
         speak_any_encoding()
         warnings.showwarning = _warn
+        if sys.unraisablehook is sys.__unraisablehook__:
+            sys.unraisablehook = _interrupt_again
         try:
             code = super().main(*args, **extra | {"standalone_mode": False}) or 0
             sys.stdout.flush()
@@ -64,6 +69,14 @@ class Commands(click.Group):
         if code in (BROKEN_PIPE, NO_OUTPUT):
             _forget_stdout()
         sys.exit(code)
+
+
+def _interrupt_again(swallowed: "sys.UnraisableHookArgs") -> None:
+    """Interrupt once more if Python has swallowed an interrupt, as it does where one meets the garbage collector."""
+    if isinstance(swallowed.exc_value, KeyboardInterrupt):
+        threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(swallowed)
 
 
 def _interrupted_import(error: BaseException | None) -> bool:

@@ -320,6 +320,29 @@ def test_compiled_code_is_kept_in_the_users_cache(workload: Path, tmp_path: Path
     assert of_others.stderr.count("\n") == 1
 
 
+SWALLOWING = """
+import gc, sys
+from lora_capacity_cli.main import main
+
+def interrupted_once(*_):
+    if "lora_capacity.search.recommend" in sys.modules:  # while JAX is loaded, it makes an error of its own of it
+        gc.callbacks.remove(interrupted_once)
+        raise KeyboardInterrupt
+
+gc.callbacks.append(interrupted_once)
+main()
+"""
+
+
+def test_an_interrupt_that_python_swallows_ends_the_command_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "w.yaml").write_text(WORKLOAD, encoding="utf-8")
+    command = [sys.executable, "-c", SWALLOWING, "optimize", "w.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
 def test_interrupt_says_how_to_go_on_and_another_process_is_refused_meanwhile(tmp_path: Path) -> None:
     command = command_line("label", "--workloads", 100_000, "--played", 0, "-o", tmp_path / "labels.parquet")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
