@@ -62,6 +62,9 @@ _CLASSES = 64
 """Classes that configurations are laid out in steps of, more than most workloads have, so that few shapes are compiled:
 they only serve to tell results apart."""
 
+_MOST_LAID_OUT = 2**20
+"""Requests that clients may hold back and that tables show all the same: drawing them takes about a second."""
+
 _SUMMARY_BYTES = 20
 """Bytes per request that results are made with: who waits at the end, how long, and in which bins of the histogram.
 
@@ -152,11 +155,11 @@ class Batches:
         cls, calibration: Calibration, host: Any, steady: Results | None, longest_output: int, observation: Observation
     ) -> Self:
         """Size configurations by what the steady twin says of them, or where it is not asked by what arrives."""
-        on_cpu = runs_on_cpu()
+        on_cpu = _runs_on_cpu()
         return cls(
             calibration,
             _most_requests(host, steady),
-            host.starts * host.requests_per_s * host.horizon_s if steady is None else expected_turns(host, steady),
+            _arriving(host) if steady is None else expected_turns(host, steady),
             np.array([_rounded(int(count) + 1) - 1 for count in host.class_count.sum(axis=1)]),
             np.asarray(host.block_size, dtype=np.int64),
             (1 << longest_output.bit_length()) - 1,
@@ -379,21 +382,34 @@ def bytes_per_configuration(requests: int, adapters: int, longest_output: int, l
     return every - int(tables.arrival.nbytes) + _SUMMARY_BYTES * requests
 
 
-def runs_on_cpu() -> bool:
-    """Whether this machine's cores run the event twin, not an accelerator."""
-    return jax.local_devices()[0].platform == "cpu"
+def _runs_on_cpu() -> bool:
+    return bool(jax.local_devices()[0].platform == "cpu")
+
+
+def needs_steady_twin(host: Any) -> bool:
+    """Whether configurations are sized by what the steady twin says of them, which takes seconds to compile.
+
+    Without it tables hold all that arrives, even where clients hold it back. A batch on an accelerator lasts as long as
+    its longest server, which the steady twin has to tell.
+    """
+    held_back = np.isfinite(host.max_pending) * _arriving(host)
+    return bool(held_back.sum() > _MOST_LAID_OUT) or not _runs_on_cpu()
+
+
+def _arriving(host: Any) -> NDArray[np.float64]:
+    """Return the requests that arrive on average at each server that starts, ``[configs]``."""
+    arriving: NDArray[np.float64] = np.where(host.starts, host.requests_per_s * host.horizon_s, 0.0)
+    return arriving
 
 
 def _most_requests(host: Any, steady: Results | None) -> NDArray[np.int64]:
     """Return the most requests that each configuration can need."""
-    starts = host.starts
-    arriving = host.requests_per_s * host.horizon_s
+    starts, arriving = host.starts, _arriving(host)
     most = arriving + 6.0 * np.sqrt(arriving) + 1.0  # beyond six standard deviations is never
     if steady is not None:
         # Tables that turn out too short are doubled, so that a first guess need only be a number.
         completed = np.where(starts, np.fmax(steady.completed_per_s, 0.0) * host.horizon_s, 0.0)
         most = np.minimum(most, _MARGIN * completed + host.max_pending + 1.0)
-    most = np.where(starts, most, 1.0)
     return np.ceil(most / _LAYOUT_STEP).astype(np.int64) * _LAYOUT_STEP
 
 

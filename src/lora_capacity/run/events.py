@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lora_capacity.calibration import Calibration
 from lora_capacity.errors import InputError, check_number
-from lora_capacity.run.batches import Batch, Batches, Observation, runs_on_cpu
+from lora_capacity.run.batches import Batch, Batches, Observation, needs_steady_twin
 from lora_capacity.run.checkpoint import Checkpoint, Part
 from lora_capacity.run.drawn import Drawn
 from lora_capacity.run.requests import draw_requests, pack_first
@@ -24,9 +24,6 @@ from lora_capacity.workload import LengthDistribution, Requests, Workload
 
 _CACHED_REQUESTS = 2**23
 """Requests kept of the samples drawn last: about 200 MB at 24 bytes each."""
-
-_MOST_LAID_OUT = 2**20
-"""Requests that clients may hold back and that tables show all the same: drawing them takes about a second."""
 
 _MOST_CLASSES = 16
 """Classes that the steady twin tells apart to say how much there is to do: every other number is compiled anew."""
@@ -192,13 +189,9 @@ def run_events(
     """
     host: Any = jax.tree.map(np.asarray, scenarios)
     observation.check(host.horizon_s)
-    steady = None
-    # Without the steady twin, which takes seconds to compile, tables hold all that arrives, even where clients hold it
-    # back. A batch on an accelerator lasts as long as its longest server, which the steady twin has to tell.
-    laid_out = host.starts * np.isfinite(host.max_pending) * host.requests_per_s * host.horizon_s
-    if laid_out.sum() > _MOST_LAID_OUT or not runs_on_cpu():
-        classes = min(host.class_count.shape[1], _MOST_CLASSES)
-        steady = run_steady(calibration.costs, with_classes(host, classes), source.stays)
+    classes = min(host.class_count.shape[1], _MOST_CLASSES)
+    asked = needs_steady_twin(host)
+    steady = run_steady(calibration.costs, with_classes(host, classes), source.stays) if asked else None
     # The tables tell what is shared, request by request.
     host = host.without_cache()
     plan = Batches.plan(calibration, host, steady, source.longest_output, observation)

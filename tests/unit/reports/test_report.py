@@ -111,7 +111,7 @@ def test_every_adapter_is_named_with_its_class_served(report: Report) -> None:
 
 
 def test_ranks_of_merged_classes_are_counted(workload: Workload, found: Recommendation) -> None:
-    rates = [0.2 * 1.01**i for i in range(5)]
+    rates = [0.2 * 1.01**i for i in range(8)]  # of two ranks each: more than are kept apart
     many = dataclasses.replace(workload, adapters=AdapterMix(rates_per_s=np.array(rates), ranks=np.array([8, 32, 8])))
     built = build_report(many, load_calibration("llama-3.1-8b-instruct-h100-64gb"), found, settings=SETTINGS)
     assert len(built.classes) <= 12
